@@ -1,0 +1,1 @@
+"""Measurements from Prometheus, and the targets that it is to scrape."""

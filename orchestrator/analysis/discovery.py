@@ -1,0 +1,48 @@
+"""The document that Prometheus' `http_sd_configs` reads. Pure."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from orchestrator.ports import MetricSource, Target
+from orchestrator.rollout.model import ServiceState
+from orchestrator.rollout.observation import Instance
+
+
+def targets(
+    state: ServiceState, instances: Iterable[Instance], source: MetricSource
+) -> list[Target]:
+    """The running instances of a service, labelled service, release, instance and track."""
+    found = []
+    for instance in instances:
+        if not instance.running or not instance.address:
+            continue
+        host, _, port = instance.address.rpartition(":")
+        found.append(
+            Target(
+                address=f"{host}:{source.port or port}",
+                labels={
+                    "service": state.service,
+                    "release": instance.release,
+                    "instance": instance.name,
+                    "track": track(state, instance.release),
+                    "__metrics_path__": source.path,
+                },
+            )
+        )
+    return found
+
+
+def track(state: ServiceState, release: str) -> str:
+    """What a release is to its service now."""
+    if state.stable is not None and state.stable.id == release:
+        return "stable"
+    if state.rollout is not None and state.rollout.release.id == release:
+        return "candidate"
+    if state.previous is not None and state.previous.id == release:
+        return "previous"
+    return "retiring"
+
+
+def document(found: Iterable[Target]) -> list[dict[str, Any]]:
+    """The JSON that `http_sd_configs` expects."""
+    return [{"targets": [t.address], "labels": dict(t.labels)} for t in found]

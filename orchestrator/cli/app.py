@@ -1,0 +1,295 @@
+"""`orchestrator`: the command line."""
+
+import json
+import os
+import sys
+import time
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+import orchestrator
+from orchestrator.cli import config as config_command
+from orchestrator.cli.ask import ask, follow, report
+from orchestrator.cli.exits import OK, OUTCOMES
+from orchestrator.cli.session import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    Output,
+    OutputOption,
+    WhoOption,
+    config_or_exit,
+    me,
+    out,
+    run,
+    store_of,
+)
+from orchestrator.cli.show import COLOURS, history_rows, status_table, verdict_lines
+from orchestrator.cli.watch import watch_events, watch_live
+from orchestrator.daemon.config import Config
+from orchestrator.daemon.doctor import examine
+from orchestrator.daemon.serve import serve as serve_daemon
+from orchestrator.daemon.units import seconds
+from orchestrator.observability.logs import configure
+from orchestrator.rollout.events import CommandAccepted, ReleaseAccepted
+from orchestrator.rollout.model import Outcome, ServiceState
+from orchestrator.store.codec import dump_state
+
+app = typer.Typer(
+    help="Blue-green and canary releases on Docker behind nginx, judged on Prometheus metrics.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(config_command.app, name="config")
+app.command("init")(config_command.init)
+
+ServiceArgument = Annotated[str, typer.Argument(help="Name of the service")]
+ReasonOption = Annotated[str, typer.Option("--reason", "-m", help="Why, for the audit trail")]
+WaitOption = Annotated[bool, typer.Option("--wait", "-w", help="Return when it is over")]
+TimeoutOption = Annotated[str, typer.Option("--timeout", help="For --wait, for example 30m; 0 is none")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        out.print(orchestrator.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Blue-green and canary releases on Docker behind nginx, judged on Prometheus metrics."""
+
+
+@app.command()
+def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Run the daemon in the foreground."""
+    found = config_or_exit(config)
+    writer = configure(found.settings.log.format, found.settings.log.level)
+    code = serve_daemon(found, writer)
+    sys.stdout.flush()
+    os._exit(code)  # threads of hung SDK calls must not hold the exit
+
+
+@app.command()
+def release(
+    service: ServiceArgument,
+    image: Annotated[str, typer.Argument(help="repository:tag or repository@sha256:...")],
+    who: WhoOption = "",
+    reason: ReasonOption = "",
+    link: Annotated[str, typer.Option(help="Where the build can be seen")] = "",
+    key: Annotated[str, typer.Option(help="Idempotency key: the same key again is the same release")] = "",
+    strategy: Annotated[str, typer.Option(help="An override from the service's file")] = "",
+    wait: WaitOption = False,
+    timeout: TimeoutOption = "0",
+    output: OutputOption = Output.TEXT,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Release an image. With --wait the exit code tells the outcome: see docs/reference/cli.md."""
+    fields = {
+        "verb": "release",
+        "service": service,
+        "image": image,
+        "who": who or me(),
+        "why": reason,
+        "link": link,
+        "key": key,
+        "strategy": strategy,
+    }
+    _send(config_or_exit(config), fields, wait=wait, timeout=_seconds(timeout), output=output)
+
+
+def _seconds(text: str) -> float:
+    try:
+        return seconds(float(text) if text.isdecimal() else text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _send(config: Config, fields: dict[str, str], *, wait: bool, timeout: float, output: Output) -> None:
+    async def work() -> int:
+        async with store_of(config) as store:
+            asked = await ask(store, fields)
+            code = report(asked, output)
+            if code != OK or not wait:
+                return code
+            answer = asked.answer
+            followed = answer.release if isinstance(answer, ReleaseAccepted) else ""
+            if isinstance(answer, ReleaseAccepted) and answer.duplicate:
+                state, _ = await store.load(fields["service"])
+                ended = next((e for e in state.history if e.release.id == followed), None)
+                if ended is not None:
+                    return OUTCOMES[ended.outcome]
+            after = asked.seen
+            if isinstance(answer, CommandAccepted):
+                after = _before(after)
+            return await follow(store, fields["service"], followed, after, timeout, output)
+
+    raise typer.Exit(run(work()))
+
+
+def _before(event_id: str) -> str:
+    """The id just before, because a command's own end may be in the same commit."""
+    ms, _, number = event_id.partition("-")
+    return f"{int(ms)}-{max(int(number) - 1, 0)}"
+
+
+def _verb(verb: str, doc: str) -> None:
+    """Register a verb that needs a service and a reason only."""
+
+    def command(
+        service: ServiceArgument,
+        reason: ReasonOption = "",
+        who: WhoOption = "",
+        output: OutputOption = Output.TEXT,
+        config: ConfigOption = DEFAULT_CONFIG,
+    ) -> None:
+        fields = {"verb": verb, "service": service, "who": who or me(), "why": reason}
+        _send(config_or_exit(config), fields, wait=False, timeout=0.0, output=output)
+
+    command.__doc__ = doc
+    app.command(verb)(command)
+
+
+_verb("pause", "Let the rollout stand still; its gates go on watching.")
+_verb("resume", "Go on after a pause.")
+_verb("approve", "Let a rollout go on that waits for a person.")
+_verb("freeze", "Start no further release of a service; rollbacks still work.")
+_verb("unfreeze", "Start releases again.")
+
+
+@app.command()
+def rollback(
+    service: ServiceArgument,
+    to: Annotated[str, typer.Option(help="An earlier promoted release; the last good one by default")] = "",
+    reason: ReasonOption = "",
+    who: WhoOption = "",
+    wait: WaitOption = False,
+    timeout: TimeoutOption = "0",
+    output: OutputOption = Output.TEXT,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Go back: from the rollout that is under way, else from stable to the last good release."""
+    found = config_or_exit(config)
+
+    async def meant() -> str:
+        async with store_of(found) as store:
+            state, _ = await store.load(service)
+        if state.rollout is not None:
+            return state.rollout.release.id
+        return state.stable.id if state.stable else ""
+
+    fields = {
+        "verb": "rollback",
+        "service": service,
+        "who": who or me(),
+        "why": reason,
+        "to": to,
+        "release": run(meant()),
+    }
+    _send(found, fields, wait=wait, timeout=_seconds(timeout), output=output)
+
+
+@app.command()
+def abort(
+    service: ServiceArgument,
+    release_id: Annotated[str, typer.Option("--release", help="A queued release")] = "",
+    reason: ReasonOption = "",
+    who: WhoOption = "",
+    output: OutputOption = Output.TEXT,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """End the rollout that is under way, or a queued release."""
+    fields = {"verb": "abort", "service": service, "who": who or me(), "why": reason, "release": release_id}
+    _send(config_or_exit(config), fields, wait=False, timeout=0.0, output=output)
+
+
+async def _states(config: Config, service: str) -> list[ServiceState]:
+    async with store_of(config) as store:
+        names = [service] if service else sorted({*config.services, *await store.services()})
+        return [(await store.load(name))[0] for name in names]
+
+
+@app.command()
+def status(
+    service: Annotated[str, typer.Argument(help="One service; all by default")] = "",
+    output: OutputOption = Output.TEXT,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Show what every service is doing."""
+    found = config_or_exit(config)
+    if service and service not in found.services:
+        known = ", ".join(sorted(found.services)) or "none"
+        raise typer.BadParameter(f"{service!r} is not known; there are: {known}")
+    states = run(_states(found, service))
+    if output is Output.JSON:
+        out.print(json.dumps([json.loads(dump_state(s)) for s in states], indent=2), markup=False)
+        return
+    out.print(status_table(states, time.time()))  # noqa: TID251  for people
+    if service and states[0].rollout:
+        for line in verdict_lines(states[0].rollout):
+            out.print(line)
+
+
+@app.command()
+def watch(
+    service: Annotated[str, typer.Argument(help="One service; all by default")] = "",
+    output: OutputOption = Output.TEXT,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Follow live. In a pipe, or with --output json, one line an event."""
+    found = config_or_exit(config)
+
+    async def work() -> None:
+        async with store_of(found) as store:
+            if output is Output.TEXT and out.is_terminal:
+                await watch_live(store, sorted(found.services), service)
+            else:
+                await watch_events(store, service, output)
+
+    run(work())
+
+
+@app.command()
+def history(
+    service: ServiceArgument,
+    output: OutputOption = Output.TEXT,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """List finished releases, latest first."""
+    state = run(_states(config_or_exit(config), service))[0]
+    rows = history_rows(state)
+    if output is Output.JSON:
+        out.print(json.dumps(rows, indent=2), markup=False)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("release", "outcome", "image", "when", "seconds", "by", "reason"):
+        table.add_column(column)
+    for row in rows:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["ended_at"]))
+        outcome = f"[{COLOURS[Outcome(row['outcome'])]}]{row['outcome']}[/]"
+        name = row["release"] + (" (back)" if row["kind"] == "revert" else "")
+        table.add_row(name, outcome, row["image"], when, f"{row['seconds']:g}", row["actor"], row["reason"])
+    out.print(table)
+
+
+@app.command()
+def doctor(
+    output: OutputOption = Output.TEXT,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Check Redis, Docker, nginx, Prometheus and permissions; each problem comes with its mend."""
+    checks = run(examine(config_or_exit(config)))
+    if output is Output.JSON:
+        rows = [{"check": c.name, "ok": c.ok, "detail": c.detail, "mend": c.mend} for c in checks]
+        out.print(json.dumps(rows, indent=2), markup=False)
+    else:
+        for check in checks:
+            mark = "[green]ok[/]  " if check.ok else "[red]FAIL[/]"
+            out.print(f"{mark} {check.name}: {check.detail}")
+            if check.mend and not check.ok:
+                out.print(f"       mend: {check.mend}", style="yellow")
+    if not all(c.ok for c in checks):
+        raise typer.Exit(1)

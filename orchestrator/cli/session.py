@@ -1,0 +1,84 @@
+"""What every verb needs: the configuration, the store, and a clear word when one of them is not there."""
+
+import asyncio
+import contextlib
+import getpass
+import os
+import socket
+from collections.abc import AsyncIterator, Coroutine
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from orchestrator.cli.exits import TIMED_OUT, UNREACHABLE, USAGE
+from orchestrator.daemon.config import Config, ConfigError, load
+from orchestrator.ports import Fault
+from orchestrator.store.keys import Keys
+from orchestrator.store.redis_store import RedisStore, connect
+from orchestrator.store.server import private_socket
+
+T = TypeVar("T")
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Output(StrEnum):
+    """How a verb answers."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+ConfigOption = Annotated[
+    Path,
+    typer.Option("--config", "-c", envvar="ORCHESTRATOR_CONFIG", help="Path of orchestrator.yaml"),
+]
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="text for people, json for pipes")]
+WhoOption = Annotated[str, typer.Option("--who", help="Who asks, for the audit trail")]
+DEFAULT_CONFIG = Path("/etc/orchestrator/orchestrator.yaml")
+
+
+def me() -> str:
+    """The account on this machine."""
+    ci = os.environ.get("GITHUB_ACTOR") or os.environ.get("GITLAB_USER_LOGIN")
+    return ci or f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+def config_or_exit(path: Path) -> Config:
+    """The configuration; exits with its problems when it is not right."""
+    try:
+        return load(path)
+    except ConfigError as error:
+        for problem in error.problems:
+            err.print(f"[red]error[/]: {problem}", markup=True)
+        raise typer.Exit(USAGE) from None
+
+
+@contextlib.asynccontextmanager
+async def store_of(config: Config) -> AsyncIterator[RedisStore]:
+    """The store that the daemon uses."""
+    settings = config.settings
+    url = settings.redis.url or f"unix://{private_socket(settings.state_dir)}"
+    redis = connect(url)
+    try:
+        yield RedisStore(redis, Keys(settings.redis.prefix))
+    finally:
+        await redis.aclose()
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a verb; a fault of the other side is one line and an exit code, never a traceback."""
+    try:
+        return asyncio.run(work)
+    except Fault as error:
+        err.print(f"[red]error[/]: {error} (does the daemon run?)")
+        raise typer.Exit(UNREACHABLE) from None
+    except TimeoutError:
+        err.print("[red]error[/]: timed out")
+        raise typer.Exit(TIMED_OUT) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None

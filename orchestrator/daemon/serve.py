@@ -1,0 +1,313 @@
+"""The daemon: start, drive, reload, stop."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+from redis.asyncio import Redis
+
+from orchestrator.analysis.discovery import document, targets
+from orchestrator.analysis.prometheus import Prometheus
+from orchestrator.daemon.clock import SystemClock
+from orchestrator.daemon.config import Config, ConfigError, load
+from orchestrator.daemon.settings import Settings
+from orchestrator.engine.conductor import Parts
+from orchestrator.engine.dispatcher import Dispatcher
+from orchestrator.engine.measure import Measurer
+from orchestrator.engine.tasks import eternal
+from orchestrator.intake.stream import RequestStream
+from orchestrator.observability import stall, systemd
+from orchestrator.observability.events import tell
+from orchestrator.observability.http import Views, application, listen
+from orchestrator.observability.logs import LineWriter
+from orchestrator.observability.metrics import DaemonMetrics
+from orchestrator.ports import EdgeProcess, Fault, ServicePlan, Stale, Target
+from orchestrator.rollout.events import Event
+from orchestrator.rollout.model import ServiceState
+from orchestrator.rollout.observation import Observation
+from orchestrator.runtime.client import DockerClient
+from orchestrator.runtime.docker_runtime import DockerRuntime
+from orchestrator.runtime.network import Network
+from orchestrator.runtime.nginx_container import ContainerNginx
+from orchestrator.store.keys import Keys
+from orchestrator.store.lease import Lease
+from orchestrator.store.redis_store import RedisStore, connect
+from orchestrator.store.server import PrivateRedis, check_settings
+from orchestrator.traffic.edge import NginxEdge
+from orchestrator.traffic.process import HostNginx
+from orchestrator.traffic.render import EdgeOptions
+
+log = structlog.get_logger()
+
+STOP_DEADLINE = 15.0
+"""Seconds for an orderly stop; then the process leaves whatever still hangs."""
+
+
+class Daemon:
+    """Everything that runs, wired once."""
+
+    def __init__(self, config: Config, writer: LineWriter) -> None:
+        settings = config.settings
+        self.config = config
+        self._writer = writer
+        self._clock = SystemClock()
+        self._metrics = DaemonMetrics()
+        self._unready = "starting"
+        self._targets: dict[str, list[Target]] = {}
+        self._docker = DockerClient(settings.docker.url)
+        self._keys = Keys(settings.redis.prefix)
+        self._prometheus = Prometheus(
+            settings.prometheus.url or "http://127.0.0.1:9090",
+            self._clock,
+            timeout=settings.prometheus.timeout,
+            headers=_authorization(settings),
+        )
+
+    async def run(self) -> None:
+        """Start, drive until cancelled, stop.
+
+        Raises:
+            Fault: A part that can't be waited for is missing.
+            Stale: Another daemon has taken over.
+        """
+        settings = self.config.settings
+        host, _, port = settings.http.listen.rpartition(":")
+        views = Views(self._metrics, lambda: document(self._all_targets()), lambda: self._unready)
+        runner = await listen(application(views), host, int(port))
+        try:
+            async with self._redis() as redis:
+                lease = Lease(redis, self._keys, settings.state_dir, settings.redis.lease_ttl)
+                try:
+                    token = await lease.acquire()
+                    log.info("lease_acquired", token=token)
+                    await self._drive(redis, lease, token)
+                finally:
+                    await lease.release()
+        finally:
+            systemd.notify("STOPPING=1")
+            log.info("stopped", reason="the traffic stays as it is")
+            await runner.cleanup()
+            self._docker.close()
+            self._prometheus.close()
+
+    @contextlib.asynccontextmanager
+    async def _redis(self) -> AsyncIterator[Redis]:
+        """The client of a given server, or of a private one that ends with the daemon."""
+        section = self.config.settings.redis
+        private = None if section.url else PrivateRedis(self.config.settings.state_dir)
+        if private is not None:
+            await private.start()
+        redis = connect(section.url or (private.url if private else ""))
+        keeper = asyncio.create_task(private.keep(), name="private redis") if private else None
+        try:
+            if section.url:
+                await self._check_redis(redis)
+            yield redis
+        finally:
+            if keeper is not None:
+                keeper.cancel()
+            await redis.aclose()
+            if private is not None:
+                await private.stop()
+
+    async def _check_redis(self, redis: Redis) -> None:
+        problems = await check_settings(redis)
+        relaxed = self.config.settings.redis.durability == "relaxed"
+        for problem in problems:
+            log.warning("redis_setting", problem=problem)
+        if problems and not relaxed:
+            raise Fault(
+                "Redis may lose what it has acknowledged: "
+                + "; ".join(problems)
+                + "; or set redis/durability to relaxed"
+            )
+
+    async def _drive(self, redis: Redis, lease: Lease, token: int) -> None:
+        settings = self.config.settings
+        store = RedisStore(redis, self._keys, token)
+        docker = settings.docker
+        network = Network(docker.network, docker.subnet)
+        runtime = DockerRuntime(
+            self._docker, network, docker.owner, lambda: store.token, docker.pull, docker.pull_deadline
+        )
+        edge = make_edge(settings, self._docker, self._edge_options)
+        edge.prepare()
+        measurer = Measurer(self._prometheus, settings.prometheus.interval)
+        parts = Parts(
+            store=store,
+            runtime=runtime,
+            images=runtime,
+            traffic=edge,
+            measurer=measurer,
+            clock=self._clock,
+            tick=settings.tick,
+            publish=self._publish,
+        )
+        dispatcher = Dispatcher(parts, store)
+        stream = RequestStream(
+            redis, self._keys.requests, self._keys.group, store, self._clock, dispatcher.dispatch
+        )
+        try:
+            async with asyncio.TaskGroup() as group:
+
+                def forever(name: str, work: Callable[[], Any]) -> None:
+                    group.create_task(eternal(name, work), name=name)
+
+                forever("lease", lease.keep)
+                await self._await_docker(runtime)
+                dispatcher.configure({n: s.plan() for n, s in self.config.services.items()}, group)
+                forever("requests", stream.run)
+                forever("measure", measurer.run)
+                forever("docker events", lambda: dispatcher.listen(runtime))
+                forever("heartbeat", systemd.heartbeat)
+                forever("stall", lambda: stall.watch(self._metrics.stall.set))
+                forever("counts", lambda: self._count(store))
+                self._on_reload(dispatcher, group)
+                self._unready = ""
+                systemd.notify("READY=1")
+                log.info("ready", services=sorted(self.config.services), token=token)
+        except* Stale as stale:
+            raise stale.exceptions[0] from None
+        finally:
+            self._unready = "stopping"
+            await runtime.close()
+
+    async def _await_docker(self, runtime: DockerRuntime) -> None:
+        """Docker may come up later than the daemon; until then nothing can be driven."""
+        while True:
+            try:
+                await runtime.prepare()
+            except Fault as error:
+                self._unready = str(error)
+                log.warning("docker_unavailable", reason=str(error))
+                await asyncio.sleep(2.0)
+            else:
+                return
+
+    def _on_reload(self, dispatcher: Dispatcher, group: asyncio.TaskGroup) -> None:
+        def reload() -> None:
+            systemd.notify("RELOADING=1")
+            try:
+                config = load(self.config.path)
+            except ConfigError as error:
+                for problem in error.problems:
+                    log.error("config_refused", problem=problem)
+            else:
+                self.config = config
+                dispatcher.configure({n: s.plan() for n, s in config.services.items()}, group)
+                log.info("config_reloaded", services=sorted(config.services))
+            systemd.notify("READY=1")
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+
+    def _edge_options(self, service: str) -> EdgeOptions:
+        found = self.config.services.get(service)
+        return found.edge() if found else EdgeOptions()
+
+    def _publish(
+        self, state: ServiceState, plan: ServicePlan, seen: Observation, events: tuple[Event, ...]
+    ) -> None:
+        for event in events:
+            tell(event, self._metrics)
+        self._targets[state.service] = targets(state, seen.instances, plan.metrics)
+        self._metrics.show(state, seen)
+
+    def _all_targets(self) -> list[Target]:
+        return [t for found in self._targets.values() for t in found]
+
+    async def _count(self, store: RedisStore) -> None:
+        while True:
+            self._metrics.pending.set(await store.waiting())
+            self._metrics.dropped.set(self._writer.dropped)
+            await asyncio.sleep(2.0)
+
+
+def make_process(settings: Settings, docker: DockerClient) -> EdgeProcess:
+    """The nginx that the settings describe."""
+    nginx = settings.nginx
+    if nginx.container:
+        return ContainerNginx(docker, nginx.container)
+    return HostNginx(
+        binary=nginx.binary,
+        conf=nginx.conf,
+        pid_file=nginx.pid_file,
+        reload_command=nginx.reload_command,
+        test_command=nginx.test_command,
+    )
+
+
+def make_edge(
+    settings: Settings, docker: DockerClient, options: Callable[[str], EdgeOptions]
+) -> NginxEdge:
+    """The edge that the settings describe."""
+    nginx = settings.nginx
+    return NginxEdge(
+        make_process(settings, docker),
+        nginx.directory,
+        options,
+        listen=nginx.listen,
+        probe=nginx.probe,
+        confirm_deadline=nginx.confirm_deadline,
+        seen_as=nginx.directory_in_container,
+    )
+
+
+def _authorization(settings: Settings) -> dict[str, str]:
+    path: Path | None = settings.prometheus.bearer_file
+    if path is None:
+        return {}
+    try:
+        return {"Authorization": f"Bearer {path.read_text(encoding='utf-8').strip()}"}
+    except OSError as error:
+        raise Fault(f"prometheus.bearer_file {path}: {error.strerror}") from error
+
+
+def serve(config: Config, writer: LineWriter) -> int:
+    """Run the daemon until a signal; returns the exit code. A second signal ends it at once."""
+    return asyncio.run(_serve(config, writer))
+
+
+async def _serve(config: Config, writer: LineWriter) -> int:
+    loop = asyncio.get_running_loop()
+    try:
+        daemon = Daemon(config, writer)
+    except Fault as error:
+        log.error("start_failed", reason=str(error))
+        writer.flush()
+        return 1
+    task = asyncio.create_task(daemon.run(), name="daemon")
+    signals: list[int] = []
+
+    def stop(number: int) -> None:
+        signals.append(number)
+        if len(signals) > 1:
+            log.warning("stop_forced")
+            writer.flush()
+            os._exit(128 + number)
+        log.info("stopping", signal=signal.Signals(number).name)
+        task.cancel()
+        loop.call_later(STOP_DEADLINE, lambda: os._exit(128 + number))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        await task
+    except asyncio.CancelledError:
+        return 0
+    except Stale as error:
+        log.error("superseded", reason=str(error))
+        return 75
+    except Fault as error:
+        log.error("start_failed", reason=str(error))
+        return 1
+    except Exception:
+        log.exception("crashed")
+        return 70
+    finally:
+        writer.flush()
+    return 0

@@ -1,0 +1,295 @@
+"""`services/*.yaml`: what a service is, how it is released, and what must hold meanwhile."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from orchestrator.analysis.presets import PRESETS
+from orchestrator.daemon.settings import Section
+from orchestrator.daemon.units import Duration, Limit, Size
+from orchestrator.ports import MetricSource, ServicePlan
+from orchestrator.rollout.model import Gate, Policy, Preview, Probe, Step, Template
+from orchestrator.rollout.plan import blue_green, canary, ladder_errors
+from orchestrator.traffic.render import SERVICE, EdgeOptions, ServerBlock
+
+AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00\n]*$")]
+ConfWord = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:*\[\]/ -]+$")]
+
+
+class ProbeSection(Section):
+    """Readiness."""
+
+    kind: Literal["http", "tcp"] = "http"
+    path: Annotated[str, StringConstraints(pattern=r"^/[!-~]*$")] = "/health"
+    timeout: Duration = Field(1.0, gt=0)
+    successes: int = Field(3, ge=1, le=100)
+    failures: int = Field(3, ge=1, le=100)
+
+
+class SecretSection(Section):
+    """A file that is mounted read-only."""
+
+    source: AbsolutePath = Field(description="On the host")
+    target: AbsolutePath = Field(description="In the container")
+
+
+class ContainerSection(Section):
+    """How a container is run. Hardened by default."""
+
+    port: int = Field(ge=1, le=65535)
+    instances: int = Field(1, ge=1, le=100)
+    env: dict[str, str] = Field({}, description="Visible in docker inspect: no secrets")
+    env_file: AbsolutePath | None = None
+    secrets: list[SecretSection] = []
+    command: list[str] = []
+    user: str = Field("65534:65534", pattern=r"^[0-9]+(:[0-9]+)?$")
+    read_only: bool = True
+    tmpfs: list[AbsolutePath] = []
+    memory: Size = Field(512 * 1024**2, ge=6 * 1024**2)
+    cpus: float = Field(1.0, gt=0)
+    pids: int = Field(256, ge=1)
+    stop_grace: Duration = 30.0
+    probe: ProbeSection = ProbeSection()
+
+    def template(self) -> Template:
+        """As the core has it."""
+        return Template(
+            port=self.port,
+            instances=self.instances,
+            env=tuple(sorted(self.env.items())),
+            env_file=self.env_file,
+            secrets=tuple((s.source, s.target) for s in self.secrets),
+            command=tuple(self.command),
+            user=self.user,
+            read_only=self.read_only,
+            tmpfs=tuple(self.tmpfs),
+            memory=self.memory,
+            cpus=self.cpus,
+            pids=self.pids,
+            stop_grace=self.stop_grace,
+            probe=Probe(**self.probe.model_dump()),
+        )
+
+
+class MetricsSection(Section):
+    """Where requests are counted: a preset, and any name that differs from it."""
+
+    preset: Literal["client_golang", "go-gin-prometheus", "opentelemetry"] = "client_golang"
+    requests: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]*$")] | None = None
+    status_label: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$")] | None = None
+    error_pattern: str | None = None
+    latency: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]*$")] | None = None
+    latency_unit: Duration | None = Field(None, description="1ms for histograms in milliseconds")
+    ignore: dict[Annotated[str, StringConstraints(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$")], str] | None = None
+    path: Annotated[str, StringConstraints(pattern=r"^/[!-~]*$")] | None = None
+    port: int | None = Field(None, ge=1, le=65535)
+
+    def source(self) -> MetricSource:
+        """The preset with what was written over it."""
+        own = {k: v for k, v in self.model_dump(exclude={"preset", "ignore"}).items() if v is not None}
+        if self.ignore is not None:
+            own["ignore"] = tuple(self.ignore.items())
+        preset = PRESETS[self.preset]
+        names = preset.__dataclass_fields__
+        return MetricSource(**{**{n: getattr(preset, n) for n in names}, **own})
+
+
+class StepSection(Section):
+    """One rung, where a bare weight does not say enough."""
+
+    weight: int = Field(ge=1, le=100)
+    hold: Duration
+    min_requests: int = Field(0, ge=0)
+    deadline: Duration | None = Field(None, description="Unset: hold + step_deadline")
+    approve: bool = False
+
+
+class PreviewSection(Section):
+    """The candidate is up, without traffic, in `upstream SERVICE_preview`."""
+
+    hold: Duration = 0.0
+    approve: bool = False
+
+
+class StrategySection(Section):
+    """How traffic moves."""
+
+    kind: Literal["canary", "blue-green"] = "canary"
+    steps: list[int | StepSection] = Field([5, 15, 40, 100], description="Weights, or steps in full")
+    first_hold: Duration = Field(1800.0, description="For the first bare weight")
+    hold: Duration = Field(900.0, description="For later bare weights")
+    bake: Duration = Field(900.0, description="For 100 %")
+    min_requests: int = Field(0, ge=0, description="For bare weights below 100")
+    step_deadline: Duration = Field(3600.0, description="What a step may take beyond its hold")
+    preview: PreviewSection | None = None
+
+    def ladder(self) -> tuple[Step, ...]:
+        """The steps in full."""
+        if self.kind == "blue-green":
+            return blue_green(bake=self.bake, deadline=self.step_deadline)
+        weights = [s if isinstance(s, int) else s.weight for s in self.steps]
+        bare = canary(
+            weights,
+            first_hold=self.first_hold,
+            hold=self.hold,
+            bake=self.bake,
+            min_requests=self.min_requests,
+            deadline=self.step_deadline,
+        )
+        full = [s for s in self.steps if isinstance(s, StepSection)]
+        written = {
+            s.weight: Step(
+                weight=s.weight,
+                hold=s.hold,
+                min_requests=s.min_requests,
+                deadline=s.hold + self.step_deadline if s.deadline is None else s.deadline,
+                approve=s.approve,
+            )
+            for s in full
+        }
+        return tuple(written.get(step.weight, step) for step in bare)
+
+    @model_validator(mode="after")
+    def _right(self) -> "StrategySection":
+        weights = [s if isinstance(s, int) else s.weight for s in self.steps]
+        if self.kind == "canary" and weights != sorted(set(weights)):
+            raise ValueError(f"steps: weights {weights} must ascend, each once")
+        errors = ladder_errors(self.ladder())
+        if errors:
+            raise ValueError("; ".join(f"steps/{e}" for e in errors))
+        return self
+
+
+class GateSection(Section):
+    """One rule. A limit is broken above it; broken for `for` seconds without a break it rolls back."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]{1,40}$")] = ""
+    metric: Literal["error_rate", "latency", "query"]
+    quantile: float = Field(0.99, gt=0, lt=1)
+    max: Limit | None = Field(None, description="Absolute limit")
+    max_ratio: float | None = Field(None, gt=0, description="Limit as a multiple of stable's value")
+    margin: Limit = Field(0.0, description="Added to the relative limit")
+    sustained: Duration = Field(0.0, alias="for", description="How long it must stay broken")
+    window: Duration = Field(60.0, gt=0, description="History that a value is computed over")
+    min_requests: int = Field(1, ge=0, description="Fewer in the window: inconclusive")
+    query: str = Field("", max_length=4000, description="PromQL; $service is the service's name")
+
+    @model_validator(mode="after")
+    def _right(self) -> "GateSection":
+        if self.max is None and self.max_ratio is None:
+            raise ValueError("max: give max, max_ratio, or both; without a limit nothing can fail")
+        if (self.metric == "query") != bool(self.query):
+            raise ValueError("query: is for metric: query, which needs it")
+        return self
+
+    def gate(self) -> Gate:
+        """As the core has it."""
+        named = self.name or (f"p{self.quantile * 100:g}" if self.metric == "latency" else self.metric)
+        return Gate(**{**self.model_dump(), "name": named})
+
+
+class NoDataSection(Section):
+    """What happens when nothing can be measured."""
+
+    after: Duration = Field(120.0, gt=0)
+    do: Literal["hold", "pause", "rollback"] = "rollback"
+
+
+class DeadlineSection(Section):
+    """Every phase has one."""
+
+    queue: Duration = 86400.0
+    preflight: Duration = 600.0
+    start: Duration = 120.0
+    pause: Duration = 86400.0
+    confirm: Duration = 60.0
+    drain: Duration = 30.0
+
+
+class ServerSection(Section):
+    """A generated `server` block."""
+
+    listen: ConfWord = "80"
+    server_name: ConfWord = "_"
+    path: Annotated[str, StringConstraints(pattern=r"^/[A-Za-z0-9_./-]*$")] = "/"
+    read_timeout: Duration = 60.0
+
+
+class ServiceNginxSection(Section):
+    """How nginx serves the service."""
+
+    method: Literal["round_robin", "least_conn"] = "round_robin"
+    max_fails: int = Field(1, ge=0)
+    fail_timeout: int = Field(2, ge=1, description="Seconds")
+    keepalive: int = Field(32, ge=1)
+    server: ServerSection | None = None
+
+
+class ServiceFile(Section):
+    """The whole file."""
+
+    service: str
+    images: list[str] = Field(min_length=1, description="Repositories that releases may come from")
+    require_digest: bool = False
+    container: ContainerSection
+    metrics: MetricsSection = MetricsSection()
+    strategy: StrategySection = StrategySection()
+    overrides: dict[str, StrategySection] = Field({}, description="Strategies that a request may ask for")
+    gates: list[GateSection] = []
+    no_data: NoDataSection = NoDataSection()
+    on_new_release: Literal["supersede", "queue", "reject"] = "supersede"
+    sample_max_age: Duration = 60.0
+    deadlines: DeadlineSection = DeadlineSection()
+    keep_previous: Duration = 3600.0
+    keep_images: int = Field(5, ge=0)
+    nginx: ServiceNginxSection = ServiceNginxSection()
+
+    @model_validator(mode="after")
+    def _right(self) -> "ServiceFile":
+        if not SERVICE.fullmatch(self.service):
+            raise ValueError(f"service: {self.service!r} is not a lower-case DNS label of at most 40 characters")
+        names = [g.gate().name for g in self.gates]
+        twice = next((n for n in names if names.count(n) > 1), None)
+        if twice:
+            raise ValueError(f"gates: {twice!r} is there twice; give one of them a name of its own")
+        lowest = min(step.weight for step in self.strategy.ladder())
+        if self.nginx.method == "least_conn" and lowest < 20:  # noqa: PLR2004
+            raise ValueError(
+                f"nginx/method: least_conn does not keep small weights ({lowest} % was served as 23 % when"
+                " measured); use round_robin, or start the ladder at 20"
+            )
+        return self
+
+    def _policy(self, strategy: StrategySection) -> Policy:
+        deadlines: dict[str, Any] = {f"{k}_deadline": v for k, v in self.deadlines.model_dump().items()}
+        preview = strategy.preview
+        return Policy(
+            kind="blue_green" if strategy.kind == "blue-green" else "canary",
+            steps=strategy.ladder(),
+            preview=Preview(hold=preview.hold, approve=preview.approve) if preview else None,
+            gates=tuple(g.gate() for g in self.gates),
+            no_data_after=self.no_data.after,
+            on_no_data=self.no_data.do,
+            on_new_release=self.on_new_release,
+            sample_max_age=self.sample_max_age,
+            keep_previous=self.keep_previous,
+            keep_images=self.keep_images,
+            **deadlines,
+        )
+
+    def plan(self) -> ServicePlan:
+        """As the engine has it."""
+        named = {name: self._policy(strategy) for name, strategy in self.overrides.items()}
+        return ServicePlan(
+            service=self.service,
+            images=tuple(self.images),
+            template=self.container.template(),
+            policies={"": self._policy(self.strategy), **named},
+            metrics=self.metrics.source(),
+            require_digest=self.require_digest,
+        )
+
+    def edge(self) -> EdgeOptions:
+        """As the edge has it."""
+        server = ServerBlock(**self.nginx.server.model_dump()) if self.nginx.server else None
+        return EdgeOptions(**{**self.nginx.model_dump(exclude={"server"}), "server": server})

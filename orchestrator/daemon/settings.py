@@ -1,0 +1,105 @@
+"""`orchestrator.yaml`: where things are. Every key has a default that works on one host."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from orchestrator.daemon.units import Duration
+
+
+class Section(BaseModel):
+    """A mapping that knows its keys and refuses others."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RedisSection(Section):
+    """Where requests, state and events are kept."""
+
+    url: str | None = Field(None, description="redis:// or unix:// URL; unset: a private redis-server")
+    prefix: str = Field("orchestrator", pattern=r"^[A-Za-z0-9:_-]+$", description="Prefix of every key")
+    durability: Literal["strict", "relaxed"] = Field(
+        "strict", description="strict refuses a server that may lose what it has acknowledged"
+    )
+    lease_ttl: Duration = Field(10.0, description="How long a dead daemon on another host blocks a standby")
+
+
+class DockerSection(Section):
+    """Where containers run."""
+
+    url: str = Field("", description="Engine address; unset: DOCKER_HOST or the local socket")
+    owner: str = Field(
+        "orchestrator", pattern=r"^[a-z0-9][a-z0-9-]*$", description="Marks our containers and names them"
+    )
+    network: str = Field("orchestrator", description="Our bridge network, created when missing")
+    subnet: str = Field("10.213.0.0/20", description="Its subnet; the lower half holds static addresses")
+    pull: Literal["missing", "always"] = Field("missing", description="When to ask the registry")
+    pull_deadline: Duration = Field(600.0, description="How long one pull may take")
+
+
+class NginxSection(Section):
+    """The nginx that serves the routes."""
+
+    directory: Path = Field(
+        Path("/etc/nginx/orchestrator"), description="Our folder; nginx includes DIRECTORY/*.conf in http {}"
+    )
+    listen: str = Field("127.0.0.1:18100", description="Private listener that tells the served generation")
+    probe: str = Field("", description="URL of that listener as the daemon reaches it; unset: from listen")
+    confirm_deadline: Duration = Field(10.0, description="From a reload to its confirmation")
+    binary: str = Field("nginx", description="Program for nginx -t")
+    conf: str = Field("", description="Main configuration file; unset: the program's own default")
+    pid_file: Path = Field(Path("/run/nginx.pid"), description="The master's pid, which gets SIGHUP")
+    test_command: list[str] = Field([], description="Replaces nginx -t")
+    reload_command: list[str] = Field([], description="Replaces the signal")
+    container: str = Field("", description="Name of the container that nginx runs in; unset: this host")
+    directory_in_container: str = Field("", description="Our folder as that container sees it")
+
+
+class PrometheusSection(Section):
+    """Where gates are measured."""
+
+    url: str = Field("", description="Unset: services may not have gates")
+    interval: Duration = Field(5.0, description="Seconds between looks; no shorter than the scrape interval")
+    timeout: Duration = Field(5.0, description="For one query")
+    bearer_file: Path | None = Field(None, description="File that holds a bearer token")
+
+
+class HttpSection(Section):
+    """Health, metrics, service discovery."""
+
+    listen: str = Field("127.0.0.1:9180", description="address:port")
+
+    @field_validator("listen")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        host, colon, port = value.rpartition(":")
+        if not colon or not host or not port.isascii() or not port.isdecimal():
+            raise ValueError(f"{value!r} is not address:port")
+        return value
+
+
+class LogSection(Section):
+    """The log on standard output."""
+
+    format: Literal["auto", "json", "console"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(Section):
+    """The whole file."""
+
+    state_dir: Path = Field(Path("/var/lib/orchestrator"), description="Lease, private Redis")
+    services_dir: Path = Field(Path("services"), description="One YAML file a service; relative to this file")
+    tick: Duration = Field(1.0, gt=0, description="Seconds between looks at an active rollout")
+    redis: RedisSection = RedisSection()
+    docker: DockerSection = DockerSection()
+    nginx: NginxSection = NginxSection()
+    prometheus: PrometheusSection = PrometheusSection()
+    http: HttpSection = HttpSection()
+    log: LogSection = LogSection()
+
+    def model_post_init(self, _: Any) -> None:
+        """Nothing here may be guessed: a relative state folder would depend on where the daemon starts."""
+        if not self.state_dir.is_absolute():
+            raise ValueError(f"state_dir: {self.state_dir} must be an absolute path")

@@ -1,0 +1,190 @@
+"""One service: commands in, look, decide, commit, converge; again and again."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from orchestrator.engine.converge import Converger
+from orchestrator.engine.measure import Measurer
+from orchestrator.engine.tasks import Jobs
+from orchestrator.ports import (
+    Clock,
+    Fault,
+    Images,
+    MetricQuery,
+    Runtime,
+    ServicePlan,
+    Stale,
+    Store,
+    Traffic,
+)
+from orchestrator.rollout.command import Command, handle
+from orchestrator.rollout.decide import decide
+from orchestrator.rollout.desired import desired
+from orchestrator.rollout.events import Event
+from orchestrator.rollout.model import ServiceState
+from orchestrator.rollout.observation import Edge, Observation, Reading
+
+log = structlog.get_logger()
+
+INBOX = 1000
+"""Commands that may wait for one service."""
+
+IDLE_FACTOR = 4
+"""How much slower a service without a rollout is looked at; events of Docker still wake it at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What every conductor shares."""
+
+    store: Store
+    runtime: Runtime
+    images: Images
+    traffic: Traffic
+    measurer: Measurer
+    clock: Clock
+    tick: float
+    publish: Callable[[ServiceState, ServicePlan, Observation, tuple[Event, ...]], None]
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What a conductor knows beyond the committed state; all of it can be seen again after a restart."""
+
+    readings: list[Reading] = field(default_factory=list)
+    seen: Observation = field(default_factory=Observation)
+
+
+class Conductor:
+    """Drives one service. Nothing outside it changes that service's state."""
+
+    def __init__(self, plan: ServicePlan, parts: Parts) -> None:
+        self.plan = plan
+        self._parts = parts
+        self._inbox: deque[Command] = deque()
+        self._wake = asyncio.Event()
+        self._jobs = Jobs(self.wake)
+        self._converger = Converger(parts.runtime, parts.images, parts.traffic, parts.store, self._jobs)
+        self._memory = _Memory()
+        self._state = ServiceState(service=plan.service)
+        self._version = 0
+        self._loaded = False
+
+    def wake(self) -> None:
+        """Something has happened: look now."""
+        self._wake.set()
+
+    def submit(self, command: Command) -> bool:
+        """Take a command; False when too many wait already."""
+        if len(self._inbox) >= INBOX:
+            return False
+        self._inbox.append(command)
+        self.wake()
+        return True
+
+    async def run(self) -> None:
+        """Drive, for ever.
+
+        Raises:
+            Stale: Another daemon has taken over.
+        """
+        try:
+            while True:
+                self._wake.clear()
+                try:
+                    moved = await self._turn()
+                except Stale:
+                    raise
+                except Fault as error:
+                    log.warning("turn_failed", service=self.plan.service, reason=str(error))
+                    moved = False
+                if not moved:
+                    await self._rest()
+        finally:
+            await self._jobs.stop()
+            self._parts.measurer.forget(self.plan.service)
+
+    async def _rest(self) -> None:
+        idle = self._state.rollout is None and not self._state.retiring
+        pause = self._parts.tick * (IDLE_FACTOR if idle else 1)
+        try:
+            async with asyncio.timeout(pause):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _turn(self) -> bool:
+        """One round; after a commit whose reply was lost it begins by reading what was written. True when something was told, so that the next round should follow at once."""
+        if not self._loaded:
+            self._state, self._version = await self._parts.store.load(self.plan.service)
+            self._loaded = True
+        told = False
+        while self._inbox:
+            command = self._inbox[0]
+            state, events = handle(self._state, command, self._parts.clock.now())
+            await self._commit(state, events, (command.request,))
+            self._inbox.popleft()
+            told = True
+        seen = await self._look()
+        state, events = decide(self._state, seen, self._parts.clock.now())
+        if state != self._state:
+            await self._commit(state, events)
+        self._converger.converge(desired(self._state, self._parts.clock.now()), self._state, seen)
+        return told or bool(events)
+
+    async def _commit(
+        self, state: ServiceState, events: tuple[Event, ...], acks: tuple[str, ...] = ()
+    ) -> None:
+        self._loaded = False  # until the reply is here, what Redis holds is not known
+        self._version = await self._parts.store.commit(state, self._version, events, acks)
+        self._loaded = True
+        self._state = state
+        self._parts.publish(state, self.plan, self._memory.seen, events)
+
+    async def _look(self) -> Observation:
+        parts, service = self._parts, self.plan.service
+        instances, ok = self._memory.seen.instances, True
+        try:
+            instances = await parts.runtime.observe(service)
+        except Fault as error:
+            ok = False
+            log.warning("runtime_unavailable", service=service, reason=str(error))
+        try:
+            edge = await parts.traffic.observe(service)
+        except Fault as error:
+            edge = Edge(error=str(error), file=self._memory.seen.edge.file)
+        self._measure()
+        seen = Observation(
+            instances=instances,
+            runtime_ok=ok,
+            edge=edge,
+            images=dict(self._converger.resolved),
+            start_errors=self._converger.start_errors(),
+            readings=tuple(self._memory.readings),
+        )
+        self._memory.seen = seen
+        parts.publish(self._state, self.plan, seen, ())
+        return seen
+
+    def _measure(self) -> None:
+        """Watch the metrics while a rollout is under way, and keep what its step may look back on."""
+        rollout, readings, service = self._state.rollout, self._memory.readings, self.plan.service
+        gates = rollout.release.policy.gates if rollout else ()
+        if rollout is None or not gates:
+            self._parts.measurer.forget(service)
+            readings.clear()
+            return
+        queries = tuple((g.name, g.query) for g in gates if g.metric == "query")
+        query = MetricQuery(service=service, source=self.plan.metrics, queries=queries)
+        self._parts.measurer.watch(query, self.wake)
+        latest = self._parts.measurer.latest(service)
+        if latest is not None and (not readings or readings[-1].at < latest.at):
+            readings.append(latest)
+        began = rollout.held_since or rollout.entered_at
+        oldest = min(began, self._parts.clock.now() - max(g.window for g in gates)) - 60.0
+        while len(readings) > 1 and readings[1].at < oldest:
+            readings.pop(0)

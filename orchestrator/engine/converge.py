@@ -1,0 +1,88 @@
+"""Make the world as it is wanted: the only place that starts a container or changes a weight."""
+
+from orchestrator.engine.tasks import Jobs
+from orchestrator.ports import Images, RoutePlan, Runtime, Store, Traffic
+from orchestrator.rollout.desired import Wanted, World
+from orchestrator.rollout.model import ServiceState
+from orchestrator.rollout.observation import Image, Instance, Observation
+
+ROUTE = "route"
+IMAGE = "image "
+START = "start "
+STOP = "stop "
+SUPERVISE = "supervise "
+IMAGES = "images"
+
+
+class Converger:
+    """Starts the jobs that lead from the world seen to the world wanted. Every job may run twice."""
+
+    def __init__(self, runtime: Runtime, images: Images, traffic: Traffic, store: Store, jobs: Jobs) -> None:
+        self._runtime = runtime
+        self._images = images
+        self._traffic = traffic
+        self._store = store
+        self._jobs = jobs
+        self.resolved: dict[str, Image] = {}
+        self._removed: frozenset[str] = frozenset()
+
+    def converge(self, world: World, state: ServiceState, seen: Observation) -> None:
+        """Compare and start what is missing; returns at once."""
+        self._image(world)
+        self._route(world, state, seen)
+        if seen.runtime_ok:
+            self._instances(world, state, seen)
+            self._stale_images(world)
+        names = {w.name for w in world.instances}
+        self._jobs.forget(lambda job: not job.startswith(START) or job.removeprefix(START) in names)
+
+    def start_errors(self) -> dict[str, str]:
+        """Instances that could not be started, with the reason."""
+        errors = self._jobs.errors
+        return {n.removeprefix(START): why for n, why in errors.items() if n.startswith(START)}
+
+    def _image(self, world: World) -> None:
+        self.resolved = {ref: found for ref, found in self.resolved.items() if ref == world.image}
+        if world.image and world.image not in self.resolved:
+            self._jobs.start(f"{IMAGE}{world.image}", lambda: self._resolve(world.image))
+
+    async def _resolve(self, reference: str) -> None:
+        self.resolved[reference] = await self._runtime.resolve(reference)
+
+    def _route(self, world: World, state: ServiceState, seen: Observation) -> None:
+        route, edge = world.route, seen.edge
+        if not route.generation:
+            return
+        pending = state.confirmed < route.generation
+        other = edge.served is not None and edge.served != route.generation
+        if pending and edge.confirmed == route.generation and edge.file == "ours":
+            return
+        if pending or other or world.repair:
+            plan = RoutePlan(service=world.service, route=route, fallback=world.fallback)
+            self._jobs.start(ROUTE, lambda: self._traffic.apply(plan, self._store.token))
+
+    def _instances(self, world: World, state: ServiceState, seen: Observation) -> None:
+        found = {i.name: i for i in seen.instances}
+        for wanted in world.instances:
+            self._one(wanted, found.get(wanted.name))
+        names = {w.name for w in world.instances}
+        settled = state.confirmed == state.route.generation
+        routed = {s.instance for s in (*state.route.servers, *state.route.preview)}
+        for name in found.keys() - names:
+            if settled and name not in routed:
+                self._jobs.start(f"{STOP}{name}", lambda name=name: self._runtime.stop(name))  # type: ignore[misc]
+
+    def _one(self, wanted: Wanted, instance: Instance | None) -> None:
+        missing = instance is None and wanted.create
+        created = instance is not None and not instance.running and instance.exit_code is None
+        dead = instance is not None and not instance.running and wanted.restart
+        if missing or dead or (created and wanted.create):
+            self._jobs.start(f"{START}{wanted.name}", lambda: self._runtime.start(wanted))
+        elif instance is not None and instance.running and wanted.restart and not instance.supervised:
+            self._jobs.start(f"{SUPERVISE}{wanted.name}", lambda: self._runtime.supervise(wanted.name))
+
+    def _stale_images(self, world: World) -> None:
+        fresh = world.stale_images - self._removed
+        if fresh:
+            self._removed = world.stale_images
+            self._jobs.start(IMAGES, lambda: self._images.remove_images(sorted(fresh)))

@@ -1,0 +1,132 @@
+"""Requests to commands, commands to the conductor of their service."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+
+import structlog
+
+from orchestrator.engine.conductor import Conductor, Parts
+from orchestrator.engine.tasks import eternal
+from orchestrator.ports import Request, RuntimeEvents, ServicePlan, Store
+from orchestrator.rollout.command import (
+    Abort,
+    Approve,
+    Command,
+    Freeze,
+    Pause,
+    Resume,
+    Rollback,
+    Submit,
+    Unfreeze,
+)
+from orchestrator.rollout.events import RequestRefused
+
+log = structlog.get_logger()
+
+
+class Dispatcher:
+    """One conductor for each configured service."""
+
+    def __init__(self, parts: Parts, store: Store) -> None:
+        self._parts = parts
+        self._store = store
+        self._conductors: dict[str, Conductor] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def configure(self, plans: Mapping[str, ServicePlan], group: asyncio.TaskGroup) -> None:
+        """Take a new configuration. A service that is gone from it is left alone from now on."""
+        for service, plan in plans.items():
+            if service in self._conductors:
+                self._conductors[service].plan = plan
+                continue
+            conductor = Conductor(plan, self._parts)
+            self._conductors[service] = conductor
+            name = f"conductor {service}"
+            self._tasks[service] = group.create_task(eternal(name, conductor.run), name=name)
+        for service in self._conductors.keys() - plans.keys():
+            log.warning("service_unconfigured", service=service, reason="its traffic stays as it is")
+            self._tasks.pop(service).cancel()
+            del self._conductors[service]
+
+    async def dispatch(self, request: Request, fields: Mapping[str, str]) -> None:
+        """Hand a request to its service's conductor, or refuse it with a reason.
+
+        Raises:
+            Fault: The refusal could not be written; the request stays pending.
+        """
+        conductor = self._conductors.get(request.service)
+        if conductor is None:
+            known = ", ".join(sorted(self._conductors)) or "none"
+            await self._refuse(request, fields, f"service: {request.service!r} is not known; there are: {known}")
+            return
+        command = to_command(request, conductor.plan)
+        if isinstance(command, str):
+            await self._refuse(request, fields, command)
+        elif not conductor.submit(command):
+            await self._refuse(request, fields, "too many requests wait for this service; try again later")
+
+    async def _refuse(self, request: Request, fields: Mapping[str, str], reason: str) -> None:
+        event = RequestRefused(
+            service=request.service,
+            at=self._parts.clock.now(),
+            verb=request.verb,
+            actor=request.who,
+            request=request.id,
+            reason=reason,
+        )
+        log.warning("request_refused", service=request.service, request=request.id, reason=reason)
+        await self._store.refuse(request.id, {**fields, "error": reason}, event)
+
+    async def listen(self, events: RuntimeEvents) -> None:
+        """Wake a conductor whenever Docker tells of one of its containers, for ever."""
+        stream: AsyncIterator[str] = events.changes()
+        async for service in stream:
+            if service in self._conductors:
+                self._conductors[service].wake()
+
+
+def to_command(request: Request, plan: ServicePlan) -> Command | str:
+    """The command that a request means under a service's configuration, or why it may not be."""
+    about = {"request": request.id, "actor": request.who, "reason": request.why}
+    match request.verb:
+        case "release":
+            return _submission(request, plan)
+        case "rollback":
+            return Rollback(**about, release=request.release, to=request.to)
+        case "pause":
+            return Pause(**about)
+        case "resume":
+            return Resume(**about)
+        case "approve":
+            return Approve(**about)
+        case "abort":
+            return Abort(**about, release=request.release)
+        case "freeze":
+            return Freeze(**about)
+        case "unfreeze":
+            return Unfreeze(**about)
+
+
+def _submission(request: Request, plan: ServicePlan) -> Command | str:
+    repository, at, _ = request.image.partition("@")
+    last = repository.rpartition("/")[2]
+    if ":" in last:
+        repository = repository.rpartition(":")[0]
+    if repository not in plan.images:
+        return f"image: {repository!r} is not allowed for {plan.service}; allowed: {', '.join(plan.images)}"
+    if plan.require_digest and not at:
+        return f"image: {plan.service} takes digests only (repository@sha256:...)"
+    policy = plan.policies.get(request.strategy)
+    if policy is None:
+        names = ", ".join(sorted(n for n in plan.policies if n)) or "none"
+        return f"strategy: {request.strategy!r} is not an override of {plan.service}; there are: {names}"
+    return Submit(
+        request=request.id,
+        actor=request.who,
+        reason=request.why,
+        image=request.image,
+        template=plan.template,
+        policy=policy,
+        key=request.key,
+        link=request.link,
+    )

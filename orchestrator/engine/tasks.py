@@ -1,0 +1,90 @@
+"""Background work that can't be lost sight of."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import structlog
+
+from orchestrator.ports import Fault
+
+log = structlog.get_logger()
+
+
+async def eternal(name: str, work: Callable[[], Awaitable[object]], pause: float = 1.0) -> None:
+    """Run something that must not end: a `Fault` is logged and it is started again.
+
+    Any other exception, and a return, end the daemon: both are bugs.
+
+    Raises:
+        RuntimeError: It returned.
+    """
+    while True:
+        try:
+            await work()
+        except Fault as error:
+            log.warning("task_failed", task=name, reason=str(error))
+            await asyncio.sleep(pause)
+            continue
+        raise RuntimeError(f"task {name} returned, which it must never do")
+
+
+class Jobs:
+    """Named background jobs of one conductor, one at a time per name, with growing pauses after failures.
+
+    Args:
+        wake: Called when a job ends.
+        first_pause: Seconds after the first failure; doubled with each further one.
+        longest_pause: The most seconds between two tries.
+    """
+
+    def __init__(
+        self, wake: Callable[[], None], first_pause: float = 0.5, longest_pause: float = 15.0
+    ) -> None:
+        self._wake = wake
+        self._first = first_pause
+        self._longest = longest_pause
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._pauses: dict[str, float] = {}
+        self._not_before: dict[str, float] = {}
+        self.errors: dict[str, str] = {}
+
+    def start(self, name: str, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Start a job unless one of this name runs, or has failed too recently."""
+        loop = asyncio.get_running_loop()
+        if name in self._running or loop.time() < self._not_before.get(name, 0.0):
+            return
+        self._running[name] = asyncio.create_task(self._run(name, work), name=name)
+
+    async def _run(self, name: str, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        try:
+            await work()
+        except Fault as error:
+            pause = min(self._pauses.get(name, self._first / 2) * 2, self._longest)
+            self._pauses[name] = pause
+            self._not_before[name] = asyncio.get_running_loop().time() + pause
+            self.errors[name] = str(error)
+            log.warning("job_failed", job=name, reason=str(error), next_try_s=pause)
+        else:
+            for memory in (self._pauses, self._not_before, self.errors):
+                memory.pop(name, None)
+        finally:
+            del self._running[name]
+            self._wake()
+
+    def running(self, name: str) -> bool:
+        """Whether a job of this name runs."""
+        return name in self._running
+
+    def forget(self, keep: Callable[[str], bool]) -> None:
+        """Drop the memory of failed jobs that are no concern any more."""
+        for memory in (self._pauses, self._not_before, self.errors):
+            for name in [n for n in memory if not keep(n)]:
+                memory.pop(name, None)
+
+    async def stop(self) -> None:
+        """Cancel what runs and wait for it."""
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)

@@ -1,0 +1,68 @@
+"""A stream entry's fields as a request. Pure; whatever comes in, the answer is a request or a reason."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from orchestrator.ports import Fault, Request, Verb
+
+MAX_BYTES = 64 * 1024
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+IMAGE = (
+    r"^[a-z0-9][a-z0-9.-]*(:[0-9]{1,5})?(/[a-z0-9][a-z0-9._-]*)*"
+    r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?$"
+)
+Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=2000)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{0,80}\z", max_length=80)]
+
+
+class Fields(BaseModel):
+    """What a producer may write. Unknown fields are refused, so that a typing error is not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    verb: Verb = "release"
+    service: Annotated[str, StringConstraints(min_length=1, max_length=40)]
+    image: Annotated[str, StringConstraints(max_length=512)] = ""
+    who: Annotated[Text, Field(description="who asks; the account of the CI job, or a person")] = "unknown"
+    why: Text = ""
+    link: Annotated[str, StringConstraints(max_length=2000, pattern=r"^(https?://\S+)?\z")] = ""
+    key: Annotated[str, StringConstraints(max_length=200)] = ""
+    strategy: Annotated[str, StringConstraints(max_length=40)] = ""
+    release: Name = ""
+    to: Name = ""
+
+    @model_validator(mode="after")
+    def _image_for_release(self) -> "Fields":
+        if self.verb == "release" and not re.fullmatch(IMAGE.strip("^$"), self.image, re.ASCII):
+            raise ValueError(f"image: {self.image[:80]!r} is not an image reference (name:tag or name@sha256:...)")
+        return self
+
+
+def parse(entry: str, fields: Mapping[str, str]) -> Request:
+    """The request that an entry holds.
+
+    Args:
+        entry: The id of the stream entry.
+        fields: Its fields; what was not UTF-8 has come in as replacement characters.
+
+    Raises:
+        Fault: It holds none; the message names each wrong field and what would be right.
+    """
+    size = sum(len(k.encode()) + len(v.encode()) for k, v in fields.items())
+    if size > MAX_BYTES:
+        raise Fault(f"the request is {size} bytes long, the limit is {MAX_BYTES}")
+    try:
+        found = Fields.model_validate(dict(fields))
+    except ValidationError as error:
+        raise Fault("; ".join(_problem(e["loc"], e["msg"]) for e in error.errors()[:5])) from None
+    values: dict[str, Any] = {k: CONTROL.sub("", v) for k, v in found.model_dump().items()}
+    return Request(id=entry, **values)
+
+
+def _problem(place: tuple[int | str, ...], message: str) -> str:
+    text = message.removeprefix("Value error, ")
+    path = "/".join(str(p)[:80] for p in place)
+    return f"{path}: {text}" if path else text

@@ -1,0 +1,97 @@
+"""The request stream: read by a consumer group from its beginning, acknowledged only inside a commit."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from orchestrator.intake.parse import MAX_BYTES, parse
+from orchestrator.ports import Clock, Fault, Request, Store
+from orchestrator.rollout.events import RequestRefused
+
+log = structlog.get_logger()
+
+CONSUMER = "driver"
+"""One name for whoever holds the lease, so that the entries of a daemon that died are the next one's own."""
+
+BATCH = 50
+
+
+class RequestStream:
+    """Entries to requests, in order; what is not a request goes to the dead letters with the reason."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        stream: str,
+        group: str,
+        store: Store,
+        clock: Clock,
+        dispatch: Callable[[Request, Mapping[str, str]], Awaitable[None]],
+    ) -> None:
+        self._redis = redis
+        self._stream = stream
+        self._group = group
+        self._store = store
+        self._clock = clock
+        self._dispatch = dispatch
+
+    async def run(self) -> None:
+        """First what was delivered and never acknowledged, then what is new; for ever.
+
+        Raises:
+            Fault: Redis did not answer. Run it again: nothing is lost.
+        """
+        try:
+            await self._ensure_group()
+            after = "0"
+            while True:
+                entries = await self._read(after)
+                for entry, fields in entries:
+                    await self._take(entry, fields)
+                if after != ">":
+                    after = entries[-1][0] if entries else ">"
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error
+
+    async def _ensure_group(self) -> None:
+        try:
+            await self._redis.xgroup_create(self._stream, self._group, id="0", mkstream=True)
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    async def _read(self, after: str) -> list[tuple[str, dict[str, str]]]:
+        streams: dict[Any, Any] = {self._stream: after}
+        block = 1000 if after == ">" else None
+        found: Any = await self._redis.xreadgroup(self._group, CONSUMER, streams, count=BATCH, block=block)
+        return found[0][1] if found else []
+
+    async def _take(self, entry: str, fields: dict[str, str] | None) -> None:
+        if fields is None:
+            log.error("request_trimmed", request=entry, reason="the stream was trimmed before it was read")
+            await self._redis.xack(self._stream, self._group, entry)
+            return
+        try:
+            request = parse(entry, fields)
+        except Fault as error:
+            await self._refuse(entry, fields, str(error))
+            return
+        await self._dispatch(request, fields)
+
+    async def _refuse(self, entry: str, fields: Mapping[str, str], reason: str) -> None:
+        kept = {k[:80]: v[:1000] for k, v in list(fields.items())[:20]}
+        if sum(map(len, kept.values())) > MAX_BYTES:
+            kept = {}
+        log.warning("request_refused", request=entry, reason=reason)
+        event = RequestRefused(
+            service=fields.get("service", "")[:40],
+            at=self._clock.now(),
+            verb=fields.get("verb", "release")[:20],
+            actor=fields.get("who", "unknown")[:80],
+            request=entry,
+            reason=reason,
+        )
+        await self._store.refuse(entry, {**kept, "error": reason}, event)

@@ -1,0 +1,64 @@
+"""Health, metrics and service discovery over HTTP, on loopback by default."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from orchestrator.observability.metrics import DaemonMetrics
+from orchestrator.ports import Fault
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """What the endpoints show. `unready`: why the daemon does not drive; '' when it does."""
+
+    metrics: DaemonMetrics
+    targets: Callable[[], list[dict[str, Any]]]
+    unready: Callable[[], str]
+
+
+def application(views: Views) -> web.Application:
+    """The endpoints: /healthz, /readyz, /metrics, /targets."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def readyz(_: web.Request) -> web.Response:
+        reason = views.unready()
+        body = {"status": "unready", "reason": reason} if reason else {"status": "ready"}
+        return web.json_response(body, status=503 if reason else 200)
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=views.metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    async def targets(_: web.Request) -> web.Response:
+        return web.json_response(views.targets())
+
+    app = web.Application(client_max_size=64 * 1024)
+    app.add_routes(
+        [
+            web.get("/healthz", healthz),
+            web.get("/readyz", readyz),
+            web.get("/metrics", metrics),
+            web.get("/targets", targets),
+        ]
+    )
+    return app
+
+
+async def listen(app: web.Application, host: str, port: int) -> web.AppRunner:
+    """Start serving; `cleanup()` of what is returned stops it.
+
+    Raises:
+        Fault: The address is taken or may not be used.
+    """
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise Fault(f"http.listen {host}:{port}: {error.strerror}") from error
+    return runner

@@ -1,0 +1,97 @@
+"""What the daemon tells Prometheus of itself."""
+
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from orchestrator.rollout.events import (
+    Event,
+    GateJudged,
+    InstanceDied,
+    ReleaseAccepted,
+    ReleaseEnded,
+    RequestRefused,
+)
+from orchestrator.rollout.model import FULL, Phase, ServiceState
+from orchestrator.rollout.observation import Observation
+
+PHASES = ("idle", *(p.value for p in Phase))
+
+
+class DaemonMetrics:
+    """All metrics in a registry of their own; names begin with `orchestrator_`."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        add: Any = {"registry": self.registry}
+        self._phase = Gauge("orchestrator_phase", "1 for the current phase", ["service", "phase"], **add)
+        self._weight = Gauge(
+            "orchestrator_weight_percent", "Share of traffic by release", ["service", "release"], **add
+        )
+        self._generation = Gauge("orchestrator_generation", "Generation wanted", ["service"], **add)
+        self._confirmed = Gauge("orchestrator_generation_confirmed", "Generation served", ["service"], **add)
+        self._queue = Gauge("orchestrator_queue_depth", "Releases that wait", ["service"], **add)
+        self._paused = Gauge("orchestrator_paused", "1 while a rollout stands still", ["service"], **add)
+        self._frozen = Gauge("orchestrator_frozen", "1 while no release may start", ["service"], **add)
+        self._drift = Gauge("orchestrator_edge_drift", "1 while nginx' file is not ours", ["service"], **add)
+        self._stuck = Gauge("orchestrator_edge_stuck", "1 while nginx does not confirm", ["service"], **add)
+        self._ready = Gauge("orchestrator_instances_ready", "Ready instances", ["service", "release"], **add)
+        self._docker = Gauge("orchestrator_docker_up", "1 while Docker answers", ["service"], **add)
+        self._accepted = Counter("orchestrator_releases_accepted", "Releases accepted", ["service"], **add)
+        self._refused = Counter("orchestrator_requests_refused", "Requests refused", **add)
+        self._verdicts = Counter(
+            "orchestrator_verdicts", "Changes of a gate's result", ["service", "gate", "result"], **add
+        )
+        self._deaths = Counter("orchestrator_instance_deaths", "Instances that died", ["service"], **add)
+        self._seconds = Histogram(
+            "orchestrator_release_seconds",
+            "Duration of a journey by outcome",
+            ["service", "outcome"],
+            buckets=(5, 15, 60, 300, 900, 1800, 3600, 7200, 14400, 43200),
+            **add,
+        )
+        self.pending = Gauge("orchestrator_requests_pending", "Requests not carried out yet", **add)
+        self.stall = Gauge("orchestrator_loop_stall_seconds", "Longest stall of the loop lately", **add)
+        self.dropped = Gauge("orchestrator_log_lines_dropped", "Log lines dropped", **add)
+        self._releases: dict[str, set[str]] = {}
+
+    def count(self, event: Event) -> None:
+        """Count an event."""
+        if isinstance(event, ReleaseAccepted):
+            self._accepted.labels(event.service).inc()
+        elif isinstance(event, RequestRefused):
+            self._refused.inc()
+        elif isinstance(event, GateJudged):
+            self._verdicts.labels(event.service, event.verdict.gate, event.verdict.result.value).inc()
+        elif isinstance(event, InstanceDied):
+            self._deaths.labels(event.service).inc()
+        elif isinstance(event, ReleaseEnded):
+            self._seconds.labels(event.service, event.outcome.value).observe(event.seconds)
+
+    def show(self, state: ServiceState, seen: Observation) -> None:
+        """Set the gauges of a service."""
+        service, rollout = state.service, state.rollout
+        now = rollout.phase.value if rollout else "idle"
+        for phase in PHASES:
+            self._phase.labels(service, phase).set(phase == now)
+        live = {s.release for s in state.route.servers} | {i.release for i in seen.instances}
+        for gone in self._releases.get(service, set()) - live:
+            self._weight.remove(service, gone)
+            self._ready.remove(service, gone)
+        for release in live:
+            self._weight.labels(service, release).set(state.route.share(release) * FULL)
+            ready = sum(i.running and i.health == "ready" for i in seen.of(release))
+            self._ready.labels(service, release).set(ready)
+        self._releases[service] = live
+        self._generation.labels(service).set(state.route.generation)
+        self._confirmed.labels(service).set(state.confirmed)
+        self._queue.labels(service).set(len(state.queue))
+        self._paused.labels(service).set(rollout is not None and rollout.mark is not None)
+        self._frozen.labels(service).set(state.frozen is not None)
+        self._drift.labels(service).set(state.drifted_since is not None)
+        self._stuck.labels(service).set(state.stuck_since is not None)
+        self._docker.labels(service).set(seen.runtime_ok)
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self.registry)

@@ -1,0 +1,227 @@
+"""What the engine needs of the world, as protocols of one to five methods, and the words both sides share.
+
+Every method has a deadline of its own and raises `Fault` when the other side can't do it.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from orchestrator.rollout.desired import Wanted
+from orchestrator.rollout.events import Event
+from orchestrator.rollout.model import Policy, Route, ServiceState, Template
+from orchestrator.rollout.observation import Edge, Image, Instance, Reading
+
+
+class Fault(Exception):
+    """The other side failed or did not answer; the message says what it said."""
+
+
+class Stale(Fault):
+    """A newer daemon or a newer generation has taken over; what was asked must not be done."""
+
+
+Verb = Literal["release", "rollback", "pause", "resume", "approve", "abort", "freeze", "unfreeze"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A validated request, from whichever door it came.
+
+    Attributes:
+        id: The id of its stream entry.
+        release: For `rollback` and `abort`: which release is meant.
+        to: For `rollback`: where to go.
+    """
+
+    id: str
+    verb: Verb
+    service: str
+    who: str
+    why: str = ""
+    image: str = ""
+    link: str = ""
+    key: str = ""
+    strategy: str = ""
+    release: str = ""
+    to: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricSource:
+    """Where a service's requests are counted.
+
+    Attributes:
+        requests: Counter of requests.
+        status_label: The label that holds the status code.
+        error_pattern: Regular expression of the status codes that are errors.
+        latency: Base name of a histogram, without `_bucket`; empty when there is none.
+        latency_unit: Seconds that one unit of the histogram's bounds is worth.
+        ignore: Label to regular expression: series that are not users' requests.
+        path: The path that Prometheus scrapes.
+        port: The port that Prometheus scrapes; 0 is the service's own.
+    """
+
+    requests: str
+    status_label: str
+    error_pattern: str
+    latency: str
+    latency_unit: float = 1.0
+    ignore: tuple[tuple[str, str], ...] = ()
+    path: str = "/metrics"
+    port: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricQuery:
+    """What is to be read for one service. `queries`: gate name to PromQL."""
+
+    service: str
+    source: MetricSource
+    queries: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServicePlan:
+    """What an operator configured for a service, as the engine needs it.
+
+    Attributes:
+        images: Repositories that releases may come from.
+        require_digest: Whether a tag is refused.
+        policies: By strategy name; the default is under the empty name.
+    """
+
+    service: str
+    images: tuple[str, ...]
+    template: Template
+    policies: Mapping[str, Policy]
+    metrics: MetricSource
+    require_digest: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutePlan:
+    """A route to be served, the fallback to lie beside it, and whether an edited file may be replaced."""
+
+    service: str
+    route: Route
+    fallback: Route | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One address that Prometheus is to scrape."""
+
+    address: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class Clock(Protocol):
+    """The time."""
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        ...
+
+
+class Runtime(Protocol):
+    """Containers."""
+
+    async def observe(self, service: str) -> tuple[Instance, ...]:
+        """Every labelled container of a service, probed."""
+        ...
+
+    async def resolve(self, image: str) -> Image:
+        """The digest of a reference, pulled if it is not there; the registry's words if that fails."""
+        ...
+
+    async def start(self, wanted: Wanted) -> None:
+        """Make an instance run; a dead one of the same name is replaced. May be called twice."""
+        ...
+
+    async def supervise(self, name: str) -> None:
+        """Let Docker start the instance again by itself after a crash or a reboot."""
+        ...
+
+    async def stop(self, name: str) -> None:
+        """SIGTERM, the grace on its label, then removal. May be called twice."""
+        ...
+
+
+class Images(Protocol):
+    """The images on the host."""
+
+    async def remove_images(self, digests: Sequence[str]) -> None:
+        """Remove images that nothing needs; one that is in use or gone already is left alone."""
+        ...
+
+
+class RuntimeEvents(Protocol):
+    """What Docker tells by itself."""
+
+    def changes(self) -> AsyncIterator[str]:
+        """The name of a service whenever one of its containers starts or dies; endless."""
+        ...
+
+
+class Traffic(Protocol):
+    """One edge."""
+
+    async def apply(self, plan: RoutePlan, token: int) -> None:
+        """Serve a route; returns once it is confirmed, raises `Fault` with the old one still served."""
+        ...
+
+    async def observe(self, service: str) -> Edge:
+        """What is served, and what lies on the disk."""
+        ...
+
+
+class EdgeProcess(Protocol):
+    """The nginx that serves an edge, wherever it runs."""
+
+    async def test(self) -> None:
+        """`nginx -t`; raises `Fault` with its words."""
+        ...
+
+    async def reload(self) -> None:
+        """Ask for a reload; that it returns does not mean that it took effect."""
+        ...
+
+    async def retiring_workers(self) -> frozenset[int]:
+        """Process ids of workers that no longer accept and finish what they have."""
+        ...
+
+
+class Metrics(Protocol):
+    """Measurements."""
+
+    async def read(self, queries: Sequence[MetricQuery]) -> Mapping[str, Reading]:
+        """One look for all services at once; a failure is in the readings, never raised."""
+        ...
+
+
+class Store(Protocol):
+    """What is committed."""
+
+    async def load(self, service: str) -> tuple[ServiceState, int]:
+        """The state of a service and its version; an empty state and 0 for a new one."""
+        ...
+
+    async def commit(
+        self, state: ServiceState, version: int, events: Sequence[Event], acks: Sequence[str] = ()
+    ) -> int:
+        """Write state, events and acknowledgements in one step; returns the next version.
+
+        Raises:
+            Stale: The lease or the version is not ours any more; nothing was written.
+        """
+        ...
+
+    async def refuse(self, entry: str, fields: Mapping[str, str], event: Event) -> None:
+        """Move a request that can't be carried out to the dead letters, and tell it."""
+        ...
+
+    @property
+    def token(self) -> int:
+        """The fencing token of the lease."""
+        ...

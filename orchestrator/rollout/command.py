@@ -1,0 +1,306 @@
+"""What people and CI ask for, and what it does to a service's state."""
+
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from orchestrator.rollout.events import CommandAccepted, Event, ReleaseAccepted, RequestRefused
+from orchestrator.rollout.model import (
+    Mark,
+    Outcome,
+    Phase,
+    Policy,
+    Receipt,
+    Release,
+    Rollout,
+    ServiceState,
+    Template,
+)
+from orchestrator.rollout.turn import Turn
+
+HANDLED = 200
+"""Request ids remembered for a service, against a second delivery."""
+
+RECEIPTS = 200
+"""Idempotency keys remembered for a service."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Command:
+    """`request`: the id of the stream entry; `actor`: who; `reason`: why."""
+
+    request: str
+    actor: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submit(_Command):
+    """Release an image. `key`: the same key and image again is the same release."""
+
+    image: str
+    template: Template
+    policy: Policy
+    key: str = ""
+    link: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollback(_Command):
+    """Go back: from the active rollout, else from stable to the last good release, or `to` one of them.
+
+    `release`: what to roll back; refused when that is neither rolling out nor stable any more, so that two
+    people who press the button at once do not go back twice.
+    """
+
+    release: str = ""
+    to: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause(_Command):
+    """Stand still; the gates go on watching."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume(_Command):
+    """Go on after a pause."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approve(_Command):
+    """Let a rollout that waits for a person go on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abort(_Command):
+    """End the active rollout, or the queued release named by `release`."""
+
+    release: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freeze(_Command):
+    """Start no further release; rollbacks still work."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfreeze(_Command):
+    """Start releases again."""
+
+
+Command = Submit | Rollback | Pause | Resume | Approve | Abort | Freeze | Unfreeze
+
+
+def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceState, tuple[Event, ...]]:
+    """Carry out a command, or refuse it with a reason.
+
+    Returns:
+        The next state and what happened. A refused command changes nothing but the memory of its id, and
+        one whose id is remembered changes nothing at all.
+    """
+    if command.request in state.handled:
+        return state, ()
+    state = replace(state, handled=(*state.handled, command.request)[-HANDLED:])
+    turn = Turn(state, now)
+    match command:
+        case Submit():
+            refusal = _submit(turn, command)
+        case Rollback():
+            refusal = _rollback(turn, command)
+        case Pause():
+            refusal = _pause(turn, command)
+        case Resume():
+            refusal = _resume(turn)
+        case Approve():
+            refusal = _approve(turn)
+        case Abort():
+            refusal = _abort(turn, command)
+        case Freeze():
+            refusal = _freeze(turn, command)
+        case Unfreeze():
+            refusal = _unfreeze(turn)
+        case _:
+            assert_never(command)
+    verb = type(command).__name__.lower()
+    if refusal:
+        refused = RequestRefused(
+            service=state.service,
+            at=now,
+            verb=verb,
+            actor=command.actor,
+            request=command.request,
+            reason=refusal,
+        )
+        return state, (refused,)
+    if not isinstance(command, Submit):
+        about = state.rollout.release.id if state.rollout else ""
+        accepted = CommandAccepted(
+            service=state.service,
+            at=now,
+            release=about,
+            verb=verb,
+            actor=command.actor,
+            request=command.request,
+            reason=command.reason,
+        )
+        turn.events.insert(0, accepted)
+    return turn.state, tuple(turn.events)
+
+
+def _submit(turn: Turn, command: Submit) -> str:
+    state = turn.state
+    receipt = next((r for r in state.receipts if command.key and r.key == command.key), None)
+    if receipt is not None and receipt.image != command.image:
+        return f"key {command.key!r} was used for {receipt.image} ({receipt.release}); use a new key"
+    if receipt is not None:
+        turn.tell(_accepted(turn, command, receipt.release, duplicate=True))
+        return ""
+    release = Release(
+        id=f"{state.service}-{state.released + 1}",
+        service=state.service,
+        image=command.image,
+        template=command.template,
+        policy=command.policy,
+        author=command.actor,
+        reason=command.reason,
+        link=command.link,
+        submitted_at=turn.now,
+        request=command.request,
+    )
+    turn.set(released=state.released + 1)
+    if command.key:
+        kept = Receipt(key=command.key, image=command.image, release=release.id)
+        turn.set(receipts=(*state.receipts, kept)[-RECEIPTS:])
+    turn.tell(_accepted(turn, command, release.id, duplicate=False))
+    _make_way(turn, release)
+    return ""
+
+
+def _accepted(turn: Turn, command: Submit, release: str, *, duplicate: bool) -> ReleaseAccepted:
+    return ReleaseAccepted(
+        service=turn.state.service,
+        at=turn.now,
+        release=release,
+        image=command.image,
+        actor=command.actor,
+        reason=command.reason,
+        request=command.request,
+        link=command.link,
+        duplicate=duplicate,
+    )
+
+
+def _make_way(turn: Turn, release: Release) -> None:
+    """Queue a release; what is in its way is superseded, waited for, or wins over it."""
+    action = release.policy.on_new_release
+    busy = turn.state.rollout is not None or bool(turn.state.queue)
+    if busy and action == "reject":
+        ahead = turn.state.rollout.release.id if turn.state.rollout else turn.state.queue[0].id
+        turn.conclude(release, Outcome.REJECTED, f"{ahead} is in progress", actor=release.author)
+        return
+    if busy and action == "supersede":
+        why = f"superseded by {release.id}"
+        waiting = turn.state.queue
+        turn.set(queue=())
+        for queued in waiting:
+            turn.conclude(queued, Outcome.SUPERSEDED, why, actor=release.author)
+        if turn.state.rollout is not None and turn.state.rollout.kind == "release":
+            turn.retreat(Outcome.SUPERSEDED, why, actor=release.author)
+    turn.set(queue=(*turn.state.queue, release))
+
+
+def _rollback(turn: Turn, command: Rollback) -> str:
+    state, rollout = turn.state, turn.state.rollout
+    reason = command.reason or f"rolled back by {command.actor}"
+    active = rollout.release.id if rollout else ""
+    stable = state.stable.id if state.stable else ""
+    if command.release and command.release not in (active, stable):
+        return f"{command.release} has no traffic any more: stable is {stable or 'empty'}; nothing to roll back"
+    if rollout is not None and (not command.release or command.release == active):
+        turn.retreat(Outcome.ROLLED_BACK, reason, actor=command.actor)
+        return ""
+    if rollout is not None:
+        return f"{active} is rolling out; roll that back first, or abort it"
+    target = _earlier(state, command.to)
+    if isinstance(target, str):
+        return target
+    turn.begin(
+        Rollout(
+            release=target,
+            kind="revert",
+            began_at=turn.now,
+            entered_at=turn.now,
+            actor=command.actor,
+            reason=reason,
+        )
+    )
+    return ""
+
+
+def _earlier(state: ServiceState, to: str) -> Release | str:
+    """The release to go back to, or why there is none."""
+    stable = state.stable.id if state.stable else ""
+    good = [e.release for e in state.history if e.outcome is Outcome.PROMOTED and e.release.id != stable]
+    if to:
+        wanted = next((r for r in reversed(good) if r.id == to), None)
+        names = ", ".join(dict.fromkeys(r.id for r in reversed(good))) or "none"
+        return wanted or f"{to} is not an earlier promoted release of {state.service}; there are: {names}"
+    if state.previous is not None:
+        return state.previous
+    return good[-1] if good else f"{state.service} has no earlier promoted release to go back to"
+
+
+def _pause(turn: Turn, command: Pause) -> str:
+    rollout = turn.state.rollout
+    if rollout is None or rollout.phase is Phase.ROLLING_BACK:
+        return "there is no rollout that could be paused"
+    if rollout.mark is not None and rollout.mark.kind == "paused":
+        return f"already paused by {rollout.mark.actor}"
+    turn.roll(mark=Mark(kind="paused", actor=command.actor, reason=command.reason, since=turn.now))
+    return ""
+
+
+def _resume(turn: Turn) -> str:
+    rollout = turn.state.rollout
+    if rollout is None or rollout.mark is None or rollout.mark.kind != "paused":
+        return "there is no paused rollout"
+    stood = turn.now - rollout.mark.since
+    held = None if rollout.held_since is None else rollout.held_since + stood
+    turn.roll(mark=None, entered_at=rollout.entered_at + stood, held_since=held)
+    return ""
+
+
+def _approve(turn: Turn) -> str:
+    rollout = turn.state.rollout
+    if rollout is None or rollout.mark is None or rollout.mark.kind != "awaiting_approval":
+        return "there is no rollout that waits for approval"
+    turn.roll(mark=None, approved=True)
+    return ""
+
+
+def _abort(turn: Turn, command: Abort) -> str:
+    reason = command.reason or f"aborted by {command.actor}"
+    rollout = turn.state.rollout
+    queued = next((r for r in turn.state.queue if r.id == command.release), None)
+    if queued is not None:
+        turn.set(queue=tuple(r for r in turn.state.queue if r is not queued))
+        turn.conclude(queued, Outcome.ABORTED, reason, actor=command.actor)
+        return ""
+    if rollout is None or command.release not in ("", rollout.release.id):
+        return f"{command.release or turn.state.service} has no release in progress"
+    turn.retreat(Outcome.ABORTED, reason, actor=command.actor)
+    return ""
+
+
+def _freeze(turn: Turn, command: Freeze) -> str:
+    if turn.state.frozen is not None:
+        return f"already frozen by {turn.state.frozen.actor}: {turn.state.frozen.reason}"
+    turn.set(frozen=Mark(kind="frozen", actor=command.actor, reason=command.reason, since=turn.now))
+    return ""
+
+
+def _unfreeze(turn: Turn) -> str:
+    if turn.state.frozen is None:
+        return "not frozen"
+    turn.set(frozen=None)
+    return ""

@@ -1,0 +1,112 @@
+"""`desired`: which world a state wants. The engine makes the world so, and nothing else does."""
+
+from dataclasses import dataclass, replace
+
+from orchestrator.rollout.model import Outcome, Phase, Release, Route, ServiceState, instance_name
+from orchestrator.rollout.route import shares
+
+REPAIR_AFTER = 30.0
+"""Seconds that a hand-edited file is left alone, so that a person in an emergency is not fought."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """One container that must or may exist.
+
+    Attributes:
+        create: Whether it is created when it is missing.
+        restart: Whether it is started again when it has died, by the engine and by Docker.
+    """
+
+    name: str
+    release: Release
+    index: int
+    create: bool
+    restart: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """All that must be true outside for one service.
+
+    Attributes:
+        image: The reference that must be resolved, if any.
+        instances: The containers; any other labelled one of the service is to be stopped.
+        route: What nginx must serve.
+        fallback: The all-stable route that must lie on the disk before the candidate gets traffic.
+        repair: Whether an edited file may be written over although nothing has changed.
+        images: Digests that must stay on the host.
+        stale_images: Digests that may be removed.
+    """
+
+    service: str
+    image: str = ""
+    instances: tuple[Wanted, ...] = ()
+    route: Route = Route()
+    fallback: Route | None = None
+    repair: bool = False
+    images: frozenset[str] = frozenset()
+    stale_images: frozenset[str] = frozenset()
+
+
+def desired(state: ServiceState, now: float) -> World:
+    """The world that a state wants at a time."""
+    rollout = state.rollout
+    image = ""
+    if rollout is not None and rollout.phase is Phase.PREFLIGHT:
+        image = rollout.release.digest or rollout.release.image
+    drifted = state.drifted_since
+    idle = rollout is None and state.confirmed == state.route.generation
+    keep, stale = _images(state)
+    return World(
+        service=state.service,
+        image=image,
+        instances=_instances(state),
+        route=state.route,
+        fallback=_fallback(state),
+        repair=idle and not state.dead and drifted is not None and now - drifted >= REPAIR_AFTER,
+        images=keep,
+        stale_images=stale,
+    )
+
+
+def _instances(state: ServiceState) -> tuple[Wanted, ...]:
+    wanted: dict[str, Wanted] = {}
+
+    def want(release: Release, *, create: bool, restart: bool) -> None:
+        for index in range(release.template.instances):
+            name = instance_name(release, index)
+            wanted.setdefault(
+                name, Wanted(name=name, release=release, index=index, create=create, restart=restart)
+            )
+
+    for kept in (state.stable, state.previous):
+        if kept is not None:
+            want(kept, create=True, restart=True)
+    if state.rollout is not None and state.rollout.phase is not Phase.PREFLIGHT:
+        want(state.rollout.release, create=state.rollout.phase is Phase.STARTING, restart=False)
+    for entry in state.retiring:
+        want(entry.release, create=False, restart=False)
+    return tuple(wanted.values())
+
+
+def _fallback(state: ServiceState) -> Route | None:
+    """The route with stable alone, for the night in which everything else is down."""
+    if state.stable is None or len(shares(state).weights) == 0:
+        return None
+    mine = [s for s in state.route.servers if s.release == state.stable.id]
+    servers = tuple(replace(s, weight=1, backup=False) for s in mine)
+    if not servers:
+        return None
+    return Route(generation=state.route.generation, servers=servers)
+
+
+def _images(state: ServiceState) -> tuple[frozenset[str], frozenset[str]]:
+    live = [r for r in (state.stable, state.previous) if r is not None]
+    live += [state.rollout.release] if state.rollout else []
+    live += [r.release for r in state.retiring] + list(state.queue)
+    policy = live[0].policy if live else None
+    recent = [e.release for e in reversed(state.history) if e.outcome is not Outcome.REJECTED]
+    depth = policy.keep_images if policy else len(recent)
+    keep = frozenset(r.digest for r in (*live, *recent[:depth]) if r.digest)
+    return keep, frozenset(r.digest for r in recent[depth:] if r.digest) - keep

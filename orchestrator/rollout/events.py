@@ -1,0 +1,223 @@
+"""Everything that can be told of a service: a closed union of frozen records.
+
+An event is committed in the same step as the state that it describes, so readers of the stream see each
+fact exactly once. `kind` is the stable name that logs, metrics and notifications use.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from orchestrator.rollout.model import Outcome, Phase, Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Event:
+    service: str
+    at: float
+    release: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseAccepted(_Event):
+    """A request became a release. `duplicate`: its key had been used for this release before."""
+
+    kind: Literal["release_accepted"] = "release_accepted"
+    image: str
+    actor: str
+    reason: str
+    request: str
+    link: str = ""
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRefused(_Event):
+    """A request changed nothing; `reason` says why and what would be right."""
+
+    kind: Literal["request_refused"] = "request_refused"
+    verb: str
+    actor: str
+    request: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandAccepted(_Event):
+    """A person's command took effect."""
+
+    kind: Literal["command_accepted"] = "command_accepted"
+    verb: str
+    actor: str
+    request: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseEntered(_Event):
+    """A rollout entered a phase, or a step of `shifting` or `baking` with this weight in percent."""
+
+    kind: Literal["phase_entered"] = "phase_entered"
+    phase: Phase
+    step: int
+    steps: int
+    weight: int
+    actor: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageResolved(_Event):
+    """The reference was resolved, once, to what will run."""
+
+    kind: Literal["image_resolved"] = "image_resolved"
+    image: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteChanged(_Event):
+    """What nginx must serve has changed. `shares`: release id to percent, then backups with 0."""
+
+    kind: Literal["route_changed"] = "route_changed"
+    generation: int
+    shares: tuple[tuple[str, float], ...]
+    actor: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteConfirmed(_Event):
+    """nginx was seen to serve the generation."""
+
+    kind: Literal["route_confirmed"] = "route_confirmed"
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateJudged(_Event):
+    """A gate's result changed, or a step ended on it."""
+
+    kind: Literal["gate_judged"] = "gate_judged"
+    step: int
+    weight: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceDied(_Event):
+    """An instance that should run does not. `logs`: its last lines."""
+
+    kind: Literal["instance_died"] = "instance_died"
+    instance: str
+    exit_code: int | None
+    reason: str
+    logs: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceRecovered(_Event):
+    """An instance that had died is ready again."""
+
+    kind: Literal["instance_recovered"] = "instance_recovered"
+    instance: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalWanted(_Event):
+    """The rollout waits for a person."""
+
+    kind: Literal["approval_wanted"] = "approval_wanted"
+    phase: Phase
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutPaused(_Event):
+    """The rollout stands still, by a person or by a policy."""
+
+    kind: Literal["rollout_paused"] = "rollout_paused"
+    actor: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackStarted(_Event):
+    """All traffic goes back to stable."""
+
+    kind: Literal["rollback_started"] = "rollback_started"
+    outcome: Outcome
+    actor: str
+    reason: str
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseEnded(_Event):
+    """A journey reached its outcome. `seconds`: since it left the queue."""
+
+    kind: Literal["release_ended"] = "release_ended"
+    journey: Literal["release", "revert"]
+    outcome: Outcome
+    actor: str
+    reason: str
+    request: str
+    image: str
+    seconds: float
+    verdict: Verdict | None = None
+    logs: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseRetired(_Event):
+    """A release's last requests have ended, or its drain deadline passed; its containers stop."""
+
+    kind: Literal["release_retired"] = "release_retired"
+    drained: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeDrifted(_Event):
+    """The file that nginx reads is not the one that was written."""
+
+    kind: Literal["edge_drifted"] = "edge_drifted"
+    file: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeRepaired(_Event):
+    """The file is ours again."""
+
+    kind: Literal["edge_repaired"] = "edge_repaired"
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeStuck(_Event):
+    """nginx does not confirm what it must serve; traffic stays as it was."""
+
+    kind: Literal["edge_stuck"] = "edge_stuck"
+    generation: int
+    reason: str
+
+
+Event = (
+    ReleaseAccepted
+    | RequestRefused
+    | CommandAccepted
+    | PhaseEntered
+    | ImageResolved
+    | RouteChanged
+    | RouteConfirmed
+    | GateJudged
+    | InstanceDied
+    | InstanceRecovered
+    | ApprovalWanted
+    | RolloutPaused
+    | RollbackStarted
+    | ReleaseEnded
+    | ReleaseRetired
+    | EdgeDrifted
+    | EdgeRepaired
+    | EdgeStuck
+)

@@ -1,0 +1,125 @@
+"""What was seen of the world at one instant: the other input of `decide`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One container as Docker and its probe show it.
+
+    Attributes:
+        name: `service-n-index`.
+        release: The release id on its label.
+        address: `ip:port` on the project's network; empty when it has none yet.
+        started_at: Docker's StartedAt; a new value means a new process at the same address.
+        health: `ready` after enough probes in a row on an unchanged StartedAt, `unhealthy` after enough
+            failures in a row, `unknown` in between.
+        supervised: Whether Docker restarts it by itself.
+        logs: The last log lines of a container that is not running, or not ready.
+    """
+
+    name: str
+    release: str
+    address: str
+    container: str
+    started_at: str
+    running: bool
+    health: Literal["ready", "unknown", "unhealthy"] = "unknown"
+    exit_code: int | None = None
+    oom_killed: bool = False
+    restarts: int = 0
+    supervised: bool = False
+    detail: str = ""
+    logs: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """What nginx serves and what lies on its disk for one service.
+
+    Attributes:
+        served: The generation that a fresh request to nginx showed; None when nginx did not answer.
+        confirmed: The generation that enough fresh requests in a row have shown since the last reload.
+        file: Whether the file on the disk is the one that was last written.
+        drained: Whether no nginx worker from before the last confirmed reload is left.
+        floor: The highest generation that the disk remembers; what is served never goes below it.
+        error: Why the last apply failed; empty when it did not.
+    """
+
+    served: int | None = None
+    confirmed: int = 0
+    file: Literal["ours", "edited", "missing"] = "ours"
+    drained: bool = False
+    floor: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """The answer to resolving an image reference: a digest, or why there is none."""
+
+    digest: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Raw counters of one instance at its last scrape.
+
+    Attributes:
+        at: When Prometheus scraped it.
+        requests: Requests counted so far.
+        errors: Bad ones among them so far.
+        buckets: Cumulative histogram: upper bound in seconds to requests counted so far.
+    """
+
+    at: float
+    requests: float
+    errors: float
+    buckets: Mapping[float, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One look at the metrics of one service.
+
+    Attributes:
+        at: When it was asked.
+        samples: Per instance; an instance whose target is not up is absent.
+        values: Results of `query` gates: (gate, release) to value; release is empty for a bare number.
+        error: Why there is no answer; empty when there is one.
+    """
+
+    at: float
+    samples: Mapping[str, Sample] = field(default_factory=dict)
+    values: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """Everything that one decision may look at.
+
+    Attributes:
+        runtime_ok: False when Docker did not answer; then `instances` says nothing.
+        images: Answers to resolving, by reference.
+        start_errors: Instance name to why it could not be created or started.
+        readings: The looks since the step began, oldest first.
+    """
+
+    instances: tuple[Instance, ...] = ()
+    runtime_ok: bool = True
+    edge: Edge = Edge()
+    images: Mapping[str, Image] = field(default_factory=dict)
+    start_errors: Mapping[str, str] = field(default_factory=dict)
+    readings: tuple[Reading, ...] = ()
+
+    def of(self, release: str) -> tuple[Instance, ...]:
+        """The instances of one release."""
+        return tuple(i for i in self.instances if i.release == release)
+
+    def instance(self, name: str) -> Instance | None:
+        """The instance with this name, if there is one."""
+        return next((i for i in self.instances if i.name == name), None)

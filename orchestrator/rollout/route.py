@@ -1,0 +1,107 @@
+"""Which instance gets which share: the route that a state and an observation lead to."""
+
+import math
+from dataclasses import dataclass
+
+from orchestrator.rollout.model import FULL, Phase, Release, Route, Server, ServiceState
+from orchestrator.rollout.observation import Instance, Observation
+from orchestrator.rollout.plan import current_step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares:
+    """Percent of traffic by release, and the release that stands by as backup."""
+
+    weights: tuple[tuple[Release, int], ...]
+    backup: Release | None = None
+    preview: Release | None = None
+
+
+def shares(state: ServiceState) -> Shares:
+    """The shares that a state asks for. At most two releases are named (I3)."""
+    stable, rollout = state.stable, state.rollout
+    if rollout is not None and rollout.phase in (Phase.SHIFTING, Phase.BAKING):
+        weight = current_step(state, rollout).weight
+        if stable is None or weight == FULL:
+            return Shares(weights=((rollout.release, FULL),), backup=stable)
+        return Shares(weights=((stable, FULL - weight), (rollout.release, weight)))
+    if stable is None:
+        return Shares(weights=())
+    if rollout is None:
+        return Shares(weights=((stable, FULL),), backup=state.previous)
+    preview = rollout.release if rollout.phase is Phase.PREVIEW else None
+    keeps_backup = rollout.phase in (Phase.PREFLIGHT, Phase.STARTING)
+    backup = state.previous if keeps_backup else None
+    return Shares(weights=((stable, FULL),), backup=backup, preview=preview)
+
+
+def lost(server: Server, instance: Instance | None) -> str:
+    """Why a server that is in the route must not get traffic any more; '' when it may."""
+    if instance is None:
+        return f"{server.instance} is gone"
+    if not instance.running:
+        why = "out of memory" if instance.oom_killed else f"exit code {instance.exit_code}"
+        return f"{server.instance} died: {why}"
+    if instance.container != server.container or instance.started_at != server.started_at:
+        return f"{server.instance} was restarted"
+    if instance.address != server.address:
+        return f"{server.instance} has moved to {instance.address or 'no address'}"
+    if instance.health == "unhealthy":
+        return f"{server.instance} fails its health probe"
+    return ""
+
+
+def _usable(release: Release, route: Route, seen: Observation) -> list[Instance]:
+    """Instances that may get traffic: new ones once ready, served ones until they are known to be bad.
+
+    The difference matters after a restart of the daemon, which has not probed anything yet.
+    """
+    served = {s.instance: s for s in (*route.servers, *route.preview)}
+    usable = []
+    for instance in sorted(seen.of(release.id), key=lambda i: i.name):
+        server = served.get(instance.name)
+        ready = instance.running and bool(instance.address) and instance.health == "ready"
+        if ready or (server is not None and not lost(server, instance)):
+            usable.append(instance)
+    return usable
+
+
+def _server(instance: Instance, weight: int, *, backup: bool = False) -> Server:
+    return Server(
+        address=instance.address,
+        weight=weight,
+        release=instance.release,
+        instance=instance.name,
+        container=instance.container,
+        started_at=instance.started_at,
+        backup=backup,
+    )
+
+
+def next_route(state: ServiceState, seen: Observation, now: float) -> Route:
+    """The route for this state, with the next generation if it differs from the committed one.
+
+    A release that should have traffic and has no usable instance keeps the route as it is: sending all
+    traffic to nobody is never better than sending it where it went (I1, I15).
+    """
+    route, wanted = state.route, shares(state)
+    if not seen.runtime_ok:
+        return route
+    pools = [(release, weight, _usable(release, route, seen)) for release, weight in wanted.weights]
+    if any(not pool for _, _, pool in pools):
+        return route
+    counts = math.prod(len(pool) for _, _, pool in pools)
+    raw = [weight * counts // len(pool) for _, weight, pool in pools]
+    divisor = math.gcd(*raw) if raw else 1
+    servers = [
+        _server(instance, weight // divisor)
+        for weight, (_, _, pool) in zip(raw, pools, strict=True)
+        for instance in pool
+    ]
+    if wanted.backup is not None and servers:
+        servers += [_server(i, 1, backup=True) for i in _usable(wanted.backup, route, seen)]
+    preview = tuple(_server(i, 1) for i in _usable(wanted.preview, route, seen)) if wanted.preview else ()
+    if tuple(servers) == route.servers and preview == route.preview:
+        return route
+    generation = max(route.generation, seen.edge.floor) + 1
+    return Route(generation=generation, servers=tuple(servers), preview=preview, changed_at=now)

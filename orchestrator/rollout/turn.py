@@ -1,0 +1,209 @@
+"""The working copy of one decision: the state so far and the events told so far.
+
+It lives inside one call of `decide` or `handle`; outside, both are functions from values to values.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.rollout.events import (
+    Event,
+    PhaseEntered,
+    ReleaseEnded,
+    RollbackStarted,
+)
+from orchestrator.rollout.model import (
+    Ended,
+    Outcome,
+    Phase,
+    Release,
+    Retiring,
+    Retreat,
+    Rollout,
+    ServiceState,
+    Verdict,
+)
+from orchestrator.rollout.plan import current_step, step_count
+
+HISTORY = 50
+"""Journeys that the state remembers; the event stream keeps all."""
+
+DAEMON = "orchestrator"
+"""The actor of what nobody asked for."""
+
+BEFORE_TRAFFIC = frozenset({Phase.PREFLIGHT, Phase.STARTING, Phase.PREVIEW})
+
+
+class Turn:
+    """State, time and events of one decision."""
+
+    def __init__(self, state: ServiceState, now: float) -> None:
+        self.state = state
+        self.now = now
+        self.events: list[Event] = []
+
+    @property
+    def rollout(self) -> Rollout:
+        """The active rollout; only asked where there is one."""
+        assert self.state.rollout is not None
+        return self.state.rollout
+
+    def set(self, **changes: Any) -> None:
+        """Replace fields of the state."""
+        self.state = replace(self.state, **changes)
+
+    def roll(self, **changes: Any) -> None:
+        """Replace fields of the rollout."""
+        self.set(rollout=replace(self.rollout, **changes))
+
+    def tell(self, event: Event) -> None:
+        """Record a fact."""
+        self.events.append(event)
+
+    def begin(self, rollout: Rollout) -> None:
+        """Start a journey."""
+        self.set(rollout=rollout)
+        self._tell_phase(rollout.actor, rollout.reason)
+
+    def enter(self, phase: Phase, reason: str, *, step: int = 0, actor: str = DAEMON) -> None:
+        """Move the rollout to a phase, or to a step of it; what belonged to the old one is forgotten."""
+        self.roll(
+            phase=phase,
+            step=step,
+            entered_at=self.now,
+            held_since=None,
+            measured_at=None,
+            breaches=(),
+            verdicts=(),
+            approved=False,
+            mark=None,
+            actor=actor,
+            reason=reason,
+        )
+        self._tell_phase(actor, reason)
+
+    def _tell_phase(self, actor: str, reason: str) -> None:
+        rollout = self.rollout
+        moving = rollout.phase in (Phase.SHIFTING, Phase.BAKING)
+        self.tell(
+            PhaseEntered(
+                service=self.state.service,
+                at=self.now,
+                release=rollout.release.id,
+                phase=rollout.phase,
+                step=rollout.step,
+                steps=step_count(self.state, rollout),
+                weight=current_step(self.state, rollout).weight if moving else 0,
+                actor=actor,
+                reason=reason,
+            )
+        )
+
+    def retreat(
+        self,
+        outcome: Outcome,
+        reason: str,
+        *,
+        actor: str = DAEMON,
+        verdict: Verdict | None = None,
+        logs: str = "",
+    ) -> None:
+        """Give a rollout up: end it at once before it has traffic, else take the traffic back first.
+
+        A second retreat changes nothing: the first cause is the outcome.
+        """
+        rollout = self.rollout
+        if rollout.phase is Phase.ROLLING_BACK:
+            return
+        if rollout.phase in BEFORE_TRAFFIC:
+            without_traffic = Outcome.ABORTED if actor != DAEMON else Outcome.FAILED
+            ended = without_traffic if outcome is Outcome.ROLLED_BACK else outcome
+            self.end(ended, reason, actor=actor, verdict=verdict, logs=logs)
+            return
+        self.tell(
+            RollbackStarted(
+                service=self.state.service,
+                at=self.now,
+                release=rollout.release.id,
+                outcome=outcome,
+                actor=actor,
+                reason=reason,
+                verdict=verdict,
+            )
+        )
+        self.enter(Phase.ROLLING_BACK, reason, step=rollout.step, actor=actor)
+        self.roll(retreat=Retreat(outcome=outcome, actor=actor, reason=reason, verdict=verdict, logs=logs))
+
+    def end(
+        self,
+        outcome: Outcome,
+        reason: str,
+        *,
+        actor: str = DAEMON,
+        verdict: Verdict | None = None,
+        logs: str = "",
+    ) -> None:
+        """End the journey. What was not promoted retires, unless it is kept as the previous release."""
+        rollout = self.rollout
+        self.set(rollout=None)
+        self.conclude(
+            rollout.release,
+            outcome,
+            reason,
+            actor=actor,
+            kind=rollout.kind,
+            began_at=rollout.began_at,
+            verdict=verdict,
+            logs=logs,
+        )
+        if outcome is not Outcome.PROMOTED:
+            self.retire([rollout.release])
+
+    def conclude(
+        self,
+        release: Release,
+        outcome: Outcome,
+        reason: str,
+        *,
+        actor: str,
+        kind: Any = "release",
+        began_at: float | None = None,
+        verdict: Verdict | None = None,
+        logs: str = "",
+    ) -> None:
+        """Write a journey into history and tell its end."""
+        began = self.now if began_at is None else began_at
+        ended = Ended(
+            release=release,
+            kind=kind,
+            outcome=outcome,
+            reason=reason,
+            actor=actor,
+            began_at=began,
+            ended_at=self.now,
+        )
+        self.set(history=(*self.state.history, ended)[-HISTORY:])
+        self.tell(
+            ReleaseEnded(
+                service=self.state.service,
+                at=self.now,
+                release=release.id,
+                journey=kind,
+                outcome=outcome,
+                actor=actor,
+                reason=reason,
+                request=release.request,
+                image=release.image,
+                seconds=self.now - began,
+                verdict=verdict,
+                logs=logs,
+            )
+        )
+
+    def retire(self, releases: Iterable[Release]) -> None:
+        """Let releases drain and stop, unless they are stable, previous or on their way out already."""
+        kept = {r.id for r in (self.state.stable, self.state.previous) if r is not None}
+        kept |= {r.release.id for r in self.state.retiring}
+        leaving = [Retiring(release=r) for r in releases if r.id not in kept and r.digest]
+        self.set(retiring=(*self.state.retiring, *leaving))

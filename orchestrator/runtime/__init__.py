@@ -1,0 +1,1 @@
+"""Containers, through Docker: the only package that knows its SDK."""

@@ -1,0 +1,64 @@
+"""Docker's blocking SDK behind a small executor, so that a hung call never holds the loop."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import docker
+from docker.errors import APIError, DockerException
+from requests.exceptions import RequestException
+
+from orchestrator.ports import Fault
+
+T = TypeVar("T")
+
+
+def words(error: Exception) -> str:
+    """What Docker or the registry said, without the wrapping of the SDK."""
+    explanation = getattr(error, "explanation", None)
+    return str(explanation or error).strip()
+
+
+class DockerClient:
+    """One client, one executor. A call that outlasts its deadline is left behind in its thread."""
+
+    def __init__(self, url: str = "", timeout: float = 15.0, threads: int = 8) -> None:
+        self._url = url
+        self._timeout = timeout
+        self._client: docker.DockerClient | None = None
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="docker")
+
+    @property
+    def sdk(self) -> docker.DockerClient:
+        """The SDK's client, connected at first use. Only for code that runs in the executor."""
+        if self._client is None:
+            settings: dict[str, Any] = {"timeout": int(self._timeout), "max_pool_size": 16}
+            self._client = (
+                docker.DockerClient(base_url=self._url, **settings)
+                if self._url
+                else docker.from_env(**settings)
+            )
+        return self._client
+
+    async def call(self, work: Callable[[docker.DockerClient], T], deadline: float | None = None) -> T:
+        """Run blocking work with the SDK.
+
+        Raises:
+            Fault: Docker refused, is away, or took longer than `deadline` seconds.
+        """
+        loop = asyncio.get_running_loop()
+        limit = deadline or self._timeout * 2
+        try:
+            async with asyncio.timeout(limit):
+                return await loop.run_in_executor(self._pool, lambda: work(self.sdk))
+        except TimeoutError as error:
+            raise Fault(f"Docker did not answer within {limit:.0f} s") from error
+        except (APIError, DockerException, RequestException) as error:
+            raise Fault(f"Docker: {words(error)}") from error
+
+    def close(self) -> None:
+        """Stop taking work; calls that hang are not waited for."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._client is not None:
+            self._client.close()

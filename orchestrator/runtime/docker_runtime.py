@@ -1,0 +1,349 @@
+"""`ports.Runtime` on the Docker Engine."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import docker
+import structlog
+from docker.errors import APIError, ImageNotFound, NotFound
+from docker.models.containers import Container
+from docker.types import LogConfig, Mount
+
+from orchestrator.ports import Fault
+from orchestrator.rollout.desired import Wanted
+from orchestrator.rollout.model import Release
+from orchestrator.rollout.observation import Image, Instance
+from orchestrator.runtime.client import DockerClient, words
+from orchestrator.runtime.labels import GRACE, INSTANCE, OWNER, SERVICE, TOKEN, Identity, identify, labels
+from orchestrator.runtime.network import Network
+from orchestrator.runtime.probe import Prober
+
+log = structlog.get_logger()
+
+LOG_LINES = 20
+START_TRIES = 3
+CONFLICT = 409
+
+
+class DockerRuntime:
+    """Containers of one owner on one Docker Engine.
+
+    Args:
+        client: The SDK behind its executor.
+        network: Where the instances live.
+        owner: Marks what is ours; containers without this label are never touched.
+        token: Gives the fencing token of the daemon.
+        pull: `missing` pulls what is not on the host, `always` asks the registry every time.
+    """
+
+    def __init__(
+        self,
+        client: DockerClient,
+        network: Network,
+        owner: str,
+        token: Callable[[], int],
+        pull: str = "missing",
+        pull_deadline: float = 600.0,
+    ) -> None:
+        self._docker = client
+        self._network = network
+        self._owner = owner
+        self._token = token
+        self._pull = pull
+        self._pull_deadline = pull_deadline
+        self._prober = Prober()
+        self._addresses = threading.Lock()
+        self._living: dict[str, set[tuple[str, str]]] = {}
+
+    async def prepare(self) -> None:
+        """Make sure that Docker answers and the network exists."""
+        await self._docker.call(self._network.ensure)
+
+    async def observe(self, service: str) -> tuple[Instance, ...]:
+        """See `ports.Runtime`."""
+        found = await self._docker.call(lambda client: self._inspect(client, service))
+        seen = await asyncio.gather(*(self._probed(identity, attrs) for identity, attrs in found))
+        self._living[service] = {(i.container, i.started_at) for i in seen}
+        self._prober.forget(set().union(*self._living.values()))
+        return tuple(
+            [await self._with_logs(i) if i.health != "ready" or not i.running else i for i in seen]
+        )
+
+    def _inspect(self, client: docker.DockerClient, service: str) -> list[tuple[Identity, dict[str, Any]]]:
+        filters = {"label": [f"{OWNER}={self._owner}", f"{SERVICE}={service}"]}
+        found = []
+        for summary in client.api.containers(all=True, filters=filters):
+            try:
+                attrs = client.api.inspect_container(summary["Id"])
+            except NotFound:
+                continue
+            identity = identify(attrs["Config"]["Labels"] or {})
+            if identity is not None:
+                found.append((identity, attrs))
+        return found
+
+    async def _probed(self, identity: Identity, attrs: dict[str, Any]) -> Instance:
+        state = attrs["State"]
+        endpoint = attrs["NetworkSettings"]["Networks"].get(self._network.name) or {}
+        ip = endpoint.get("IPAddress") or ""
+        running = bool(state["Running"]) and not state.get("Restarting", False)
+        instance = Instance(
+            name=identity.instance,
+            release=identity.release,
+            address=f"{ip}:{identity.port}" if ip else "",
+            container=attrs["Id"],
+            started_at=state["StartedAt"],
+            running=running,
+            exit_code=None if running or state["Status"] == "created" else state["ExitCode"],
+            oom_killed=bool(state.get("OOMKilled")),
+            restarts=int(attrs.get("RestartCount") or 0),
+            supervised=attrs["HostConfig"]["RestartPolicy"]["Name"] not in ("", "no"),
+            detail=state.get("Error") or "",
+        )
+        if not running or not instance.address:
+            return instance
+        health, detail = await self._prober.probe(
+            instance.container, instance.started_at, instance.address, identity.probe
+        )
+        return replace(instance, health=health, detail=detail)
+
+    async def _with_logs(self, instance: Instance) -> Instance:
+        def tail(client: docker.DockerClient) -> str:
+            raw = client.api.logs(instance.container, tail=LOG_LINES, stdout=True, stderr=True)
+            return bytes(raw).decode("utf-8", "replace")
+
+        try:
+            return replace(instance, logs=await self._docker.call(tail))
+        except Fault:
+            return instance
+
+    async def resolve(self, image: str) -> Image:
+        """See `ports.Runtime`."""
+
+        def work(client: docker.DockerClient) -> Image:
+            found = None
+            if self._pull != "always":
+                try:
+                    found = client.images.get(image)
+                except ImageNotFound:
+                    found = None
+            if found is None:
+                try:
+                    self._pull_image(client, image)
+                    found = client.images.get(image)
+                except APIError as error:
+                    return Image(error=words(error))
+            repository = image.partition("@")[0]
+            if ":" in repository.rpartition("/")[2]:
+                repository = repository.rpartition(":")[0]
+            pinned = [d for d in found.attrs.get("RepoDigests") or [] if d.partition("@")[0] == repository]
+            return Image(digest=pinned[0] if pinned else str(found.id))
+
+        return await self._docker.call(work, self._pull_deadline)
+
+    def _pull_image(self, client: docker.DockerClient, image: str) -> None:
+        """Pull with the credentials of Docker's own config file, and with the pull's own deadline."""
+        puller = docker.APIClient(
+            base_url=client.api.base_url if not client.api.base_url.startswith("http+docker") else None,
+            timeout=int(self._pull_deadline),
+        )
+        try:
+            for line in puller.pull(image, stream=True, decode=True):
+                if "error" in line:
+                    raise APIError(str(line["error"]))
+        finally:
+            puller.close()
+
+    async def start(self, wanted: Wanted) -> None:
+        """See `ports.Runtime`."""
+
+        def work(client: docker.DockerClient) -> None:
+            preferred = self._clear(client, wanted)
+            for attempt in range(1, START_TRIES + 1):
+                with self._addresses:
+                    container = self._create(client, wanted, preferred)
+                if container is None:
+                    return
+                try:
+                    container.start()
+                except APIError as error:
+                    container.remove(force=True)
+                    taken = "address already in use" in words(error).lower()
+                    if not taken or attempt == START_TRIES:
+                        raise
+                    preferred = ""
+                else:
+                    return
+
+        await self._docker.call(work, 120.0)
+
+    def _clear(self, client: docker.DockerClient, wanted: Wanted) -> str:
+        """Remove a dead container of this name; returns the address that it had.
+
+        Raises:
+            Fault: The name belongs to somebody else's container, or to a newer daemon's.
+        """
+        try:
+            found = client.containers.get(self._container_name(wanted.name))
+        except NotFound:
+            return ""
+        mine = found.labels.get(OWNER) == self._owner and found.labels.get(INSTANCE) == wanted.name
+        if not mine:
+            raise Fault(f"container name {found.name} is taken by a container that is not ours")
+        if int(found.labels.get(TOKEN, "0")) > self._token():
+            raise Fault(f"{found.name} was created under a newer token than {self._token()}")
+        if found.status == "running":
+            return ""
+        endpoint = found.attrs["NetworkSettings"]["Networks"].get(self._network.name) or {}
+        address = (endpoint.get("IPAMConfig") or {}).get("IPv4Address") or ""
+        found.remove(force=True)
+        return str(address)
+
+    def _create(self, client: docker.DockerClient, wanted: Wanted, preferred: str) -> Container | None:
+        """Create the container at a free static address; None when it exists and runs already."""
+        address = self._network.free(self._taken(client), preferred)
+        release, template = wanted.release, wanted.release.template
+        settings: dict[str, Any] = {
+            "name": self._container_name(wanted.name),
+            "labels": labels(wanted, self._owner, self._token()),
+            "environment": _environment(release),
+            "user": template.user,
+            "read_only": template.read_only,
+            "tmpfs": {path: "" for path in template.tmpfs},
+            "cap_drop": ["ALL"],
+            "security_opt": ["no-new-privileges:true"],
+            "mem_limit": template.memory,
+            "memswap_limit": template.memory,
+            "nano_cpus": int(template.cpus * 1e9),
+            "pids_limit": template.pids,
+            "mounts": [Mount(target, source, type="bind", read_only=True) for source, target in template.secrets],
+            "log_config": LogConfig(type="json-file", config={"max-size": "10m", "max-file": "3"}),
+            "restart_policy": {"Name": "unless-stopped"} if wanted.restart else {"Name": "no"},
+            "network": self._network.name,
+            "networking_config": {
+                self._network.name: client.api.create_endpoint_config(ipv4_address=address)
+            },
+            "stop_signal": "SIGTERM",
+        }
+        try:
+            return client.containers.create(
+                release.digest, command=list(template.command) or None, **settings
+            )
+        except APIError as error:
+            if error.status_code == CONFLICT and "name" in words(error):
+                return None
+            raise
+
+    def _taken(self, client: docker.DockerClient) -> list[str]:
+        taken = []
+        for summary in client.api.containers(all=True, filters={"network": self._network.name}):
+            endpoint = summary["NetworkSettings"]["Networks"].get(self._network.name) or {}
+            fixed = (endpoint.get("IPAMConfig") or {}).get("IPv4Address")
+            taken += [a for a in (endpoint.get("IPAddress"), fixed) if a]
+        return taken
+
+    def _container_name(self, instance: str) -> str:
+        return f"{self._owner}-{instance}"
+
+    async def supervise(self, name: str) -> None:
+        """See `ports.Runtime`."""
+
+        def work(client: docker.DockerClient) -> None:
+            policy: Any = {"Name": "unless-stopped", "MaximumRetryCount": 0}
+            client.api.update_container(self._container_name(name), restart_policy=policy)
+
+        await self._docker.call(work)
+
+    async def stop(self, name: str) -> None:
+        """See `ports.Runtime`."""
+
+        def work(client: docker.DockerClient) -> None:
+            try:
+                found = client.containers.get(self._container_name(name))
+                if found.labels.get(OWNER) != self._owner:
+                    return
+                grace = float(found.labels.get(GRACE, "10"))
+                if found.status == "running":
+                    found.stop(timeout=max(int(grace), 1))
+                found.remove(force=True)
+            except NotFound:
+                return
+            except APIError as error:
+                if error.status_code != CONFLICT:
+                    raise
+
+        await self._docker.call(work, 600.0)
+
+    async def remove_images(self, digests: Sequence[str]) -> None:
+        """See `ports.Images`."""
+
+        def work(client: docker.DockerClient) -> None:
+            for digest in digests:
+                try:
+                    client.images.remove(digest)
+                    log.info("image_removed", digest=digest)
+                except APIError as error:
+                    if error.status_code not in (404, CONFLICT):
+                        raise
+
+        await self._docker.call(work, 120.0)
+
+    async def changes(self) -> AsyncIterator[str]:
+        """See `ports.RuntimeEvents`: read in a thread of its own, found again when Docker comes back."""
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[str] = asyncio.Queue()
+        stopped = threading.Event()
+        streams: list[Any] = []
+        filters = {"label": f"{OWNER}={self._owner}", "type": "container"}
+
+        def listen() -> None:
+            while not stopped.is_set():
+                try:
+                    stream = self._docker.sdk.events(decode=True, filters=filters)
+                    streams[:] = [stream]
+                    for event in stream:
+                        if event.get("Action") in ("die", "start", "oom", "destroy", "pause", "unpause"):
+                            service = event["Actor"]["Attributes"].get(SERVICE, "")
+                            loop.call_soon_threadsafe(queue.put_nowait, service)
+                except Exception as error:  # noqa: BLE001  whatever it was, the stream is opened again
+                    if not stopped.is_set():
+                        log.warning("docker_events_lost", reason=str(error))
+                stopped.wait(1.0)
+
+        thread = threading.Thread(target=listen, name="docker-events", daemon=True)
+        thread.start()
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            stopped.set()
+            for stream in streams:
+                stream.close()
+
+    async def close(self) -> None:
+        """Close what is open."""
+        await self._prober.close()
+
+
+def _environment(release: Release) -> dict[str, str]:
+    """The file's lines, then the template's own, then what every instance is told of itself.
+
+    Raises:
+        Fault: The file can't be read; names the path.
+    """
+    template = release.template
+    env: dict[str, str] = {}
+    if template.env_file:
+        try:
+            lines = Path(template.env_file).read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise Fault(f"env_file {template.env_file}: {error.strerror}") from error
+        for line in lines:
+            name, found, value = line.strip().partition("=")
+            if found and not name.startswith("#"):
+                env[name] = value
+    return {**env, **dict(template.env), "RELEASE": release.id, "SERVICE": release.service}

@@ -1,0 +1,62 @@
+"""The labels that make a container ours and self-describing."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from orchestrator.rollout.desired import Wanted
+from orchestrator.rollout.model import Probe
+
+PREFIX = "io.release-orchestrator."
+OWNER = f"{PREFIX}owner"
+SERVICE = f"{PREFIX}service"
+RELEASE = f"{PREFIX}release"
+INSTANCE = f"{PREFIX}instance"
+TOKEN = f"{PREFIX}token"
+IMAGE = f"{PREFIX}image"
+PORT = f"{PREFIX}port"
+GRACE = f"{PREFIX}stop-grace"
+PROBE = f"{PREFIX}probe"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a container says of itself."""
+
+    service: str
+    release: str
+    instance: str
+    port: int
+    grace: float
+    probe: Probe
+
+
+def labels(wanted: Wanted, owner: str, token: int) -> dict[str, str]:
+    """The labels of an instance of this owner, created under this fencing token."""
+    template = wanted.release.template
+    return {
+        OWNER: owner,
+        SERVICE: wanted.release.service,
+        RELEASE: wanted.release.id,
+        INSTANCE: wanted.name,
+        TOKEN: str(token),
+        IMAGE: wanted.release.image,
+        PORT: str(template.port),
+        GRACE: str(template.stop_grace),
+        PROBE: json.dumps(asdict(template.probe), separators=(",", ":")),
+    }
+
+
+def identify(found: Mapping[str, str]) -> Identity | None:
+    """What the labels say; None when a needed one is missing or damaged."""
+    try:
+        return Identity(
+            service=found[SERVICE],
+            release=found[RELEASE],
+            instance=found[INSTANCE],
+            port=int(found[PORT]),
+            grace=float(found[GRACE]),
+            probe=Probe(**json.loads(found[PROBE])),
+        )
+    except (KeyError, ValueError, TypeError):
+        return None

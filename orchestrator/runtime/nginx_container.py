@@ -1,0 +1,51 @@
+"""`ports.EdgeProcess` for an nginx that runs in a container."""
+
+import docker
+from docker.errors import NotFound
+
+from orchestrator.ports import Fault
+from orchestrator.runtime.client import DockerClient
+
+
+class ContainerNginx:
+    """nginx in a container, by the container's name. The files' folder must be mounted into it."""
+
+    def __init__(self, client: DockerClient, name: str) -> None:
+        self._docker = client
+        self._name = name
+
+    async def test(self) -> None:
+        """See `ports.EdgeProcess`."""
+        await self._docker.call(lambda client: self._exec(client, ["nginx", "-t", "-q"]))
+
+    async def reload(self) -> None:
+        """See `ports.EdgeProcess`."""
+
+        def work(client: docker.DockerClient) -> None:
+            self._exec(client, ["nginx", "-s", "reload"])
+
+        await self._docker.call(work)
+
+    async def retiring_workers(self) -> frozenset[int]:
+        """See `ports.EdgeProcess`."""
+
+        def work(client: docker.DockerClient) -> frozenset[int]:
+            try:
+                processes = client.api.top(self._name, "-eo pid,args")["Processes"] or []
+            except NotFound:
+                return frozenset()
+            return frozenset(int(row[0]) for row in processes if "shutting down" in " ".join(row[1:]))
+
+        try:
+            return await self._docker.call(work)
+        except Fault:
+            return frozenset()
+
+    def _exec(self, client: docker.DockerClient, command: list[str]) -> None:
+        try:
+            code, output = client.containers.get(self._name).exec_run(command)
+        except NotFound as error:
+            raise Fault(f"nginx container {self._name} is not there") from error
+        if code:
+            shown = output.decode("utf-8", "replace").strip() if isinstance(output, bytes) else ""
+            raise Fault(f"{self._name}: {' '.join(command)}: exit code {code}: {shown}")

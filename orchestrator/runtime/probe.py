@@ -1,0 +1,70 @@
+"""Readiness: N probes in a row on one process, because a start that worked proves nothing."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Literal
+
+import aiohttp
+
+from orchestrator.rollout.model import Probe
+
+
+@dataclass(slots=True)
+class _Streak:
+    good: int = 0
+    bad: int = 0
+    ready: bool = False
+    detail: str = ""
+
+
+class Prober:
+    """Asks instances and counts answers in a row, per container id and StartedAt."""
+
+    def __init__(self) -> None:
+        self._streaks: dict[tuple[str, str], _Streak] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def probe(
+        self, container: str, started_at: str, address: str, probe: Probe
+    ) -> tuple[Literal["ready", "unknown", "unhealthy"], str]:
+        """Ask once; returns the health after this answer, and the last failure in words."""
+        streak = self._streaks.setdefault((container, started_at), _Streak())
+        failure = await self._ask(address, probe)
+        if failure:
+            streak.good, streak.bad, streak.detail = 0, streak.bad + 1, failure
+        else:
+            streak.good, streak.bad, streak.detail = streak.good + 1, 0, ""
+        if streak.good >= probe.successes:
+            streak.ready = True
+        if streak.bad >= probe.failures:
+            streak.ready = False
+            return "unhealthy", streak.detail
+        return ("ready" if streak.ready else "unknown"), streak.detail
+
+    def forget(self, living: set[tuple[str, str]]) -> None:
+        """Drop the counts of processes that are gone."""
+        for key in self._streaks.keys() - living:
+            del self._streaks[key]
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _ask(self, address: str, probe: Probe) -> str:
+        try:
+            async with asyncio.timeout(probe.timeout):
+                if probe.kind == "tcp":
+                    host, _, port = address.rpartition(":")
+                    _, writer = await asyncio.open_connection(host, int(port))
+                    writer.close()
+                    return ""
+                if self._session is None:
+                    self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))
+                url = f"http://{address}{probe.path}"
+                async with self._session.get(url, allow_redirects=False) as answer:
+                    return "" if answer.ok and answer.status < 300 else f"{probe.path} answers {answer.status}"  # noqa: PLR2004
+        except TimeoutError:
+            return f"no answer from {address} within {probe.timeout:g} s"
+        except (OSError, aiohttp.ClientError) as error:
+            return f"{address}: {error}"

@@ -1,0 +1,1 @@
+"""What is kept in Redis: state, events, dead letters, the lease."""

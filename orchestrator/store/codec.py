@@ -1,0 +1,58 @@
+"""States and events as JSON. Validated on the way in: what another version wrote wrongly is not guessed at."""
+
+from functools import cache
+
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator.ports import Fault
+from orchestrator.rollout.events import Event
+from orchestrator.rollout.model import ServiceState
+
+
+@cache
+def _state() -> TypeAdapter[ServiceState]:
+    return TypeAdapter(ServiceState)
+
+
+@cache
+def _event() -> TypeAdapter[Event]:
+    return TypeAdapter(Event)
+
+
+def dump_state(state: ServiceState) -> bytes:
+    """A state as JSON."""
+    return _state().dump_json(state)
+
+
+def load_state(data: bytes | str) -> ServiceState:
+    """A state from JSON.
+
+    Raises:
+        Fault: It is not a state; the message names the first wrong path.
+    """
+    try:
+        return _state().validate_json(data)
+    except ValidationError as error:
+        raise Fault(f"stored state is damaged: {_first(error)}") from None
+
+
+def dump_event(event: Event) -> bytes:
+    """An event as JSON; `kind` tells which."""
+    return _event().dump_json(event)
+
+
+def load_event(data: bytes | str) -> Event:
+    """An event from JSON.
+
+    Raises:
+        Fault: It is not an event.
+    """
+    try:
+        return _event().validate_json(data)
+    except ValidationError as error:
+        raise Fault(f"stored event is damaged: {_first(error)}") from None
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    return f"{'/'.join(str(part) for part in problem['loc'])}: {problem['msg']}"

@@ -1,0 +1,49 @@
+"""The names of everything that is kept in Redis."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Names under one prefix, so that several orchestrators can share a server."""
+
+    prefix: str = "orchestrator"
+
+    @property
+    def requests(self) -> str:
+        """Stream that producers append to."""
+        return f"{self.prefix}:requests"
+
+    @property
+    def group(self) -> str:
+        """Consumer group of the request stream; the one consumer is whoever holds the lease."""
+        return "orchestrator"
+
+    @property
+    def events(self) -> str:
+        """Stream of everything that happened."""
+        return f"{self.prefix}:events"
+
+    @property
+    def dead(self) -> str:
+        """Stream of requests that could not be carried out, each with the reason."""
+        return f"{self.prefix}:dead"
+
+    @property
+    def lease(self) -> str:
+        """Token of the daemon that drives."""
+        return f"{self.prefix}:lease"
+
+    @property
+    def epoch(self) -> str:
+        """Counter that tokens come from."""
+        return f"{self.prefix}:epoch"
+
+    @property
+    def services(self) -> str:
+        """Set of the services that have a state."""
+        return f"{self.prefix}:services"
+
+    def state(self, service: str) -> str:
+        """Hash of `data` (JSON) and `version` of one service."""
+        return f"{self.prefix}:state:{service}"

@@ -1,0 +1,151 @@
+"""The store on Redis: one script commits state, events and acknowledgements under the lease's token."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from orchestrator.ports import Fault, Stale
+from orchestrator.rollout.events import Event
+from orchestrator.rollout.model import ServiceState
+from orchestrator.store.codec import dump_event, dump_state, load_event, load_state
+from orchestrator.store.keys import Keys
+from orchestrator.store.scripts import COMMIT, REFUSE
+
+
+def connect(url: str, timeout: float = 5.0) -> Redis:
+    """A client whose every call gives up after `timeout` seconds.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`.
+        timeout: Seconds for connecting and for each answer.
+    """
+    client: Redis = Redis.from_url(
+        url,
+        decode_responses=True,
+        protocol=2,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        health_check_interval=30,
+    )
+    return client
+
+
+class RedisStore:
+    """`ports.Store` on Redis, with what readers need beside it."""
+
+    def __init__(self, redis: Redis, keys: Keys, token: int = 0) -> None:
+        self._redis = redis
+        self._keys = keys
+        self.token = token
+        self._commit = redis.register_script(COMMIT)
+        self._refuse = redis.register_script(REFUSE)
+
+    async def load(self, service: str) -> tuple[ServiceState, int]:
+        """See `ports.Store`."""
+        try:
+            data, version = await self._redis.hmget(self._keys.state(service), ["data", "version"])
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error
+        if data is None:
+            return ServiceState(service=service), int(version or 0)
+        return load_state(data), int(version or 0)
+
+    async def commit(
+        self, state: ServiceState, version: int, events: Sequence[Event], acks: Sequence[str] = ()
+    ) -> int:
+        """See `ports.Store`."""
+        keys = self._keys
+        told: list[str | bytes] = []
+        for event in events:
+            told += [event.kind, event.release, dump_event(event)]
+        return int(
+            await self._run(
+                self._commit,
+                [keys.lease, keys.state(state.service), keys.events, keys.requests, keys.services],
+                [self.token, version, dump_state(state), state.service, keys.group, len(events), *told, *acks],
+            )
+        )
+
+    async def refuse(self, entry: str, fields: Mapping[str, str], event: Event) -> None:
+        """See `ports.Store`."""
+        keys = self._keys
+        letter = [part for pair in fields.items() for part in pair]
+        await self._run(
+            self._refuse,
+            [keys.lease, keys.dead, keys.events, keys.requests],
+            [
+                self.token,
+                keys.group,
+                entry,
+                event.kind,
+                event.service,
+                dump_event(event),
+                "entry",
+                entry,
+                *letter,
+            ],
+        )
+
+    @staticmethod
+    async def _run(script: Any, keys: Sequence[str], args: Sequence[object]) -> int:
+        try:
+            return int(await script(keys=keys, args=args))
+        except ResponseError as error:
+            if "STALE" in str(error):
+                raise Stale(f"another daemon has taken over: {error}") from error
+            raise Fault(f"Redis: {error}") from error
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error
+
+    async def services(self) -> list[str]:
+        """The services that have a state, sorted."""
+        try:
+            return sorted(str(s) for s in await self._redis.smembers(self._keys.services))
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error
+
+    async def last_event_id(self) -> str:
+        """The id of the newest event, `0-0` when there is none."""
+        try:
+            newest: Any = await self._redis.xrevrange(self._keys.events, count=1)
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error
+        return str(newest[0][0]) if newest else "0-0"
+
+    async def events(self, after: str, block: float = 1.0) -> AsyncIterator[tuple[str, Event | None]]:
+        """Events after an id, for ever. Yields (id, None) when nothing came for `block` seconds.
+
+        Raises:
+            Fault: Redis did not answer.
+        """
+        while True:
+            try:
+                found: Any = await self._redis.xread(
+                    {self._keys.events: after}, count=100, block=int(block * 1000)
+                )
+            except RedisError as error:
+                raise Fault(f"Redis: {error}") from error
+            if not found:
+                yield after, None
+                continue
+            for entry, fields in found[0][1]:
+                after = str(entry)
+                yield after, load_event(fields["data"])
+
+    async def push(self, fields: Mapping[str, str]) -> str:
+        """Append a request; returns the id of its entry once it is durable."""
+        try:
+            return str(await self._redis.xadd(self._keys.requests, dict[Any, Any](fields)))
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error
+    async def waiting(self) -> int:
+        """Requests that nobody has carried out yet: not delivered, or delivered and not acknowledged."""
+        try:
+            groups: Any = await self._redis.xinfo_groups(self._keys.requests)
+        except ResponseError:
+            return 0
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error
+        return sum(int(g["pending"]) + int(g["lag"] or 0) for g in groups)

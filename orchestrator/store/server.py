@@ -1,0 +1,122 @@
+"""The Redis server itself: a private one when none is configured, or the settings of a given one."""
+
+import asyncio
+import contextlib
+import shutil
+from pathlib import Path
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from orchestrator.ports import Fault
+
+log = structlog.get_logger()
+
+REQUIRED = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+"""Settings without which Redis may lose what it has acknowledged: on a full disk `everysec` lost a write,
+and `allkeys-lru` evicted stream, state and lease alike."""
+
+
+def private_socket(state_dir: Path) -> Path:
+    """Where the private server listens."""
+    return state_dir / "redis" / "redis.sock"
+
+
+class PrivateRedis:
+    """A redis-server of the daemon's own: Unix socket, data in the state folder, every write on the disk.
+
+    It outlives a killed daemon and is found again by the next one. A clean stop ends it.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._dir = state_dir / "redis"
+        self.socket = private_socket(state_dir)
+        self.url = f"unix://{self.socket}"
+
+    async def start(self, deadline: float = 15.0) -> None:
+        """Find the server of an earlier daemon, or start one.
+
+        Raises:
+            Fault: There is no redis-server program, or it did not come up; the message has its words.
+        """
+        if await self._answers():
+            log.info("private_redis_found", socket=str(self.socket))
+            return
+        program = shutil.which("redis-server")
+        if program is None:
+            raise Fault("redis-server is not installed: apt-get install redis-server, or set redis.url")
+        self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._dir.chmod(0o700)
+        settings = {
+            "port": "0",
+            "unixsocket": str(self.socket),
+            "unixsocketperm": "700",
+            "dir": str(self._dir),
+            "daemonize": "no",
+            "logfile": str(self._dir / "redis.log"),
+            "save": "",
+            **REQUIRED,
+        }
+        arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
+        process = await asyncio.create_subprocess_exec(
+            program,
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            async with asyncio.timeout(deadline):
+                while not await self._answers():
+                    if process.returncode is not None:
+                        raise Fault(f"redis-server ended at once; see {self._dir / 'redis.log'}")
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            process.kill()
+            raise Fault(f"redis-server did not answer within {deadline:.0f} s") from None
+        log.info("private_redis_started", socket=str(self.socket), pid=process.pid)
+
+    async def keep(self) -> None:
+        """Start it again whenever it is gone, for ever."""
+        while True:
+            await asyncio.sleep(1.0)
+            if await self._answers():
+                continue
+            log.warning("private_redis_gone", socket=str(self.socket))
+            with contextlib.suppress(Fault):
+                await self.start()
+
+    async def stop(self) -> None:
+        """End the server; its data stays."""
+        client = Redis(unix_socket_path=str(self.socket), socket_timeout=5.0)
+        with contextlib.suppress(RedisError, OSError):
+            await client.shutdown(nosave=True)
+        await client.aclose()
+
+    async def _answers(self) -> bool:
+        client = Redis(unix_socket_path=str(self.socket), socket_timeout=2.0, socket_connect_timeout=2.0)
+        try:
+            return bool(await client.ping())
+        except (RedisError, OSError):
+            return False
+        finally:
+            await client.aclose()
+
+
+async def check_settings(redis: Redis) -> list[str]:
+    """What a given server would have to change to keep what it acknowledges; empty when it does.
+
+    Raises:
+        Fault: It does not answer.
+    """
+    problems = []
+    try:
+        for name, wanted in REQUIRED.items():
+            found = dict(await redis.config_get(name)).get(name)
+            if found != wanted:
+                problems.append(f"{name} is {found!r}: run CONFIG SET {name} {wanted} and CONFIG REWRITE")
+    except RedisError as error:
+        raise Fault(f"Redis: {error}") from error
+    return problems

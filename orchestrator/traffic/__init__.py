@@ -1,0 +1,1 @@
+"""nginx: render, write, test, reload, confirm."""

@@ -1,0 +1,197 @@
+"""A route as an nginx file. Pure: everything that goes in is checked, nothing is free text."""
+
+import hashlib
+import ipaddress
+import re
+from dataclasses import dataclass
+
+from jinja2 import Environment, StrictUndefined
+
+from orchestrator.ports import Fault
+from orchestrator.rollout.model import Route, Server
+
+SERVICE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?", re.ASCII)
+HEADER = re.compile(
+    r"# release-orchestrator service=(?P<service>\S+) generation=(?P<generation>[0-9]+)"
+    r" token=(?P<token>[0-9]+) sha256=(?P<sha256>[0-9a-f]{64})",
+    re.ASCII,
+)
+
+PROXY_SNIPPET = """\
+# Include this in the location that proxies to a service of release-orchestrator.
+# Only connection errors and timeouts are retried, and only for idempotent requests. An application's own
+# 5xx is never retried: that would hide a bad release from its gates.
+proxy_http_version 1.1;
+proxy_set_header Connection "";
+proxy_set_header Host $host;
+proxy_set_header X-Real-IP $remote_addr;
+proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+proxy_set_header X-Forwarded-Proto $scheme;
+proxy_connect_timeout 1s;
+proxy_next_upstream error timeout;
+proxy_next_upstream_tries 2;
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerBlock:
+    """A whole `server` block, for those who have none yet. `path` is the location that is proxied."""
+
+    listen: str = "80"
+    server_name: str = "_"
+    path: str = "/"
+    read_timeout: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeOptions:
+    """How one service is served.
+
+    Attributes:
+        method: How nginx chooses among servers.
+        max_fails: Failed attempts that take a server out for `fail_timeout` seconds.
+        keepalive: Idle connections to the servers that a worker keeps.
+        server: The generated `server` block; None leaves it to the operator's own configuration.
+    """
+
+    method: str = "round_robin"
+    max_fails: int = 1
+    fail_timeout: int = 2
+    keepalive: int = 32
+    server: ServerBlock | None = None
+
+
+TEMPLATE = """\
+{% macro pool(name, servers) -%}
+upstream {{ name }} {
+    zone {{ name }} 128k;
+{%- if options.method == "least_conn" %}
+    least_conn;
+{%- endif %}
+{%- for s in servers %}
+    server {{ s.address }} weight={{ s.weight }} max_fails={{ options.max_fails }} \
+fail_timeout={{ options.fail_timeout }}s{{ " backup" if s.backup }};  # {{ s.release }} {{ s.instance }}
+{%- else %}
+    server 127.0.0.1:1 down;  # no release yet
+{%- endfor %}
+    keepalive {{ options.keepalive }};
+}
+{%- endmacro -%}
+{{ pool(service, route.servers) }}
+{% if route.preview %}
+{{ pool(service ~ "_preview", route.preview) }}
+{% endif %}
+server {
+    listen {{ listen }};
+    server_name {{ service }}.release-orchestrator.internal;
+    access_log off;
+    location = /generation {
+        default_type text/plain;
+        return 200 "{{ service }} {{ route.generation }} {{ token }}";
+    }
+}
+{% if options.server %}
+server {
+    listen {{ options.server.listen }};
+    server_name {{ options.server.server_name }};
+    location {{ options.server.path }} {
+        include {{ snippet }};
+        proxy_read_timeout {{ options.server.read_timeout }}s;
+        proxy_pass http://{{ service }};
+    }
+}
+{% endif %}
+"""
+
+_environment = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)  # noqa: S701
+_template = _environment.from_string(TEMPLATE)
+
+
+def probe_host(service: str) -> str:
+    """The Host header that a service's generation is asked for with."""
+    return f"{service}.release-orchestrator.internal"
+
+
+def render(
+    service: str, route: Route, options: EdgeOptions, *, token: int, listen: str, snippet: str
+) -> str:
+    """The file for one service.
+
+    Args:
+        service: The service, which is the name of its upstream too.
+        route: What is to be served.
+        options: How.
+        token: The fencing token of the daemon that asks.
+        listen: The private address that answers with the generation.
+        snippet: Path of the proxy snippet, for a generated server block.
+
+    Raises:
+        Fault: A name or an address is not what it must be; nothing was rendered.
+    """
+    check_service(service)
+    for server in (*route.servers, *route.preview):
+        check_server(server)
+    body = _template.render(
+        service=service, route=route, options=options, token=int(token), listen=listen, snippet=snippet
+    )
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    first = (
+        f"# release-orchestrator service={service} generation={route.generation} token={token} sha256={digest}"
+    )
+    return f"{first}\n# Written by the daemon: a change by hand is noticed and told.\n{body}"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says of itself, and whether its body is the one that was written."""
+
+    service: str
+    generation: int
+    token: int
+    intact: bool
+
+
+def read_header(text: str) -> Header | None:
+    """The header of a file; None when it has none."""
+    lines = text.split("\n", 2)
+    match = HEADER.fullmatch(lines[0])
+    if match is None:
+        return None
+    body = lines[2] if len(lines) == 3 else ""  # noqa: PLR2004  header, notice, body
+    return Header(
+        service=match["service"],
+        generation=int(match["generation"]),
+        token=int(match["token"]),
+        intact=hashlib.sha256(body.encode()).hexdigest() == match["sha256"],
+    )
+
+
+def check_service(service: str) -> None:
+    """Refuse a name that is not a lower-case DNS label.
+
+    Raises:
+        Fault: It is not.
+    """
+    if not SERVICE.fullmatch(service):
+        raise Fault(f"service name {service!r} is not a lower-case DNS label of at most 40 characters")
+
+
+def check_server(server: Server) -> None:
+    """Refuse an address or a name that could say anything else to nginx.
+
+    Raises:
+        Fault: It could.
+    """
+    host, _, port = server.address.rpartition(":")
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+        right = port.isascii() and port.isdecimal() and 0 < int(port) < 65536  # noqa: PLR2004
+    except ValueError:
+        right = False
+    if not right:
+        raise Fault(f"{server.address!r} is not an address and port")
+    if not isinstance(server.weight, int) or server.weight < 1:
+        raise Fault(f"{server.weight!r} is not a weight")
+    for name in (server.release, server.instance):
+        if not re.fullmatch(r"[a-z0-9-]{1,80}", name, re.ASCII):
+            raise Fault(f"{name!r} is not a name")
