@@ -53,10 +53,12 @@ async def _folders(config: Config) -> list[Check]:
         checks.append(Check(name, ok, detail, f"mkdir -p {path} && chown {os.getuid()} {path}"))
     for name, service in config.services.items():
         container = service.container
-        for path in [*(s.source for s in container.secrets), *([container.env_file] if container.env_file else [])]:
-            ok = Path(path).is_file()
-            detail = f"{path} {'is there' if ok else 'is not there'}"
-            checks.append(Check(f"services/{name} file", ok, detail, f"create {path}"))
+        for source in [*(s.source for s in container.secrets), container.env_file]:
+            if source is None:
+                continue
+            ok = Path(source).is_file()
+            detail = f"{source} is there" if ok else f"{source} is not there"
+            checks.append(Check(f"services/{name} file", ok, detail, f"create {source}"))
     return checks
 
 

@@ -6,7 +6,7 @@ from orchestrator.rollout.desired import Wanted, World
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.observation import Image, Instance, Observation
 
-ROUTE = "route"
+ROUTE = "route "
 IMAGE = "image "
 START = "start "
 STOP = "stop "
@@ -33,8 +33,8 @@ class Converger:
         if seen.runtime_ok:
             self._instances(world, state, seen)
             self._stale_images(world)
-        names = {w.name for w in world.instances}
-        self._jobs.forget(lambda job: not job.startswith(START) or job.removeprefix(START) in names)
+        current = {f"{START}{w.name}" for w in world.instances} | {f"{ROUTE}{world.route.generation}"}
+        self._jobs.forget(lambda job: not job.startswith((START, ROUTE)) or job in current)
 
     def start_errors(self) -> dict[str, str]:
         """Instances that could not be started, with the reason."""
@@ -59,7 +59,9 @@ class Converger:
             return
         if pending or other or world.repair:
             plan = RoutePlan(service=world.service, route=route, fallback=world.fallback)
-            self._jobs.start(ROUTE, lambda: self._traffic.apply(plan, self._store.token))
+            name = f"{ROUTE}{route.generation}"
+            self._jobs.cancel(lambda job: job.startswith(ROUTE) and job != name)
+            self._jobs.start(name, lambda: self._traffic.apply(plan, self._store.token))
 
     def _instances(self, world: World, state: ServiceState, seen: Observation) -> None:
         found = {i.name: i for i in seen.instances}

@@ -72,9 +72,11 @@ class Jobs:
             del self._running[name]
             self._wake()
 
-    def running(self, name: str) -> bool:
-        """Whether a job of this name runs."""
-        return name in self._running
+    def cancel(self, unwanted: Callable[[str], bool]) -> None:
+        """Cancel the jobs whose purpose is gone."""
+        for name, task in self._running.items():
+            if unwanted(name):
+                task.cancel()
 
     def forget(self, keep: Callable[[str], bool]) -> None:
         """Drop the memory of failed jobs that are no concern any more."""

@@ -41,7 +41,9 @@ def look(turn: Turn, seen: Observation) -> None:
             breaches.append(Breach(gate=gate.name, since=broken_since.get(gate.name, turn.now)))
         if verdict.baseline is not None:
             baselines[gate.name] = verdict.baseline
-        if gate.name not in before or before[gate.name].result is not verdict.result:
+        fresh = gate.name not in before
+        news = verdict.result is not Result.INCONCLUSIVE or verdict.broken
+        if (fresh and news) or (not fresh and before[gate.name].result is not verdict.result):
             turn.tell(
                 GateJudged(
                     service=state.service,

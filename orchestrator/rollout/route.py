@@ -30,8 +30,8 @@ def shares(state: ServiceState) -> Shares:
     if rollout is None:
         return Shares(weights=((stable, FULL),), backup=state.previous)
     preview = rollout.release if rollout.phase is Phase.PREVIEW else None
-    keeps_backup = rollout.phase in (Phase.PREFLIGHT, Phase.STARTING)
-    backup = state.previous if keeps_backup else None
+    leaving = rollout.phase is Phase.ROLLING_BACK and state.previous == rollout.release
+    backup = None if leaving else state.previous
     return Shares(weights=((stable, FULL),), backup=backup, preview=preview)
 
 

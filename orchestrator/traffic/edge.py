@@ -124,7 +124,7 @@ class NginxEdge:
         if old == text and await self._shows(plan.service, plan.route.generation):
             await self._confirm(plan.service, plan.route.generation)
         else:
-            await self._change(path, old, text, plan)
+            await self._change(path, old, text, plan, state)
         state.old_workers = await self._process.retiring_workers()
         state.confirmed, state.text = plan.route.generation, text
 
@@ -152,12 +152,16 @@ class NginxEdge:
                 f"generation {plan.route.generation} under token {token} is refused"
             )
 
-    async def _change(self, path: Path, old: str | None, text: str, plan: RoutePlan) -> None:
+    async def _change(
+        self, path: Path, old: str | None, text: str, plan: RoutePlan, state: _Served
+    ) -> None:
         header = read_header(old) if old is not None else None
         if old is not None and (header is None or not header.intact):
             write(path.with_suffix(".edited"), old)
             log.warning("edited_file_kept", service=plan.service, path=str(path.with_suffix(".edited")))
+        known = state.text
         write(path, text)
+        state.text = text
         reloaded = False
         try:
             await self._process.test()
@@ -166,6 +170,7 @@ class NginxEdge:
             await self._confirm(plan.service, plan.route.generation)
         except BaseException as error:
             log.warning("edge_restored", service=plan.service, reason=str(error) or type(error).__name__)
+            state.text = known
             if old is None:
                 path.unlink(missing_ok=True)
             else:

@@ -96,7 +96,7 @@ server {
     server_name {{ options.server.server_name }};
     location {{ options.server.path }} {
         include {{ snippet }};
-        proxy_read_timeout {{ options.server.read_timeout }}s;
+        proxy_read_timeout {{ (options.server.read_timeout * 1000) | int }}ms;
         proxy_pass http://{{ service }};
     }
 }

@@ -1,0 +1,1 @@
+"""The demo: one good release, three bad ones, a load, and what its users saw."""

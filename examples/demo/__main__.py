@@ -1,0 +1,170 @@
+"""`python -m examples.demo`."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import docker
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from examples.playground import gin
+from examples.playground.engine import engine
+from examples.playground.load import Load, Seen
+from examples.playground.stack import Stack, service_file
+from orchestrator.cli.show import COLOURS, event_text
+from orchestrator.rollout.events import GateJudged, ReleaseEnded, RouteConfirmed
+from orchestrator.rollout.model import Outcome, Result
+
+RATE = 150
+DEADLINE = 100.0
+
+out = Console(highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """One release of the demo: what is wrong with it, and how it must end."""
+
+    version: str
+    story: str
+    misbehave: dict[str, str]
+    outcome: Outcome
+
+
+ACTS = (
+    Act("v1", "the first release", {}, Outcome.PROMOTED),
+    Act("v2", "good", {}, Outcome.PROMOTED),
+    Act("v3", "answers 5 % of requests with 500", {"FAIL_RATE": "0.05"}, Outcome.ROLLED_BACK),
+    Act("v4", "one request in ten is slow", {"SLOW_RATE": "0.1", "SLOW_BY": "400ms"}, Outcome.ROLLED_BACK),
+    Act("v5", "dies while it holds traffic", {"DIE_AFTER": "6s"}, Outcome.ROLLED_BACK),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the table says of one release."""
+
+    act: Act
+    release: str
+    ended: ReleaseEnded
+    users: Seen
+
+
+async def play() -> list[Row]:
+    """Build, start, release one after another."""
+    client = docker.from_env()
+    out.rule("[bold]building the Gin service in five versions")
+    images = {}
+    for act in ACTS:
+        images[act.version] = gin.build(client, act.version, act.misbehave)
+        out.print(f"  {images[act.version]}  {act.story}")
+    client.close()
+    rows = []
+    async with _stack() as stack, Load(stack.url("api"), RATE) as load:
+        out.print(f"  nginx for users   {stack.url('api')}   {RATE} requests/s from now on")
+        for number, act in enumerate(ACTS, 1):
+            out.rule(f"[bold]api {act.version}: {act.story}")
+            before = load.seen.copy()
+            ended = await _release(stack, f"api-{number}", images[act.version], act)
+            await asyncio.sleep(1.0)
+            rows.append(Row(act, f"api-{number}", ended, load.seen.copy().since(before)))
+            if number == 1:
+                load.seen = Seen()  # before the first release there was nothing to answer
+                rows[0] = Row(act, "api-1", ended, Seen())
+    return rows
+
+
+@contextlib.asynccontextmanager
+async def _stack() -> AsyncIterator[Stack]:
+    out.rule("[bold]starting Redis, Prometheus, nginx and the daemon, privately")
+    async with Stack(lambda port: {"api": service_file("api", port("api"))}) as stack:
+        try:
+            out.print(f"  folder            {stack.root}")
+            out.print(f"  daemon            {stack.api('/metrics')}")
+            out.print(f"  prometheus        http://127.0.0.1:{stack.prometheus}")
+            yield stack
+        finally:
+            out.print("[dim]taking everything down[/]")
+
+
+async def _release(stack: Stack, release: str, image: str, act: Act) -> ReleaseEnded:
+    """Push one release and tell its story; returns its end."""
+    after = await stack.store.last_event_id()
+    await stack.push("api", image, who="demo", why=act.story)
+    async with asyncio.timeout(DEADLINE):
+        async for _, event in stack.store.events(after):
+            if event is None or event.release != release:
+                continue
+            quiet = isinstance(event, RouteConfirmed) or (
+                isinstance(event, GateJudged) and event.verdict.result is Result.INCONCLUSIVE
+            )
+            if not quiet:
+                out.print(f"  [dim]{time.strftime('%H:%M:%S')}[/] {release}  {event_text(event)}")
+            if isinstance(event, ReleaseEnded):
+                return event
+    raise TimeoutError(f"{release} did not end within {DEADLINE:.0f} s")
+
+
+def table(rows: list[Row]) -> Table:
+    """What happened, and what the users saw of it."""
+    found = Table(title="what happened, and what the users saw", title_style="bold")
+    found.add_column("release")
+    found.add_column("outcome")
+    found.add_column("reason", overflow="fold", max_width=46)
+    for column in ("seconds", "requests", "by this release", "failed", "of which by it"):
+        found.add_column(column, justify="right")
+    for row in rows:
+        users = row.users
+        mine = users.good[row.release] + users.errors[row.release]
+        found.add_row(
+            f"{row.act.version} ({row.release})",
+            f"[{COLOURS[row.ended.outcome]}]{row.ended.outcome}[/]",
+            escape(row.ended.reason),
+            f"{row.ended.seconds:.1f}",
+            str(users.total),
+            str(mine),
+            str(users.failed),
+            str(users.errors[row.release]),
+        )
+    return found
+
+
+async def main() -> int:
+    """Play; 0 when every release ended as it should."""
+    began = time.monotonic()
+    task = asyncio.current_task()
+    loop = asyncio.get_running_loop()
+    interrupted: list[int] = []
+
+    def interrupt(number: int) -> None:
+        if not interrupted and task is not None:  # a second one must not break the clean-up
+            task.cancel()
+        interrupted.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt, number)
+    try:
+        rows = await play()
+    except asyncio.CancelledError:
+        out.print("interrupted; nothing is left behind")
+        return 130
+    out.print()
+    out.print(table(rows))
+    wrong = [r for r in rows if r.ended.outcome is not r.act.outcome]
+    for row in wrong:
+        out.print(f"[red]{row.act.version} should have been {row.act.outcome}[/]")
+    lost = sum(r.users.lost + r.users.bad_gateway for r in rows)
+    out.print(f"requests without an answer from any release: {lost}; {time.monotonic() - began:.0f} s in all")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    with engine():
+        code = asyncio.run(main())
+    sys.exit(code)
