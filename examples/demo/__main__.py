@@ -25,6 +25,7 @@ RATE = 150
 DEADLINE = 100.0
 
 out = Console(highlight=False, soft_wrap=True)
+wide = Console(highlight=False, width=max(out.width, 110))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +67,18 @@ async def play() -> list[Row]:
         out.print(f"  {images[act.version]}  {act.story}")
     client.close()
     rows = []
-    async with _stack() as stack, Load(stack.url("api"), RATE) as load:
-        out.print(f"  nginx for users   {stack.url('api')}   {RATE} requests/s from now on")
-        for number, act in enumerate(ACTS, 1):
-            out.rule(f"[bold]api {act.version}: {act.story}")
-            before = load.seen.copy()
-            ended = await _release(stack, f"api-{number}", images[act.version], act)
-            await asyncio.sleep(1.0)
-            rows.append(Row(act, f"api-{number}", ended, load.seen.copy().since(before)))
-            if number == 1:
-                load.seen = Seen()  # before the first release there was nothing to answer
-                rows[0] = Row(act, "api-1", ended, Seen())
+    async with _stack() as stack:
+        first, *later = ACTS
+        out.rule(f"[bold]api {first.version}: {first.story}")
+        rows.append(Row(first, "api-1", await _release(stack, "api-1", images[first.version], first), Seen()))
+        out.rule(f"[bold]{RATE} requests/s to {stack.url('api')} from now on")
+        async with Load(stack.url("api"), RATE) as load:
+            for number, act in enumerate(later, 2):
+                out.rule(f"[bold]api {act.version}: {act.story}")
+                before = load.seen.copy()
+                ended = await _release(stack, f"api-{number}", images[act.version], act)
+                await asyncio.sleep(1.0)
+                rows.append(Row(act, f"api-{number}", ended, load.seen.copy().since(before)))
     return rows
 
 
@@ -116,7 +118,7 @@ def table(rows: list[Row]) -> Table:
     found = Table(title="what happened, and what the users saw", title_style="bold")
     found.add_column("release")
     found.add_column("outcome")
-    found.add_column("reason", overflow="fold", max_width=46)
+    found.add_column("reason", overflow="fold", max_width=44)
     for column in ("seconds", "requests", "by this release", "failed", "of which by it"):
         found.add_column(column, justify="right")
     for row in rows:
@@ -155,7 +157,7 @@ async def main() -> int:
         out.print("interrupted; nothing is left behind")
         return 130
     out.print()
-    out.print(table(rows))
+    wide.print(table(rows))
     wrong = [r for r in rows if r.ended.outcome is not r.act.outcome]
     for row in wrong:
         out.print(f"[red]{row.act.version} should have been {row.act.outcome}[/]")

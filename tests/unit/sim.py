@@ -1,0 +1,212 @@
+"""A world in memory that does what `desired` says, and can be told to fail. The core is driven against it."""
+
+from dataclasses import dataclass, field, replace
+
+from orchestrator.rollout.command import Command, handle
+from orchestrator.rollout.decide import decide
+from orchestrator.rollout.desired import desired
+from orchestrator.rollout.events import Event, ReleaseEnded, RouteChanged
+from orchestrator.rollout.model import FULL, Outcome, Phase, Rollout, ServiceState
+from orchestrator.rollout.observation import Edge, Image, Instance, Observation, Reading, Sample
+
+
+@dataclass(slots=True)
+class Behaviour:
+    """How a release's instances behave. Rates are a second and instance at 100 % of traffic."""
+
+    rate: float = 100.0
+    errors: float = 0.0
+    slow: float = 0.0
+    start_error: str = ""
+    exits: bool = False
+    never_ready: bool = False
+
+
+@dataclass(slots=True)
+class Counter:
+    requests: float = 0.0
+    errors: float = 0.0
+    slow: float = 0.0
+
+
+@dataclass(slots=True)
+class Sim:
+    """State, clock and world of one service; `run` lets time pass and checks the invariants at every step."""
+
+    now: float = 1000.0
+    state: ServiceState = field(default_factory=lambda: ServiceState(service="api"))
+    events: list[Event] = field(default_factory=list)
+    instances: dict[str, Instance] = field(default_factory=dict)
+    behaviours: dict[str, Behaviour] = field(default_factory=dict)
+    counters: dict[str, Counter] = field(default_factory=dict)
+    readings: list[Reading] = field(default_factory=list)
+    edge_up: bool = True
+    file: str = "ours"
+    drained: bool = True
+    runtime_ok: bool = True
+    prometheus_up: bool = True
+    image_error: str = ""
+    image_there: bool = True
+    served: int = 0
+    starts: int = 0
+    weights_seen: dict[str, float] = field(default_factory=dict)
+
+    def behave(self, release: str) -> Behaviour:
+        return self.behaviours.setdefault(release, Behaviour())
+
+    def send(self, command: Command) -> list[Event]:
+        before = len(self.events)
+        state, events = handle(self.state, command, self.now)
+        self.state = state
+        self.events += events
+        return self.events[before:]
+
+    def observe(self) -> Observation:
+        world = desired(self.state, self.now)
+        image = {}
+        if world.image and self.image_there:
+            digest = "" if self.image_error else f"sha256:{world.image.rpartition(':')[2]}"
+            image[world.image] = Image(digest=digest, error=self.image_error)
+        errors = {
+            w.name: self.behave(w.release.id).start_error
+            for w in world.instances
+            if self.behave(w.release.id).start_error
+        }
+        return Observation(
+            instances=tuple(self.instances.values()),
+            runtime_ok=self.runtime_ok,
+            edge=Edge(
+                served=self.served if self.edge_up else None,
+                confirmed=self.served,
+                file=self.file,  # type: ignore[arg-type]
+                drained=self.drained,
+            ),
+            images=image,
+            start_errors=errors,
+            readings=tuple(self.readings),
+        )
+
+    def step(self, seconds: float = 1.0) -> None:
+        """Time passes, users come, the world converges, the core decides."""
+        self.now += seconds
+        self._users(seconds)
+        self._scrape()
+        for _ in range(20):
+            before = self.state
+            self.state, events = decide(self.state, self.observe(), self.now)
+            self.events += events
+            self._converge()
+            self._check(before)
+            if not events:
+                return
+        raise AssertionError("the core does not come to rest")
+
+    def run(self, seconds: float) -> None:
+        for _ in range(int(seconds)):
+            self.step()
+
+    def until_ended(self, release: str, seconds: float = 600.0) -> ReleaseEnded:
+        for _ in range(int(seconds)):
+            found = self.ends(release)
+            if found:
+                return found[-1]
+            self.step()
+        raise AssertionError(f"{release} has not ended: {self.state.rollout}")
+
+    def until_phase(self, phase: Phase, step: int = 0, *, held: bool = False) -> Rollout:
+        for _ in range(600):
+            rollout = self.state.rollout
+            if rollout and rollout.phase is phase and rollout.step == step and (rollout.held_since or not held):
+                return rollout
+            self.step()
+        raise AssertionError(f"never in {phase} {step}: {self.state.rollout}")
+
+    def ends(self, release: str) -> list[ReleaseEnded]:
+        return [e for e in self.events if isinstance(e, ReleaseEnded) and e.release == release]
+
+    def outcomes(self) -> dict[str, Outcome]:
+        return {e.release: e.outcome for e in self.events if isinstance(e, ReleaseEnded)}
+
+    def kill(self, name: str, code: int = 137) -> None:
+        self.instances[name] = replace(
+            self.instances[name], running=False, exit_code=code, health="unknown", logs="last words\n"
+        )
+
+    def share(self, release: str) -> float:
+        return round(self.state.route.share(release) * FULL, 3)
+
+    def _users(self, seconds: float) -> None:
+        for server in self.state.route.servers:
+            if server.backup:
+                continue
+            total = sum(s.weight for s in self.state.route.servers if not s.backup)
+            behaviour, counter = self.behave(server.release), self.counters.setdefault(server.instance, Counter())
+            requests = behaviour.rate * seconds * server.weight / total
+            counter.requests += requests
+            counter.errors += requests * behaviour.errors
+            counter.slow += requests * behaviour.slow
+
+    def _scrape(self) -> None:
+        if not self.prometheus_up:
+            self.readings.append(Reading(at=self.now, error="connection refused"))
+            return
+        samples = {}
+        for name, instance in self.instances.items():
+            if instance.running:
+                c = self.counters.setdefault(name, Counter())
+                buckets = {0.1: c.requests - c.slow, 0.5: c.requests, float("inf"): c.requests}
+                samples[name] = Sample(self.now, c.requests, c.errors, buckets)
+        self.readings.append(Reading(at=self.now, samples=samples))
+
+    def _converge(self) -> None:
+        world = desired(self.state, self.now)
+        if self.edge_up:
+            self.served = world.route.generation
+            if world.repair:
+                self.file = "ours"
+        if not self.runtime_ok:
+            return
+        wanted = {w.name: w for w in world.instances}
+        for name, want in wanted.items():
+            behaviour, found = self.behave(want.release.id), self.instances.get(name)
+            missing = found is None and want.create
+            dead = found is not None and not found.running and want.restart
+            if (missing or dead) and not behaviour.start_error:
+                self.starts += 1
+                self.counters[name] = Counter()
+                self.instances[name] = Instance(
+                    name=name,
+                    release=want.release.id,
+                    address=f"10.0.{want.release.id.rpartition('-')[2]}.{want.index + 10}:8080",
+                    container=f"c{self.starts}",
+                    started_at=f"t{self.starts}",
+                    running=not behaviour.exits,
+                    exit_code=1 if behaviour.exits else None,
+                    health="unknown" if behaviour.never_ready or behaviour.exits else "ready",
+                    logs="boom\n" if behaviour.exits else "",
+                )
+        routed = {s.instance for s in (*self.state.route.servers, *self.state.route.preview)}
+        if self.state.confirmed == self.state.route.generation:
+            for name in self.instances.keys() - wanted.keys() - routed:
+                del self.instances[name]
+
+    def _check(self, before: ServiceState) -> None:
+        """I3, I5, I6, I8, I9 and I14 of the design."""
+        route = self.state.route
+        assert len({s.release for s in route.servers}) <= 2
+        assert route.generation >= before.route.generation
+        assert self.state.confirmed >= before.confirmed
+        assert self.state.confirmed <= route.generation
+        rollout = self.state.rollout
+        if rollout and rollout.phase is Phase.SHIFTING:
+            limit = rollout.release.policy.steps[rollout.step].weight
+            assert self.share(rollout.release.id) <= limit + 1e-6
+        pending = {r.id for r in self.state.queue} | ({rollout.release.id} if rollout else set())
+        ended = {e.release for e in self.events if isinstance(e, ReleaseEnded) and e.journey == "release"}
+        everything = {f"api-{n + 1}" for n in range(self.state.released)}
+        reverting = {rollout.release.id} if rollout and rollout.kind == "revert" else set()
+        assert pending | ended == everything | reverting
+        assert not (pending - reverting) & ended
+        if self.state.stable is not None and before.stable is not None and rollout is None:
+            assert any(s.release == self.state.stable.id for s in route.servers) or not route.servers
+        assert all(e.actor for e in self.events if isinstance(e, RouteChanged))

@@ -1,0 +1,747 @@
+"""The journey of a release: every phase and every way out of it."""
+
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.rollout.command import Abort, Approve, Freeze, Pause, Resume, Rollback, Unfreeze
+from orchestrator.rollout.events import (
+    ApprovalWanted,
+    CommandAccepted,
+    EdgeDrifted,
+    EdgeRepaired,
+    EdgeStuck,
+    GateJudged,
+    InstanceDied,
+    InstanceRecovered,
+    PhaseEntered,
+    ReleaseAccepted,
+    ReleaseRetired,
+    RequestRefused,
+    RolloutPaused,
+    RouteChanged,
+)
+from orchestrator.rollout.model import Gate, Outcome, Phase, Preview, Result, Step
+from tests.builders import ERRORS, LADDER, policy, submit, template
+from tests.unit.sim import Sim
+
+
+@pytest.fixture
+def sim() -> Sim:
+    """A service whose first release is stable."""
+    sim = Sim()
+    sim.send(submit(1))
+    sim.until_ended("api-1")
+    return sim
+
+
+def test_first_release_takes_all_traffic_without_gates() -> None:
+    sim = Sim()
+    sim.send(submit(1))
+    assert sim.until_ended("api-1").outcome is Outcome.PROMOTED
+    assert sim.share("api-1") == 100
+    assert not [e for e in sim.events if isinstance(e, GateJudged)]
+
+
+def test_good_release_climbs_every_step_and_keeps_the_old_warm(sim: Sim) -> None:
+    sim.send(submit(2))
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+    weights = [e.weight for e in sim.events if isinstance(e, PhaseEntered) and e.release == "api-2" and e.weight]
+    assert weights == [5, 40, 100]
+    assert sim.state.stable is not None
+    assert sim.state.stable.id == "api-2"
+    assert sim.state.previous is not None
+    assert sim.state.previous.id == "api-1"
+    backups = {s.release for s in sim.state.route.servers if s.backup}
+    assert backups == {"api-1"}
+
+
+def test_previous_is_let_go_in_order(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.drained = False
+    sim.run(101)
+    assert sim.state.previous is None
+    assert [r.release.id for r in sim.state.retiring] == ["api-1"]
+    assert "api-1-0" in sim.instances
+    sim.run(12)
+    assert not sim.state.retiring
+    assert "api-1-0" not in sim.instances
+    retired = [e for e in sim.events if isinstance(e, ReleaseRetired)]
+    assert [(e.release, e.drained) for e in retired] == [("api-1", False)]
+
+
+def test_an_instance_is_not_stopped_before_nginx_has_confirmed(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.edge_up = False
+    sim.send(Abort(request="9-0", actor="ann"))
+    sim.run(60)
+    assert "api-2-0" in sim.instances
+    assert sim.state.rollout is not None
+    sim.edge_up = True
+    assert sim.until_ended("api-2").outcome is Outcome.ABORTED
+
+
+def test_errors_above_the_limit_roll_back_after_the_sustained_time(sim: Sim) -> None:
+    sim.behave("api-2").errors = 0.05
+    sim.send(submit(2))
+    ended = sim.until_ended("api-2")
+    assert ended.outcome is Outcome.ROLLED_BACK
+    assert ended.verdict is not None
+    assert ended.verdict.gate == "errors"
+    assert ended.verdict.result is Result.FAIL
+    assert ended.verdict.value == pytest.approx(0.05)
+    assert ended.verdict.limit == 0.02
+    assert "limit 2.00 %" in ended.reason
+    assert sim.share("api-1") == 100
+    assert "api-2" not in {s.release for s in sim.state.route.servers}
+
+
+def test_a_slow_tail_rolls_back_on_the_limit_relative_to_stable(sim: Sim) -> None:
+    sim.behave("api-2").slow = 0.03
+    sim.send(submit(2))
+    ended = sim.until_ended("api-2")
+    assert ended.outcome is Outcome.ROLLED_BACK
+    assert ended.verdict is not None
+    assert ended.verdict.gate == "p99"
+    assert ended.verdict.baseline is not None
+    assert ended.verdict.limit == pytest.approx(min(0.3, ended.verdict.baseline * 2 + 0.05))
+
+
+def test_stable_as_bad_as_the_candidate_is_judged_by_the_absolute_limit_only(sim: Sim) -> None:
+    sim.behave("api-1").slow = sim.behave("api-2").slow = 0.005
+    sim.send(submit(2))
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+def test_a_step_is_held_for_its_whole_time(sim: Sim) -> None:
+    sim.send(submit(2))
+    rollout = sim.until_phase(Phase.SHIFTING, held=True)
+    held_since = rollout.held_since
+    assert held_since is not None
+    rollout = sim.until_phase(Phase.SHIFTING, 1)
+    assert rollout.entered_at - held_since >= LADDER[0].hold
+
+
+def test_too_few_requests_extend_the_step_and_then_the_policy_decides(sim: Sim) -> None:
+    sim.behave("api-2").rate = 0.1
+    sim.send(submit(2))
+    ended = sim.until_ended("api-2")
+    assert ended.outcome is Outcome.ROLLED_BACK
+    assert "step deadline" in ended.reason
+
+
+def test_the_steps_own_minimum_counts_since_the_step_began(sim: Sim) -> None:
+    sim.behave("api-2").rate = 20.0
+    sim.send(submit(2, policy=policy(steps=(Step(weight=10, hold=2.0, min_requests=60, deadline=80.0), LADDER[-1]))))
+    rollout = sim.until_phase(Phase.SHIFTING, held=True)
+    began = rollout.held_since or 0.0
+    assert sim.until_phase(Phase.BAKING, 1).entered_at - began >= 28
+
+
+@pytest.mark.parametrize(("action", "outcome"), [("rollback", Outcome.ROLLED_BACK), ("pause", None), ("hold", None)])
+def test_no_data_never_passes(sim: Sim, action: str, outcome: Outcome | None) -> None:
+    sim.send(submit(2, policy=policy(on_no_data=action)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.prometheus_up = False
+    sim.run(40)
+    assert sim.share("api-2") in (0, 5)
+    assert sim.outcomes().get("api-2") is outcome
+    if action == "pause":
+        assert sim.state.rollout is not None
+        assert sim.state.rollout.mark is not None
+        assert [e for e in sim.events if isinstance(e, RolloutPaused)]
+
+
+def test_holding_without_data_ends_too(sim: Sim) -> None:
+    sim.send(submit(2, policy=policy(on_no_data="hold", pause_deadline=50.0)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.prometheus_up = False
+    assert sim.until_ended("api-2").outcome is Outcome.ROLLED_BACK
+
+
+def test_a_candidate_that_prometheus_never_scrapes_gets_no_traffic(sim: Sim) -> None:
+    sim.prometheus_up = False
+    sim.send(submit(2))
+    ended = sim.until_ended("api-2")
+    assert ended.outcome is Outcome.FAILED
+    assert "http_sd_configs" in ended.reason
+    assert max(sum(s.weight for s in sim.state.route.servers if s.release == "api-2"), 0) == 0
+
+
+def test_a_dead_candidate_instance_rolls_back_with_its_last_words(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.kill("api-2-1", code=3)
+    ended = sim.until_ended("api-2", 5)
+    assert ended.outcome is Outcome.ROLLED_BACK
+    assert "api-2-1 died: exit code 3" in ended.reason
+    assert ended.logs == "last words\n"
+
+
+def test_an_unhealthy_candidate_rolls_back(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.instances["api-2-0"] = replace(sim.instances["api-2-0"], health="unhealthy")
+    assert "fails its health probe" in sim.until_ended("api-2", 5).reason
+
+
+def test_a_candidate_that_came_back_as_another_process_rolls_back(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.instances["api-2-0"] = replace(sim.instances["api-2-0"], started_at="later")
+    assert "was restarted" in sim.until_ended("api-2", 5).reason
+
+
+def test_a_candidate_at_another_address_rolls_back(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.instances["api-2-0"] = replace(sim.instances["api-2-0"], address="10.9.9.9:8080")
+    assert "has moved" in sim.until_ended("api-2", 5).reason
+
+
+def test_a_candidate_that_is_gone_rolls_back(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    del sim.instances["api-2-0"]
+    assert "is gone" in sim.until_ended("api-2", 5).reason
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("exits", True, "exited with code 1 while starting"),
+        ("start_error", "no such file", "did not start: no such file"),
+        ("never_ready", True, "0 of 2 instances were ready after 20 s"),
+    ],
+)
+def test_a_start_that_fails_fails_before_any_traffic(sim: Sim, field: str, value: object, words: str) -> None:
+    setattr(sim.behave("api-2"), field, value)
+    sim.send(submit(2))
+    ended = sim.until_ended("api-2")
+    assert ended.outcome is Outcome.FAILED
+    assert words in ended.reason
+    assert sim.share("api-1") == 100
+    sim.run(15)
+    assert set(sim.instances) == {"api-1-0", "api-1-1"}
+
+
+def test_an_instance_that_ran_out_of_memory_says_so(sim: Sim) -> None:
+    sim.behave("api-2").never_ready = True
+    sim.send(submit(2))
+    sim.until_phase(Phase.STARTING)
+    sim.step()
+    sim.kill("api-2-0")
+    sim.instances["api-2-0"] = replace(sim.instances["api-2-0"], oom_killed=True)
+    assert "ran out of memory" in sim.until_ended("api-2").reason
+
+
+def test_an_image_that_is_not_there_fails_with_the_registrys_words(sim: Sim) -> None:
+    sim.image_error = "manifest unknown"
+    sim.send(submit(2))
+    ended = sim.until_ended("api-2")
+    assert ended.outcome is Outcome.FAILED
+    assert "manifest unknown" in ended.reason
+
+
+def test_a_pull_that_does_not_end_fails_at_its_deadline(sim: Sim) -> None:
+    sim.image_there = False
+    sim.send(submit(2))
+    assert "was not there after 30 s" in sim.until_ended("api-2").reason
+
+
+def test_nginx_that_does_not_confirm_ends_the_rollout_once_it_is_back(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.STARTING)
+    sim.edge_up = False
+    sim.run(80)
+    assert [e for e in sim.events if isinstance(e, EdgeStuck)]
+    assert sim.state.rollout is not None
+    assert sim.state.rollout.phase is Phase.ROLLING_BACK
+    sim.edge_up = True
+    assert "did not confirm" in sim.until_ended("api-2").reason
+
+
+def test_with_docker_away_nothing_moves(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.runtime_ok = False
+    route = sim.state.route
+    sim.run(30)
+    assert sim.state.route == route
+    sim.runtime_ok = True
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+def test_a_dead_stable_instance_leaves_the_route_and_comes_back(sim: Sim) -> None:
+    sim.kill("api-1-0")
+    sim.step()
+    died = [e for e in sim.events if isinstance(e, InstanceDied)]
+    assert [e.instance for e in died] == ["api-1-0"]
+    sim.run(3)
+    assert [e.instance for e in sim.events if isinstance(e, InstanceRecovered)] == ["api-1-0"]
+    assert {s.instance for s in sim.state.route.servers} == {"api-1-0", "api-1-1"}
+    assert {s.container for s in sim.state.route.servers} == {i.container for i in sim.instances.values()}
+
+
+def test_a_warm_instance_that_dies_is_told_and_started_again(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.step()
+    del sim.instances["api-1-1"]
+    sim.run(3)
+    assert "api-1-1" in sim.instances
+    assert [e.instance for e in sim.events if isinstance(e, InstanceDied)] == ["api-1-1"]
+
+
+def test_the_last_stable_instance_keeps_its_place_when_none_is_left(sim: Sim) -> None:
+    route = sim.state.route
+    sim.behave("api-1").start_error = "docker is full"
+    for name in ("api-1-0", "api-1-1"):
+        sim.kill(name)
+    sim.run(5)
+    assert sim.state.route == route
+
+
+def test_rolling_back_waits_for_a_healthy_stable_and_says_so(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, 1, held=True)
+    sim.behave("api-1").start_error = "docker is full"
+    for name in ("api-1-0", "api-1-1"):
+        sim.kill(name)
+    sim.send(Rollback(request="9-0", actor="ann"))
+    sim.run(20)
+    assert sim.state.rollout is not None
+    assert sim.share("api-2") == 40
+    assert "no healthy instance" in next(e.reason for e in sim.events if isinstance(e, EdgeStuck))
+    sim.behave("api-1").start_error = ""
+    assert sim.until_ended("api-2").outcome is Outcome.ROLLED_BACK
+
+
+def test_a_first_release_that_dies_before_it_is_confirmed_fails_and_leaves_an_empty_route() -> None:
+    sim = Sim()
+    sim.edge_up = False
+    sim.send(submit(1))
+    sim.until_phase(Phase.BAKING)
+    sim.edge_up = True
+    sim.kill("api-1-0")
+    assert sim.until_ended("api-1").outcome is Outcome.FAILED
+    sim.run(3)
+    assert sim.state.route.servers == ()
+    assert not sim.instances
+
+
+def test_blue_green_switches_at_once_and_bakes(sim: Sim) -> None:
+    steps = (Step(weight=100, hold=20.0, deadline=60.0),)
+    sim.send(submit(2, policy=policy(kind="blue_green", steps=steps)))
+    rollout = sim.until_phase(Phase.BAKING, held=True)
+    assert sim.share("api-2") == 100
+    assert {s.release for s in sim.state.route.servers if s.backup} == {"api-1"}
+    began = rollout.held_since or 0.0
+    assert sim.until_ended("api-2").at - began >= 20
+
+
+def test_blue_green_goes_back_while_it_bakes(sim: Sim) -> None:
+    sim.run(20)
+    sim.behave("api-2").errors = 0.5
+    steps = (Step(weight=100, hold=20.0, deadline=60.0),)
+    sim.send(submit(2, policy=policy(kind="blue_green", steps=steps)))
+    assert sim.until_ended("api-2").outcome is Outcome.ROLLED_BACK
+    assert sim.share("api-1") == 100
+
+
+def test_a_relative_limit_uses_stables_last_value_once_stable_has_no_traffic(sim: Sim) -> None:
+    gate = Gate(name="p99", metric="latency", max_ratio=1.0, margin=0.05, window=10.0, min_requests=10)
+    sim.send(submit(2, policy=policy(gates=(gate,))))
+    sim.until_phase(Phase.BAKING, 2, held=True)
+    sim.run(3)
+    rollout = sim.state.rollout
+    assert rollout is not None
+    assert rollout.verdicts[0].baseline is not None
+    assert rollout.verdicts[0].baseline_samples < 250
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+def test_a_preview_holds_without_traffic_then_waits_for_approval(sim: Sim) -> None:
+    sim.send(submit(2, policy=policy(preview=Preview(hold=5.0, approve=True))))
+    sim.until_phase(Phase.PREVIEW)
+    sim.run(8)
+    assert {s.release for s in sim.state.route.preview} == {"api-2"}
+    assert sim.share("api-2") == 0
+    assert [e for e in sim.events if isinstance(e, ApprovalWanted)]
+    sim.run(5)
+    assert sim.share("api-2") == 0
+    sim.send(Approve(request="9-0", actor="ann"))
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+    assert sim.state.route.preview == ()
+
+
+def test_a_preview_without_approval_goes_on_by_itself(sim: Sim) -> None:
+    sim.send(submit(2, policy=policy(preview=Preview(hold=5.0))))
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+@pytest.mark.parametrize("how", ["kill", "gone", "unhealthy"])
+def test_a_preview_that_dies_fails(sim: Sim, how: str) -> None:
+    sim.send(submit(2, policy=policy(preview=Preview(hold=50.0))))
+    sim.until_phase(Phase.PREVIEW)
+    sim.step()
+    if how == "kill":
+        sim.kill("api-2-0")
+    elif how == "gone":
+        del sim.instances["api-2-0"]
+    else:
+        sim.instances["api-2-0"] = replace(sim.instances["api-2-0"], health="unhealthy")
+    assert sim.until_ended("api-2").outcome is Outcome.FAILED
+
+
+def test_a_step_that_wants_approval_waits_and_is_rolled_back_if_nobody_comes(sim: Sim) -> None:
+    steps = (replace(LADDER[0], approve=True), *LADDER[1:])
+    sim.send(submit(2, policy=policy(steps=steps)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(40)
+    assert sim.state.rollout is not None
+    assert sim.state.rollout.step == 0
+    ended = sim.until_ended("api-2")
+    assert ended.outcome is Outcome.ROLLED_BACK
+    assert "without approval" in ended.reason
+
+
+def test_a_bad_release_goes_back_while_it_waits_for_approval(sim: Sim) -> None:
+    steps = (replace(LADDER[0], approve=True), *LADDER[1:])
+    sim.send(submit(2, policy=policy(steps=steps)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(20)
+    sim.behave("api-2").errors = 0.5
+    assert sim.until_ended("api-2", 20).outcome is Outcome.ROLLED_BACK
+
+
+def test_pause_stands_still_and_resume_does_not_shorten_the_hold(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(3)
+    held_before = sim.now - (sim.state.rollout.held_since or 0.0)  # type: ignore[union-attr]
+    sim.send(Pause(request="8-0", actor="ann", reason="lunch"))
+    sim.run(50)
+    assert sim.share("api-2") == 5
+    sim.send(Resume(request="9-0", actor="ann"))
+    held_after = sim.now - (sim.state.rollout.held_since or 0.0)  # type: ignore[union-attr]
+    assert held_after == pytest.approx(held_before)
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+def test_a_pause_before_traffic_stands_still_too(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.STARTING)
+    sim.send(Pause(request="8-0", actor="ann"))
+    sim.run(30)
+    assert sim.state.rollout is not None
+    assert sim.state.rollout.phase is Phase.STARTING
+    sim.send(Resume(request="9-0", actor="ann"))
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.SHIFTING])
+def test_a_pause_has_a_deadline(sim: Sim, phase: Phase) -> None:
+    sim.send(submit(2))
+    sim.until_phase(phase)
+    sim.send(Pause(request="8-0", actor="ann"))
+    ended = sim.until_ended("api-2")
+    assert "paused for 300 s" in ended.reason
+    assert ended.outcome is (Outcome.FAILED if phase is Phase.STARTING else Outcome.ROLLED_BACK)
+
+
+def test_a_newer_release_supersedes_and_the_older_goes_back_first(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, 1, held=True)
+    sim.send(submit(3))
+    sim.send(submit(4))
+    assert sim.until_ended("api-4").outcome is Outcome.PROMOTED
+    assert sim.outcomes() == {
+        "api-1": Outcome.PROMOTED,
+        "api-2": Outcome.SUPERSEDED,
+        "api-3": Outcome.SUPERSEDED,
+        "api-4": Outcome.PROMOTED,
+    }
+    routes = [e for e in sim.events if isinstance(e, RouteChanged)]
+    after_two = next(i for i, e in enumerate(routes) if dict(e.shares).get("api-4"))
+    assert dict(routes[after_two - 1].shares).get("api-1") == 100
+
+
+def test_a_release_before_traffic_is_superseded_at_once(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.STARTING)
+    sim.send(submit(3))
+    assert sim.outcomes()["api-2"] is Outcome.SUPERSEDED
+    assert sim.until_ended("api-3").outcome is Outcome.PROMOTED
+
+
+def test_queue_waits_and_reject_refuses(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING)
+    sim.send(submit(3, policy=policy(on_new_release="queue")))
+    sim.send(submit(4, policy=policy(on_new_release="reject")))
+    assert sim.outcomes()["api-4"] is Outcome.REJECTED
+    assert sim.until_ended("api-3").outcome is Outcome.PROMOTED
+    assert sim.outcomes()["api-2"] is Outcome.PROMOTED
+
+
+def test_reject_names_what_is_queued_when_nothing_rolls(sim: Sim) -> None:
+    sim.send(Freeze(request="8-0", actor="ann"))
+    sim.send(submit(2))
+    sim.send(submit(3, policy=policy(on_new_release="reject")))
+    assert "api-2 is in progress" in sim.ends("api-3")[0].reason
+
+
+def test_a_frozen_service_starts_nothing_but_still_goes_back(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.send(Freeze(request="8-0", actor="ann", reason="holidays"))
+    sim.send(submit(3))
+    sim.run(20)
+    assert [r.id for r in sim.state.queue] == ["api-3"]
+    sim.send(Rollback(request="9-0", actor="bob"))
+    sim.run(3)
+    assert sim.state.stable is not None
+    assert sim.state.stable.id == "api-1"
+    sim.send(Unfreeze(request="10-0", actor="ann"))
+    assert sim.until_ended("api-3").outcome is Outcome.PROMOTED
+
+
+def test_a_release_does_not_wait_in_the_queue_for_ever(sim: Sim) -> None:
+    sim.send(Freeze(request="8-0", actor="ann"))
+    sim.send(submit(2))
+    sim.run(501)
+    assert sim.outcomes()["api-2"] is Outcome.FAILED
+
+
+def test_rollback_of_a_promoted_release_is_one_flip_while_the_old_is_warm(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.step()
+    starts = sim.starts
+    sim.send(Rollback(request="9-0", actor="ann", reason="checkout is broken"))
+    sim.step()
+    assert sim.state.stable is not None
+    assert sim.state.stable.id == "api-1"
+    assert sim.share("api-1") == 100
+    assert sim.starts == starts
+    ended = sim.ends("api-1")[-1]
+    assert (ended.journey, ended.outcome, ended.actor) == ("revert", Outcome.PROMOTED, "ann")
+
+
+def test_rollback_after_the_old_is_gone_deploys_it_again_without_the_ladder(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.run(130)
+    assert set(sim.instances) == {"api-2-0", "api-2-1"}
+    began = sim.now
+    sim.send(Rollback(request="9-0", actor="ann"))
+    sim.run(4)
+    assert sim.share("api-1") == 100
+    assert sim.ends("api-1")[-1].at - began < 5
+
+
+def test_rollback_of_a_rollback_returns(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    for request, expected in (("8-0", "api-1"), ("9-0", "api-2"), ("10-0", "api-1")):
+        sim.send(Rollback(request=request, actor="ann"))
+        sim.run(3)
+        assert sim.state.stable is not None
+        assert sim.state.stable.id == expected
+
+
+def test_two_people_who_roll_back_the_same_release_go_back_once(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.send(Rollback(request="8-0", actor="ann", release="api-2"))
+    sim.run(3)
+    refused = sim.send(Rollback(request="9-0", actor="bob", release="api-2"))
+    assert isinstance(refused[0], RequestRefused)
+    assert "stable is api-1" in refused[0].reason
+    assert sim.state.rollout is None
+
+
+def test_rollback_to_a_named_release(sim: Sim) -> None:
+    for number in (2, 3):
+        sim.send(submit(number))
+        sim.until_ended(f"api-{number}")
+    assert "there are: api-2, api-1" in _refusal(sim, Rollback(request="8-0", actor="ann", to="api-9"))
+    sim.send(Rollback(request="9-0", actor="ann", to="api-1"))
+    sim.run(5)
+    assert sim.state.stable is not None
+    assert sim.state.stable.id == "api-1"
+
+
+def test_a_revert_that_fails_leaves_stable_where_it_was(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.edge_up = False
+    sim.send(Rollback(request="9-0", actor="ann"))
+    sim.step()
+    sim.kill("api-1-0")
+    sim.edge_up = True
+    sim.run(5)
+    assert sim.ends("api-1")[-1].outcome is Outcome.ROLLED_BACK
+    assert sim.state.stable is not None
+    assert sim.state.stable.id == "api-2"
+    assert sim.share("api-2") == 100
+
+
+def test_a_new_release_waits_for_a_revert(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.send(Rollback(request="8-0", actor="ann"))
+    sim.send(submit(3))
+    assert sim.state.rollout is not None
+    assert sim.until_ended("api-3").outcome is Outcome.PROMOTED
+    assert sim.ends("api-1")[-1].outcome is Outcome.PROMOTED
+
+
+def test_rollback_takes_a_retiring_release_back(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.drained = False
+    sim.run(102)
+    assert sim.state.retiring
+    starts = sim.starts
+    sim.send(Rollback(request="9-0", actor="ann"))
+    sim.run(4)
+    assert sim.state.stable is not None
+    assert sim.state.stable.id == "api-1"
+    assert sim.starts == starts
+
+
+def test_rollback_and_abort_of_an_active_rollout(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    accepted = sim.send(Rollback(request="8-0", actor="ann"))
+    assert isinstance(accepted[0], CommandAccepted)
+    sim.send(Rollback(request="9-0", actor="bob"))
+    ended = sim.until_ended("api-2")
+    assert (ended.outcome, ended.actor) == (Outcome.ROLLED_BACK, "ann")
+    sim.send(submit(3))
+    sim.until_phase(Phase.STARTING)
+    sim.send(Abort(request="10-0", actor="ann"))
+    assert sim.outcomes()["api-3"] is Outcome.ABORTED
+    sim.send(submit(4))
+    sim.until_phase(Phase.STARTING)
+    sim.send(Rollback(request="11-0", actor="ann"))
+    assert sim.outcomes()["api-4"] is Outcome.ABORTED
+
+
+def test_a_queued_release_can_be_aborted(sim: Sim) -> None:
+    sim.send(Freeze(request="8-0", actor="ann"))
+    sim.send(submit(2))
+    sim.send(Abort(request="9-0", actor="ann", release="api-2"))
+    assert sim.outcomes()["api-2"] is Outcome.ABORTED
+    assert not sim.state.queue
+
+
+def test_the_same_image_can_be_released_again(sim: Sim) -> None:
+    sim.behave("api-2").errors = 0.5
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.send(submit(2, request="7-0"))
+    assert sim.until_ended("api-3").outcome is Outcome.PROMOTED
+
+
+def test_an_idempotency_key_makes_one_release(sim: Sim) -> None:
+    sim.send(submit(2, key="build-7"))
+    again = sim.send(submit(2, request="7-0", key="build-7"))
+    assert isinstance(again[0], ReleaseAccepted)
+    assert (again[0].release, again[0].duplicate) == ("api-2", True)
+    assert "use a new key" in _refusal(sim, submit(3, key="build-7"))
+
+
+def test_a_request_that_is_delivered_twice_is_carried_out_once(sim: Sim) -> None:
+    sim.send(submit(2))
+    assert sim.send(submit(2)) == []
+    assert sim.state.released == 2
+
+
+def _refusal(sim: Sim, command: object) -> str:
+    event = sim.send(command)[-1]  # type: ignore[arg-type]
+    assert isinstance(event, RequestRefused)
+    return event.reason
+
+
+def test_commands_that_make_no_sense_are_refused_with_a_reason() -> None:
+    sim = Sim()
+    assert "no earlier promoted" in _refusal(sim, Rollback(request="1-1", actor="ann"))
+    assert "no rollout" in _refusal(sim, Pause(request="1-2", actor="ann"))
+    assert "no paused" in _refusal(sim, Resume(request="1-3", actor="ann"))
+    assert "waits for approval" in _refusal(sim, Approve(request="1-4", actor="ann"))
+    assert "no release in progress" in _refusal(sim, Abort(request="1-5", actor="ann"))
+    assert "not frozen" in _refusal(sim, Unfreeze(request="1-6", actor="ann"))
+    sim.send(Freeze(request="1-7", actor="ann", reason="x"))
+    assert "already frozen by ann" in _refusal(sim, Freeze(request="1-8", actor="bob"))
+    sim.send(Unfreeze(request="1-9", actor="ann"))
+    sim.send(submit(1))
+    sim.step()
+    assert "no release in progress" in _refusal(sim, Abort(request="1-10", actor="ann", release="api-7"))
+
+
+def test_more_refusals(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    assert "is rolling out" in _refusal(sim, Rollback(request="8-0", actor="ann", release="api-1"))
+    sim.send(Pause(request="8-1", actor="ann"))
+    assert "already paused by ann" in _refusal(sim, Pause(request="8-2", actor="bob"))
+
+
+def test_an_edited_file_is_told_stops_the_ladder_and_is_repaired_when_idle(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.file = "edited"
+    sim.run(30)
+    assert [e.file for e in sim.events if isinstance(e, EdgeDrifted)] == ["edited"]
+    assert sim.state.rollout is not None
+    assert sim.state.rollout.step == 0
+    sim.send(Rollback(request="9-0", actor="ann"))
+    assert sim.until_ended("api-2").outcome is Outcome.ROLLED_BACK
+    sim.run(40)
+    assert sim.file == "ours"
+    assert [e for e in sim.events if isinstance(e, EdgeRepaired)]
+
+
+def test_images_of_stable_and_previous_are_never_stale(sim: Sim) -> None:
+    from orchestrator.rollout.desired import desired
+
+    for number in range(2, 6):
+        sim.send(submit(number, policy=policy(keep_images=1)))
+        sim.until_ended(f"api-{number}")
+    world = desired(sim.state, sim.now)
+    assert world.images >= {"sha256:5", "sha256:4"}
+    assert world.stale_images == {"sha256:1", "sha256:2", "sha256:3"}
+    assert not desired(Sim().state, 0.0).stale_images
+
+
+def test_the_fallback_is_stable_alone(sim: Sim) -> None:
+    from orchestrator.rollout.desired import desired
+
+    sim.send(submit(2))
+    sim.until_phase(Phase.BAKING, 2, held=True)
+    fallback = desired(sim.state, sim.now).fallback
+    assert fallback is not None
+    assert {(s.release, s.backup) for s in fallback.servers} == {("api-1", False)}
+
+
+def test_a_release_with_other_instances_keeps_its_share_exact(sim: Sim) -> None:
+    sim.send(submit(2, template=template(instances=3)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    assert sim.share("api-2") == 5
+    assert len([s for s in sim.state.route.servers if s.release == "api-2"]) == 3
+
+
+def test_gates_that_read_their_own_query(sim: Sim) -> None:
+    gate = Gate(name="payments", metric="query", query="x", max=0.5)
+    sim.send(submit(2, policy=policy(gates=(gate, ERRORS))))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.readings[-1] = replace(sim.readings[-1], values={("payments", "api-2"): 0.9})
+    state, _ = __import__("orchestrator.rollout.decide", fromlist=["decide"]).decide(
+        sim.state, sim.observe(), sim.now
+    )
+    assert state.rollout.phase is Phase.ROLLING_BACK
