@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 from orchestrator.rollout.model import Outcome, Phase, Release, Route, ServiceState, instance_name
-from orchestrator.rollout.route import shares
 
 REPAIR_AFTER = 30.0
 """Seconds that a hand-edited file is left alone, so that a person in an emergency is not fought."""
@@ -92,7 +91,7 @@ def _instances(state: ServiceState) -> tuple[Wanted, ...]:
 
 def _fallback(state: ServiceState) -> Route | None:
     """The route with stable alone, for the night in which everything else is down."""
-    if state.stable is None or len(shares(state).weights) == 0:
+    if state.stable is None:
         return None
     mine = [s for s in state.route.servers if s.release == state.stable.id]
     servers = tuple(replace(s, weight=1, backup=False) for s in mine)

@@ -21,6 +21,7 @@ from orchestrator.rollout.turn import Turn
 def look(turn: Turn, seen: Observation) -> None:
     """Judge every gate of the step now and remember breaches, baselines and changed results."""
     rollout, state = turn.rollout, turn.state
+    assert state.stable is not None  # without one there is nothing to judge: the fast path
     before = {v.gate: v for v in rollout.verdicts}
     broken_since = {b.gate: b.since for b in rollout.breaches}
     baselines = dict(rollout.baselines)
@@ -61,10 +62,8 @@ def look(turn: Turn, seen: Observation) -> None:
 
 
 def _measure(
-    gate: Gate, release: Release | None, rollout: Rollout, readings: Sequence[Reading], now: float
+    gate: Gate, release: Release, rollout: Rollout, readings: Sequence[Reading], now: float
 ) -> Measured:
-    if release is None:
-        return Measured(missing="there is no stable release")
     last = readings[-1] if readings else None
     names = instance_names(release)
     value = None if last is None else last.values.get((gate.name, release.id))

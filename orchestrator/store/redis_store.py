@@ -24,6 +24,7 @@ def connect(url: str, timeout: float = 5.0) -> Redis:
     client: Redis = Redis.from_url(
         url,
         decode_responses=True,
+        encoding_errors="replace",
         protocol=2,
         socket_timeout=timeout,
         socket_connect_timeout=timeout,

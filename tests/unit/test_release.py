@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.rollout.command import Abort, Approve, Freeze, Pause, Resume, Rollback, Unfreeze
+from orchestrator.rollout.decide import decide
+from orchestrator.rollout.desired import desired
 from orchestrator.rollout.events import (
     ApprovalWanted,
     CommandAccepted,
@@ -708,8 +710,6 @@ def test_an_edited_file_is_told_stops_the_ladder_and_is_repaired_when_idle(sim: 
 
 
 def test_images_of_stable_and_previous_are_never_stale(sim: Sim) -> None:
-    from orchestrator.rollout.desired import desired
-
     for number in range(2, 6):
         sim.send(submit(number, policy=policy(keep_images=1)))
         sim.until_ended(f"api-{number}")
@@ -720,8 +720,6 @@ def test_images_of_stable_and_previous_are_never_stale(sim: Sim) -> None:
 
 
 def test_the_fallback_is_stable_alone(sim: Sim) -> None:
-    from orchestrator.rollout.desired import desired
-
     sim.send(submit(2))
     sim.until_phase(Phase.BAKING, 2, held=True)
     fallback = desired(sim.state, sim.now).fallback
@@ -741,7 +739,28 @@ def test_gates_that_read_their_own_query(sim: Sim) -> None:
     sim.send(submit(2, policy=policy(gates=(gate, ERRORS))))
     sim.until_phase(Phase.SHIFTING, held=True)
     sim.readings[-1] = replace(sim.readings[-1], values={("payments", "api-2"): 0.9})
-    state, _ = __import__("orchestrator.rollout.decide", fromlist=["decide"]).decide(
-        sim.state, sim.observe(), sim.now
-    )
+    state, _ = decide(sim.state, sim.observe(), sim.now)
+    assert state.rollout is not None
     assert state.rollout.phase is Phase.ROLLING_BACK
+
+
+def test_a_step_is_not_left_while_nginx_lags_behind(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.edge_up = False
+    sim.kill("api-1-0")
+    sim.run(30)
+    assert sim.state.rollout is not None
+    assert (sim.state.rollout.phase, sim.state.rollout.step) == (Phase.SHIFTING, 0)
+    sim.edge_up = True
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+def test_without_a_stable_instance_there_is_no_fallback(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.BAKING, 2, held=True)
+    sim.behave("api-1").start_error = "docker is full"
+    for name in ("api-1-0", "api-1-1"):
+        sim.kill(name)
+    sim.step()
+    assert desired(sim.state, sim.now).fallback is None

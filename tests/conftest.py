@@ -1,0 +1,75 @@
+"""Real parts for the tests. Every stack is private; the images are built once and shared."""
+
+import asyncio
+import contextlib
+import fcntl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+
+from examples.playground import engine, gin
+from examples.playground.stack import Stack, service_file
+from tests.acceptance.observer import Observer
+
+Images = Callable[..., str]
+Stacks = Callable[..., Awaitable[Stack]]
+
+
+@pytest.fixture(autouse=True)
+async def no_task_is_left() -> AsyncIterator[None]:
+    """A task that outlives its test is a leak."""
+    yield
+    left = [t for t in asyncio.all_tasks() if t is not asyncio.current_task() and not t.done()]
+    assert not left, f"tasks left behind: {[t.get_name() for t in left]}"
+
+
+@pytest.fixture(scope="session")
+def docker_client() -> Iterator[docker.DockerClient]:
+    assert engine.answers(), "Docker does not answer: run the tests with `make test`, which starts it"
+    client = docker.from_env()
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def images(docker_client: docker.DockerClient) -> Images:
+    """Builds an image of examples/gin-api; workers that want the same one wait for each other."""
+
+    def build(version: str = "v1", **misbehave: str) -> str:
+        with Path("/tmp/orchestrator-images.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return gin.build(docker_client, version, misbehave)
+
+    return build
+
+
+@pytest.fixture
+async def stack(docker_client: docker.DockerClient) -> AsyncIterator[Stacks]:
+    """Starts a stack with one service `api`, watched by the observer of the invariants to its end."""
+    async with contextlib.AsyncExitStack() as exits:
+        observers: list[Observer] = []
+
+        async def start(settings: dict[str, Any] | None = None, observe: bool = True, **service: Any) -> Stack:
+            found = Stack(lambda port: {"api": service_file("api", port("api"), **{**QUICK, **service})}, settings)
+            await exits.enter_async_context(found)
+            if observe:
+                observers.append(await exits.enter_async_context(Observer(found)))
+            return found
+
+        yield start
+        for observer in observers:
+            await observer.finish()
+
+
+QUICK: dict[str, Any] = {
+    "strategy": {
+        "steps": [20, 100],
+        "first_hold": "3s",
+        "bake": "2s",
+        "min_requests": 5,
+        "step_deadline": "25s",
+    }
+}

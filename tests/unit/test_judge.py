@@ -1,0 +1,166 @@
+"""From counters to verdicts, with the cases that break `rate()`."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.rollout.judge import Counts, Measured, count, difference, judge, missing_data, quantile, show
+from orchestrator.rollout.model import Gate, Result, Verdict
+from orchestrator.rollout.observation import Reading, Sample
+
+INF = math.inf
+RATE = Gate(name="errors", metric="error_rate", max=0.02, max_ratio=2.0, margin=0.001, min_requests=10, sustained=30)
+P99 = Gate(name="p99", metric="latency", max=0.3, min_requests=10)
+
+
+def side(requests: float = 100, errors: float = 0, **changes: object) -> Measured:
+    return replace(Measured(counts=Counts(requests, errors, {0.1: requests, INF: requests})), **changes)  # type: ignore[arg-type]
+
+
+def look(gate: Gate, candidate: Measured, stable: Measured | None = None, **changes: object) -> Verdict:
+    settings: dict[str, object] = {"remembered": None, "broken_since": None, "generation": 7, "now": 100.0, **changes}
+    return judge(gate, candidate, stable or Measured(missing="none"), **settings)  # type: ignore[arg-type]
+
+
+def test_a_series_born_at_500_counts_500() -> None:
+    assert difference(Sample(0, 1000, 0), Sample(5, 2000, 500)).errors == 500
+
+
+def test_a_reset_counts_all_that_the_new_process_counted() -> None:
+    found = difference(Sample(0, 1000, 10, {0.1: 900, INF: 1000}), Sample(5, 30, 3, {0.1: 20, INF: 30}))
+    assert found == Counts(30, 3, {0.1: 20, INF: 30})
+
+
+def test_a_reset_is_seen_in_any_series() -> None:
+    assert difference(Sample(0, 10, 5), Sample(5, 20, 1)).requests == 20
+    assert difference(Sample(0, 10, 0, {0.1: 9}), Sample(5, 20, 0, {0.1: 2})).requests == 20
+
+
+def test_counting_begins_at_the_last_sample_before_the_window() -> None:
+    readings = [Reading(at=t, samples={"a": Sample(t, t * 10, 0), "b": Sample(t, t, 0)}) for t in (0, 5, 10, 15)]
+    assert count(readings, ["a"], since=7).requests == 100
+    assert count(readings, ["a", "b"], since=7).requests == 110
+    assert count(readings, ["a"], since=-5).requests == 150
+    assert count(readings, ["c"], since=0) == Counts()
+
+
+def test_quantile_is_linear_inside_a_bucket_and_closed_at_the_top() -> None:
+    buckets = {0.1: 50.0, 0.2: 100.0, INF: 100.0}
+    assert quantile(buckets, 0.75) == pytest.approx(0.15)
+    assert quantile({0.1: 0.0, INF: 10.0}, 0.5) == 0.1
+    assert quantile({0.1: 0.0, INF: 0.0}, 0.5) is None
+    assert quantile({INF: 10.0}, 0.5) is None
+    assert quantile({}, 0.5) is None
+    assert quantile({0.1: 0.0, 0.2: 5.0, INF: 5.0}, 1e-12) == pytest.approx(0.1)
+
+
+@given(
+    counts=st.lists(st.integers(0, 1000), min_size=1, max_size=8),
+    q=st.floats(0.01, 0.99),
+)
+def test_quantile_stays_inside_the_bounds(counts: list[int], q: float) -> None:
+    total, buckets = 0, {}
+    for i, n in enumerate(counts, 1):
+        total += n
+        buckets[i / 10] = float(total)
+    buckets[INF] = float(total)
+    found = quantile(buckets, q)
+    assert (found is None) == (total == 0)
+    assert found is None or 0 <= found <= len(counts) / 10
+
+
+def test_why_there_is_no_data() -> None:
+    reading = Reading(at=100, samples={"a": Sample(95, 1, 0)})
+    assert missing_data(None, ["a"], 60, 100) == "no measurements yet"
+    assert "Prometheus: down" in missing_data(Reading(at=1, error="down"), ["a"], 60, 100)
+    assert "b is not scraped" in missing_data(reading, ["a", "b"], 60, 100)
+    assert "105 s old" in missing_data(reading, ["a"], 60, 200)
+    assert missing_data(reading, ["a"], 60, 100) == ""
+
+
+def test_missing_never_passes() -> None:
+    assert look(RATE, side(missing="a is not scraped")).result is Result.NO_DATA
+
+
+def test_too_few_requests_are_inconclusive() -> None:
+    found = look(RATE, side(9))
+    assert (found.result, found.text) == (Result.INCONCLUSIVE, "9 of 10 requests in 60 s")
+
+
+def test_no_requests_are_never_a_pass() -> None:
+    assert look(replace(RATE, min_requests=0), side(0)).result is Result.INCONCLUSIVE
+
+
+def test_a_histogram_that_is_not_there_is_no_data() -> None:
+    assert look(P99, Measured(counts=Counts(100, 0))).result is Result.NO_DATA
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
+def test_what_is_not_finite_never_passes(value: float | None) -> None:
+    gate = Gate(name="q", metric="query", query="x", max=1e9)
+    assert look(gate, Measured(value=value)).result is Result.NO_DATA
+
+
+def test_a_query_is_compared_with_stables() -> None:
+    gate = Gate(name="q", metric="query", query="x", max_ratio=1.0)
+    assert look(gate, Measured(value=2.0), Measured(value=3.0)).result is Result.PASS
+    assert look(gate, Measured(value=4.0), Measured(value=3.0)).result is Result.FAIL
+    assert look(gate, Measured(value=4.0), Measured(value=math.nan)).result is Result.INCONCLUSIVE
+
+
+def test_without_a_baseline_a_relative_limit_is_inconclusive() -> None:
+    relative = replace(RATE, max=None)
+    assert look(relative, side(100, 50)).result is Result.INCONCLUSIVE
+    assert look(relative, side(100, 50), remembered=0.5).result is Result.PASS
+
+
+def test_the_tighter_limit_counts() -> None:
+    found = look(RATE, side(1000, 15), side(10000, 50))
+    assert found.limit == pytest.approx(0.005 * 2 + 0.001)
+    assert found.broken
+
+
+def test_a_baseline_that_is_not_finite_is_not_taken() -> None:
+    gate = replace(P99, max=None, max_ratio=2.0)
+    empty = Measured(counts=Counts(100, 0))
+    assert look(gate, side(100), empty, remembered=0.09).baseline == 0.09
+
+
+def test_a_broken_limit_must_stay_broken_for_its_time() -> None:
+    bad = side(100, 10)
+    assert look(RATE, bad).result is Result.INCONCLUSIVE
+    waiting = look(RATE, bad, broken_since=80.0)
+    assert (waiting.result, waiting.broken) == (Result.INCONCLUSIVE, True)
+    assert "above for 20 of 30 s" in waiting.text
+    failed = look(RATE, bad, broken_since=70.0)
+    assert (failed.result, failed.generation, failed.samples) == (Result.FAIL, 7, 100)
+
+
+def test_a_verdict_shows_units_that_people_read() -> None:
+    assert show(P99, 0.25) == "250 ms"
+    assert show(RATE, 0.021) == "2.10 %"
+    assert show(Gate(name="q", metric="query"), 12.34567) == "12.35"
+
+
+@given(
+    requests=st.integers(0, 10_000),
+    errors=st.integers(0, 10_000),
+    value=st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True)),
+    broken=st.one_of(st.none(), st.floats(0, 100)),
+)
+def test_a_pass_means_finite_enough_and_within_the_limit(
+    requests: int, errors: int, value: float | None, broken: float | None
+) -> None:
+    errors = min(requests, errors)
+    query = Gate(name="q", metric="query", query="x", max=0.5)
+    for gate, candidate in ((RATE, side(requests, errors)), (query, Measured(value=value))):
+        found = look(gate, candidate, side(1000, 1), broken_since=broken)
+        if found.result is Result.PASS:
+            assert found.value is not None
+            assert math.isfinite(found.value)
+            assert found.limit is not None
+            assert found.value <= found.limit
+            assert gate.metric == "query" or found.samples >= gate.min_requests
