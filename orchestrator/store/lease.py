@@ -37,6 +37,13 @@ class Lease:
 
     async def acquire(self) -> int:
         """Wait until this daemon may drive; returns the token."""
+        try:
+            return await self._acquire_when_free()
+        except BaseException:
+            self._close()
+            raise
+
+    async def _acquire_when_free(self) -> int:
         told = False
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("a+")
@@ -113,5 +120,9 @@ class Lease:
             await self._release(keys=[self._keys.lease], args=[self.token])
         except RedisError as error:
             log.warning("lease_not_released", reason=str(error))
+        self._close()
+
+    def _close(self) -> None:
         if self._file is not None:
             self._file.close()
+            self._file = None

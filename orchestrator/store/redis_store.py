@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from orchestrator.ports import Fault, Stale
@@ -17,6 +19,8 @@ from orchestrator.store.scripts import COMMIT, REFUSE
 def connect(url: str, timeout: float = 5.0) -> Redis:
     """A client whose every call gives up after `timeout` seconds.
 
+    It repeats nothing by itself: a commit whose reply was lost would be refused as stale the second time.
+
     Args:
         url: `redis://`, `rediss://` or `unix://`.
         timeout: Seconds for connecting and for each answer.
@@ -26,6 +30,7 @@ def connect(url: str, timeout: float = 5.0) -> Redis:
         decode_responses=True,
         encoding_errors="replace",
         protocol=2,
+        retry=Retry(NoBackoff(), 0),
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
         health_check_interval=30,

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from orchestrator.ports import Fault
+from orchestrator.store.redis_store import connect
 
 log = structlog.get_logger()
 
@@ -33,6 +34,7 @@ class PrivateRedis:
         self._dir = state_dir / "redis"
         self.socket = private_socket(state_dir)
         self.url = f"unix://{self.socket}"
+        self._process: asyncio.subprocess.Process | None = None
 
     async def start(self, deadline: float = 15.0) -> None:
         """Find the server of an earlier daemon, or start one.
@@ -59,7 +61,7 @@ class PrivateRedis:
             **REQUIRED,
         }
         arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
-        process = await asyncio.create_subprocess_exec(
+        self._process = process = await asyncio.create_subprocess_exec(
             program,
             *arguments,
             stdin=asyncio.subprocess.DEVNULL,
@@ -90,13 +92,19 @@ class PrivateRedis:
 
     async def stop(self) -> None:
         """End the server; its data stays."""
-        client = Redis(unix_socket_path=str(self.socket), socket_timeout=5.0)
+        client = connect(self.url)
         with contextlib.suppress(RedisError, OSError):
             await client.shutdown(nosave=True)
         await client.aclose()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5.0):
+                if self._process is not None:
+                    await self._process.wait()
+                while await self._answers():
+                    await asyncio.sleep(0.05)
 
     async def _answers(self) -> bool:
-        client = Redis(unix_socket_path=str(self.socket), socket_timeout=2.0, socket_connect_timeout=2.0)
+        client = connect(self.url, timeout=2.0)
         try:
             return bool(await client.ping())
         except (RedisError, OSError):

@@ -1,12 +1,17 @@
 """What people and CI do: the command line, bare Redis, going back, pausing, freezing."""
 
+import asyncio
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from examples.playground.load import Load
+from examples.playground.stack import Stack
 from orchestrator.cli import exits
+from orchestrator.cli.app import app
 from orchestrator.rollout.model import Outcome
 from orchestrator.store.server import private_socket
 from tests.conftest import Images, Stacks
@@ -65,11 +70,9 @@ async def test_pause_resume_and_rollback_of_a_running_rollout(stack: Stacks, ima
     assert (ended.outcome, ended.actor) == (Outcome.ROLLED_BACK, "ann")
 
 
-async def _still(s: object) -> bool:
-    import asyncio
-
+async def _still(s: Stack) -> bool:
     await asyncio.sleep(5)
-    state = await s.state()  # type: ignore[attr-defined]
+    state = await s.state()
     return bool(state.rollout and state.rollout.step == 0 and state.rollout.mark)
 
 
@@ -161,8 +164,6 @@ async def test_doctor_and_config_check(stack: Stacks) -> None:
 
 
 async def test_watch_in_a_pipe_is_one_json_line_an_event(stack: Stacks, images: Images) -> None:
-    import asyncio
-
     s = await stack()
     watching = asyncio.create_task(s.cli("watch", "--output", "json", deadline=8.0), name="watch")
     await asyncio.sleep(2.0)
@@ -172,14 +173,8 @@ async def test_watch_in_a_pipe_is_one_json_line_an_event(stack: Stacks, images: 
         await watching
 
 
-async def test_init_writes_examples_and_never_over_them(stack: Stacks, tmp_path: object) -> None:
-    from pathlib import Path
-
-    from typer.testing import CliRunner
-
-    from orchestrator.cli.app import app
-
-    folder = Path(str(tmp_path)) / "etc"
+def test_init_writes_examples_and_never_over_them(tmp_path: Path) -> None:
+    folder = tmp_path / "etc"
     first = CliRunner().invoke(app, ["init", str(folder)])
     assert first.exit_code == 0
     (folder / "orchestrator.yaml").write_text("# mine\n")

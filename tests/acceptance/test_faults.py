@@ -1,0 +1,309 @@
+"""What goes wrong around the daemon, and what it does about it."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import aiohttp
+import docker
+import pytest
+
+from examples.playground.load import Load
+from examples.playground.stack import ROOT, Stack, free_port, service_file
+from orchestrator.rollout.events import EdgeDrifted, EdgeRepaired, EdgeStuck
+from orchestrator.rollout.model import Outcome
+from orchestrator.runtime.labels import INSTANCE
+from tests.conftest import Images, Stacks
+
+
+async def _shifting(s: Stack, release: str) -> None:
+    async def look() -> bool:
+        state = await s.state()
+        return bool(state.rollout and state.rollout.held_since and state.route.share(release) > 0)
+
+    await s.until(look, 30, f"{release} holds traffic")
+
+
+async def test_kill_9_in_a_hold_moves_no_traffic_and_does_not_shorten_it(stack: Stacks, images: Images) -> None:
+    s = await stack(strategy={"steps": [20, 100], "first_hold": "8s", "bake": "2s", "step_deadline": "40s"})
+    await s.push("api", images("v1"))
+    await s.ended("api-1")
+    async with Load(s.url("api"), 100) as load:
+        await s.push("api", images("v2"))
+        await _shifting(s, "api-2")
+        before = await s.state()
+        file = (s.root / "edge" / "api.conf").read_text()
+        assert s.daemon is not None
+        s.daemon.kill()
+        await s.daemon.wait()
+        assert (s.root / "edge" / "api.conf").read_text() == file
+        began = time.monotonic()
+        await s.start_daemon()
+        assert time.monotonic() - began < 10
+        after = await s.state()
+        assert after.rollout is not None
+        assert before.rollout is not None
+        assert after.rollout.held_since == before.rollout.held_since
+        assert after.route == before.route
+        assert (await s.ended("api-2")).outcome is Outcome.PROMOTED
+    assert load.seen.failed == 0, load.seen
+    entered = [x for x in s.lines() if x["event"] == "phase_entered" and x.get("release") == "api-2"]
+    assert [x["weight"] for x in entered if x["weight"]] == [20, 100]
+
+
+async def test_a_stop_leaves_the_traffic_and_ends_the_private_redis(stack: Stacks, images: Images) -> None:
+    s = await stack(observe=False)
+    await s.push("api", images("v1"))
+    await s.ended("api-1")
+    pid = next(x["pid"] for x in s.lines() if x["event"] == "private_redis_started")
+    async with Load(s.url("api"), 50) as load:
+        assert s.daemon is not None
+        s.daemon.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(10):
+            assert await s.daemon.wait() == 0
+        await asyncio.sleep(1)
+    assert load.seen.failed == 0
+    assert load.seen.good["api-1"] > 20
+    assert not Path(f"/proc/{pid}").exists() or "redis" not in Path(f"/proc/{pid}/cmdline").read_text()
+    await s.start_daemon()
+    state = await s.state()
+    assert state.stable is not None
+    assert state.stable.id == "api-1"
+
+
+async def test_a_second_daemon_stands_by_and_takes_over(stack: Stacks, images: Images) -> None:
+    s = await stack()
+    await s.push("api", images("v1"))
+    await s.ended("api-1")
+    other = s.root / "standby.yaml"
+    other.write_text(s.config.read_text().replace(f"127.0.0.1:{s.http}", f"127.0.0.1:{free_port()}"))
+    command = [sys.executable, "-m", "orchestrator", "serve", "--config", str(other)]
+    with (s.root / "standby.log").open("wb") as log:
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        standby = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, env=env)
+
+    async def says(word: str) -> bool:
+        return f'"event": "{word}"' in (s.root / "standby.log").read_text()
+
+    try:
+        await s.until(lambda: says("standby"), 15, "the second stands by")
+        await asyncio.sleep(2)
+        assert not await says("ready")
+        await s.stop_daemon()
+        await s.until(lambda: says("ready"), 10, "the second drives")
+        await s.push("api", images("v2", FAIL_RATE="many"))
+        assert (await s.ended("api-2")).outcome is Outcome.FAILED
+    finally:
+        standby.terminate()
+        await standby.wait()
+        await s.start_daemon()
+
+
+async def test_an_edited_file_is_noticed_and_repaired_only_when_idle(stack: Stacks, images: Images) -> None:
+    s = await stack(observe=False, strategy={"steps": [20, 100], "first_hold": "3s", "bake": "1s"})
+    await s.push("api", images("v1"))
+    await s.ended("api-1")
+    file = s.root / "edge" / "api.conf"
+    ours = file.read_text()
+    async with Load(s.url("api"), 60):
+        await s.push("api", images("v2"))
+        await _shifting(s, "api-2")
+        file.write_text(file.read_text().replace("keepalive 32;", "keepalive 33;"))
+
+        async def told() -> bool:
+            return any(isinstance(e, EdgeDrifted) for e in await s.events())
+
+        await s.until(told, 10, "the edit is noticed")
+        await asyncio.sleep(6)
+        state = await s.state()
+        assert state.rollout is not None
+        assert state.rollout.step == 0
+        code, text = await s.cli("rollback", "api", "--wait")
+        assert code == 11, text
+    assert "keepalive 33;" in file.with_suffix(".edited").read_text()
+    assert "keepalive 32;" in file.read_text()
+    file.write_text(ours + "# mine\n")
+
+    async def repaired() -> bool:
+        kept = file.with_suffix(".edited")
+        return "# mine" not in file.read_text() and "# mine" in kept.read_text()
+
+    await asyncio.sleep(5)
+    assert "# mine" in file.read_text()
+    await s.until(repaired, 45, "the file is repaired")
+    assert any(isinstance(e, EdgeRepaired) for e in await s.events())
+
+
+async def test_nginx_that_can_not_take_a_change_keeps_the_old_and_the_release_goes_back(
+    stack: Stacks, images: Images
+) -> None:
+    s = await stack(deadlines={"confirm": "4s", "start": "25s", "drain": "2s"})
+    await s.push("api", images("v1"))
+    await s.ended("api-1")
+    broken = s.root / "edge" / "zz-operator.conf"
+    async with Load(s.url("api"), 60) as load:
+        broken.write_text("this is not nginx;\n")
+        await s.push("api", images("v2"))
+
+        async def stuck() -> bool:
+            return any(isinstance(e, EdgeStuck) for e in await s.events())
+
+        await s.until(stuck, 40, "the daemon says that nginx is stuck")
+        await asyncio.sleep(5)
+        broken.unlink()
+        ended = await s.ended("api-2")
+    assert ended.outcome is Outcome.ROLLED_BACK
+    assert "nginx did not confirm" in ended.reason
+    assert load.seen.failed == 0, load.seen
+    assert load.seen.good["api-2"] == 0
+
+
+async def test_secrets_stay_secret_and_containers_are_hardened(stack: Stacks, images: Images, tmp_path: Path) -> None:
+    secret = "hunter2-planted-secret"
+    source = tmp_path / "db-password"
+    source.write_text(secret)
+    tmp_path.chmod(0o755)
+    container = {
+        "port": 8080,
+        "memory": "64MiB",
+        "pids": 64,
+        "secrets": [{"source": str(source), "target": "/run/secrets/db"}],
+        "env": {"LOG_LEVEL": "info"},
+        "probe": {"successes": 2},
+    }
+    s = await stack(container=container)
+    await s.push("api", images("v1"))
+    await s.ended("api-1")
+    (found,) = s.containers()
+    host = found.attrs["HostConfig"]
+    assert host["ReadonlyRootfs"]
+    assert host["CapDrop"] == ["ALL"]
+    assert host["SecurityOpt"] == ["no-new-privileges:true"]
+    assert (host["Memory"], host["PidsLimit"]) == (64 * 1024**2, 64)
+    assert host["LogConfig"]["Config"]["max-size"] == "10m"
+    assert found.attrs["Config"]["User"] == "65534:65534"
+    assert [m["Destination"] for m in found.attrs["Mounts"] if not m["RW"]] == ["/run/secrets/db"]
+    assert host["RestartPolicy"]["Name"] == "unless-stopped"
+    assert secret not in str(found.attrs)
+    assert secret not in s.log.read_text()
+    assert secret not in str(await s.events())
+    assert secret not in (await s.cli("status", "--output", "json"))[1]
+
+
+async def test_foreign_containers_are_never_touched_and_orphans_are_reaped(
+    stack: Stacks, images: Images, docker_client: docker.DockerClient
+) -> None:
+    s = await stack()
+    await s.push("api", images("v1"))
+    await s.ended("api-1")
+    template = s.containers()[0]
+    foreign = docker_client.containers.create(images("v1"), name=f"{s.owner}-api-2-0", labels={"mine": "yes"})
+    orphan = docker_client.containers.create(
+        images("v1"), name=f"{s.owner}-orphan", labels={**template.labels, INSTANCE: "orphan"}
+    )
+    try:
+        await s.push("api", images("v2"))
+        ended = await s.ended("api-2")
+        assert ended.outcome is Outcome.FAILED
+        assert "is taken by a container that is not ours" in ended.reason
+        foreign.reload()
+        assert foreign.status == "created"
+
+        async def reaped() -> bool:
+            return "orphan" not in {c.labels[INSTANCE] for c in s.containers()}
+
+        await s.until(reaped, 20, "the orphan is reaped")
+    finally:
+        foreign.remove(force=True)
+        with contextlib.suppress(docker.errors.NotFound):
+            orphan.remove(force=True)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+async def test_a_given_redis_must_keep_what_it_acknowledges(
+    docker_client: docker.DockerClient, images: Images, tmp_path: Path, safe: bool
+) -> None:
+    port = free_port()
+    durable = ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"]
+    server = subprocess.Popen(
+        ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", ""]
+        + (durable if safe else []),
+        stdout=subprocess.DEVNULL,
+    )
+    s = Stack(lambda p: {"api": service_file("api", p("api"))}, {"redis": {"url": f"redis://127.0.0.1:{port}/0"}})
+    try:
+        await asyncio.sleep(0.5)
+        s.start_nginx()
+        s.start_prometheus()
+        if safe:
+            await s.start_daemon()
+            await s.push("api", images("v1"))
+            assert (await s.ended("api-1")).outcome is Outcome.PROMOTED
+        else:
+            with pytest.raises(AssertionError, match="the daemon ended"):
+                await s.start_daemon()
+            log = s.log.read_text()
+            assert "CONFIG SET appendonly yes" in log
+            assert "CONFIG SET appendfsync always" in log
+    finally:
+        await s.__aexit__()
+        server.terminate()
+        server.wait()
+
+
+async def test_the_endpoints(stack: Stacks, images: Images) -> None:
+    s = await stack()
+    await s.push("api", images("v1"))
+    await s.ended("api-1")
+    async with aiohttp.ClientSession() as session:
+        async with session.get(s.api("/healthz")) as answer:
+            assert answer.status == 200
+        async with session.get(s.api("/targets")) as answer:
+            found = await answer.json()
+        assert {t["labels"]["instance"] for t in found} == {"api-1-0", "api-1-1"}
+        assert {t["labels"]["track"] for t in found} == {"stable"}
+        async with session.get(s.api("/metrics")) as answer:
+            text = await answer.text()
+    assert 'orchestrator_weight_percent{release="api-1",service="api"} 100.0' in text
+    assert 'orchestrator_release_seconds_count{outcome="promoted",service="api"} 1.0' in text
+    assert 'orchestrator_phase{phase="idle",service="api"} 1.0' in text
+
+
+async def test_sighup_reads_a_new_configuration_and_refuses_a_wrong_one(stack: Stacks, images: Images) -> None:
+    s = await stack(observe=False)
+    assert s.daemon is not None
+    file = s.root / "services" / "api.yaml"
+    right = file.read_text()
+    file.write_text(right + "\nnonsense: 1\n")
+    os.kill(s.daemon.pid, signal.SIGHUP)
+
+    async def refused() -> bool:
+        return any(x["event"] == "config_refused" and "nonsense" in x["problem"] for x in s.lines())
+
+    await s.until(refused, 10, "the wrong file is refused")
+    s.change("api", on_new_release="queue")
+    os.kill(s.daemon.pid, signal.SIGHUP)
+
+    async def taken() -> bool:
+        return any(x["event"] == "config_reloaded" for x in s.lines())
+
+    await s.until(taken, 10, "the new file is taken")
+    await s.push("api", images("v1"))
+    ended = await s.ended("api-1")
+    assert ended.release.policy.on_new_release == "queue"
+
+
+async def test_a_second_signal_forces_the_exit(stack: Stacks) -> None:
+    s = await stack(observe=False)
+    assert s.daemon is not None
+    os.kill(s.daemon.pid, signal.SIGSTOP)
+    s.daemon.send_signal(signal.SIGTERM)
+    s.daemon.send_signal(signal.SIGINT)
+    os.kill(s.daemon.pid, signal.SIGCONT)
+    async with asyncio.timeout(10):
+        assert await s.daemon.wait() in (0, 130, 143)

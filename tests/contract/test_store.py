@@ -1,0 +1,236 @@
+"""`ports.Store`: the fake and Redis pass one suite."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.ports import Fault, Stale
+from orchestrator.rollout.command import handle
+from orchestrator.rollout.events import RequestRefused
+from orchestrator.rollout.model import ServiceState
+from orchestrator.store.keys import Keys
+from orchestrator.store.lease import Lease
+from orchestrator.store.redis_store import RedisStore, connect
+from orchestrator.store.server import PrivateRedis, check_settings
+from tests.builders import submit
+from tests.contract.fakes import FakeStore
+
+
+class RealStore:
+    """Redis with what the suite needs to look in."""
+
+    def __init__(self, redis: Any, keys: Keys) -> None:
+        self.redis, self.keys = redis, keys
+        self.store = RedisStore(redis, keys, 1)
+
+    async def hold(self, token: int) -> None:
+        await self.redis.set(self.keys.lease, token)
+
+    async def deliver(self, fields: dict[str, str]) -> str:
+        entry = await self.store.push(fields)
+        await self.redis.xreadgroup(self.keys.group, "driver", {self.keys.requests: ">"}, count=10)
+        return entry
+
+    async def pending(self) -> set[str]:
+        found = await self.redis.xpending_range(self.keys.requests, self.keys.group, "-", "+", 100)
+        return {row["message_id"] for row in found}
+
+    async def told(self) -> list[Any]:
+        events = []
+        async for _, event in self.store.events("0-0", block=0.01):
+            if event is None:
+                return events
+            events.append(event)
+        return events
+
+    async def dead(self) -> list[dict[str, str]]:
+        return [fields for _, fields in await self.redis.xrange(self.keys.dead)]
+
+
+class Fake:
+    """The fake behind the same handle."""
+
+    def __init__(self) -> None:
+        self.store = FakeStore()
+        self.number = 0
+
+    async def hold(self, token: int) -> None:
+        self.store.holder = token
+
+    async def deliver(self, fields: dict[str, str]) -> str:
+        self.number += 1
+        self.store.pending.add(f"{self.number}-0")
+        return f"{self.number}-0"
+
+    async def pending(self) -> set[str]:
+        return set(self.store.pending)
+
+    async def told(self) -> list[Any]:
+        return await self.store.told()
+
+    async def dead(self) -> list[dict[str, str]]:
+        return self.store.dead
+
+
+@pytest.fixture
+async def private(tmp_path: Path) -> AsyncIterator[PrivateRedis]:
+    server = PrivateRedis(tmp_path)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture(params=["fake", "redis"])
+async def kit(request: pytest.FixtureRequest, private: PrivateRedis) -> AsyncIterator[Any]:
+    if request.param == "fake":
+        yield Fake()
+        return
+    redis = connect(private.url)
+    real = RealStore(redis, Keys("t"))
+    await redis.xgroup_create("t:requests", real.keys.group, id="0", mkstream=True)
+    await real.hold(1)
+    yield real
+    await redis.aclose()
+
+
+@pytest.fixture
+async def private_kit(private: PrivateRedis) -> AsyncIterator[Any]:
+    redis = connect(private.url)
+    yield redis
+    await redis.aclose()
+
+
+async def test_a_new_service_is_empty(kit: Any) -> None:
+    assert await kit.store.load("api") == (ServiceState(service="api"), 0)
+
+
+async def test_a_commit_writes_state_events_and_acknowledgement_together(kit: Any) -> None:
+    entry = await kit.deliver({"service": "api"})
+    assert await kit.pending() == {entry}
+    state, events = handle(ServiceState(service="api"), submit(1), 1000.0)
+    version = await kit.store.commit(state, 0, events, [entry])
+    assert await kit.store.load("api") == (state, version)
+    assert tuple(await kit.told()) == events
+    assert await kit.pending() == set()
+
+
+async def test_a_commit_on_an_old_version_writes_nothing(kit: Any) -> None:
+    state, events = handle(ServiceState(service="api"), submit(1), 1000.0)
+    await kit.store.commit(state, 0, events)
+    entry = await kit.deliver({"service": "api"})
+    newer, more = handle(state, submit(2), 1001.0)
+    with pytest.raises(Stale):
+        await kit.store.commit(newer, 0, more, [entry])
+    assert (await kit.store.load("api"))[0] == state
+    assert len(await kit.told()) == len(events)
+    assert await kit.pending() == {entry}
+
+
+async def test_a_commit_without_the_lease_writes_nothing(kit: Any) -> None:
+    await kit.hold(2)
+    state, events = handle(ServiceState(service="api"), submit(1), 1000.0)
+    with pytest.raises(Stale):
+        await kit.store.commit(state, 0, events)
+    assert (await kit.store.load("api"))[1] == 0
+    assert await kit.told() == []
+
+
+async def test_a_refusal_is_a_dead_letter_an_event_and_an_acknowledgement(kit: Any) -> None:
+    entry = await kit.deliver({"service": "nope"})
+    event = RequestRefused(service="nope", at=1.0, verb="release", actor="ci", request=entry, reason="unknown")
+    await kit.store.refuse(entry, {"service": "nope", "error": "unknown"}, event)
+    assert await kit.dead() == [{"entry": entry, "service": "nope", "error": "unknown"}]
+    assert await kit.told() == [event]
+    assert await kit.pending() == set()
+    await kit.hold(2)
+    with pytest.raises(Stale):
+        await kit.store.refuse(entry, {"error": "x"}, event)
+
+
+async def test_damaged_state_is_not_guessed_at(private_kit: Any) -> None:
+    store = RedisStore(private_kit, Keys("t"))
+    for data in ("{", "[]", '{"service": 1}', '{"service": "api", "released": "many"}'):
+        await private_kit.hset("t:state:api", mapping={"data": data, "version": 3})
+        with pytest.raises(Fault, match="stored state is damaged"):
+            await store.load("api")
+
+
+async def test_the_private_server_keeps_what_it_acknowledges(private: PrivateRedis, private_kit: Any) -> None:
+    assert await check_settings(private_kit) == []
+    assert (await private_kit.config_get("port"))["port"] == "0"
+    assert oct(private.socket.parent.stat().st_mode & 0o777) == "0o700"
+    await private_kit.set("x", "1")
+    await private.stop()
+    await private.start()
+    assert await private_kit.get("x") == "1"
+
+
+async def test_settings_that_lose_writes_are_named(private_kit: Any) -> None:
+    await private_kit.config_set("maxmemory-policy", "allkeys-lru")
+    (problem,) = await check_settings(private_kit)
+    assert "CONFIG SET maxmemory-policy noeviction" in problem
+
+
+async def test_the_token_of_the_lease_grows_and_a_dead_holder_is_not_waited_for(
+    private_kit: Any, tmp_path: Path
+) -> None:
+    keys = Keys("t")
+    first = Lease(private_kit, keys, tmp_path / "host-a", ttl=3.0)
+    assert await first.acquire() == 1
+    other_host = Lease(private_kit, keys, tmp_path / "host-b", ttl=3.0)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await other_host.acquire()
+    assert first._file is not None
+    first._file.close()  # the process died: its lock is gone, its lease is not
+    again = Lease(private_kit, keys, tmp_path / "host-a", ttl=3.0)
+    async with asyncio.timeout(0.5):
+        assert await again.acquire() == 2
+    await again.release()
+    async with asyncio.timeout(1.0):
+        assert await other_host.acquire() == 3
+    await other_host.release()
+
+
+async def test_a_lease_that_somebody_else_holds_ends_the_daemon(private_kit: Any, tmp_path: Path) -> None:
+    lease = Lease(private_kit, Keys("t"), tmp_path, ttl=0.3)
+    await lease.acquire()
+    await private_kit.set("t:epoch", 9)
+    await private_kit.set("t:lease", 9)
+    with pytest.raises(Stale):
+        async with asyncio.timeout(3):
+            await lease.keep()
+    await lease.release()
+    assert await private_kit.get("t:lease") == "9"
+
+
+async def test_a_lease_that_ran_out_is_taken_again_if_nobody_drove(private_kit: Any, tmp_path: Path) -> None:
+    lease = Lease(private_kit, Keys("t"), tmp_path, ttl=0.6)
+    await lease.acquire()
+    await private_kit.delete("t:lease")
+    keeping = asyncio.create_task(lease.keep(), name="keep")
+    await asyncio.sleep(0.5)
+    assert await private_kit.get("t:lease") == "1"
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    await lease.release()
+
+
+async def test_a_server_that_is_gone_is_a_fault(tmp_path: Path) -> None:
+    redis = connect(f"unix://{tmp_path}/none.sock")
+    store = RedisStore(redis, Keys("t"))
+    for call in (store.load("api"), store.push({"a": "b"}), store.services(), store.last_event_id(), store.waiting()):
+        with pytest.raises(Fault):
+            await call
+    with pytest.raises(Fault):
+        await check_settings(redis)
+    await redis.aclose()
+
+
+async def test_redis_that_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Fault, match="apt-get install redis-server"):
+        await PrivateRedis(tmp_path).start()
