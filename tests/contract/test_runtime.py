@@ -1,0 +1,134 @@
+"""`ports.Runtime`: the fake and Docker pass one suite."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import docker
+import pytest
+
+from orchestrator.rollout.desired import Wanted
+from orchestrator.rollout.model import Probe
+from orchestrator.rollout.observation import Instance
+from orchestrator.runtime.client import DockerClient
+from orchestrator.runtime.docker_runtime import DockerRuntime
+from orchestrator.runtime.labels import OWNER
+from orchestrator.runtime.network import Network
+from tests.builders import release, template
+from tests.conftest import Images
+from tests.contract.fakes import FakeRuntime
+
+
+@pytest.fixture(params=["fake", "docker"])
+async def kit(
+    request: pytest.FixtureRequest, docker_client: docker.DockerClient, images: Images
+) -> AsyncIterator[Any]:
+    """(runtime, an image that is there, a function that kills an instance)."""
+    if request.param == "fake":
+        fake = FakeRuntime()
+
+        def die(name: str) -> None:
+            fake.containers[name] = replace(fake.containers[name], running=False, exit_code=137)
+
+        yield fake, "repo/api:1", die
+        return
+    owner = f"c{random.randrange(16**8):08x}"
+    client = DockerClient()
+    subnet = f"10.{random.randrange(240, 250)}.{random.randrange(256)}.0/24"
+    runtime = DockerRuntime(client, Network(owner, subnet), owner, lambda: 1)
+    await runtime.prepare()
+    yield runtime, images("v1"), lambda name: docker_client.containers.get(f"{owner}-{name}").kill()
+    for container in docker_client.containers.list(all=True, filters={"label": f"{OWNER}={owner}"}):
+        container.remove(force=True)
+    docker_client.networks.get(owner).remove()
+    await runtime.close()
+    client.close()
+
+
+def want(digest: str, index: int = 0, **changes: Any) -> Wanted:
+    found = release(1, digest=digest, template=template(memory=64 * 1024**2, probe=Probe(successes=2)))
+    fields = {"name": f"api-1-{index}", "release": found, "index": index, "create": True, "restart": False}
+    return Wanted(**{**fields, **changes})
+
+
+async def seen(runtime: Any, name: str, **expected: object) -> Instance:
+    """Look until the instance is as expected."""
+    async with asyncio.timeout(15):
+        while True:
+            found = {i.name: i for i in await runtime.observe("api")}
+            instance = found.get(name)
+            if instance and all(getattr(instance, k) == v for k, v in expected.items()):
+                return instance
+            await asyncio.sleep(0.1)
+
+
+async def test_an_image_is_resolved_or_the_answer_says_why_not(kit: Any) -> None:
+    runtime, image, _ = kit
+    assert (await runtime.resolve(image)).digest.startswith("sha256:")
+    missing = await runtime.resolve("no-such-image:1")
+    assert missing.digest == ""
+    assert missing.error
+
+
+async def test_an_instance_gets_ready_after_enough_probes_and_starting_again_changes_nothing(kit: Any) -> None:
+    runtime, image, _ = kit
+    digest = (await runtime.resolve(image)).digest
+    await runtime.start(want(digest))
+    first = await runtime.observe("api")
+    assert [i.health for i in first] == ["unknown"]
+    ready = await seen(runtime, "api-1-0", health="ready", running=True)
+    assert ready.release == "api-1"
+    assert ready.address.endswith(":8080")
+    await runtime.start(want(digest))
+    again = await seen(runtime, "api-1-0", health="ready")
+    assert (again.container, again.started_at) == (ready.container, ready.started_at)
+
+
+async def test_a_dead_instance_is_seen_and_replaced_by_a_new_process(kit: Any) -> None:
+    runtime, image, die = kit
+    digest = (await runtime.resolve(image)).digest
+    await runtime.start(want(digest))
+    old = await seen(runtime, "api-1-0", health="ready")
+    die("api-1-0")
+    dead = await seen(runtime, "api-1-0", running=False)
+    assert dead.exit_code == 137
+    await runtime.start(want(digest))
+    new = await seen(runtime, "api-1-0", health="ready", running=True)
+    assert new.container != old.container
+
+
+async def test_two_instances_have_two_addresses(kit: Any) -> None:
+    runtime, image, _ = kit
+    digest = (await runtime.resolve(image)).digest
+    await asyncio.gather(runtime.start(want(digest)), runtime.start(want(digest, 1)))
+    one, two = await seen(runtime, "api-1-0", running=True), await seen(runtime, "api-1-1", running=True)
+    assert one.address != two.address
+
+
+async def test_stable_instances_are_supervised(kit: Any) -> None:
+    runtime, image, _ = kit
+    await runtime.start(want((await runtime.resolve(image)).digest))
+    assert not (await seen(runtime, "api-1-0", running=True)).supervised
+    await runtime.supervise("api-1-0")
+    assert (await seen(runtime, "api-1-0", running=True)).supervised
+
+
+async def test_stopping_removes_and_may_be_said_twice(kit: Any) -> None:
+    runtime, image, _ = kit
+    await runtime.start(want((await runtime.resolve(image)).digest))
+    await runtime.stop("api-1-0")
+    await runtime.stop("api-1-0")
+    assert await runtime.observe("api") == ()
+
+
+async def test_another_services_instances_are_not_shown(kit: Any) -> None:
+    runtime, image, _ = kit
+    await runtime.start(want((await runtime.resolve(image)).digest))
+    assert await runtime.observe("web") == ()
+
+
+async def test_removing_an_image_that_is_not_there_is_no_fault(kit: Any) -> None:
+    runtime, _, _ = kit
+    await runtime.remove_images(["sha256:" + "0" * 64])

@@ -1,0 +1,295 @@
+"""`ports.Traffic`: the fake, an nginx on this host and an nginx in a container pass one suite."""
+
+import asyncio
+import contextlib
+import io
+import os
+import random
+import re
+import signal
+import subprocess
+import tarfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+
+from examples.playground.stack import NGINX, free_port
+from orchestrator.ports import Fault, RoutePlan, Stale
+from orchestrator.rollout.model import Route, Server
+from orchestrator.runtime.client import DockerClient
+from orchestrator.runtime.nginx_container import ContainerNginx
+from orchestrator.traffic.edge import NginxEdge, write
+from orchestrator.traffic.process import HostNginx
+from orchestrator.traffic.render import EdgeOptions
+from tests.contract.fakes import FakeTraffic
+
+NGINX_IMAGE = "orchestrator-test-nginx:1"
+
+
+def nginx_image(client: docker.DockerClient) -> None:
+    """nginx and its libraries from this machine in an image of its own: no registry is needed."""
+    with contextlib.suppress(docker.errors.ImageNotFound):
+        client.images.get(NGINX_IMAGE)
+        return
+    linked = subprocess.run(["ldd", "/usr/sbin/nginx"], check=True, capture_output=True, text=True).stdout
+    files = {"/usr/sbin/nginx", *re.findall(r"(/\S+\.so\S*)", linked)}
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", dereference=True) as tar:
+        for file in sorted(files):
+            tar.add(file, file.lstrip("/"))
+        for name, text in (
+            ("etc/passwd", "root:x:0:0::/:/\nwww-data:x:33:33::/:/\nnobody:x:65534:65534::/:/\n"),
+            ("etc/group", "root:x:0:\nwww-data:x:33:\nnogroup:x:65534:\n"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text.encode()))
+        for folder in ("var/log/nginx", "var/lib/nginx", "run", "tmp"):
+            info = tarfile.TarInfo(folder)
+            info.type, info.mode = tarfile.DIRTYPE, 0o777
+            tar.addfile(info)
+        link = tarfile.TarInfo("bin")
+        link.type, link.linkname = tarfile.SYMTYPE, "usr/sbin"
+        tar.addfile(link)
+    archive.seek(0)
+    repository, _, tag = NGINX_IMAGE.partition(":")
+    changes = ["ENV PATH=/usr/sbin"]
+    client.api.import_image_from_data(archive.read(), repository=repository, tag=tag, changes=changes)
+
+
+class Kit:
+    """An edge with the handles that the suite needs."""
+
+    def __init__(self, traffic: Any, folder: Path, process: Any = None, pid: int = 0) -> None:
+        self.traffic, self.folder, self.process, self.pid = traffic, folder, process, pid
+
+    @property
+    def real(self) -> bool:
+        return self.process is not None
+
+
+@pytest.fixture(params=["fake", "host", "container"])
+async def kit(
+    request: pytest.FixtureRequest, tmp_path: Path, docker_client: docker.DockerClient
+) -> AsyncIterator[Kit]:
+    if request.param == "fake":
+        yield Kit(FakeTraffic(), tmp_path)
+        return
+    folder = tmp_path / "edge"
+    folder.mkdir()
+    for part in (tmp_path, *tmp_path.parents[:3]):
+        part.chmod(0o755)
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp").chmod(0o777)
+    listen = f"127.0.0.1:{free_port()}"
+    conf = tmp_path / "nginx.conf"
+    conf.write_text(NGINX.format(root=tmp_path, extra=""))
+    if request.param == "host":
+        subprocess.run(["nginx", "-c", str(conf)], check=True, timeout=10)
+        process: Any = HostNginx(conf=str(conf), pid_file=tmp_path / "nginx.pid")
+        edge = NginxEdge(process, folder, lambda _: EdgeOptions(), listen=listen, confirm_deadline=3.0)
+        edge.prepare()
+        yield Kit(edge, folder, process, process.master())
+        with contextlib.suppress(Fault, ProcessLookupError):
+            os.kill(process.master(), signal.SIGTERM)
+        return
+    nginx_image(docker_client)
+    name = f"edge-{random.randrange(16**8):08x}"
+    conf.write_text(conf.read_text().replace("daemon on;", "daemon off;"))
+    container = docker_client.containers.run(
+        NGINX_IMAGE,
+        ["/usr/sbin/nginx", "-c", "/etc/nginx/nginx.conf"],
+        name=name,
+        detach=True,
+        network_mode="host",
+        volumes={
+            str(conf): {"bind": "/etc/nginx/nginx.conf", "mode": "ro"},
+            str(tmp_path): {"bind": str(tmp_path), "mode": "rw"},
+        },
+    )
+    client = DockerClient()
+    process = ContainerNginx(client, name)
+    edge = NginxEdge(process, folder, lambda _: EdgeOptions(), listen=listen, confirm_deadline=3.0)
+    edge.prepare()
+    await asyncio.sleep(0.5)
+    yield Kit(edge, folder, process)
+    container.remove(force=True)
+    client.close()
+
+
+def plan(generation: int, weight: int = 1, fallback: bool = False) -> RoutePlan:
+    servers = tuple(
+        Server(
+            address=f"10.255.0.{n}:8080",
+            weight=weight,
+            release="api-1",
+            instance=f"api-1-{n}",
+            container="c",
+            started_at="t",
+        )
+        for n in (1, 2)
+    )
+    route = Route(generation=generation, servers=servers)
+    return RoutePlan(service="api", route=route, fallback=route if fallback else None)
+
+
+async def test_what_is_applied_is_served_and_seen(kit: Kit) -> None:
+    before = await kit.traffic.observe("api")
+    assert (before.served, before.confirmed, before.file) == (None, 0, "ours")
+    await kit.traffic.apply(plan(1), 1)
+    await kit.traffic.apply(plan(2, weight=3), 1)
+    after = await kit.traffic.observe("api")
+    assert (after.served, after.confirmed, after.file, after.error, after.floor) == (2, 2, "ours", "", 2)
+
+
+async def test_applying_the_same_twice_is_nothing_new(kit: Kit) -> None:
+    await kit.traffic.apply(plan(1), 1)
+    await kit.traffic.apply(plan(1), 1)
+    assert (await kit.traffic.observe("api")).confirmed == 1
+
+
+async def test_an_older_generation_or_token_is_refused(kit: Kit) -> None:
+    await kit.traffic.apply(plan(5), 3)
+    for generation, token in ((4, 3), (6, 2)):
+        with pytest.raises(Stale):
+            await kit.traffic.apply(plan(generation), token)
+    assert (await kit.traffic.observe("api")).served == 5
+    await kit.traffic.apply(plan(6), 4)
+    assert (await kit.traffic.observe("api")).served == 6
+
+
+async def test_a_refused_change_leaves_the_last_good_one(kit: Kit) -> None:
+    await kit.traffic.apply(plan(1), 1)
+    broken = kit.folder / "zz.conf"
+    if kit.real:
+        text = (kit.folder / "api.conf").read_text()
+        broken.write_text("this is not nginx;\n")
+    else:
+        kit.traffic.refuses = "nginx -t: this is not nginx"
+    with pytest.raises(Fault, match="this"):
+        await kit.traffic.apply(plan(2), 1)
+    seen = await kit.traffic.observe("api")
+    assert (seen.served, seen.confirmed, seen.file) == (1, 1, "ours")
+    assert "this" in seen.error
+    if kit.real:
+        assert (kit.folder / "api.conf").read_text() == text
+        broken.unlink()
+    else:
+        kit.traffic.refuses = ""
+    await kit.traffic.apply(plan(2), 1)
+    assert (await kit.traffic.observe("api")).confirmed == 2
+
+
+@pytest.mark.parametrize("kit", ["host", "container"], indirect=True)
+async def test_an_edit_is_seen_and_kept_aside(kit: Kit) -> None:
+    await kit.traffic.apply(plan(1), 1)
+    file = kit.folder / "api.conf"
+    file.write_text(file.read_text() + "# mine\n")
+    assert (await kit.traffic.observe("api")).file == "edited"
+    await kit.traffic.apply(plan(1), 1)
+    assert (await kit.traffic.observe("api")).file == "ours"
+    assert "# mine" in file.with_suffix(".edited").read_text()
+    file.unlink()
+    assert (await kit.traffic.observe("api")).file == "missing"
+
+
+@pytest.mark.parametrize("kit", ["host"], indirect=True)
+async def test_a_new_daemon_knows_an_edited_file_by_its_header(kit: Kit) -> None:
+    await kit.traffic.apply(plan(1), 1)
+    fresh = NginxEdge(kit.process, kit.folder, lambda _: EdgeOptions(), probe=kit.traffic._probe)
+    seen = await fresh.observe("api")
+    assert (seen.file, seen.floor, seen.served) == ("ours", 1, 1)
+    file = kit.folder / "api.conf"
+    file.write_text(file.read_text().replace("weight=1", "weight=7"))
+    assert (await fresh.observe("api")).file == "edited"
+
+
+@pytest.mark.parametrize("kit", ["host"], indirect=True)
+async def test_a_reload_that_returns_and_is_not_applied_is_not_a_success(kit: Kit) -> None:
+    """A listen port that is taken: `nginx -t` and the reload both return 0, and the old config serves on."""
+    await kit.traffic.apply(plan(1), 1)
+    port = free_port()
+    taken = await asyncio.start_server(lambda *_: None, "127.0.0.1", port)
+    kit.traffic._options = lambda _: EdgeOptions()
+    (kit.folder / "zz.conf").write_text(f"server {{ listen 127.0.0.1:{port}; }}\n")
+    began = time.monotonic()
+    with pytest.raises(Fault, match="does not show generation 2|in use"):
+        await kit.traffic.apply(plan(2), 1)
+    assert time.monotonic() - began < 10
+    assert (await kit.traffic.observe("api")).served == 1
+    taken.close()
+    await taken.wait_closed()
+    (kit.folder / "zz.conf").unlink()
+    await kit.traffic.apply(plan(2), 1)
+
+
+@pytest.mark.parametrize("kit", ["host"], indirect=True)
+async def test_nginx_that_does_not_run_is_a_fault_and_the_file_is_put_back(kit: Kit) -> None:
+    await kit.traffic.apply(plan(1), 1)
+    text = (kit.folder / "api.conf").read_text()
+    os.kill(kit.pid, signal.SIGTERM)
+    while Path(f"/proc/{kit.pid}").exists():
+        await asyncio.sleep(0.05)
+    with pytest.raises(Fault, match="nginx does not run"):
+        await kit.traffic.apply(plan(2), 1)
+    assert (kit.folder / "api.conf").read_text() == text
+    assert (await kit.traffic.observe("api")).served is None
+
+
+@pytest.mark.parametrize("kit", ["host"], indirect=True)
+async def test_the_fallback_lies_beside_and_is_not_read_by_nginx(kit: Kit) -> None:
+    await kit.traffic.apply(plan(1, fallback=True), 1)
+    assert "upstream api {" in (kit.folder / "api.stable").read_text()
+
+
+@pytest.mark.parametrize("kit", ["host"], indirect=True)
+async def test_a_worker_with_a_request_under_way_is_not_drained(kit: Kit, tmp_path: Path) -> None:
+    port = free_port()
+    slow = await asyncio.start_server(_slowly, "127.0.0.1", 0)
+    backend = slow.sockets[0].getsockname()[1]
+    (kit.folder / "zz.conf").write_text(
+        f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://127.0.0.1:{backend}; }} }}\n"
+    )
+    await kit.traffic.apply(plan(1), 1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    await writer.drain()
+    await asyncio.sleep(0.3)
+    await kit.traffic.apply(plan(2), 1)
+    assert not (await kit.traffic.observe("api")).drained
+    answer = await reader.read()
+    assert b"200 OK" in answer
+    writer.close()
+    await writer.wait_closed()
+    async with asyncio.timeout(5):
+        while not (await kit.traffic.observe("api")).drained:
+            await asyncio.sleep(0.1)
+    slow.close()
+    await slow.wait_closed()
+
+
+async def _slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    await asyncio.sleep(2.0)
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+    await writer.drain()
+    writer.close()
+
+
+async def test_a_full_disk_leaves_the_live_file_whole(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=True)
+    try:
+        file = disk / "api.conf"
+        write(file, "good\n")
+        with pytest.raises(Fault, match="No space left"):
+            write(file, "x" * 200_000)
+        assert file.read_text() == "good\n"
+        assert [p.name for p in disk.iterdir()] == ["api.conf"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
