@@ -1,0 +1,1 @@
+"""Things to try: a Gin service, a private stack, a demo."""

@@ -13,7 +13,7 @@ from orchestrator.rollout.model import Policy, Route, ServiceState, Template
 from orchestrator.rollout.observation import Edge, Image, Instance, Reading
 
 
-class Fault(Exception):
+class Fault(Exception):  # noqa: N818  what goes wrong on the other side, not an error of ours
     """The other side failed or did not answer; the message says what it said."""
 
 

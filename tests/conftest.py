@@ -52,8 +52,12 @@ async def stack(docker_client: docker.DockerClient) -> AsyncIterator[Stacks]:
     async with contextlib.AsyncExitStack() as exits:
         observers: list[Observer] = []
 
-        async def start(settings: dict[str, Any] | None = None, observe: bool = True, **service: Any) -> Stack:
-            found = Stack(lambda port: {"api": service_file("api", port("api"), **{**QUICK, **service})}, settings)
+        async def start(
+            settings: dict[str, Any] | None = None, observe: bool = True, **service: Any
+        ) -> Stack:
+            found = Stack(
+                lambda port: {"api": service_file("api", port("api"), **{**QUICK, **service})}, settings
+            )
             await exits.enter_async_context(found)
             if observe:
                 observers.append(await exits.enter_async_context(Observer(found)))

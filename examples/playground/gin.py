@@ -58,7 +58,10 @@ def _build(client: docker.DockerClient, reference: str, binary: bytes, env: Mapp
     lines += ["USER 65534:65534", "EXPOSE 8080", 'ENTRYPOINT ["/gin-api"]']
     context = io.BytesIO()
     with tarfile.open(fileobj=context, mode="w") as tar:
-        for name, content, mode in (("gin-api", binary, 0o755), ("Dockerfile", "\n".join(lines).encode(), 0o644)):
+        for name, content, mode in (
+            ("gin-api", binary, 0o755),
+            ("Dockerfile", "\n".join(lines).encode(), 0o644),
+        ):
             info = tarfile.TarInfo(name)
             info.size, info.mode = len(content), mode
             tar.addfile(info, io.BytesIO(content))

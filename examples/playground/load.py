@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Self
 
 import aiohttp
 
@@ -70,7 +71,7 @@ class Load:
         self._task: asyncio.Task[None] | None = None
         self.seen = Seen()
 
-    async def __aenter__(self) -> "Load":
+    async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="load")
         return self
 

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 import docker
@@ -187,7 +187,7 @@ class Stack:
         self._services[service] = {**self._services[service], **changes}
         self.write_config()
 
-    async def __aenter__(self) -> "Stack":
+    async def __aenter__(self) -> Self:
         try:
             self.start_nginx()
             self.start_prometheus()
@@ -218,7 +218,9 @@ class Stack:
 
     def containers(self) -> list[Any]:
         """All of this stack's containers, running or not."""
-        return self.docker.containers.list(all=True, filters={"label": f"{OWNER}={self.owner}"}, ignore_removed=True)
+        return self.docker.containers.list(
+            all=True, filters={"label": f"{OWNER}={self.owner}"}, ignore_removed=True
+        )
 
     def start_nginx(self, extra: str = "") -> None:
         """Start nginx with the daemon's folder included."""

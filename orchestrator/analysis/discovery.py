@@ -8,9 +8,7 @@ from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.observation import Instance
 
 
-def targets(
-    state: ServiceState, instances: Iterable[Instance], source: MetricSource
-) -> list[Target]:
+def targets(state: ServiceState, instances: Iterable[Instance], source: MetricSource) -> list[Target]:
     """The running instances of a service, labelled service, release, instance and track."""
     found = []
     for instance in instances:

@@ -41,9 +41,10 @@ def counters(source: MetricSource, services: Sequence[str]) -> list[str]:
 
 def own(query: MetricQuery) -> list[str]:
     """The operator's own expressions of one service; `$service` in them is the service's name."""
+    service = quote(query.service)
     return [
         _tag(
-            f'label_replace({text.replace("$service", query.service)}, "service", {quote(query.service)}, "", "")',
+            f'label_replace({text.replace("$service", query.service)}, "service", {service}, "", "")',
             f"query:{gate}",
         )
         for gate, text in query.queries

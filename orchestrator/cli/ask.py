@@ -49,12 +49,16 @@ def report(asked: Asked, output: Output) -> int:
     """Print the answer; returns the exit code so far."""
     answer = asked.answer
     if answer is None:
-        err.print(f"[yellow]queued[/]: no daemon has answered within {ANSWER:.0f} s; it is kept until one does")
+        err.print(
+            f"[yellow]queued[/]: no daemon has answered within {ANSWER:.0f} s; it is kept until one does"
+        )
         return TIMED_OUT
     if output is Output.JSON:
         out.print(dump_event(answer).decode(), markup=False)
     else:
-        (err if isinstance(answer, RequestRefused) else out).print(f"{answer.release:<12} {event_text(answer)}")
+        (err if isinstance(answer, RequestRefused) else out).print(
+            f"{answer.release:<12} {event_text(answer)}"
+        )
     return REFUSED if isinstance(answer, RequestRefused) else OK
 
 
@@ -63,9 +67,8 @@ async def follow(
 ) -> int:
     """Print a release's events until it has ended; returns the exit code of its outcome.
 
-    Args:
-        release: The release; empty waits for the next end of any journey of the service.
-        timeout: Seconds; then the exit code of a time-out, while the release goes on.
+    An empty `release` waits for the next end of any journey of the service. After `timeout` seconds (0 is
+    none) the exit code is that of a time-out, while the release goes on.
     """
     try:
         async with asyncio.timeout(timeout or None):

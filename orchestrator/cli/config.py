@@ -25,7 +25,9 @@ class Which(StrEnum):
 def check(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Check all files; every problem is printed with its file and path."""
     found = config_or_exit(config)
-    out.print(f"ok: {config} and {len(found.services)} services ({', '.join(sorted(found.services)) or 'none'})")
+    out.print(
+        f"ok: {config} and {len(found.services)} services ({', '.join(sorted(found.services)) or 'none'})"
+    )
 
 
 @app.command()

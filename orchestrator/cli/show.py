@@ -124,7 +124,7 @@ def status_table(states: list[ServiceState], now: float) -> Table:
 
 
 def _version(release: Release | None) -> str:
-    return f"{release.id} ({escape(release.image.rpartition('/')[2])})" if release else "–"
+    return f"{release.id} ({escape(release.image.rpartition('/')[2])})" if release else "-"
 
 
 def phase_text(state: ServiceState, now: float) -> str:

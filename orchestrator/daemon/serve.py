@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from redis.asyncio import Redis
 
 from orchestrator.analysis.discovery import document, targets
 from orchestrator.analysis.prometheus import Prometheus
@@ -36,7 +35,7 @@ from orchestrator.runtime.network import Network
 from orchestrator.runtime.nginx_container import ContainerNginx
 from orchestrator.store.keys import Keys
 from orchestrator.store.lease import Lease
-from orchestrator.store.redis_store import RedisStore, connect
+from orchestrator.store.redis_store import Client, RedisStore, connect
 from orchestrator.store.server import PrivateRedis, check_settings
 from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.process import HostNginx
@@ -96,7 +95,7 @@ class Daemon:
             self._prometheus.close()
 
     @contextlib.asynccontextmanager
-    async def _redis(self) -> AsyncIterator[Redis]:
+    async def _redis(self) -> AsyncIterator[Client]:
         """The client of a given server, or of a private one that ends with the daemon."""
         section = self.config.settings.redis
         private = None if section.url else PrivateRedis(self.config.settings.state_dir)
@@ -115,7 +114,7 @@ class Daemon:
             if private is not None:
                 await private.stop()
 
-    async def _check_redis(self, redis: Redis) -> None:
+    async def _check_redis(self, redis: Client) -> None:
         problems = await check_settings(redis)
         relaxed = self.config.settings.redis.durability == "relaxed"
         for problem in problems:
@@ -127,7 +126,7 @@ class Daemon:
                 + "; or set redis/durability to relaxed"
             )
 
-    async def _drive(self, redis: Redis, lease: Lease, token: int) -> None:
+    async def _drive(self, redis: Client, lease: Lease, token: int) -> None:
         settings = self.config.settings
         store = RedisStore(redis, self._keys, token)
         docker = settings.docker
@@ -241,9 +240,7 @@ def make_process(settings: Settings, docker: DockerClient) -> EdgeProcess:
     )
 
 
-def make_edge(
-    settings: Settings, docker: DockerClient, options: Callable[[str], EdgeOptions]
-) -> NginxEdge:
+def make_edge(settings: Settings, docker: DockerClient, options: Callable[[str], EdgeOptions]) -> NginxEdge:
     """The edge that the settings describe."""
     nginx = settings.nginx
     return NginxEdge(

@@ -40,11 +40,11 @@ class ContainerSection(Section):
     instances: int = Field(1, ge=1, le=100)
     env: dict[str, str] = Field({}, description="Visible in docker inspect: no secrets")
     env_file: AbsolutePath | None = None
-    secrets: list[SecretSection] = []
-    command: list[str] = []
+    secrets: list[SecretSection] = Field([])
+    command: list[str] = Field([], description="Replaces the image's own")
     user: str = Field("65534:65534", pattern=r"^[0-9]+(:[0-9]+)?$")
     read_only: bool = True
-    tmpfs: list[AbsolutePath] = []
+    tmpfs: list[AbsolutePath] = Field([])
     memory: Size = Field(512 * 1024**2, ge=6 * 1024**2)
     cpus: float = Field(1.0, gt=0)
     pids: int = Field(256, ge=1)
@@ -235,7 +235,7 @@ class ServiceFile(Section):
     metrics: MetricsSection = MetricsSection()
     strategy: StrategySection = StrategySection()
     overrides: dict[str, StrategySection] = Field({}, description="Strategies that a request may ask for")
-    gates: list[GateSection] = []
+    gates: list[GateSection] = Field([])
     no_data: NoDataSection = NoDataSection()
     on_new_release: Literal["supersede", "queue", "reject"] = "supersede"
     sample_max_age: Duration = 60.0
@@ -247,7 +247,9 @@ class ServiceFile(Section):
     @model_validator(mode="after")
     def _right(self) -> "ServiceFile":
         if not SERVICE.fullmatch(self.service):
-            raise ValueError(f"service: {self.service!r} is not a lower-case DNS label of at most 40 characters")
+            raise ValueError(
+                f"service: {self.service!r} is not a lower-case DNS label of at most 40 characters"
+            )
         names = [g.gate().name for g in self.gates]
         twice = next((n for n in names if names.count(n) > 1), None)
         if twice:

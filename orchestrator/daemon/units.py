@@ -65,7 +65,10 @@ def size(value: Any) -> int:
 
 _text = PlainSerializer(float, return_type=float)
 Duration = Annotated[
-    float, BeforeValidator(seconds), _text, WithJsonSchema({"type": ["string", "number"], "examples": ["15m"]})
+    float,
+    BeforeValidator(seconds),
+    _text,
+    WithJsonSchema({"type": ["string", "number"], "examples": ["15m"]}),
 ]
 Limit = Annotated[
     float, BeforeValidator(limit), _text, WithJsonSchema({"type": ["string", "number"], "examples": ["0.5%"]})

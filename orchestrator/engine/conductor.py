@@ -118,7 +118,10 @@ class Conductor:
             pass
 
     async def _turn(self) -> bool:
-        """One round; after a commit whose reply was lost it begins by reading what was written. True when something was told, so that the next round should follow at once."""
+        """One round. True when something was told, so that the next round should follow at once.
+
+        After a commit whose reply was lost it begins by reading what was written.
+        """
         if not self._loaded:
             self._state, self._version = await self._parts.store.load(self.plan.service)
             self._loaded = True

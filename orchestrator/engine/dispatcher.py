@@ -57,7 +57,9 @@ class Dispatcher:
         conductor = self._conductors.get(request.service)
         if conductor is None:
             known = ", ".join(sorted(self._conductors)) or "none"
-            await self._refuse(request, fields, f"service: {request.service!r} is not known; there are: {known}")
+            await self._refuse(
+                request, fields, f"service: {request.service!r} is not known; there are: {known}"
+            )
             return
         command = to_command(request, conductor.plan)
         if isinstance(command, str):
@@ -85,7 +87,7 @@ class Dispatcher:
                 self._conductors[service].wake()
 
 
-def to_command(request: Request, plan: ServicePlan) -> Command | str:
+def to_command(request: Request, plan: ServicePlan) -> Command | str:  # noqa: PLR0911  one a verb
     """The command that a request means under a service's configuration, or why it may not be."""
     about = {"request": request.id, "actor": request.who, "reason": request.why}
     match request.verb:

@@ -37,7 +37,9 @@ class Fields(BaseModel):
     @model_validator(mode="after")
     def _image_for_release(self) -> "Fields":
         if self.verb == "release" and not re.fullmatch(IMAGE.strip("^$"), self.image, re.ASCII):
-            raise ValueError(f"image: {self.image[:80]!r} is not an image reference (name:tag or name@sha256:...)")
+            raise ValueError(
+                f"image: {self.image[:80]!r} is not an image reference (name:tag or name@sha256:...)"
+            )
         return self
 
 

@@ -31,7 +31,9 @@ def application(views: Views) -> web.Application:
         return web.json_response(body, status=503 if reason else 200)
 
     async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=views.metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4"})
+        return web.Response(
+            body=views.metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4"}
+        )
 
     async def targets(_: web.Request) -> web.Response:
         return web.json_response(views.targets())

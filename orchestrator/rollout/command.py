@@ -91,7 +91,9 @@ class Unfreeze(_Command):
 Command = Submit | Rollback | Pause | Resume | Approve | Abort | Freeze | Unfreeze
 
 
-def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceState, tuple[Event, ...]]:
+def handle(  # noqa: C901  one case for each command
+    state: ServiceState, command: Command, now: float
+) -> tuple[ServiceState, tuple[Event, ...]]:
     """Carry out a command, or refuse it with a reason.
 
     Returns:
@@ -215,7 +217,9 @@ def _rollback(turn: Turn, command: Rollback) -> str:
     active = rollout.release.id if rollout else ""
     stable = state.stable.id if state.stable else ""
     if command.release and command.release not in (active, stable):
-        return f"{command.release} has no traffic any more: stable is {stable or 'empty'}; nothing to roll back"
+        return (
+            f"{command.release} has no traffic any more: stable is {stable or 'empty'}; nothing to roll back"
+        )
     if rollout is not None and (not command.release or command.release == active):
         turn.retreat(Outcome.ROLLED_BACK, reason, actor=command.actor)
         return ""

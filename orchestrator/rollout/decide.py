@@ -76,9 +76,7 @@ def _notice_edge(turn: Turn, seen: Observation) -> None:
         if reason:
             turn.set(stuck_since=now)
             turn.tell(
-                EdgeStuck(
-                    service=state.service, at=now, generation=state.route.generation, reason=reason
-                )
+                EdgeStuck(service=state.service, at=now, generation=state.route.generation, reason=reason)
             )
     if edge.file != "ours" and state.drifted_since is None and state.confirmed:
         turn.set(drifted_since=now)
@@ -146,9 +144,7 @@ def _take_from_queue(turn: Turn) -> None:
     release, *rest = turn.state.queue
     turn.set(queue=tuple(rest))
     turn.begin(
-        Rollout(
-            release=release, began_at=now, entered_at=now, actor=release.author, reason=release.reason
-        )
+        Rollout(release=release, began_at=now, entered_at=now, actor=release.author, reason=release.reason)
     )
 
 
@@ -365,9 +361,7 @@ def _leave_step(turn: Turn, seen: Observation) -> None:
     elif policy.on_no_data == "pause":
         turn.roll(mark=Mark(kind="paused", actor=DAEMON, reason=why, since=now))
         turn.tell(
-            RolloutPaused(
-                service=state.service, at=now, release=rollout.release.id, actor=DAEMON, reason=why
-            )
+            RolloutPaused(service=state.service, at=now, release=rollout.release.id, actor=DAEMON, reason=why)
         )
 
 

@@ -39,9 +39,9 @@ class World:
     """
 
     service: str
+    route: Route
     image: str = ""
     instances: tuple[Wanted, ...] = ()
-    route: Route = Route()
     fallback: Route | None = None
     repair: bool = False
     images: frozenset[str] = frozenset()

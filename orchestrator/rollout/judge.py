@@ -109,7 +109,7 @@ def missing_data(reading: Reading | None, instances: Sequence[str], max_age: flo
     return ""
 
 
-def judge(  # noqa: PLR0913  the counts of both sides and the memory of the gate
+def judge(  # noqa: C901, PLR0911  each return is one reason not to pass
     gate: Gate,
     candidate: Measured,
     stable: Measured,

@@ -398,7 +398,7 @@ class ServiceState:
         previous: The release before stable; warm until `previous_until`.
         confirmed: The highest generation that nginx was seen to serve.
         released: How many release ids have been given out.
-        handled: Ids of the last requests that were carried out or refused; one that comes again is nothing new.
+        handled: Ids of the last requests that were carried out or refused, against a second delivery.
         drifted_since: When the edge's file was first seen to differ from ours; None when it does not.
         stuck_since: When the edge began to refuse or not confirm; None when it does not.
         dead: Instances of stable and previous whose death has been told.

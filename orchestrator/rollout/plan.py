@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from orchestrator.rollout.model import FULL, Policy, Rollout, ServiceState, Step
 
 
-def canary(  # noqa: PLR0913  the columns of the ladder
+def canary(
     weights: Sequence[int],
     *,
     first_hold: float,

@@ -69,9 +69,7 @@ class DockerRuntime:
         seen = await asyncio.gather(*(self._probed(identity, attrs) for identity, attrs in found))
         self._living[service] = {(i.container, i.started_at) for i in seen}
         self._prober.forget(set().union(*self._living.values()))
-        return tuple(
-            [await self._with_logs(i) if i.health != "ready" or not i.running else i for i in seen]
-        )
+        return tuple([await self._with_logs(i) if i.health != "ready" or not i.running else i for i in seen])
 
     def _inspect(self, client: docker.DockerClient, service: str) -> list[tuple[Identity, dict[str, Any]]]:
         filters = {"label": [f"{OWNER}={self._owner}", f"{SERVICE}={service}"]}
@@ -213,14 +211,16 @@ class DockerRuntime:
             "environment": _environment(release),
             "user": template.user,
             "read_only": template.read_only,
-            "tmpfs": {path: "" for path in template.tmpfs},
+            "tmpfs": dict.fromkeys(template.tmpfs, ""),
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges:true"],
             "mem_limit": template.memory,
             "memswap_limit": template.memory,
             "nano_cpus": int(template.cpus * 1e9),
             "pids_limit": template.pids,
-            "mounts": [Mount(target, source, type="bind", read_only=True) for source, target in template.secrets],
+            "mounts": [
+                Mount(target, source, type="bind", read_only=True) for source, target in template.secrets
+            ],
             "log_config": LogConfig(type="json-file", config={"max-size": "10m", "max-file": "3"}),
             "restart_policy": {"Name": "unless-stopped"} if wanted.restart else {"Name": "no"},
             "network": self._network.name,

@@ -63,7 +63,7 @@ class Prober:
                     self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))
                 url = f"http://{address}{probe.path}"
                 async with self._session.get(url, allow_redirects=False) as answer:
-                    return "" if answer.ok and answer.status < 300 else f"{probe.path} answers {answer.status}"  # noqa: PLR2004
+                    return "" if 200 <= answer.status < 300 else f"{probe.path} answers {answer.status}"  # noqa: PLR2004
         except TimeoutError:
             return f"no answer from {address} within {probe.timeout:g} s"
         except (OSError, aiohttp.ClientError) as error:

@@ -1,4 +1,4 @@
-"""States and events as JSON. Validated on the way in: what another version wrote wrongly is not guessed at."""
+"""States and events as JSON, validated on the way in: what is damaged is not guessed at."""
 
 from functools import cache
 

@@ -15,6 +15,9 @@ from orchestrator.store.codec import dump_event, dump_state, load_event, load_st
 from orchestrator.store.keys import Keys
 from orchestrator.store.scripts import COMMIT, REFUSE
 
+Client = Redis
+"""The client that `connect` gives; other packages name it by this."""
+
 
 def connect(url: str, timeout: float = 5.0) -> Redis:
     """A client whose every call gives up after `timeout` seconds.
@@ -70,7 +73,16 @@ class RedisStore:
             await self._run(
                 self._commit,
                 [keys.lease, keys.state(state.service), keys.events, keys.requests, keys.services],
-                [self.token, version, dump_state(state), state.service, keys.group, len(events), *told, *acks],
+                [
+                    self.token,
+                    version,
+                    dump_state(state),
+                    state.service,
+                    keys.group,
+                    len(events),
+                    *told,
+                    *acks,
+                ],
             )
         )
 
@@ -146,6 +158,7 @@ class RedisStore:
             return str(await self._redis.xadd(self._keys.requests, dict[Any, Any](fields)))
         except RedisError as error:
             raise Fault(f"Redis: {error}") from error
+
     async def waiting(self) -> int:
         """Requests that nobody has carried out yet: not delivered, or delivered and not acknowledged."""
         try:

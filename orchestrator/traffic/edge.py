@@ -152,9 +152,7 @@ class NginxEdge:
                 f"generation {plan.route.generation} under token {token} is refused"
             )
 
-    async def _change(
-        self, path: Path, old: str | None, text: str, plan: RoutePlan, state: _Served
-    ) -> None:
+    async def _change(self, path: Path, old: str | None, text: str, plan: RoutePlan, state: _Served) -> None:
         header = read_header(old) if old is not None else None
         if old is not None and (header is None or not header.intact):
             write(path.with_suffix(".edited"), old)
@@ -206,9 +204,7 @@ class NginxEdge:
                     connector=aiohttp.TCPConnector(force_close=True),
                     timeout=aiohttp.ClientTimeout(total=1.0),
                 ) as session,
-                session.get(
-                    f"{self._probe}/generation", headers={"Host": probe_host(service)}
-                ) as answer,
+                session.get(f"{self._probe}/generation", headers={"Host": probe_host(service)}) as answer,
             ):
                 return (await answer.text())[:200]
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -231,7 +227,9 @@ class NginxEdge:
         )
 
 
-def _file_state(text: str | None, header: Header | None, state: _Served) -> Literal["ours", "edited", "missing"]:
+def _file_state(
+    text: str | None, header: Header | None, state: _Served
+) -> Literal["ours", "edited", "missing"]:
     """Compared with what was last written; after a restart, with what the file says of itself."""
     if text is None:
         return "missing" if state.text else "ours"

@@ -112,9 +112,7 @@ def probe_host(service: str) -> str:
     return f"{service}.release-orchestrator.internal"
 
 
-def render(
-    service: str, route: Route, options: EdgeOptions, *, token: int, listen: str, snippet: str
-) -> str:
+def render(service: str, route: Route, options: EdgeOptions, *, token: int, listen: str, snippet: str) -> str:
     """The file for one service.
 
     Args:
@@ -135,10 +133,8 @@ def render(
         service=service, route=route, options=options, token=int(token), listen=listen, snippet=snippet
     )
     digest = hashlib.sha256(body.encode()).hexdigest()
-    first = (
-        f"# release-orchestrator service={service} generation={route.generation} token={token} sha256={digest}"
-    )
-    return f"{first}\n# Written by the daemon: a change by hand is noticed and told.\n{body}"
+    about = f"service={service} generation={route.generation} token={token} sha256={digest}"
+    return f"# release-orchestrator {about}\n# Written by the daemon: a change by hand is noticed and told.\n{body}"
 
 
 @dataclass(frozen=True, slots=True)

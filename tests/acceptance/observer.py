@@ -8,6 +8,7 @@ import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import aiohttp
 
@@ -63,7 +64,7 @@ class Observer:
     _mismatch: dict[str, int] = field(default_factory=dict)
     _task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> "Observer":
+    async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="observer")
         return self
 
@@ -182,7 +183,9 @@ class Observer:
         limit = rollout.release.policy.steps[rollout.step].weight
         mine = sum(line.weight for line in lines if line.release == rollout.release.id and not line.backup)
         if mine / total * FULL > limit + 0.01:
-            self._violated(f"I5: {rollout.release.id} has {mine / total * FULL:.2f} %, committed is {limit} %")
+            self._violated(
+                f"I5: {rollout.release.id} has {mine / total * FULL:.2f} %, committed is {limit} %"
+            )
 
     def _violated(self, what: str) -> None:
         self.violations.append(f"{time.strftime('%H:%M:%S')} {what}")

@@ -29,7 +29,9 @@ async def _shifting(s: Stack, release: str) -> None:
     await s.until(look, 30, f"{release} holds traffic")
 
 
-async def test_kill_9_in_a_hold_moves_no_traffic_and_does_not_shorten_it(stack: Stacks, images: Images) -> None:
+async def test_kill_9_in_a_hold_moves_no_traffic_and_does_not_shorten_it(
+    stack: Stacks, images: Images
+) -> None:
     s = await stack(strategy={"steps": [20, 100], "first_hold": "8s", "bake": "2s", "step_deadline": "40s"})
     await s.push("api", images("v1"))
     await s.ended("api-1")
@@ -163,7 +165,9 @@ async def test_nginx_that_can_not_take_a_change_keeps_the_old_and_the_release_go
     assert load.seen.good["api-2"] == 0
 
 
-async def test_secrets_stay_secret_and_containers_are_hardened(stack: Stacks, images: Images, tmp_path: Path) -> None:
+async def test_secrets_stay_secret_and_containers_are_hardened(
+    stack: Stacks, images: Images, tmp_path: Path
+) -> None:
     secret = "hunter2-planted-secret"
     source = tmp_path / "db-password"
     source.write_text(secret)
@@ -226,7 +230,7 @@ async def test_foreign_containers_are_never_touched_and_orphans_are_reaped(
 
 @pytest.mark.parametrize("safe", [True, False])
 async def test_a_given_redis_must_keep_what_it_acknowledges(
-    docker_client: docker.DockerClient, images: Images, tmp_path: Path, safe: bool
+    images: Images, tmp_path: Path, safe: bool
 ) -> None:
     port = free_port()
     durable = ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"]
@@ -235,7 +239,9 @@ async def test_a_given_redis_must_keep_what_it_acknowledges(
         + (durable if safe else []),
         stdout=subprocess.DEVNULL,
     )
-    s = Stack(lambda p: {"api": service_file("api", p("api"))}, {"redis": {"url": f"redis://127.0.0.1:{port}/0"}})
+    s = Stack(
+        lambda p: {"api": service_file("api", p("api"))}, {"redis": {"url": f"redis://127.0.0.1:{port}/0"}}
+    )
     try:
         await asyncio.sleep(0.5)
         s.start_nginx()
@@ -274,7 +280,9 @@ async def test_the_endpoints(stack: Stacks, images: Images) -> None:
     assert 'orchestrator_phase{phase="idle",service="api"} 1.0' in text
 
 
-async def test_sighup_reads_a_new_configuration_and_refuses_a_wrong_one(stack: Stacks, images: Images) -> None:
+async def test_sighup_reads_a_new_configuration_and_refuses_a_wrong_one(
+    stack: Stacks, images: Images
+) -> None:
     s = await stack(observe=False)
     assert s.daemon is not None
     file = s.root / "services" / "api.yaml"

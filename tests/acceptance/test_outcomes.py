@@ -40,7 +40,10 @@ async def test_a_good_release_is_promoted_and_loses_no_request(stack: Stacks, im
     assert code == 0
     assert "api-2" in text
     code, text = await s.cli("history", "api", "--output", "json")
-    assert [(r["release"], r["outcome"]) for r in json.loads(text)] == [("api-2", "promoted"), ("api-1", "promoted")]
+    assert [(r["release"], r["outcome"]) for r in json.loads(text)] == [
+        ("api-2", "promoted"),
+        ("api-1", "promoted"),
+    ]
 
 
 async def test_errors_roll_back_and_most_users_never_see_them(stack: Stacks, images: Images) -> None:
@@ -116,7 +119,9 @@ async def test_starts_that_fail_never_get_traffic(stack: Stacks, images: Images)
     await s.until(clean, 20, "what failed to start is gone")
 
 
-async def test_without_prometheus_nothing_advances_and_the_policy_decides(stack: Stacks, images: Images) -> None:
+async def test_without_prometheus_nothing_advances_and_the_policy_decides(
+    stack: Stacks, images: Images
+) -> None:
     s = await stack(no_data={"after": "4s", "do": "rollback"})
     await s.push("api", images("v1"))
     await s.ended("api-1")
@@ -144,7 +149,9 @@ async def test_a_candidate_that_is_never_scraped_stays_at_zero(stack: Stacks, im
     assert "has not scraped api-2-0" in ended.reason
 
 
-async def test_a_newer_release_supersedes_and_others_queue_or_are_rejected(stack: Stacks, images: Images) -> None:
+async def test_a_newer_release_supersedes_and_others_queue_or_are_rejected(
+    stack: Stacks, images: Images
+) -> None:
     s = await stack(strategy={**LADDER, "first_hold": "20s"})
     await s.push("api", images("v1"))
     await s.ended("api-1")
@@ -163,7 +170,9 @@ async def test_a_newer_release_supersedes_and_others_queue_or_are_rejected(stack
     assert load.seen.failed == 0, load.seen
 
 
-async def test_a_killed_stable_instance_is_started_again_and_users_do_not_notice(stack: Stacks, images: Images) -> None:
+async def test_a_killed_stable_instance_is_started_again_and_users_do_not_notice(
+    stack: Stacks, images: Images
+) -> None:
     s = await stack()
     await s.push("api", images("v1"))
     await s.ended("api-1")
@@ -191,7 +200,9 @@ async def test_blue_green_with_a_preview_switches_at_once(stack: Stacks, images:
 
         async def waiting() -> bool:
             state = await s.state()
-            return bool(state.rollout and state.rollout.mark and state.rollout.mark.kind == "awaiting_approval")
+            return bool(
+                state.rollout and state.rollout.mark and state.rollout.mark.kind == "awaiting_approval"
+            )
 
         await s.until(waiting, 40, "the preview waits for approval")
         assert "upstream api_preview" in (s.root / "edge" / "api.conf").read_text()

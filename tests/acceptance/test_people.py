@@ -26,7 +26,9 @@ async def test_rolling_back_a_promoted_release(stack: Stacks, images: Images) ->
         await s.push("api", images("v2"))
         await s.ended("api-2")
         started = {c.id for c in s.containers()}
-        code, text = await s.cli("rollback", "api", "--wait", "--who", "ann", "--reason", "checkout is broken")
+        code, text = await s.cli(
+            "rollback", "api", "--wait", "--who", "ann", "--reason", "checkout is broken"
+        )
         assert code == 0, text
         state = await s.state()
         assert state.stable is not None
@@ -44,7 +46,7 @@ async def test_rolling_back_a_promoted_release(stack: Stacks, images: Images) ->
         assert state.stable.id == "api-2"
     assert load.seen.failed == 0, load.seen
     reverts = [e for e in state.history if e.kind == "revert"]
-    assert [(e.release.id, e.actor, e.outcome) for e in reverts][0] == ("api-1", "ann", Outcome.PROMOTED)
+    assert next((e.release.id, e.actor, e.outcome) for e in reverts) == ("api-1", "ann", Outcome.PROMOTED)
 
 
 async def test_pause_resume_and_rollback_of_a_running_rollout(stack: Stacks, images: Images) -> None:
@@ -85,7 +87,7 @@ async def test_a_frozen_service_queues(stack: Stacks, images: Images) -> None:
         return [r.id for r in (await s.state()).queue] == ["api-1"]
 
     await s.until(queued, 10, "it is queued")
-    code, text = await s.cli("status")
+    _, text = await s.cli("status")
     assert "frozen by" in text
     assert "holidays" in text
     assert (await s.cli("unfreeze", "api"))[0] == 0
@@ -117,7 +119,9 @@ async def test_release_wait_tells_the_outcome_by_its_exit_code(stack: Stacks, im
     assert code == 0, text
 
 
-async def test_bare_redis_cli_pushes_and_bad_input_goes_to_the_dead_letters(stack: Stacks, images: Images) -> None:
+async def test_bare_redis_cli_pushes_and_bad_input_goes_to_the_dead_letters(
+    stack: Stacks, images: Images
+) -> None:
     s = await stack()
     socket = str(private_socket(s.root / "state"))
 

@@ -58,7 +58,7 @@ async def seen(runtime: Any, name: str, **expected: object) -> Instance:
     async with asyncio.timeout(15):
         while True:
             found = {i.name: i for i in await runtime.observe("api")}
-            instance = found.get(name)
+            instance: Instance | None = found.get(name)
             if instance and all(getattr(instance, k) == v for k, v in expected.items()):
                 return instance
             await asyncio.sleep(0.1)
@@ -72,7 +72,9 @@ async def test_an_image_is_resolved_or_the_answer_says_why_not(kit: Any) -> None
     assert missing.error
 
 
-async def test_an_instance_gets_ready_after_enough_probes_and_starting_again_changes_nothing(kit: Any) -> None:
+async def test_an_instance_gets_ready_after_enough_probes_and_starting_again_changes_nothing(
+    kit: Any,
+) -> None:
     runtime, image, _ = kit
     digest = (await runtime.resolve(image)).digest
     await runtime.start(want(digest))

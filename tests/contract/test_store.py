@@ -39,7 +39,7 @@ class RealStore:
         return {row["message_id"] for row in found}
 
     async def told(self) -> list[Any]:
-        events = []
+        events: list[Any] = []
         async for _, event in self.store.events("0-0", block=0.01):
             if event is None:
                 return events
@@ -140,7 +140,9 @@ async def test_a_commit_without_the_lease_writes_nothing(kit: Any) -> None:
 
 async def test_a_refusal_is_a_dead_letter_an_event_and_an_acknowledgement(kit: Any) -> None:
     entry = await kit.deliver({"service": "nope"})
-    event = RequestRefused(service="nope", at=1.0, verb="release", actor="ci", request=entry, reason="unknown")
+    event = RequestRefused(
+        service="nope", at=1.0, verb="release", actor="ci", request=entry, reason="unknown"
+    )
     await kit.store.refuse(entry, {"service": "nope", "error": "unknown"}, event)
     assert await kit.dead() == [{"entry": entry, "service": "nope", "error": "unknown"}]
     assert await kit.told() == [event]
@@ -222,7 +224,13 @@ async def test_a_lease_that_ran_out_is_taken_again_if_nobody_drove(private_kit: 
 async def test_a_server_that_is_gone_is_a_fault(tmp_path: Path) -> None:
     redis = connect(f"unix://{tmp_path}/none.sock")
     store = RedisStore(redis, Keys("t"))
-    for call in (store.load("api"), store.push({"a": "b"}), store.services(), store.last_event_id(), store.waiting()):
+    for call in (
+        store.load("api"),
+        store.push({"a": "b"}),
+        store.services(),
+        store.last_event_id(),
+        store.waiting(),
+    ):
         with pytest.raises(Fault):
             await call
     with pytest.raises(Fault):

@@ -116,7 +116,12 @@ class Sim:
     def until_phase(self, phase: Phase, step: int = 0, *, held: bool = False) -> Rollout:
         for _ in range(600):
             rollout = self.state.rollout
-            if rollout and rollout.phase is phase and rollout.step == step and (rollout.held_since or not held):
+            if (
+                rollout
+                and rollout.phase is phase
+                and rollout.step == step
+                and (rollout.held_since or not held)
+            ):
                 return rollout
             self.step()
         raise AssertionError(f"never in {phase} {step}: {self.state.rollout}")
@@ -140,7 +145,10 @@ class Sim:
             if server.backup:
                 continue
             total = sum(s.weight for s in self.state.route.servers if not s.backup)
-            behaviour, counter = self.behave(server.release), self.counters.setdefault(server.instance, Counter())
+            behaviour, counter = (
+                self.behave(server.release),
+                self.counters.setdefault(server.instance, Counter()),
+            )
             requests = behaviour.rate * seconds * server.weight / total
             counter.requests += requests
             counter.errors += requests * behaviour.errors

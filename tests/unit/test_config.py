@@ -29,7 +29,12 @@ def problems(folder: Path, service: dict[str, Any] | str, settings: dict[str, An
 
 def test_the_smallest_service_has_the_production_ladder(tmp_path: Path) -> None:
     plan = load(write(tmp_path, SERVICE)).services["api"].plan()
-    assert [(s.weight, s.hold) for s in plan.policies[""].steps] == [(5, 1800), (15, 900), (40, 900), (100, 900)]
+    assert [(s.weight, s.hold) for s in plan.policies[""].steps] == [
+        (5, 1800),
+        (15, 900),
+        (40, 900),
+        (100, 900),
+    ]
     assert plan.template.read_only
     assert plan.template.user == "65534:65534"
 
@@ -47,7 +52,10 @@ def test_bare_and_full_steps_mix(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"gates": [{"metric": "error_rate", "max": "many"}]}, "services/api.yaml: gates/0/max: 'many' is not a limit"),
+        (
+            {"gates": [{"metric": "error_rate", "max": "many"}]},
+            "services/api.yaml: gates/0/max: 'many' is not a limit",
+        ),
         ({"gates": [{"metric": "error_rate"}]}, "gates/0: max: give max, max_ratio, or both"),
         ({"gates": [{"metric": "query", "max": 1}]}, "gates/0: query: is for metric: query"),
         ({"gates": [{"metric": "error_rate", "max": float("nan")}]}, "gates/0/max"),

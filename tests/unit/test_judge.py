@@ -7,12 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.rollout.judge import Counts, Measured, count, difference, judge, missing_data, quantile, show
+from orchestrator.rollout.judge import (
+    Counts,
+    Measured,
+    count,
+    difference,
+    judge,
+    missing_data,
+    quantile,
+    show,
+)
 from orchestrator.rollout.model import Gate, Result, Verdict
 from orchestrator.rollout.observation import Reading, Sample
 
 INF = math.inf
-RATE = Gate(name="errors", metric="error_rate", max=0.02, max_ratio=2.0, margin=0.001, min_requests=10, sustained=30)
+RATE = Gate(
+    name="errors", metric="error_rate", max=0.02, max_ratio=2.0, margin=0.001, min_requests=10, sustained=30
+)
 P99 = Gate(name="p99", metric="latency", max=0.3, min_requests=10)
 
 
@@ -21,7 +32,13 @@ def side(requests: float = 100, errors: float = 0, **changes: object) -> Measure
 
 
 def look(gate: Gate, candidate: Measured, stable: Measured | None = None, **changes: object) -> Verdict:
-    settings: dict[str, object] = {"remembered": None, "broken_since": None, "generation": 7, "now": 100.0, **changes}
+    settings: dict[str, object] = {
+        "remembered": None,
+        "broken_since": None,
+        "generation": 7,
+        "now": 100.0,
+        **changes,
+    }
     return judge(gate, candidate, stable or Measured(missing="none"), **settings)  # type: ignore[arg-type]
 
 
@@ -40,7 +57,9 @@ def test_a_reset_is_seen_in_any_series() -> None:
 
 
 def test_counting_begins_at_the_last_sample_before_the_window() -> None:
-    readings = [Reading(at=t, samples={"a": Sample(t, t * 10, 0), "b": Sample(t, t, 0)}) for t in (0, 5, 10, 15)]
+    readings = [
+        Reading(at=t, samples={"a": Sample(t, t * 10, 0), "b": Sample(t, t, 0)}) for t in (0, 5, 10, 15)
+    ]
     assert count(readings, ["a"], since=7).requests == 100
     assert count(readings, ["a", "b"], since=7).requests == 110
     assert count(readings, ["a"], since=-5).requests == 150

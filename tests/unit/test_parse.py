@@ -28,7 +28,12 @@ def plan(**changes: object) -> ServicePlan:
 
 def test_the_smallest_request() -> None:
     request = parse("1-0", {"service": "api", "image": "api:1"})
-    assert (request.verb, request.service, request.image, request.who) == ("release", "api", "api:1", "unknown")
+    assert (request.verb, request.service, request.image, request.who) == (
+        "release",
+        "api",
+        "api:1",
+        "unknown",
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,7 +76,9 @@ def test_anything_is_a_request_or_a_reason(fields: dict[str, str]) -> None:
 @given(
     st.fixed_dictionaries(
         {"service": st.just("api")},
-        optional={n: st.text(max_size=60) for n in ("verb", "image", "who", "why", "link", "key", "to", "strategy")},
+        optional={
+            n: st.text(max_size=60) for n in ("verb", "image", "who", "why", "link", "key", "to", "strategy")
+        },
     )
 )
 def test_anything_with_known_fields_is_a_command_or_a_reason(fields: dict[str, str]) -> None:
@@ -86,18 +93,26 @@ def test_anything_with_known_fields_is_a_command_or_a_reason(fields: dict[str, s
 @pytest.mark.parametrize(
     ("image", "changes", "words"),
     [
-        ("evil/api:1", {}, "image: 'evil/api' is not allowed for api; allowed: reg.example:5000/team/api, api"),
+        (
+            "evil/api:1",
+            {},
+            "image: 'evil/api' is not allowed for api; allowed: reg.example:5000/team/api, api",
+        ),
         (f"evil/api@{DIGEST}", {}, "is not allowed"),
         ("api:1", {"require_digest": True}, "takes digests only"),
     ],
 )
-def test_images_outside_the_allow_list_are_refused(image: str, changes: dict[str, object], words: str) -> None:
+def test_images_outside_the_allow_list_are_refused(
+    image: str, changes: dict[str, object], words: str
+) -> None:
     command = to_command(parse("1-0", {**GOOD, "image": image}), plan(**changes))
     assert isinstance(command, str)
     assert words in command
 
 
-@pytest.mark.parametrize("image", ["api", "api:1", f"api@{DIGEST}", f"api:1@{DIGEST}", "reg.example:5000/team/api"])
+@pytest.mark.parametrize(
+    "image", ["api", "api:1", f"api@{DIGEST}", f"api:1@{DIGEST}", "reg.example:5000/team/api"]
+)
 def test_images_of_the_allow_list_are_taken(image: str) -> None:
     assert isinstance(to_command(parse("1-0", {**GOOD, "image": image}), plan()), Submit)
 

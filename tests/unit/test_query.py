@@ -17,7 +17,10 @@ QUERY = MetricQuery(service="api", source=PRESETS["client_golang"])
 
 
 def row(stat: str, value: str, **labels: str) -> dict[str, object]:
-    return {"metric": {STAT: stat, "service": "api", "release": "api-1", "instance": "api-1-0", **labels}, "value": [1, value]}
+    return {
+        "metric": {STAT: stat, "service": "api", "release": "api-1", "instance": "api-1-0", **labels},
+        "value": [1, value],
+    }
 
 
 def test_counters_of_an_instance_become_one_sample() -> None:
@@ -67,7 +70,9 @@ def test_literals_are_quoted() -> None:
     st.lists(
         st.fixed_dictionaries(
             {
-                "metric": st.dictionaries(st.sampled_from(["service", "instance", STAT, "le", "release"]), st.text(max_size=8)),
+                "metric": st.dictionaries(
+                    st.sampled_from(["service", "instance", STAT, "le", "release"]), st.text(max_size=8)
+                ),
                 "value": st.tuples(st.floats(), st.text(max_size=8)),
             }
         ),
@@ -75,7 +80,7 @@ def test_literals_are_quoted() -> None:
     )
 )
 def test_any_answer_is_a_reading(rows: list[dict[str, object]]) -> None:
-    found = readings([QUERY], rows, 1.0)  # type: ignore[arg-type]
+    found = readings([QUERY], rows, 1.0)
     for sample in found["api"].samples.values():
         assert math.isfinite(sample.requests)
 
@@ -93,7 +98,14 @@ def test_targets_carry_service_release_instance_and_track() -> None:
         rollout=Rollout(release=release(3), began_at=0, entered_at=0, actor="a", reason="r"),
     )
     instances = [
-        Instance(name=f"api-{n}-0", release=f"api-{n}", address=f"10.0.0.{n}:8080", container="c", started_at="t", running=n != 9)
+        Instance(
+            name=f"api-{n}-0",
+            release=f"api-{n}",
+            address=f"10.0.0.{n}:8080",
+            container="c",
+            started_at="t",
+            running=n != 9,
+        )
         for n in (1, 2, 3, 4, 9)
     ]
     found = document(targets(state, instances, PRESETS["client_golang"]))

@@ -48,7 +48,9 @@ def test_first_release_takes_all_traffic_without_gates() -> None:
 def test_good_release_climbs_every_step_and_keeps_the_old_warm(sim: Sim) -> None:
     sim.send(submit(2))
     assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
-    weights = [e.weight for e in sim.events if isinstance(e, PhaseEntered) and e.release == "api-2" and e.weight]
+    weights = [
+        e.weight for e in sim.events if isinstance(e, PhaseEntered) and e.release == "api-2" and e.weight
+    ]
     assert weights == [5, 40, 100]
     assert sim.state.stable is not None
     assert sim.state.stable.id == "api-2"
@@ -136,13 +138,19 @@ def test_too_few_requests_extend_the_step_and_then_the_policy_decides(sim: Sim) 
 
 def test_the_steps_own_minimum_counts_since_the_step_began(sim: Sim) -> None:
     sim.behave("api-2").rate = 20.0
-    sim.send(submit(2, policy=policy(steps=(Step(weight=10, hold=2.0, min_requests=60, deadline=80.0), LADDER[-1]))))
+    sim.send(
+        submit(
+            2, policy=policy(steps=(Step(weight=10, hold=2.0, min_requests=60, deadline=80.0), LADDER[-1]))
+        )
+    )
     rollout = sim.until_phase(Phase.SHIFTING, held=True)
     began = rollout.held_since or 0.0
     assert sim.until_phase(Phase.BAKING, 1).entered_at - began >= 28
 
 
-@pytest.mark.parametrize(("action", "outcome"), [("rollback", Outcome.ROLLED_BACK), ("pause", None), ("hold", None)])
+@pytest.mark.parametrize(
+    ("action", "outcome"), [("rollback", Outcome.ROLLED_BACK), ("pause", None), ("hold", None)]
+)
 def test_no_data_never_passes(sim: Sim, action: str, outcome: Outcome | None) -> None:
     sim.send(submit(2, policy=policy(on_no_data=action)))
     sim.until_phase(Phase.SHIFTING, held=True)

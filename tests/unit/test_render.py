@@ -26,7 +26,9 @@ def server(**changes: object) -> Server:
 
 
 def text(route: Route, service: str = "api", options: EdgeOptions | None = None) -> str:
-    return render(service, route, options or EdgeOptions(), token=3, listen="127.0.0.1:1", snippet="/x/proxy.conf")
+    return render(
+        service, route, options or EdgeOptions(), token=3, listen="127.0.0.1:1", snippet="/x/proxy.conf"
+    )
 
 
 def parse(rendered: str, folder: Path) -> dict[str, list[list[str]]]:
