@@ -134,7 +134,8 @@ def render(service: str, route: Route, options: EdgeOptions, *, token: int, list
     )
     digest = hashlib.sha256(body.encode()).hexdigest()
     about = f"service={service} generation={route.generation} token={token} sha256={digest}"
-    return f"# release-orchestrator {about}\n# Written by the daemon: a change by hand is noticed and told.\n{body}"
+    notice = "# Written by the daemon: a change by hand is noticed and told."
+    return f"# release-orchestrator {about}\n{notice}\n{body}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,239 @@
+"""`ports.Metrics` on a real Prometheus, with the counters that break others."""
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from examples.playground.stack import free_port
+from orchestrator.analysis.presets import PRESETS
+from orchestrator.analysis.prometheus import Prometheus
+from orchestrator.daemon.clock import SystemClock
+from orchestrator.ports import Fault, MetricQuery
+from orchestrator.rollout.judge import count, missing_data
+from orchestrator.rollout.observation import Reading
+
+CONFIG = """\
+global: {{scrape_interval: 1s, scrape_timeout: 900ms}}
+scrape_configs:
+  - job_name: t
+    static_configs:
+{targets}
+"""
+
+
+class Exporter:
+    """Says what a test tells it to say."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.up = True
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        return web.Response(text=self.text, status=200 if self.up else 500)
+
+
+class Kit:
+    def __init__(self, prometheus: Prometheus, exporters: dict[str, Exporter]) -> None:
+        self.prometheus, self.exporters = prometheus, exporters
+        self.readings: list[Reading] = []
+
+    async def read(self, query: MetricQuery) -> Reading:
+        reading = (await self.prometheus.read([query]))[query.service]
+        self.readings.append(reading)
+        return reading
+
+    async def until(self, query: MetricQuery, look: Callable[[Reading], bool]) -> Reading:
+        limit = time.monotonic() + 15
+        while time.monotonic() < limit:
+            reading = await self.read(query)
+            if look(reading):
+                return reading
+            await asyncio.sleep(0.3)
+        raise AssertionError(f"never seen; last: {self.readings[-1]}")
+
+
+@pytest.fixture
+async def kit(tmp_path: Path) -> AsyncIterator[Kit]:
+    exporters = {"api-1-0": Exporter(), "api-2-0": Exporter()}
+    async with contextlib.AsyncExitStack() as exits:
+        targets = ""
+        for name, exporter in exporters.items():
+            port = free_port()
+            app = web.Application()
+            app.router.add_get("/metrics", exporter.metrics)
+            runner = web.AppRunner(app)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", port).start()
+            exits.push_async_callback(runner.cleanup)
+            labels = f"{{service: api, release: {name[:-2]}, instance: {name}, track: x}}"
+            targets += f"      - {{targets: ['127.0.0.1:{port}'], labels: {labels}}}\n"
+        config, port = tmp_path / "prometheus.yml", free_port()
+        config.write_text(CONFIG.format(targets=targets))
+        process = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={config}",
+                f"--storage.tsdb.path={tmp_path}/tsdb",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            prometheus = Prometheus(f"http://127.0.0.1:{port}", SystemClock(), timeout=2.0)
+            yield Kit(prometheus, exporters)
+            prometheus.close()
+        finally:
+            process.kill()
+            process.wait()
+
+
+API = MetricQuery(service="api", source=PRESETS["client_golang"])
+
+
+def requests(total: int, errors: int | None = None, path: str = "/ping") -> str:
+    text = f'http_requests_total{{path="{path}",code="200"}} {total - (errors or 0)}\n'
+    if errors is not None:
+        text += f'http_requests_total{{path="{path}",code="503"}} {errors}\n'
+    return text
+
+
+async def test_an_error_series_that_is_born_with_500_counts_500(kit: Kit) -> None:
+    kit.exporters["api-1-0"].text = requests(1000)
+    first = await kit.until(API, lambda r: "api-1-0" in r.samples and r.samples["api-1-0"].requests == 1000)
+    assert first.samples["api-1-0"].errors == 0
+    kit.exporters["api-1-0"].text = requests(2000, 500)
+    await kit.until(API, lambda r: r.samples["api-1-0"].requests == 2000)
+    counts = count(kit.readings, ["api-1-0"], since=first.samples["api-1-0"].at)
+    assert (counts.requests, counts.errors) == (1000, 500)
+
+
+async def test_a_restart_in_between_counts_what_the_new_process_counted(kit: Kit) -> None:
+    kit.exporters["api-1-0"].text = requests(1000, 10)
+    first = await kit.until(API, lambda r: "api-1-0" in r.samples and r.samples["api-1-0"].requests == 1000)
+    kit.exporters["api-1-0"].text = requests(30, 3)
+    await kit.until(API, lambda r: r.samples["api-1-0"].requests == 30)
+    counts = count(kit.readings, ["api-1-0"], since=first.samples["api-1-0"].at)
+    assert (counts.requests, counts.errors) == (30, 3)
+
+
+async def test_a_target_that_goes_down_is_absent_at_once_and_back_later(kit: Kit) -> None:
+    kit.exporters["api-1-0"].text = requests(1000)
+    await kit.until(API, lambda r: "api-1-0" in r.samples)
+    kit.exporters["api-1-0"].up = False
+    gone = await kit.until(API, lambda r: "api-1-0" not in r.samples)
+    assert "is not scraped or its target is down" in missing_data(gone, ["api-1-0"], 60, gone.at)
+    assert "api-2-0" in gone.samples
+    kit.exporters["api-1-0"].up = True
+    await kit.until(API, lambda r: "api-1-0" in r.samples)
+
+
+async def test_nan_and_names_that_are_not_ours_are_no_data(kit: Kit) -> None:
+    kit.exporters["api-1-0"].text = 'http_requests_total{path="/ping",code="200"} NaN\n'
+    kit.exporters["api-2-0"].text = 'other_requests_total{path="/ping",code="200"} 5\n'
+    reading = await kit.until(API, lambda r: "api-2-0" in r.samples)
+    assert reading.samples["api-2-0"].requests == 0
+    assert "api-1-0" not in reading.samples
+
+
+async def test_health_and_metrics_requests_are_not_users(kit: Kit) -> None:
+    kit.exporters["api-1-0"].text = (
+        requests(7) + requests(5000, path="/health") + requests(900, path="/metrics")
+    )
+    reading = await kit.until(API, lambda r: "api-1-0" in r.samples)
+    assert reading.samples["api-1-0"].requests == 7
+
+
+GIN = """\
+gin_requests_total{code="200",url="/a"} 90
+gin_requests_total{code="500",url="/a"} 10
+gin_requests_total{code="200",url="/metrics"} 77
+gin_request_duration_seconds_bucket{url="/a",le="0.1"} 60
+gin_request_duration_seconds_bucket{url="/a",le="+Inf"} 100
+"""
+
+OTEL = """\
+http_server_request_duration_seconds_count{http_response_status_code="200",http_route="/a"} 90
+http_server_request_duration_seconds_count{http_response_status_code="503",http_route="/a"} 10
+http_server_request_duration_seconds_count{http_response_status_code="200",http_route="/health"} 77
+http_server_request_duration_seconds_bucket{http_response_status_code="200",http_route="/a",le="0.1"} 55
+http_server_request_duration_seconds_bucket{http_response_status_code="503",http_route="/a",le="0.1"} 5
+http_server_request_duration_seconds_bucket{http_response_status_code="200",http_route="/a",le="+Inf"} 90
+http_server_request_duration_seconds_bucket{http_response_status_code="503",http_route="/a",le="+Inf"} 10
+"""
+
+
+@pytest.mark.parametrize(("preset", "text"), [("go-gin-prometheus", GIN), ("opentelemetry", OTEL)])
+async def test_presets_read_what_gin_services_expose(kit: Kit, preset: str, text: str) -> None:
+    kit.exporters["api-1-0"].text = text
+    query = MetricQuery(service="api", source=PRESETS[preset])
+    reading = await kit.until(query, lambda r: "api-1-0" in r.samples and r.samples["api-1-0"].requests > 0)
+    sample = reading.samples["api-1-0"]
+    assert (sample.requests, sample.errors) == (100, 10)
+    assert sample.buckets == {0.1: 60, float("inf"): 100}
+
+
+async def test_histograms_in_milliseconds(kit: Kit) -> None:
+    kit.exporters["api-1-0"].text = requests(10) + 'lat_ms_bucket{path="/a",le="250"} 10\n'
+    source = replace(PRESETS["client_golang"], latency="lat_ms", latency_unit=0.001)
+    reading = await kit.until(MetricQuery(service="api", source=source), lambda r: "api-1-0" in r.samples)
+    assert reading.samples["api-1-0"].buckets == {0.25: 10}
+
+
+async def test_own_queries_beside_the_counters_and_a_wrong_one_breaks_nothing(kit: Kit) -> None:
+    kit.exporters["api-2-0"].text = requests(10) + "payments_total 4\n"
+    query = replace(
+        API,
+        queries=(("pay", 'sum by (release) (payments_total{service="$service"})'), ("one", "vector(7)")),
+    )
+    reading = await kit.until(query, lambda r: ("pay", "api-2") in r.values)
+    assert reading.values["pay", "api-2"] == 4
+    assert reading.values["one", ""] == 7
+    assert reading.samples["api-2-0"].requests == 10
+    broken = replace(API, queries=(("bad", "sum("), ("one", "vector(7)")))
+    reading = await kit.read(broken)
+    assert reading.error == ""
+    assert ("bad", "") not in reading.values
+    assert reading.values["one", ""] == 7
+    assert reading.samples["api-2-0"].requests == 10
+
+
+async def test_many_services_are_one_query(kit: Kit) -> None:
+    kit.exporters["api-1-0"].text = requests(10)
+    await kit.until(API, lambda r: "api-1-0" in r.samples)
+    asked: list[str] = []
+    ask = kit.prometheus.ask
+
+    async def counting(expression: str) -> list[dict[str, object]]:
+        asked.append(expression)
+        return await ask(expression)
+
+    kit.prometheus.ask = counting  # type: ignore[method-assign]
+    others = [MetricQuery(service=f"s{n}", source=PRESETS["client_golang"]) for n in range(50)]
+    found = await kit.prometheus.read([API, *others])
+    assert len(found) == 51
+    assert len(asked) == 1
+    assert found["api"].samples["api-1-0"].requests == 10
+
+
+async def test_prometheus_that_is_away_or_hangs_is_an_error_in_time() -> None:
+    silent = socket.create_server(("127.0.0.1", 0))  # takes connections and never answers
+    port = silent.getsockname()[1]
+    for url in (f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{port}"):
+        prometheus = Prometheus(url, SystemClock(), timeout=0.5)
+        began = time.monotonic()
+        reading = (await prometheus.read([API]))["api"]
+        assert reading.error
+        assert time.monotonic() - began < 3
+        with pytest.raises(Fault):
+            await prometheus.ask("up")
+        prometheus.close()
+    silent.close()

@@ -1,0 +1,232 @@
+"""The engine on the fakes: committing before acting, redelivery, failing parts, bounded queues."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from orchestrator.engine.conductor import INBOX, Conductor, Parts
+from orchestrator.engine.dispatcher import Dispatcher
+from orchestrator.engine.measure import Measurer
+from orchestrator.engine.tasks import Jobs, eternal
+from orchestrator.ports import Fault, MetricSource, Request, ServicePlan, Stale
+from orchestrator.rollout.command import Abort, Rollback
+from orchestrator.rollout.events import Event, ReleaseAccepted, ReleaseEnded
+from orchestrator.rollout.model import Outcome, ServiceState
+from tests.builders import policy, submit, template
+from tests.contract.fakes import FakeClock, FakeMetrics, FakeRuntime, FakeStore, FakeTraffic
+
+PLAN = ServicePlan(
+    service="api",
+    images=("repo/api",),
+    template=template(instances=1),
+    policies={"": policy(gates=())},
+    metrics=MetricSource(requests="r", status_label="code", error_pattern="5..", latency="l"),
+)
+
+
+@dataclass
+class Kit:
+    clock: FakeClock = field(default_factory=FakeClock)
+    store: FakeStore = field(default_factory=FakeStore)
+    runtime: FakeRuntime = field(default_factory=FakeRuntime)
+    traffic: FakeTraffic = field(default_factory=FakeTraffic)
+    published: list[Event] = field(default_factory=list)
+    parts: Parts = field(init=False)
+    conductor: Conductor = field(init=False)
+
+    def __post_init__(self) -> None:
+        def publish(_: ServiceState, __: Any, ___: Any, events: tuple[Event, ...]) -> None:
+            self.published.extend(events)
+            self.clock.time += 0.1
+
+        measurer = Measurer(FakeMetrics(self.clock), 0.01)
+        self.parts = Parts(
+            store=self.store,
+            runtime=self.runtime,
+            images=self.runtime,
+            traffic=self.traffic,
+            measurer=measurer,
+            clock=self.clock,
+            tick=0.01,
+            publish=publish,
+        )
+        self.conductor = Conductor(PLAN, self.parts)
+
+    async def state(self) -> ServiceState:
+        return (await self.store.load("api"))[0]
+
+    async def until(self, look: Callable[[ServiceState], bool]) -> ServiceState:
+        async with asyncio.timeout(10):
+            while True:
+                state = await self.state()
+                if look(state):
+                    return state
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def kit() -> AsyncIterator[Kit]:
+    kit = Kit()
+    task = asyncio.create_task(eternal("conductor", kit.conductor.run, pause=0.01), name="conductor")
+    yield kit
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def ended(release: str) -> Callable[[ServiceState], bool]:
+    return lambda state: any(e.release.id == release for e in state.history)
+
+
+def small(number: int, **changes: Any) -> Any:
+    return submit(number, template=template(instances=1), policy=policy(gates=(), **changes))
+
+
+async def test_a_release_is_started_routed_and_promoted(kit: Kit) -> None:
+    kit.conductor.submit(small(1))
+    state = await kit.until(ended("api-1"))
+    assert state.stable is not None
+    assert kit.runtime.containers["api-1-0"].running
+    assert [s.instance for s in kit.traffic.plans["api"].route.servers] == ["api-1-0"]
+    async with asyncio.timeout(5):
+        while not kit.runtime.containers["api-1-0"].supervised:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_commit_that_failed_is_made_again_and_nothing_is_told_twice(kit: Kit) -> None:
+    kit.store.fail_before = 3
+    kit.conductor.submit(small(1))
+    await kit.until(ended("api-1"))
+    told = await kit.store.told()
+    assert sum(isinstance(e, ReleaseAccepted) for e in told) == 1
+
+
+async def test_a_commit_whose_reply_was_lost_is_not_made_again(kit: Kit) -> None:
+    kit.store.fail_after = 1
+    kit.conductor.submit(small(1))
+    state = await kit.until(ended("api-1"))
+    assert state.released == 1
+    told = await kit.store.told()
+    assert sum(isinstance(e, ReleaseAccepted) for e in told) == 1
+
+
+async def test_a_request_that_is_delivered_again_is_one_release(kit: Kit) -> None:
+    for _ in range(3):
+        kit.conductor.submit(small(1))
+    state = await kit.until(ended("api-1"))
+    assert state.released == 1
+
+
+async def test_docker_away_stops_nothing_that_serves(kit: Kit) -> None:
+    kit.conductor.submit(small(1))
+    before = await kit.until(ended("api-1"))
+    kit.runtime.down = True
+    await asyncio.sleep(0.2)
+    assert (await kit.state()).route == before.route
+    kit.runtime.down = False
+    kit.conductor.submit(Abort(request="9-0", actor="ann"))
+    await kit.until(lambda s: "9-0" in s.handled)
+
+
+async def test_nginx_that_refuses_ends_the_rollout_and_leaves_stable(kit: Kit) -> None:
+    kit.conductor.submit(small(1))
+    await kit.until(ended("api-1"))
+    kit.traffic.refuses = "nginx -t: no"
+    kit.conductor.submit(small(2, confirm_deadline=1.0))
+    await kit.until(lambda s: s.stuck_since is not None)
+    await asyncio.sleep(0.3)
+    kit.traffic.refuses = ""
+    state = await kit.until(ended("api-2"))
+    assert state.history[-1].outcome is Outcome.ROLLED_BACK
+    assert state.stable is not None
+    assert state.stable.id == "api-1"
+
+
+async def test_another_daemon_that_took_over_ends_this_one() -> None:
+    kit = Kit()
+    kit.store.holder = 2
+    kit.conductor.submit(small(1))
+    with pytest.raises(Stale):
+        async with asyncio.timeout(5):
+            await kit.conductor.run()
+
+
+async def test_a_conductor_takes_only_so_many_commands() -> None:
+    conductor = Kit().conductor
+    for number in range(INBOX):
+        assert conductor.submit(Rollback(request=f"{number}-0", actor="ann"))
+    assert not conductor.submit(Rollback(request="x", actor="ann"))
+
+
+async def test_requests_find_their_conductor_or_the_dead_letters() -> None:
+    kit = Kit()
+    dispatcher = Dispatcher(kit.parts, kit.store)
+    async with asyncio.TaskGroup() as group:
+        dispatcher.configure({"api": PLAN}, group)
+        good = Request(id="1-0", verb="release", service="api", who="ci", image="repo/api:1")
+        await dispatcher.dispatch(good, {"service": "api"})
+        await kit.until(ended("api-1"))
+        for request in (
+            Request(id="2-0", verb="release", service="web", who="ci", image="repo/api:1"),
+            Request(id="3-0", verb="release", service="api", who="ci", image="evil/api:1"),
+        ):
+            await dispatcher.dispatch(request, {"service": request.service})
+        assert [letter["entry"] for letter in kit.store.dead] == ["2-0", "3-0"]
+        dispatcher.configure({}, group)
+        await dispatcher.dispatch(good, {"service": "api"})
+        assert kit.store.dead[-1]["entry"] == "1-0"
+    assert kit.runtime.containers["api-1-0"].running
+    assert any(isinstance(e, ReleaseEnded) for e in kit.published)
+
+
+async def test_a_background_task_may_not_return() -> None:
+    async def returns() -> None:
+        await asyncio.sleep(0)
+
+    with pytest.raises(RuntimeError, match="task t returned"):
+        await eternal("t", returns)
+
+
+async def test_a_fault_starts_the_task_again_and_anything_else_ends_it() -> None:
+    tries: list[int] = []
+
+    async def work() -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            raise Fault("not yet")
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        await eternal("t", work, pause=0.0)
+    assert len(tries) == 3
+
+
+async def test_jobs_run_one_at_a_time_and_wait_longer_after_each_failure() -> None:
+    woken: list[int] = []
+    jobs = Jobs(lambda: woken.append(1), first_pause=0.05, longest_pause=0.1)
+    runs: list[int] = []
+
+    async def fails() -> None:
+        runs.append(1)
+        raise Fault("no")
+
+    jobs.start("a", fails)
+    jobs.start("a", fails)
+    await asyncio.sleep(0.02)
+    assert (len(runs), jobs.errors, len(woken)) == (1, {"a": "no"}, 1)
+    jobs.start("a", fails)
+    await asyncio.sleep(0.01)
+    assert len(runs) == 1
+    await asyncio.sleep(0.05)
+    jobs.start("a", fails)
+    await asyncio.sleep(0.01)
+    assert len(runs) == 2
+    jobs.forget(lambda _: False)
+    assert jobs.errors == {}
+    jobs.start("b", lambda: asyncio.sleep(60))
+    jobs.cancel(lambda name: name == "b")
+    await asyncio.sleep(0.01)
+    jobs.start("b", lambda: asyncio.sleep(60))
+    await jobs.stop()

@@ -1,0 +1,114 @@
+"""Logs, metrics, systemd."""
+
+import asyncio
+import io
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import structlog
+
+from orchestrator.observability import systemd
+from orchestrator.observability.events import tell
+from orchestrator.observability.logs import LineWriter, configure
+from orchestrator.observability.metrics import DaemonMetrics
+from orchestrator.observability.stall import watch
+from orchestrator.rollout.events import GateJudged, ReleaseEnded
+from orchestrator.rollout.model import Outcome, Result, ServiceState, Verdict
+from orchestrator.rollout.observation import Observation
+
+VERDICT = Verdict(gate="errors", result=Result.FAIL, value=0.05, limit=0.02, samples=100, text="5 %")
+
+
+def test_an_event_is_one_json_line_with_flat_fields() -> None:
+    out = io.StringIO()
+    writer = configure("json", "info", out)
+    metrics = DaemonMetrics()
+    tell(GateJudged(service="api", at=1.0, release="api-2", step=0, weight=5, verdict=VERDICT), metrics)
+    structlog.get_logger().debug("not_written")
+    writer.flush()
+    (line,) = [json.loads(text) for text in out.getvalue().splitlines()]
+    assert line["event"] == "gate_judged"
+    assert (line["service"], line["release"], line["gate"], line["result"]) == (
+        "api",
+        "api-2",
+        "errors",
+        "fail",
+    )
+    assert (line["value"], line["limit"], line["samples"], line["level"]) == (0.05, 0.02, 100, "warning")
+    structlog.reset_defaults()
+
+
+def test_a_reader_that_stops_never_blocks_the_writer() -> None:
+    """A pipe that nobody reads: the oldest lines are dropped and counted, and nothing waits."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        writer = LineWriter(stream, capacity=100)
+        began = time.monotonic()
+        for number in range(20_000):
+            writer.write(f"{number} " + "x" * 100)
+        assert time.monotonic() - began < 5
+        assert writer.dropped > 1000
+        os.close(reading)
+        writer.flush(0.5)
+
+
+def test_a_stream_that_is_closed_is_counted_not_raised() -> None:
+    stream = io.StringIO()
+    stream.close()
+    writer = LineWriter(stream)
+    writer.write("x")
+    writer.flush()
+    assert writer.dropped == 1
+
+
+def test_metrics_count_and_forget_releases_that_are_gone() -> None:
+    metrics = DaemonMetrics()
+    ended = ReleaseEnded(
+        service="api",
+        at=1.0,
+        release="api-1",
+        journey="release",
+        outcome=Outcome.ROLLED_BACK,
+        actor="a",
+        reason="r",
+        request="1-0",
+        image="i",
+        seconds=12.0,
+    )
+    metrics.count(ended)
+    metrics.show(ServiceState(service="api"), Observation())
+    text = metrics.render().decode()
+    assert 'orchestrator_release_seconds_sum{outcome="rolled_back",service="api"} 12.0' in text
+    assert 'orchestrator_phase{phase="idle",service="api"} 1.0' in text
+
+
+def test_systemd_is_told_if_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    systemd.notify("READY=1")
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(path))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        systemd.notify("READY=1")
+        assert receiver.recv(100) == b"READY=1"
+    path.unlink()
+    systemd.notify("STOPPING=1")
+    assert systemd.watchdog_interval() is None
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    assert systemd.watchdog_interval() == 15.0
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    assert systemd.watchdog_interval() is None
+
+
+async def test_a_held_loop_is_seen() -> None:
+    stalls: list[float] = []
+    task = asyncio.create_task(watch(stalls.append), name="stall")
+    await asyncio.sleep(0.12)
+    time.sleep(0.2)
+    await asyncio.sleep(0.1)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert stalls[-1] > 0.1
