@@ -16,6 +16,7 @@ import contextlib
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Cost:
     seconds: float
     sent: int
     lost: int
-    why: str
+    why: Counter[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +185,8 @@ async def swarm(images: dict[str, str]) -> AsyncIterator[Way]:
         )
         yield Way(
             url,
-            lambda: _quiet(
-                "docker", "service", "update", "--no-resolve-image", "--image", images["v2"], name
-            ),
-            lambda: _quiet("docker", "service", "rollback", name),
+            lambda: _quiet("update", "--no-resolve-image", "--image", images["v2"], name),
+            lambda: _quiet("rollback", name),
         )
     finally:
         await sh("docker", "service", "rm", name)
@@ -228,7 +227,7 @@ async def main() -> None:
                 str(sum(c.lost for c in runs)),
                 f"{seconds:.2f}",
                 f"{seconds / ours[change]:.1f}",
-                "; ".join(c.why for c in runs if c.why),
+                ", ".join(f"{n} {reason}" for reason, n in sum((c.why for c in runs), Counter()).items()),
             )
     out.print(table)
 

@@ -76,7 +76,7 @@ class Daemon:
         """
         settings = self.config.settings
         host, _, port = settings.http.listen.rpartition(":")
-        views = Views(self._metrics, lambda: document(self._all_targets()), lambda: self._unready)
+        views = Views(self._metrics, self._target_document, lambda: self._unready)
         runner = await listen(application(views), host, int(port))
         try:
             async with self._redis() as redis:
@@ -213,11 +213,14 @@ class Daemon:
     ) -> None:
         for event in events:
             tell(event, self._metrics)
-        self._targets[state.service] = targets(state, seen.instances, plan.metrics)
+        if seen.runtime_ok:
+            self._targets[state.service] = targets(state, seen.instances, plan.metrics)
         self._metrics.show(state, seen)
 
-    def _all_targets(self) -> list[Target]:
-        return [t for found in self._targets.values() for t in found]
+    def _target_document(self) -> list[dict[str, Any]] | None:
+        if self.config.services.keys() - self._targets.keys():
+            return None
+        return document(t for found in self._targets.values() for t in found)
 
     async def _count(self, store: RedisStore) -> None:
         while True:

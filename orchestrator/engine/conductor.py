@@ -56,7 +56,7 @@ class _Memory:
     """What a conductor knows beyond the committed state; all of it can be seen again after a restart."""
 
     readings: list[Reading] = field(default_factory=list)
-    seen: Observation = field(default_factory=Observation)
+    seen: Observation = field(default_factory=lambda: Observation(runtime_ok=False))
 
 
 class Conductor:

@@ -12,10 +12,15 @@ from orchestrator.ports import Fault
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """What the endpoints show. `unready`: why the daemon does not drive; '' when it does."""
+    """What the endpoints show.
+
+    Attributes:
+        targets: The document for service discovery; None while not all services have been looked at.
+        unready: Why the daemon does not drive; '' when it does.
+    """
 
     metrics: DaemonMetrics
-    targets: Callable[[], list[dict[str, Any]]]
+    targets: Callable[[], list[dict[str, Any]] | None]
     unready: Callable[[], str]
 
 
@@ -36,7 +41,10 @@ def application(views: Views) -> web.Application:
         )
 
     async def targets(_: web.Request) -> web.Response:
-        return web.json_response(views.targets())
+        found = views.targets()
+        if found is None:  # Prometheus keeps the targets that it has; an empty list would drop them
+            raise web.HTTPServiceUnavailable(text="not all services have been looked at yet")
+        return web.json_response(found)
 
     app = web.Application(client_max_size=64 * 1024)
     app.add_routes(

@@ -21,13 +21,17 @@ def words(error: Exception) -> str:
 
 
 class DockerClient:
-    """One client, one executor. A call that outlasts its deadline is left behind in its thread."""
+    """One client, two executors: slow calls (pull, start, stop) must not keep a look waiting.
+
+    A call that outlasts its deadline is left behind in its thread.
+    """
 
     def __init__(self, url: str = "", timeout: float = 15.0, threads: int = 8) -> None:
         self._url = url
         self._timeout = timeout
         self._client: docker.DockerClient | None = None
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="docker")
+        self._looks = ThreadPoolExecutor(threads, thread_name_prefix="docker-look")
+        self._slow = ThreadPoolExecutor(threads, thread_name_prefix="docker-slow")
 
     @property
     def sdk(self) -> docker.DockerClient:
@@ -41,8 +45,10 @@ class DockerClient:
             )
         return self._client
 
-    async def call(self, work: Callable[[docker.DockerClient], T], deadline: float | None = None) -> T:
-        """Run blocking work with the SDK.
+    async def call(
+        self, work: Callable[[docker.DockerClient], T], deadline: float | None = None, *, slow: bool = False
+    ) -> T:
+        """Run blocking work with the SDK; `slow` for what may take longer than a look.
 
         Raises:
             Fault: Docker refused, is away, or took longer than `deadline` seconds.
@@ -51,7 +57,7 @@ class DockerClient:
         limit = deadline or self._timeout * 2
         try:
             async with asyncio.timeout(limit):
-                return await loop.run_in_executor(self._pool, lambda: work(self.sdk))
+                return await loop.run_in_executor(self._slow if slow else self._looks, lambda: work(self.sdk))
         except TimeoutError as error:
             raise Fault(f"Docker did not answer within {limit:.0f} s") from error
         except (APIError, DockerException, RequestException) as error:
@@ -59,6 +65,7 @@ class DockerClient:
 
     def close(self) -> None:
         """Stop taking work; calls that hang are not waited for."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._looks, self._slow):
+            pool.shutdown(wait=False, cancel_futures=True)
         if self._client is not None:
             self._client.close()

@@ -141,7 +141,7 @@ class DockerRuntime:
             pinned = [d for d in found.attrs.get("RepoDigests") or [] if d.partition("@")[0] == repository]
             return Image(digest=pinned[0] if pinned else str(found.id))
 
-        return await self._docker.call(work, self._pull_deadline)
+        return await self._docker.call(work, self._pull_deadline, slow=True)
 
     def _pull_image(self, client: docker.DockerClient, image: str) -> None:
         """Pull with the credentials of Docker's own config file, and with the pull's own deadline."""
@@ -177,7 +177,7 @@ class DockerRuntime:
                 else:
                     return
 
-        await self._docker.call(work, 120.0)
+        await self._docker.call(work, 120.0, slow=True)
 
     def _clear(self, client: docker.DockerClient, wanted: Wanted) -> str:
         """Remove a dead container of this name; returns the address that it had.
@@ -276,7 +276,7 @@ class DockerRuntime:
                 if error.status_code != CONFLICT:
                     raise
 
-        await self._docker.call(work, 600.0)
+        await self._docker.call(work, 600.0, slow=True)
 
     async def remove_images(self, digests: Sequence[str]) -> None:
         """See `ports.Images`."""
@@ -290,7 +290,7 @@ class DockerRuntime:
                     if error.status_code not in (404, CONFLICT):
                         raise
 
-        await self._docker.call(work, 120.0)
+        await self._docker.call(work, 120.0, slow=True)
 
     async def changes(self) -> AsyncIterator[str]:
         """See `ports.RuntimeEvents`: read in a thread of its own, found again when Docker comes back."""

@@ -20,6 +20,7 @@ class Network:
     def __init__(self, name: str, subnet: str) -> None:
         self.name = name
         self._net = ipaddress.ip_network(subnet)
+        self._last = ""
 
     def ensure(self, client: docker.DockerClient) -> None:
         """Create the network if it is not there; refuse one with another subnet."""
@@ -36,12 +37,19 @@ class Network:
             raise Fault(f"network {self.name} has subnet {have}, not {self._net}: set docker.subnet to it")
 
     def free(self, taken: Iterable[str], preferred: str = "") -> str:
-        """An address of the static half that is not taken; `preferred` if it is free."""
+        """An address of the static half that is not taken; `preferred` if it is free.
+
+        Goes round the half, so that an address is used again as late as possible: somebody may still have
+        a connection to whoever had it.
+        """
         used = set(taken)
         if preferred and preferred not in used:
             return preferred
         half = ipaddress.ip_network(str(next(iter(self._net.subnets(prefixlen_diff=1)))))
-        for address in half.hosts():
-            if address != self._net[1] and str(address) not in used:
-                return str(address)
+        hosts = [str(a) for a in half.hosts() if a != self._net[1]]
+        start = hosts.index(self._last) + 1 if self._last in hosts else 0
+        for address in (*hosts[start:], *hosts[:start]):
+            if address not in used:
+                self._last = address
+                return address
         raise Fault(f"no free address is left in {half}: choose a larger docker.subnet")

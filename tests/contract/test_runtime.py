@@ -1,14 +1,17 @@
 """`ports.Runtime`: the fake and Docker pass one suite."""
 
 import asyncio
+import gc
 import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import docker
 import pytest
 
+from orchestrator.ports import Fault
 from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.model import Probe
 from orchestrator.rollout.observation import Instance
@@ -134,3 +137,77 @@ async def test_another_services_instances_are_not_shown(kit: Any) -> None:
 async def test_removing_an_image_that_is_not_there_is_no_fault(kit: Any) -> None:
     runtime, _, _ = kit
     await runtime.remove_images(["sha256:" + "0" * 64])
+
+
+@pytest.mark.parametrize("kit", ["docker"], indirect=True)
+async def test_the_environment_comes_from_the_file_then_the_template(
+    kit: Any, docker_client: docker.DockerClient, tmp_path: Path
+) -> None:
+    runtime, image, _ = kit
+    digest = (await runtime.resolve(image)).digest
+    file = tmp_path / "api.env"
+    file.write_text("# a comment\nA=from file\nB=from file\n\nnot a pair\n")
+    wanted = want(digest)
+    settings = replace(wanted.release.template, env=(("B", "from template"),), env_file=str(file))
+    await runtime.start(replace(wanted, release=replace(wanted.release, template=settings)))
+    seen_instance = await seen(runtime, "api-1-0", running=True)
+    env = docker_client.containers.get(seen_instance.container).attrs["Config"]["Env"]
+    assert {"A=from file", "B=from template", "RELEASE=api-1", "SERVICE=api"} <= set(env)
+    file.unlink()
+    with pytest.raises(Fault, match=r"env_file .*api.env: No such file"):
+        await runtime.start(want(digest, 1, release=replace(wanted.release, template=settings)))
+
+
+@pytest.mark.parametrize("kit", ["docker"], indirect=True)
+async def test_a_tcp_probe_wants_a_connection_and_a_wrong_path_says_what_it_got(kit: Any) -> None:
+    runtime, image, _ = kit
+    digest = (await runtime.resolve(image)).digest
+    tcp = replace(want(digest).release.template, probe=Probe(kind="tcp", successes=2))
+    await runtime.start(want(digest, release=replace(want(digest).release, template=tcp)))
+    await seen(runtime, "api-1-0", health="ready")
+    wrong = replace(tcp, probe=Probe(path="/nowhere", failures=2))
+    await runtime.start(want(digest, 1, release=replace(want(digest).release, template=wrong)))
+    unhealthy = await seen(runtime, "api-1-1", health="unhealthy")
+    assert unhealthy.detail == "/nowhere answers 404"
+    assert "listens on :8080" in unhealthy.logs
+
+
+@pytest.mark.parametrize("kit", ["docker"], indirect=True)
+async def test_a_newer_daemons_container_is_refused(kit: Any) -> None:
+    runtime, image, die = kit
+    digest = (await runtime.resolve(image)).digest
+    runtime._token = lambda: 7
+    await runtime.start(want(digest))
+    die("api-1-0")
+    runtime._token = lambda: 6
+    with pytest.raises(Fault, match="created under a newer token than 6"):
+        await runtime.start(want(digest))
+
+
+def test_addresses_go_round_and_never_leave_the_static_half() -> None:
+    network = Network("n", "10.9.0.0/28")
+    given = [network.free([]) for _ in range(8)]
+    assert given[:5] == ["10.9.0.2", "10.9.0.3", "10.9.0.4", "10.9.0.5", "10.9.0.6"]
+    assert given[5] == "10.9.0.2"
+    assert network.free(["10.9.0.5"], preferred="10.9.0.4") == "10.9.0.4"
+    with pytest.raises(Fault, match=r"choose a larger docker\.subnet"):
+        network.free(given)
+
+
+@pytest.mark.parametrize("kit", ["docker"], indirect=True)
+async def test_a_network_with_another_subnet_is_refused(kit: Any) -> None:
+    runtime, _, _ = kit
+    runtime._network = Network(runtime._network.name, "10.9.0.0/24")
+    with pytest.raises(Fault, match=r"not 10.9.0.0/24: set docker.subnet"):
+        await runtime.prepare()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK's own socket
+async def test_docker_that_is_away_is_a_fault(tmp_path: Path) -> None:
+    client = DockerClient(f"unix://{tmp_path}/none.sock", timeout=2.0)
+    runtime = DockerRuntime(client, Network("n", "10.9.0.0/24"), "n", lambda: 1)
+    with pytest.raises(Fault, match="Docker"):
+        await runtime.observe("api")
+    await runtime.close()
+    client.close()
+    gc.collect()

@@ -7,12 +7,15 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
+from aiohttp.test_utils import TestClient, TestServer
 
 from orchestrator.observability import systemd
 from orchestrator.observability.events import tell
+from orchestrator.observability.http import Views, application
 from orchestrator.observability.logs import LineWriter, configure
 from orchestrator.observability.metrics import DaemonMetrics
 from orchestrator.observability.stall import watch
@@ -112,3 +115,16 @@ async def test_a_held_loop_is_seen() -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert stalls[-1] > 0.1
+
+
+async def test_targets_are_withheld_until_every_service_was_looked_at() -> None:
+    """Prometheus keeps its targets on an error; an empty list would end every series in mid-rollout."""
+    found: list[list[dict[str, Any]] | None] = [None]
+    views = Views(DaemonMetrics(), lambda: found[0], lambda: "starting")
+    async with TestClient(TestServer(application(views))) as client:
+        assert (await client.get("/targets")).status == 503
+        assert (await client.get("/readyz")).status == 503
+        assert (await client.get("/healthz")).status == 200
+        found[0] = [{"targets": ["10.0.0.1:8080"], "labels": {"service": "api"}}]
+        answer = await client.get("/targets")
+        assert await answer.json() == found[0]
