@@ -73,10 +73,7 @@ async def measure(way: Way, change: Callable[[], Awaitable[None]], version: str)
         seconds = time.monotonic() - began
         await asyncio.sleep(SETTLE)
         await only(way.url, version)
-    failed = load.seen.failed
-    return Cost(
-        seconds, load.seen.total, failed, ", ".join(f"{n} x {k}" for k, n in load.seen.reasons.items())
-    )
+    return Cost(seconds, load.seen.total, load.seen.failed, load.seen.reasons)
 
 
 async def only(url: str, version: str) -> None:
