@@ -9,8 +9,9 @@ from typing import Literal, Protocol
 
 from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.events import Event
-from orchestrator.rollout.model import Policy, Route, ServiceState, Template
+from orchestrator.rollout.model import Route, ServiceState
 from orchestrator.rollout.observation import Edge, Image, Instance, Reading
+from orchestrator.rollout.policy import Policy, Template
 
 
 class Fault(Exception):  # noqa: N818  what goes wrong on the other side, not an error of ours

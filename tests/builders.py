@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.rollout.command import Submit
-from orchestrator.rollout.model import Gate, Policy, Probe, Release, Step, Template
+from orchestrator.rollout.model import Release
+from orchestrator.rollout.policy import Gate, Policy, Probe, Step, Template
 
 ERRORS = Gate(name="errors", metric="error_rate", max=0.02, sustained=2.0, window=10.0, min_requests=10)
 P99 = Gate(name="p99", metric="latency", max=0.3, max_ratio=2.0, margin=0.05, window=10.0, min_requests=10)

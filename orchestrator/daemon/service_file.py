@@ -8,8 +8,8 @@ from orchestrator.analysis.presets import PRESETS
 from orchestrator.daemon.settings import Section
 from orchestrator.daemon.units import Duration, Limit, Size
 from orchestrator.ports import MetricSource, ServicePlan
-from orchestrator.rollout.model import Gate, Policy, Preview, Probe, Step, Template
 from orchestrator.rollout.plan import blue_green, canary, ladder_errors
+from orchestrator.rollout.policy import Gate, Policy, Preview, Probe, Step, Template
 from orchestrator.traffic.render import SERVICE, EdgeOptions, ServerBlock
 
 AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00\n]*$")]

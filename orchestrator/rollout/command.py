@@ -4,17 +4,8 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from orchestrator.rollout.events import CommandAccepted, Event, ReleaseAccepted, RequestRefused
-from orchestrator.rollout.model import (
-    Mark,
-    Outcome,
-    Phase,
-    Policy,
-    Receipt,
-    Release,
-    Rollout,
-    ServiceState,
-    Template,
-)
+from orchestrator.rollout.model import Mark, Outcome, Phase, Receipt, Release, Rollout, ServiceState
+from orchestrator.rollout.policy import Policy, Template
 from orchestrator.rollout.turn import Turn
 
 HANDLED = 200

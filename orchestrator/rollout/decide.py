@@ -9,32 +9,26 @@ from typing import assert_never
 
 from orchestrator.rollout.events import (
     ApprovalWanted,
-    EdgeDrifted,
-    EdgeRepaired,
     EdgeStuck,
     Event,
     ImageResolved,
-    InstanceDied,
-    InstanceRecovered,
-    ReleaseRetired,
     RolloutPaused,
-    RouteChanged,
-    RouteConfirmed,
 )
 from orchestrator.rollout.gates import failing, look, unmet
+from orchestrator.rollout.handover import let_go, reroute, retire_previous
 from orchestrator.rollout.model import (
     FULL,
     Mark,
     Outcome,
     Phase,
     Rollout,
-    Route,
     ServiceState,
     instance_names,
 )
+from orchestrator.rollout.notice import notice_deaths, notice_edge
 from orchestrator.rollout.observation import Instance, Observation
 from orchestrator.rollout.plan import current_step, is_fast
-from orchestrator.rollout.route import lost, next_route
+from orchestrator.rollout.route import lost
 from orchestrator.rollout.turn import DAEMON, Turn
 
 
@@ -50,85 +44,16 @@ def decide(state: ServiceState, seen: Observation, now: float) -> tuple[ServiceS
         The next state and the events that tell the difference, oldest first.
     """
     turn = Turn(state, now)
-    _notice_edge(turn, seen)
-    _notice_deaths(turn, seen)
-    _retire_previous(turn)
+    notice_edge(turn, seen)
+    notice_deaths(turn, seen)
+    retire_previous(turn)
     if turn.state.rollout is None:
         _take_from_queue(turn)
     elif not _overdue_mark(turn):
         _advance(turn, seen)
-    _reroute(turn, seen)
-    _let_go(turn, seen)
+    reroute(turn, seen)
+    let_go(turn, seen)
     return turn.state, tuple(turn.events)
-
-
-def _notice_edge(turn: Turn, seen: Observation) -> None:
-    state, edge, now = turn.state, seen.edge, turn.now
-    pending = state.route.generation > state.confirmed
-    if pending and edge.confirmed == state.route.generation:
-        turn.set(confirmed=edge.confirmed, stuck_since=None)
-        about = state.rollout.release.id if state.rollout else ""
-        turn.tell(RouteConfirmed(service=state.service, at=now, release=about, generation=edge.confirmed))
-    elif pending and state.stuck_since is None:
-        patience = state.rollout.release.policy.confirm_deadline if state.rollout else 60.0
-        waited = now - state.route.changed_at
-        reason = edge.error or (f"not confirmed after {waited:.0f} s" if waited > patience else "")
-        if reason:
-            turn.set(stuck_since=now)
-            turn.tell(
-                EdgeStuck(service=state.service, at=now, generation=state.route.generation, reason=reason)
-            )
-    if edge.file != "ours" and state.drifted_since is None and state.confirmed:
-        turn.set(drifted_since=now)
-        turn.tell(EdgeDrifted(service=state.service, at=now, file=edge.file))
-    elif edge.file == "ours" and state.drifted_since is not None:
-        turn.set(drifted_since=None)
-        turn.tell(EdgeRepaired(service=state.service, at=now, generation=state.route.generation))
-
-
-def _notice_deaths(turn: Turn, seen: Observation) -> None:
-    """Tell each death and recovery of stable's and previous' instances once; the candidate's end it."""
-    if not seen.runtime_ok:
-        return
-    state = turn.state
-    kept = [r for r in (state.stable, state.previous) if r is not None]
-    names = {name: release for release in kept for name in instance_names(release)}
-    dead = set(state.dead) & set(names)
-    for name, release in names.items():
-        instance = seen.instance(name)
-        server = next((s for s in state.route.servers if s.instance == name), None)
-        if server is not None:
-            why = lost(server, instance)
-        else:
-            why = "" if instance is not None and instance.running else f"{name} does not run"
-        if why and name not in dead:
-            dead.add(name)
-            turn.tell(
-                InstanceDied(
-                    service=state.service,
-                    at=turn.now,
-                    release=release.id,
-                    instance=name,
-                    exit_code=instance.exit_code if instance else None,
-                    reason=why,
-                    logs=instance.logs if instance else "",
-                )
-            )
-        elif name in dead and instance is not None and instance.running and instance.health == "ready":
-            dead.discard(name)
-            turn.tell(
-                InstanceRecovered(service=state.service, at=turn.now, release=release.id, instance=name)
-            )
-    if dead != set(state.dead):
-        turn.set(dead=tuple(sorted(dead)))
-
-
-def _retire_previous(turn: Turn) -> None:
-    state = turn.state
-    if state.rollout is None and state.previous and turn.now >= (state.previous_until or 0.0):
-        previous = state.previous
-        turn.set(previous=None, previous_until=None)
-        turn.retire([previous])
 
 
 def _take_from_queue(turn: Turn) -> None:
@@ -320,7 +245,7 @@ def _step(turn: Turn, seen: Observation) -> None:
     look(turn, seen)
     failed = failing(turn.rollout.verdicts)
     if failed is not None:
-        turn.retreat(Outcome.ROLLED_BACK, failed.text, verdict=failed)
+        turn.retreat(Outcome.ROLLED_BACK, f"{failed.gate} {failed.text}", verdict=failed)
     elif turn.rollout.mark is None and turn.state.drifted_since is None and seen.runtime_ok:
         _leave_step(turn, seen)
 
@@ -412,60 +337,3 @@ def _rolling_back(turn: Turn) -> None:
                     service=state.service, at=turn.now, generation=state.route.generation, reason=reason
                 )
             )
-
-
-def _reroute(turn: Turn, seen: Observation) -> None:
-    state = turn.state
-    route = next_route(state, seen, turn.now)
-    if route is not state.route:
-        rollout = state.rollout
-        turn.set(route=route)
-        turn.tell(
-            RouteChanged(
-                service=state.service,
-                at=turn.now,
-                release=rollout.release.id if rollout else "",
-                generation=route.generation,
-                shares=_shares(route),
-                actor=rollout.actor if rollout else DAEMON,
-                reason=rollout.reason if rollout else "instances changed",
-            )
-        )
-    named = {s.release for s in (*route.servers, *route.preview)}
-    turn.set(
-        retiring=tuple(
-            replace(r, generation=route.generation)
-            if r.generation is None and r.release.id not in named
-            else r
-            for r in turn.state.retiring
-        )
-    )
-
-
-def _shares(route: Route) -> tuple[tuple[str, float], ...]:
-    releases = dict.fromkeys(s.release for s in route.servers)
-    return tuple((r, round(route.share(r) * FULL, 2)) for r in releases)
-
-
-def _let_go(turn: Turn, seen: Observation) -> None:
-    """Order of a handover: out of the route, confirmed, drained; only then may an instance be stopped."""
-    waiting = []
-    for entry in turn.state.retiring:
-        deadline = entry.release.policy.drain_deadline
-        if entry.generation is None or turn.state.confirmed < entry.generation:
-            waiting.append(entry)
-        elif entry.confirmed_at is None:
-            waiting.append(replace(entry, confirmed_at=turn.now))
-        elif seen.edge.drained or turn.now - entry.confirmed_at >= deadline:
-            turn.tell(
-                ReleaseRetired(
-                    service=turn.state.service,
-                    at=turn.now,
-                    release=entry.release.id,
-                    drained=seen.edge.drained,
-                )
-            )
-        else:
-            waiting.append(entry)
-    if tuple(waiting) != turn.state.retiring:
-        turn.set(retiring=tuple(waiting))

@@ -4,17 +4,10 @@ from collections.abc import Sequence
 
 from orchestrator.rollout.events import GateJudged
 from orchestrator.rollout.judge import Counts, Measured, count, judge, missing_data
-from orchestrator.rollout.model import (
-    Breach,
-    Gate,
-    Release,
-    Result,
-    Rollout,
-    Verdict,
-    instance_names,
-)
+from orchestrator.rollout.model import Breach, Release, Result, Rollout, Verdict, instance_names
 from orchestrator.rollout.observation import Observation, Reading
 from orchestrator.rollout.plan import current_step
+from orchestrator.rollout.policy import Gate
 from orchestrator.rollout.turn import Turn
 
 

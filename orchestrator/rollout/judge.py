@@ -8,8 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.rollout.model import Gate, Result, Verdict
+from orchestrator.rollout.model import Result, Verdict
 from orchestrator.rollout.observation import Reading, Sample
+from orchestrator.rollout.policy import Gate
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +162,11 @@ def judge(  # noqa: C901, PLR0911  each return is one reason not to pass
         wanted = max(gate.min_requests, 1)
         return verdict(Result.INCONCLUSIVE, f"{samples} of {wanted} requests in {gate.window:.0f} s")
     if value is None or not _finite(value):
-        return verdict(Result.NO_DATA, f"no finite value for {describe(gate)}")
+        return verdict(Result.NO_DATA, "no finite value")
     limit = _tightest(gate, base)
     if limit is None:
         return verdict(Result.INCONCLUSIVE, "stable has no measurements to compare with")
-    shown = f"{describe(gate)} {show(gate, value)} of {samples} requests, limit {show(gate, limit)}"
+    shown = f"{show(gate, value)} of {samples} requests, limit {show(gate, limit)}"
     if base is not None:
         shown += f", stable {show(gate, base)} of {baseline_samples}"
     if value <= limit:
@@ -192,11 +193,6 @@ def _tightest(gate: Gate, base: float | None) -> float | None:
 
 def _finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
-
-
-def describe(gate: Gate) -> str:
-    """What the gate measures, in words."""
-    return f"p{gate.quantile * 100:g}" if gate.metric == "latency" else gate.name
 
 
 def show(gate: Gate, value: float) -> str:

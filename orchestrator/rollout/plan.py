@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from orchestrator.rollout.model import FULL, Policy, Rollout, ServiceState, Step
+from orchestrator.rollout.model import FULL, Rollout, ServiceState
+from orchestrator.rollout.policy import Policy, Step
 
 
 def canary(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from orchestrator.rollout.desired import Wanted
-from orchestrator.rollout.model import Probe
+from orchestrator.rollout.policy import Probe
 
 PREFIX = "io.release-orchestrator."
 OWNER = f"{PREFIX}owner"

@@ -6,7 +6,7 @@ from typing import Literal
 
 import aiohttp
 
-from orchestrator.rollout.model import Probe
+from orchestrator.rollout.policy import Probe
 
 
 @dataclass(slots=True)

@@ -14,11 +14,13 @@ import docker
 import pytest
 
 from examples.playground.load import Load
-from examples.playground.stack import ROOT, Stack, free_port, service_file
+from examples.playground.stack import NGINX, ROOT, Stack, free_port, service_file
 from orchestrator.rollout.events import EdgeDrifted, EdgeRepaired, EdgeStuck
 from orchestrator.rollout.model import Outcome
 from orchestrator.runtime.labels import INSTANCE
-from tests.conftest import Images, Stacks
+from tests.acceptance.observer import Observer
+from tests.conftest import QUICK, Images, Stacks
+from tests.nginx_image import NGINX_IMAGE, nginx_image
 
 
 async def _shifting(s: Stack, release: str) -> None:
@@ -59,7 +61,7 @@ async def test_kill_9_in_a_hold_moves_no_traffic_and_does_not_shorten_it(
 
 
 async def test_a_stop_leaves_the_traffic_and_ends_the_private_redis(stack: Stacks, images: Images) -> None:
-    s = await stack(observe=False)
+    s = await stack()
     await s.push("api", images("v1"))
     await s.ended("api-1")
     pid = next(x["pid"] for x in s.lines() if x["event"] == "private_redis_started")
@@ -107,7 +109,7 @@ async def test_a_second_daemon_stands_by_and_takes_over(stack: Stacks, images: I
 
 
 async def test_an_edited_file_is_noticed_and_repaired_only_when_idle(stack: Stacks, images: Images) -> None:
-    s = await stack(observe=False, strategy={"steps": [20, 100], "first_hold": "3s", "bake": "1s"})
+    s = await stack(strategy={"steps": [20, 100], "first_hold": "3s", "bake": "1s"})
     await s.push("api", images("v1"))
     await s.ended("api-1")
     file = s.root / "edge" / "api.conf"
@@ -315,3 +317,55 @@ async def test_a_second_signal_forces_the_exit(stack: Stacks) -> None:
     os.kill(s.daemon.pid, signal.SIGCONT)
     async with asyncio.timeout(10):
         assert await s.daemon.wait() in (0, 130, 143)
+
+
+class ContainerStack(Stack):
+    """The stack with its nginx in a container on the host's network."""
+
+    name = ""
+
+    def start_nginx(self, extra: str = "") -> None:
+        (self.root / "edge").mkdir(exist_ok=True)
+        (self.root / "tmp").mkdir(exist_ok=True)
+        self.root.chmod(0o755)
+        (self.root / "tmp").chmod(0o777)
+        text = NGINX.format(root=self.root, extra=extra).replace("daemon on;", "daemon off;")
+        (self.root / "nginx.conf").write_text(text)
+        nginx_image(self.docker)
+        self.docker.containers.run(
+            NGINX_IMAGE,
+            ["/usr/sbin/nginx", "-c", "/etc/nginx/nginx.conf"],
+            name=self.name,
+            detach=True,
+            network_mode="host",
+            volumes={
+                str(self.root / "nginx.conf"): {"bind": "/etc/nginx/nginx.conf", "mode": "ro"},
+                str(self.root): {"bind": str(self.root), "mode": "rw"},
+            },
+        )
+
+    def stop_nginx(self) -> None:
+        with contextlib.suppress(docker.errors.NotFound):
+            self.docker.containers.get(self.name).remove(force=True)
+
+
+async def test_nginx_in_a_container(docker_client: docker.DockerClient, images: Images) -> None:
+    name = f"edge-{os.getpid()}-{free_port()}"
+    ContainerStack.name = name
+    quick = {"strategy": QUICK["strategy"], "keep_previous": "1s", "deadlines": {"drain": "3s"}}
+    s = ContainerStack(
+        lambda port: {"api": service_file("api", port("api"), **quick)}, {"nginx": {"container": name}}
+    )
+    async with s, Observer(s) as observer:
+        await s.push("api", images("v1"))
+        await s.ended("api-1")
+        async with Load(s.url("api"), 100) as load:
+            await s.push("api", images("v2"))
+            assert (await s.ended("api-2")).outcome is Outcome.PROMOTED
+
+            async def gone() -> bool:
+                return {c.labels["io.release-orchestrator.release"] for c in s.containers()} == {"api-2"}
+
+            await s.until(gone, 30, "the previous release is gone")
+        assert load.seen.failed == 0, load.seen
+        await observer.finish()

@@ -13,8 +13,8 @@ import pytest
 
 from orchestrator.ports import Fault
 from orchestrator.rollout.desired import Wanted
-from orchestrator.rollout.model import Probe
 from orchestrator.rollout.observation import Instance
+from orchestrator.rollout.policy import Probe
 from orchestrator.runtime.client import DockerClient
 from orchestrator.runtime.docker_runtime import DockerRuntime
 from orchestrator.runtime.labels import OWNER

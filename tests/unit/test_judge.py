@@ -17,8 +17,9 @@ from orchestrator.rollout.judge import (
     quantile,
     show,
 )
-from orchestrator.rollout.model import Gate, Result, Verdict
+from orchestrator.rollout.model import Result, Verdict
 from orchestrator.rollout.observation import Reading, Sample
+from orchestrator.rollout.policy import Gate
 
 INF = math.inf
 RATE = Gate(

@@ -1,7 +1,7 @@
 """Ladders."""
 
-from orchestrator.rollout.model import Step
 from orchestrator.rollout.plan import blue_green, canary, ladder_errors
+from orchestrator.rollout.policy import Step
 
 
 def test_a_canary_gets_its_last_step() -> None:

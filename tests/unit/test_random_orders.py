@@ -14,7 +14,7 @@ from orchestrator.rollout.command import (
     Rollback,
     Unfreeze,
 )
-from orchestrator.rollout.model import Preview
+from orchestrator.rollout.policy import Preview
 from orchestrator.store.codec import dump_event, dump_state, load_event, load_state
 from tests.builders import policy, submit
 from tests.unit.sim import Behaviour, Sim

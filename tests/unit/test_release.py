@@ -23,7 +23,8 @@ from orchestrator.rollout.events import (
     RolloutPaused,
     RouteChanged,
 )
-from orchestrator.rollout.model import Gate, Outcome, Phase, Preview, Result, Step
+from orchestrator.rollout.model import Outcome, Phase, Result
+from orchestrator.rollout.policy import Gate, Preview, Step
 from tests.builders import ERRORS, LADDER, policy, submit, template
 from tests.unit.sim import Sim
 

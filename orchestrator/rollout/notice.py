@@ -1,0 +1,76 @@
+"""What has changed outside since the last look: the edge and the instances that hold stable's traffic."""
+
+from orchestrator.rollout.events import (
+    EdgeDrifted,
+    EdgeRepaired,
+    EdgeStuck,
+    InstanceDied,
+    InstanceRecovered,
+    RouteConfirmed,
+)
+from orchestrator.rollout.model import instance_names
+from orchestrator.rollout.observation import Observation
+from orchestrator.rollout.route import lost
+from orchestrator.rollout.turn import Turn
+
+
+def notice_edge(turn: Turn, seen: Observation) -> None:
+    """Tell a confirmation, a change that is not confirmed, and a file that somebody edited."""
+    state, edge, now = turn.state, seen.edge, turn.now
+    pending = state.route.generation > state.confirmed
+    if pending and edge.confirmed == state.route.generation:
+        turn.set(confirmed=edge.confirmed, stuck_since=None)
+        about = state.rollout.release.id if state.rollout else ""
+        turn.tell(RouteConfirmed(service=state.service, at=now, release=about, generation=edge.confirmed))
+    elif pending and state.stuck_since is None:
+        patience = state.rollout.release.policy.confirm_deadline if state.rollout else 60.0
+        waited = now - state.route.changed_at
+        reason = edge.error or (f"not confirmed after {waited:.0f} s" if waited > patience else "")
+        if reason:
+            turn.set(stuck_since=now)
+            turn.tell(
+                EdgeStuck(service=state.service, at=now, generation=state.route.generation, reason=reason)
+            )
+    if edge.file != "ours" and state.drifted_since is None and state.confirmed:
+        turn.set(drifted_since=now)
+        turn.tell(EdgeDrifted(service=state.service, at=now, file=edge.file))
+    elif edge.file == "ours" and state.drifted_since is not None:
+        turn.set(drifted_since=None)
+        turn.tell(EdgeRepaired(service=state.service, at=now, generation=state.route.generation))
+
+
+def notice_deaths(turn: Turn, seen: Observation) -> None:
+    """Tell each death and recovery of stable's and previous' instances once; the candidate's end it."""
+    if not seen.runtime_ok:
+        return
+    state = turn.state
+    kept = [r for r in (state.stable, state.previous) if r is not None]
+    names = {name: release for release in kept for name in instance_names(release)}
+    dead = set(state.dead) & set(names)
+    for name, release in names.items():
+        instance = seen.instance(name)
+        server = next((s for s in state.route.servers if s.instance == name), None)
+        if server is not None:
+            why = lost(server, instance)
+        else:
+            why = "" if instance is not None and instance.running else f"{name} does not run"
+        if why and name not in dead:
+            dead.add(name)
+            turn.tell(
+                InstanceDied(
+                    service=state.service,
+                    at=turn.now,
+                    release=release.id,
+                    instance=name,
+                    exit_code=instance.exit_code if instance else None,
+                    reason=why,
+                    logs=instance.logs if instance else "",
+                )
+            )
+        elif name in dead and instance is not None and instance.running and instance.health == "ready":
+            dead.discard(name)
+            turn.tell(
+                InstanceRecovered(service=state.service, at=turn.now, release=release.id, instance=name)
+            )
+    if dead != set(state.dead):
+        turn.set(dead=tuple(sorted(dead)))

@@ -1,0 +1,169 @@
+"""What an operator decides beforehand: how a container is run, and how a release of it advances."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """How an instance is asked whether it is ready.
+
+    Attributes:
+        kind: `http` wants a 2xx from `path`; `tcp` wants a connection.
+        path: The URL path for `http`.
+        timeout: Seconds that one probe may take.
+        successes: Probes in a row that make an instance ready.
+        failures: Probes in a row that make a ready instance unhealthy.
+    """
+
+    kind: Literal["http", "tcp"] = "http"
+    path: str = "/health"
+    timeout: float = 1.0
+    successes: int = 3
+    failures: int = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """How a container of a service is run. Part of a release: it is frozen with the release.
+
+    Attributes:
+        port: The port that the service listens on inside its container.
+        instances: Containers of one release.
+        env: Plain environment; it is visible in `docker inspect`, so no secrets belong here.
+        env_file: Host path of `KEY=value` lines, read when a container is created.
+        secrets: Pairs (host path, container path), mounted read-only.
+        command: Arguments that replace the image's own command; empty keeps it.
+        user: `uid[:gid]` that the process runs as.
+        read_only: Whether the root file system is read-only.
+        tmpfs: Container paths that get a writable tmpfs.
+        memory: Limit in bytes.
+        cpus: Limit in CPUs.
+        pids: Limit of processes and threads.
+        stop_grace: Seconds between SIGTERM and SIGKILL.
+        probe: The readiness probe.
+    """
+
+    port: int
+    instances: int = 1
+    env: tuple[tuple[str, str], ...] = ()
+    env_file: str | None = None
+    secrets: tuple[tuple[str, str], ...] = ()
+    command: tuple[str, ...] = ()
+    user: str = "65534:65534"
+    read_only: bool = True
+    tmpfs: tuple[str, ...] = ()
+    memory: int = 512 * 1024 * 1024
+    cpus: float = 1.0
+    pids: int = 256
+    stop_grace: float = 30.0
+    probe: Probe = Probe()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One rung of the ladder.
+
+    Attributes:
+        weight: The candidate's share in percent, 1 to 100.
+        hold: Seconds that the share must hold after nginx has confirmed it.
+        min_requests: Requests that the candidate must have answered in this step.
+        deadline: Seconds that the step may take in all, `hold` included.
+        approve: Whether a person must approve before the next step.
+    """
+
+    weight: int
+    hold: float
+    min_requests: int = 0
+    deadline: float = 3600.0
+    approve: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """A rule over measurements of candidate and stable.
+
+    A limit is broken when the value is above it; the gate fails when a limit has been broken for
+    `sustained` seconds without a break.
+
+    Attributes:
+        name: Names the gate in verdicts and events.
+        metric: `error_rate` (a share, 0 to 1), `latency` (seconds at `quantile`), or `query`.
+        quantile: For `latency`, 0 < q < 1.
+        max: Absolute limit in the metric's unit.
+        max_ratio: Limit relative to stable: value > baseline x ratio + margin breaks it.
+        margin: Absolute slack of the relative limit, in the metric's unit.
+        sustained: Seconds that a limit must stay broken.
+        window: Seconds of history that a value is computed over.
+        min_requests: Candidate requests in the window below which the verdict is inconclusive.
+        query: PromQL of a `query` gate; one sample, or one per release.
+    """
+
+    name: str
+    metric: Literal["error_rate", "latency", "query"]
+    quantile: float = 0.99
+    max: float | None = None
+    max_ratio: float | None = None
+    margin: float = 0.0
+    sustained: float = 0.0
+    window: float = 60.0
+    min_requests: int = 0
+    query: str = ""
+
+
+NoDataAction = Literal["hold", "pause", "rollback"]
+NewReleaseAction = Literal["supersede", "queue", "reject"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """A time in which the candidate is up without traffic, for people or tests to look at.
+
+    Attributes:
+        hold: Seconds that the candidate must stay healthy.
+        approve: Whether a person must approve before any traffic.
+    """
+
+    hold: float = 0.0
+    approve: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How a release of a service advances. All times in seconds.
+
+    Attributes:
+        kind: `canary` climbs `steps`; `blue_green` has the single step of 100 %.
+        steps: The ladder; the last step has weight 100 and is the bake.
+        preview: An optional look before any traffic.
+        gates: The rules; all must pass to advance.
+        no_data_after: How long measurements may be missing in a step before `on_no_data` decides.
+        on_no_data: What happens then, and at a step's deadline without enough data.
+        on_new_release: What happens to this service's rollout when a newer release arrives.
+        sample_max_age: The oldest sample that counts as data.
+        queue_deadline: How long a release may wait in the queue.
+        preflight_deadline: How long resolving and pulling the image may take.
+        start_deadline: How long all instances may take to get ready.
+        pause_deadline: How long a pause or a wait for approval may last before it is rolled back.
+        confirm_deadline: How long nginx may take to confirm a change.
+        drain_deadline: How long in-flight requests get before SIGTERM.
+        keep_previous: How long the previous release stays warm after a promotion.
+        keep_images: Images of ended releases that are kept beside stable's and previous'.
+    """
+
+    kind: Literal["canary", "blue_green"]
+    steps: tuple[Step, ...]
+    preview: Preview | None = None
+    gates: tuple[Gate, ...] = ()
+    no_data_after: float = 120.0
+    on_no_data: NoDataAction = "rollback"
+    on_new_release: NewReleaseAction = "supersede"
+    sample_max_age: float = 60.0
+    queue_deadline: float = 86400.0
+    preflight_deadline: float = 600.0
+    start_deadline: float = 120.0
+    pause_deadline: float = 86400.0
+    confirm_deadline: float = 60.0
+    drain_deadline: float = 30.0
+    keep_previous: float = 3600.0
+    keep_images: int = 5
