@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 
 from orchestrator.engine.conductor import INBOX, Conductor, Parts
+from orchestrator.engine.converge import Converger
 from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.measure import Measurer
 from orchestrator.engine.tasks import Jobs, eternal
 from orchestrator.ports import Fault, MetricSource, Request, ServicePlan, Stale
 from orchestrator.rollout.command import Abort, Rollback
+from orchestrator.rollout.desired import Wanted, desired
 from orchestrator.rollout.events import Event, ReleaseAccepted, ReleaseEnded
-from orchestrator.rollout.model import Outcome, ServiceState
-from tests.builders import policy, submit, template
+from orchestrator.rollout.model import Outcome, Route, Server, ServiceState
+from orchestrator.rollout.observation import Edge, Observation
+from tests.builders import policy, release, submit, template
 from tests.contract.fakes import FakeClock, FakeMetrics, FakeRuntime, FakeStore, FakeTraffic
 
 PLAN = ServicePlan(
@@ -229,4 +232,30 @@ async def test_jobs_run_one_at_a_time_and_wait_longer_after_each_failure() -> No
     jobs.cancel(lambda name: name == "b")
     await asyncio.sleep(0.01)
     jobs.start("b", lambda: asyncio.sleep(60))
+    await jobs.stop()
+
+
+@pytest.mark.parametrize(
+    ("confirmed", "routed", "stopped"), [(7, False, True), (6, False, False), (7, True, False)]
+)
+async def test_only_what_nginx_has_let_go_is_stopped(confirmed: int, routed: bool, stopped: bool) -> None:
+    kit = Kit()
+    await kit.runtime.start(Wanted(name="api-9-0", release=release(9), index=0, create=True, restart=False))
+    (instance,) = await kit.runtime.observe("api")
+    server = Server(
+        address=instance.address,
+        weight=1,
+        release="api-9",
+        instance="api-9-0",
+        container=instance.container,
+        started_at=instance.started_at,
+    )
+    route = Route(generation=7, servers=(server,) if routed else ())
+    state = ServiceState(service="api", route=route, confirmed=confirmed)
+    jobs = Jobs(lambda: None)
+    converger = Converger(kit.runtime, kit.runtime, kit.traffic, kit.store, jobs)
+    seen = Observation(instances=(instance,), edge=Edge(served=7, confirmed=confirmed))
+    converger.converge(desired(state, 0.0), state, seen)
+    await asyncio.sleep(0.05)
+    assert ("api-9-0" not in kit.runtime.containers) == stopped
     await jobs.stop()

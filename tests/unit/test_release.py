@@ -707,7 +707,8 @@ def test_an_edited_file_is_told_stops_the_ladder_and_is_repaired_when_idle(sim: 
     sim.send(submit(2))
     sim.until_phase(Phase.SHIFTING, held=True)
     sim.file = "edited"
-    sim.run(30)
+    sim.run(40)
+    assert sim.file == "edited"
     assert [e.file for e in sim.events if isinstance(e, EdgeDrifted)] == ["edited"]
     assert sim.state.rollout is not None
     assert sim.state.rollout.step == 0
@@ -773,3 +774,28 @@ def test_without_a_stable_instance_there_is_no_fallback(sim: Sim) -> None:
         sim.kill(name)
     sim.step()
     assert desired(sim.state, sim.now).fallback is None
+
+
+def test_a_warm_release_is_not_let_go_before_nginx_has_confirmed(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.edge_up = False
+    sim.run(140)
+    assert [r.release.id for r in sim.state.retiring] == ["api-1"]
+    assert "api-1-0" in sim.instances
+    sim.edge_up = True
+    sim.run(5)
+    assert "api-1-0" not in sim.instances
+
+
+def test_what_was_rolled_back_finishes_its_requests_first(sim: Sim) -> None:
+    sim.drained = False
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.send(Rollback(request="9-0", actor="ann"))
+    sim.until_ended("api-2")
+    sim.run(5)
+    assert "api-2-0" in sim.instances
+    sim.drained = True
+    sim.run(3)
+    assert "api-2-0" not in sim.instances
