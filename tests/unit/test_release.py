@@ -274,6 +274,14 @@ def test_nginx_that_does_not_confirm_ends_the_rollout_once_it_is_back(sim: Sim) 
     assert "did not confirm" in sim.until_ended("api-2").reason
 
 
+def test_with_docker_away_the_route_of_an_idle_service_stays(sim: Sim) -> None:
+    route = sim.state.route
+    sim.runtime_ok = False
+    sim.run(5)
+    assert sim.state.route == route
+    assert not [e for e in sim.events if isinstance(e, InstanceDied)]
+
+
 def test_with_docker_away_nothing_moves(sim: Sim) -> None:
     sim.send(submit(2))
     sim.until_phase(Phase.SHIFTING, held=True)
