@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.playground import gin
-from examples.playground.stack import Stack, service_file
+from examples.playground.service import service_file
+from examples.playground.stack import Stack
 
 MINUTE = 60.0
 TICKS = os.sysconf("SC_CLK_TCK")

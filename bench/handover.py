@@ -27,7 +27,8 @@ from rich.table import Table
 
 from examples.playground import gin
 from examples.playground.load import Load
-from examples.playground.stack import NGINX, Stack, free_port, service_file
+from examples.playground.service import service_file
+from examples.playground.stack import NGINX, Stack, free_port
 
 RATE = 200.0
 ROUNDS = 3

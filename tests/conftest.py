@@ -11,7 +11,8 @@ import docker
 import pytest
 
 from examples.playground import engine, gin
-from examples.playground.stack import Stack, service_file
+from examples.playground.service import service_file
+from examples.playground.stack import Stack
 from tests.acceptance.observer import Observer
 
 Images = Callable[..., str]

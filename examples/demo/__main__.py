@@ -16,7 +16,8 @@ from rich.table import Table
 from examples.playground import gin
 from examples.playground.engine import engine
 from examples.playground.load import Load, Seen
-from examples.playground.stack import Stack, service_file
+from examples.playground.service import service_file
+from examples.playground.stack import Stack
 from orchestrator.cli.show import COLOURS, event_text
 from orchestrator.rollout.events import GateJudged, ReleaseEnded, RouteConfirmed
 from orchestrator.rollout.model import Outcome, Result

@@ -7,6 +7,7 @@ is born with a value, and an error series that does not exist yet is an empty ve
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from orchestrator.rollout.model import Result, Verdict
 from orchestrator.rollout.observation import Reading, Sample
@@ -110,7 +111,7 @@ def missing_data(reading: Reading | None, instances: Sequence[str], max_age: flo
     return ""
 
 
-def judge(  # noqa: C901, PLR0911  each return is one reason not to pass
+def judge(
     gate: Gate,
     candidate: Measured,
     stable: Measured,
@@ -136,63 +137,66 @@ def judge(  # noqa: C901, PLR0911  each return is one reason not to pass
     """
     if candidate.missing:
         return Verdict(gate=gate.name, result=Result.NO_DATA, generation=generation, text=candidate.missing)
-    samples, baseline_samples = int(candidate.counts.requests), int(stable.counts.requests)
-    base = remembered
-    if not stable.missing and baseline_samples >= max(gate.min_requests, 1):
-        base = _value(gate, stable) if _finite(_value(gate, stable)) else remembered
-    elif gate.metric == "query" and _finite(stable.value):
-        base = stable.value
-    value = _value(gate, candidate)
-
-    def verdict(result: Result, text: str, limit: float | None = None, *, broken: bool = False) -> Verdict:
-        return Verdict(
-            gate=gate.name,
-            result=result,
-            value=value if _finite(value) else None,
-            limit=limit,
-            baseline=base,
-            samples=samples,
-            baseline_samples=baseline_samples,
-            generation=generation,
-            broken=broken,
-            text=text,
-        )
-
-    if gate.metric != "query" and samples < max(gate.min_requests, 1):
-        wanted = max(gate.min_requests, 1)
-        return verdict(Result.INCONCLUSIVE, f"{samples} of {wanted} requests in {gate.window:.0f} s")
-    if value is None or not _finite(value):
-        return verdict(Result.NO_DATA, "no finite value")
+    value, base = _value(gate, candidate), _baseline(gate, stable, remembered)
+    verdict = partial(
+        Verdict,
+        gate=gate.name,
+        value=value,
+        baseline=base,
+        samples=int(candidate.counts.requests),
+        baseline_samples=int(stable.counts.requests),
+        generation=generation,
+    )
+    samples, wanted = int(candidate.counts.requests), max(gate.min_requests, 1)
+    if gate.metric != "query" and samples < wanted:
+        text = f"{samples} of {wanted} requests in {gate.window:.0f} s"
+        return verdict(result=Result.INCONCLUSIVE, text=text)
+    if value is None:
+        return verdict(result=Result.NO_DATA, text="no finite value")
     limit = _tightest(gate, base)
     if limit is None:
-        return verdict(Result.INCONCLUSIVE, "stable has no measurements to compare with")
-    shown = f"{show(gate, value)} of {samples} requests, limit {show(gate, limit)}"
-    if base is not None:
-        shown += f", stable {show(gate, base)} of {baseline_samples}"
+        text = "stable has no measurements to compare with"
+        return verdict(result=Result.INCONCLUSIVE, text=text)
+    return _compare(gate, verdict, value, limit, now - broken_since if broken_since is not None else 0.0)
+
+
+def _compare(
+    gate: Gate, verdict: "partial[Verdict]", value: float, limit: float, broken_for: float
+) -> Verdict:
+    """Pass within the limit; above it fail once that has lasted for the gate's time."""
+    known = verdict.keywords
+    text = f"{show(gate, value)} of {known['samples']} requests, limit {show(gate, limit)}"
+    if known["baseline"] is not None:
+        text += f", stable {show(gate, known['baseline'])} of {known['baseline_samples']}"
     if value <= limit:
-        return verdict(Result.PASS, shown, limit)
-    broken_for = now - broken_since if broken_since is not None else 0.0
+        return verdict(result=Result.PASS, limit=limit, text=text)
     if broken_for < gate.sustained:
-        text = f"{shown}; above for {broken_for:.0f} of {gate.sustained:.0f} s"
-        return verdict(Result.INCONCLUSIVE, text, limit, broken=True)
-    return verdict(Result.FAIL, shown, limit, broken=True)
+        text += f"; above for {broken_for:.0f} of {gate.sustained:.0f} s"
+        return verdict(result=Result.INCONCLUSIVE, limit=limit, broken=True, text=text)
+    return verdict(result=Result.FAIL, limit=limit, broken=True, text=text)
+
+
+def _baseline(gate: Gate, stable: Measured, remembered: float | None) -> float | None:
+    """Stable's value now if it has measured enough, else the last one that it had."""
+    measured = gate.metric == "query" or stable.counts.requests >= max(gate.min_requests, 1)
+    value = _value(gate, stable) if measured and not stable.missing else None
+    return remembered if value is None else value
 
 
 def _value(gate: Gate, side: Measured) -> float | None:
+    """The gate's value on one side; None when there is none or it is not finite."""
     if gate.metric == "query":
-        return side.value
-    if gate.metric == "latency":
-        return quantile(side.counts.buckets, gate.quantile)
-    return side.counts.errors / side.counts.requests if side.counts.requests else None
+        value = side.value
+    elif gate.metric == "latency":
+        value = quantile(side.counts.buckets, gate.quantile)
+    else:
+        value = side.counts.errors / side.counts.requests if side.counts.requests else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _tightest(gate: Gate, base: float | None) -> float | None:
     relative = None if gate.max_ratio is None or base is None else base * gate.max_ratio + gate.margin
     return min((limit for limit in (gate.max, relative) if limit is not None), default=None)
-
-
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
 
 
 def show(gate: Gate, value: float) -> str:

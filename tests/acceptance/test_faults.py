@@ -14,7 +14,8 @@ import docker
 import pytest
 
 from examples.playground.load import Load
-from examples.playground.stack import NGINX, ROOT, Stack, free_port, service_file
+from examples.playground.service import service_file
+from examples.playground.stack import NGINX, ROOT, Stack, free_port
 from orchestrator.rollout.events import EdgeDrifted, EdgeRepaired, EdgeStuck
 from orchestrator.rollout.model import Outcome
 from orchestrator.runtime.labels import INSTANCE

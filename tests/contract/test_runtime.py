@@ -137,6 +137,7 @@ async def test_another_services_instances_are_not_shown(kit: Any) -> None:
 async def test_removing_an_image_that_is_not_there_is_no_fault(kit: Any) -> None:
     runtime, _, _ = kit
     await runtime.remove_images(["sha256:" + "0" * 64])
+    assert await runtime.observe("api") == ()
 
 
 @pytest.mark.parametrize("kit", ["docker"], indirect=True)
