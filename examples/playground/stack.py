@@ -21,6 +21,7 @@ import docker
 import yaml
 
 from orchestrator.daemon.config import load
+from orchestrator.ports import Fault
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
 from orchestrator.runtime.labels import OWNER
@@ -356,9 +357,10 @@ class Stack:
         """
         limit = time.monotonic() + deadline
         while time.monotonic() < limit:
-            found = await look()
-            if found:
-                return found
+            with contextlib.suppress(Fault):  # a part that is away for a moment is not the answer yet
+                found = await look()
+                if found:
+                    return found
             await asyncio.sleep(0.1)
         tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
         raise AssertionError(f"not within {deadline:.0f} s: {what}\n{tail}")

@@ -155,7 +155,8 @@ class Conductor:
             instances = await parts.runtime.observe(service)
         except Fault as error:
             ok = False
-            log.warning("runtime_unavailable", service=service, reason=str(error))
+            if self._memory.seen.runtime_ok:
+                log.warning("runtime_unavailable", service=service, reason=str(error))
         try:
             edge = await parts.traffic.observe(service)
         except Fault as error:

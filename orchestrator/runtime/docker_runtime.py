@@ -301,17 +301,20 @@ class DockerRuntime:
         filters = {"label": f"{OWNER}={self._owner}", "type": "container"}
 
         def listen() -> None:
+            told = False
             while not stopped.is_set():
                 try:
                     stream = self._docker.sdk.events(decode=True, filters=filters)
                     streams[:] = [stream]
+                    told = False
                     for event in stream:
                         if event.get("Action") in ("die", "start", "oom", "destroy", "pause", "unpause"):
                             service = event["Actor"]["Attributes"].get(SERVICE, "")
                             loop.call_soon_threadsafe(queue.put_nowait, service)
                 except Exception as error:  # noqa: BLE001  whatever it was, the stream is opened again
-                    if not stopped.is_set():
+                    if not stopped.is_set() and not told:
                         log.warning("docker_events_lost", reason=str(error))
+                        told = True
                 stopped.wait(1.0)
 
         thread = threading.Thread(target=listen, name="docker-events", daemon=True)

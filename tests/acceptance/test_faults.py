@@ -370,3 +370,18 @@ async def test_nginx_in_a_container(docker_client: docker.DockerClient, images: 
             await s.until(gone, 30, "the previous release is gone")
         assert load.seen.failed == 0, load.seen
         await observer.finish()
+
+
+async def test_redis_killed_in_mid_rollout_loses_nothing(stack: Stacks, images: Images) -> None:
+    s = await stack()
+    await s.push("api", images("v1"))
+    await s.ended("api-1")
+    async with Load(s.url("api"), 100) as load:
+        await s.push("api", images("v2"))
+        await _shifting(s, "api-2")
+        pid = next(x["pid"] for x in s.lines() if x["event"] == "private_redis_started")
+        os.kill(pid, signal.SIGKILL)
+        assert (await s.ended("api-2")).outcome is Outcome.PROMOTED
+        assert (await s.cli("release", "api", images("v3"), "--key", "k"))[0] == 0
+        assert (await s.cli("abort", "api"))[0] == 0
+    assert load.seen.failed == 0, load.seen
