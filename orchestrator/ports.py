@@ -18,6 +18,10 @@ class Fault(Exception):  # noqa: N818  what goes wrong on the other side, not an
     """The other side failed or did not answer; the message says what it said."""
 
 
+class Away(Fault):
+    """The other side did not answer: what was asked may be done or not, and can be asked again."""
+
+
 class Stale(Fault):
     """A newer daemon or a newer generation has taken over; what was asked must not be done."""
 
@@ -102,7 +106,7 @@ class ServicePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutePlan:
-    """A route to be served, the fallback to lie beside it, and whether an edited file may be replaced."""
+    """A route to be served, and the fallback that must lie beside it first."""
 
     service: str
     route: Route

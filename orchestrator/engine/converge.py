@@ -1,7 +1,7 @@
 """Make the world as it is wanted: the only place that starts a container or changes a weight."""
 
 from orchestrator.engine.tasks import Jobs
-from orchestrator.ports import Images, RoutePlan, Runtime, Store, Traffic
+from orchestrator.ports import Away, Images, RoutePlan, Runtime, Store, Traffic
 from orchestrator.rollout.desired import Wanted, World
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.observation import Image, Instance, Observation
@@ -37,9 +37,9 @@ class Converger:
         self._jobs.forget(lambda job: not job.startswith((START, ROUTE)) or job in current)
 
     def start_errors(self) -> dict[str, str]:
-        """Instances that could not be started, with the reason."""
-        errors = self._jobs.errors
-        return {n.removeprefix(START): why for n, why in errors.items() if n.startswith(START)}
+        """Instances that can't be started, with the reason; not those whose answer is still open."""
+        failed = {n: e for n, e in self._jobs.errors.items() if not isinstance(e, Away)}
+        return {n.removeprefix(START): str(e) for n, e in failed.items() if n.startswith(START)}
 
     def _image(self, world: World) -> None:
         self.resolved = {ref: found for ref, found in self.resolved.items() if ref == world.image}

@@ -47,7 +47,7 @@ class Jobs:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._pauses: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
-        self.errors: dict[str, str] = {}
+        self.errors: dict[str, Fault] = {}
 
     def start(self, name: str, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Start a job unless one of this name runs, or has failed too recently."""
@@ -63,7 +63,7 @@ class Jobs:
             pause = min(self._pauses.get(name, self._first / 2) * 2, self._longest)
             self._pauses[name] = pause
             self._not_before[name] = asyncio.get_running_loop().time() + pause
-            self.errors[name] = str(error)
+            self.errors[name] = error
             log.warning("job_failed", job=name, reason=str(error), next_try_s=pause)
         else:
             for memory in (self._pauses, self._not_before, self.errors):

@@ -9,7 +9,7 @@ import docker
 from docker.errors import APIError, DockerException
 from requests.exceptions import RequestException
 
-from orchestrator.ports import Fault
+from orchestrator.ports import Away, Fault
 
 T = TypeVar("T")
 
@@ -51,7 +51,8 @@ class DockerClient:
         """Run blocking work with the SDK; `slow` for what may take longer than a look.
 
         Raises:
-            Fault: Docker refused, is away, or took longer than `deadline` seconds.
+            Fault: Docker refused.
+            Away: Docker did not answer, or not within `deadline` seconds.
         """
         loop = asyncio.get_running_loop()
         limit = deadline or self._timeout * 2
@@ -59,9 +60,11 @@ class DockerClient:
             async with asyncio.timeout(limit):
                 return await loop.run_in_executor(self._slow if slow else self._looks, lambda: work(self.sdk))
         except TimeoutError as error:
-            raise Fault(f"Docker did not answer within {limit:.0f} s") from error
-        except (APIError, DockerException, RequestException) as error:
+            raise Away(f"Docker did not answer within {limit:.0f} s") from error
+        except APIError as error:
             raise Fault(f"Docker: {words(error)}") from error
+        except (DockerException, RequestException) as error:
+            raise Away(f"Docker: {words(error)}") from error
 
     def close(self) -> None:
         """Stop taking work; calls that hang are not waited for."""

@@ -4,7 +4,7 @@ import copy
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from orchestrator.ports import Fault, MetricQuery, RoutePlan, Stale
+from orchestrator.ports import Away, Fault, MetricQuery, RoutePlan, Stale
 from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
@@ -82,7 +82,7 @@ class FakeRuntime:
 
     def _up(self) -> None:
         if self.down:
-            raise Fault("Docker: connection refused")
+            raise Away("Docker: connection refused")
 
     async def observe(self, service: str) -> tuple[Instance, ...]:
         self._up()

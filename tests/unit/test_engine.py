@@ -16,7 +16,7 @@ from orchestrator.ports import Fault, MetricSource, Request, ServicePlan, Stale
 from orchestrator.rollout.command import Abort, Rollback
 from orchestrator.rollout.desired import Wanted, desired
 from orchestrator.rollout.events import Event, ReleaseAccepted, ReleaseEnded
-from orchestrator.rollout.model import Outcome, Route, Server, ServiceState
+from orchestrator.rollout.model import Outcome, Phase, Route, Server, ServiceState
 from orchestrator.rollout.observation import Edge, Observation
 from tests.builders import policy, release, submit, template
 from tests.contract.fakes import FakeClock, FakeMetrics, FakeRuntime, FakeStore, FakeTraffic
@@ -133,6 +133,19 @@ async def test_docker_away_stops_nothing_that_serves(kit: Kit) -> None:
     await kit.until(lambda s: "9-0" in s.handled)
 
 
+async def test_docker_away_while_starting_is_waited_for(kit: Kit) -> None:
+    kit.conductor.submit(small(1))
+    kit.runtime.down = True
+    await asyncio.sleep(0.1)
+    kit.runtime.down = False
+    await kit.until(lambda s: s.rollout is not None and s.rollout.phase is Phase.STARTING)
+    kit.runtime.down = True
+    await asyncio.sleep(0.1)
+    kit.runtime.down = False
+    state = await kit.until(ended("api-1"))
+    assert state.history[-1].outcome is Outcome.PROMOTED
+
+
 async def test_nginx_that_refuses_ends_the_rollout_and_leaves_stable(kit: Kit) -> None:
     kit.conductor.submit(small(1))
     await kit.until(ended("api-1"))
@@ -218,7 +231,7 @@ async def test_jobs_run_one_at_a_time_and_wait_longer_after_each_failure() -> No
     jobs.start("a", fails)
     jobs.start("a", fails)
     await asyncio.sleep(0.02)
-    assert (len(runs), jobs.errors, len(woken)) == (1, {"a": "no"}, 1)
+    assert (len(runs), str(jobs.errors["a"]), len(woken)) == (1, "no", 1)
     jobs.start("a", fails)
     await asyncio.sleep(0.01)
     assert len(runs) == 1
