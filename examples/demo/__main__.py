@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
 import docker
+from docker.errors import APIError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -58,15 +60,26 @@ class Row:
     users: Seen
 
 
-async def play() -> list[Row]:
-    """Build, start, release one after another."""
-    client = docker.from_env()
+@contextlib.contextmanager
+def _images() -> Iterator[dict[str, str]]:
+    """The images by version; those that were not there before go away again."""
     out.rule("[bold]building the Gin service in five versions")
-    images = {}
-    for act in ACTS:
-        images[act.version] = gin.build(client, act.version, act.misbehave)
-        out.print(f"  {images[act.version]}  {act.story}")
-    client.close()
+    client = docker.from_env()
+    names = {act.version: gin.reference(act.version, act.misbehave) for act in ACTS}
+    ours = [name for name in names.values() if not gin.there(client, name)]
+    try:
+        for act in ACTS:
+            out.print(f"  {gin.build(client, act.version, act.misbehave)}  {act.story}")
+        yield names
+    finally:
+        for name in ours:
+            with contextlib.suppress(APIError):
+                client.images.remove(name)
+        client.close()
+
+
+async def play(images: dict[str, str]) -> list[Row]:
+    """Start, release one after another."""
     rows = []
     async with _stack() as stack:
         first, *later = ACTS
@@ -153,8 +166,11 @@ async def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupt, number)
     try:
-        rows = await play()
-    except asyncio.CancelledError:
+        with _images() as images:
+            rows = await play(images)
+    except (asyncio.CancelledError, subprocess.CalledProcessError):
+        if not interrupted:
+            raise
         out.print("interrupted; nothing is left behind")
         return 130
     out.print()

@@ -17,26 +17,35 @@ REPOSITORY = "gin-api"
 GO_ENV = {"CGO_ENABLED": "0", "GO111MODULE": "off", "GOPATH": "/usr/share/gocode"}
 
 
+def reference(version: str, misbehave: Mapping[str, str] | None = None) -> str:
+    """The name of an image: the same source and settings have the same name."""
+    mark = hashlib.sha256(repr((version, sorted((misbehave or {}).items()))).encode())
+    for file in sorted(SOURCE.glob("*.go")):
+        mark.update(file.read_bytes())
+    return f"{REPOSITORY}:{version}-{mark.hexdigest()[:10]}"
+
+
 def build(client: docker.DockerClient, version: str, misbehave: Mapping[str, str] | None = None) -> str:
-    """An image of the service; returns its reference. The same source and settings are built once.
+    """An image of the service, built unless it is there; returns its reference.
 
     Args:
         client: Docker.
         version: What `/version` answers.
         misbehave: The switches of misbehaviour.go, baked into the image.
     """
-    env = dict(misbehave or {})
-    files = sorted(SOURCE.glob("*.go"))
-    mark = hashlib.sha256(repr((version, sorted(env.items()))).encode())
-    for file in files:
-        mark.update(file.read_bytes())
-    tag = f"{version}-{mark.hexdigest()[:10]}"
-    reference = f"{REPOSITORY}:{tag}"
+    name = reference(version, misbehave)
+    if not there(client, name):
+        _build(client, name, _binary(version), misbehave or {})
+    return name
+
+
+def there(client: docker.DockerClient, name: str) -> bool:
+    """Whether an image is on the host."""
     try:
-        client.images.get(reference)
+        client.images.get(name)
     except ImageNotFound:
-        _build(client, reference, _binary(version), env)
-    return reference
+        return False
+    return True
 
 
 def _binary(version: str) -> bytes:
@@ -53,17 +62,17 @@ def _binary(version: str) -> bytes:
         return out.read_bytes()
 
 
-def _build(client: docker.DockerClient, reference: str, binary: bytes, env: Mapping[str, str]) -> None:
+def _build(client: docker.DockerClient, name: str, binary: bytes, env: Mapping[str, str]) -> None:
     lines = ["FROM scratch", "COPY gin-api /gin-api", *(f"ENV {k}={v}" for k, v in env.items())]
     lines += ["USER 65534:65534", "EXPOSE 8080", 'ENTRYPOINT ["/gin-api"]']
     context = io.BytesIO()
     with tarfile.open(fileobj=context, mode="w") as tar:
-        for name, content, mode in (
+        for file, content, mode in (
             ("gin-api", binary, 0o755),
             ("Dockerfile", "\n".join(lines).encode(), 0o644),
         ):
-            info = tarfile.TarInfo(name)
+            info = tarfile.TarInfo(file)
             info.size, info.mode = len(content), mode
             tar.addfile(info, io.BytesIO(content))
     context.seek(0)
-    client.images.build(fileobj=context, custom_context=True, tag=reference, rm=True)
+    client.images.build(fileobj=context, custom_context=True, tag=name, rm=True)
