@@ -168,8 +168,9 @@ async def main() -> int:
     try:
         with _images() as images:
             rows = await play(images)
-    except (asyncio.CancelledError, subprocess.CalledProcessError):
-        if not interrupted:
+    except (asyncio.CancelledError, subprocess.CalledProcessError) as error:
+        child = isinstance(error, subprocess.CalledProcessError) and error.returncode == -signal.SIGINT
+        if not interrupted and not child:
             raise
         out.print("interrupted; nothing is left behind")
         return 130
