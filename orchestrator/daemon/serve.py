@@ -78,9 +78,12 @@ class Daemon:
         host, _, port = settings.http.listen.rpartition(":")
         views = Views(self._metrics, self._target_document, lambda: self._unready)
         runner = await listen(application(views), host, int(port))
+        heartbeat = asyncio.create_task(systemd.heartbeat(), name="heartbeat")
+        systemd.notify("READY=1\nSTATUS=waiting for the lease")  # a standby is a healthy service too
         try:
             async with self._redis() as redis:
                 lease = Lease(redis, self._keys, settings.state_dir, settings.redis.lease_ttl)
+                self._unready = "standby: another daemon may hold the lease"
                 try:
                     token = await lease.acquire()
                     log.info("lease_acquired", token=token)
@@ -90,6 +93,7 @@ class Daemon:
         finally:
             systemd.notify("STOPPING=1")
             log.info("stopped", reason="the traffic stays as it is")
+            heartbeat.cancel()
             await runner.cleanup()
             self._docker.close()
             self._prometheus.close()
@@ -163,12 +167,11 @@ class Daemon:
                 forever("requests", stream.run)
                 forever("measure", measurer.run)
                 forever("docker events", lambda: dispatcher.listen(runtime))
-                forever("heartbeat", systemd.heartbeat)
                 forever("stall", lambda: stall.watch(self._metrics.stall.set))
                 forever("counts", lambda: self._count(store))
                 self._on_reload(dispatcher, group)
                 self._unready = ""
-                systemd.notify("READY=1")
+                systemd.notify("STATUS=driving")
                 log.info("ready", services=sorted(self.config.services), token=token)
         except* Stale as stale:
             raise stale.exceptions[0] from None
@@ -295,6 +298,7 @@ async def _serve(config: Config, writer: LineWriter) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # until it drives there is nothing to read again
     try:
         await task
     except asyncio.CancelledError:

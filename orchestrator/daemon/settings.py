@@ -44,7 +44,11 @@ class NginxSection(Section):
     directory: Path = Field(
         Path("/etc/nginx/orchestrator"), description="Our folder; nginx includes DIRECTORY/*.conf in http {}"
     )
-    listen: str = Field("127.0.0.1:18100", description="Private listener that tells the served generation")
+    listen: str = Field(
+        "127.0.0.1:18100",
+        pattern=r"^[0-9A-Za-z.:\[\]-]+$",
+        description="Private listener that tells the served generation",
+    )
     probe: str = Field("", description="URL of that listener as the daemon reaches it; unset: from listen")
     confirm_deadline: Duration = Field(10.0, description="From a reload to its confirmation")
     binary: str = Field("nginx", description="Program for nginx -t")

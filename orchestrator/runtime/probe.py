@@ -60,7 +60,10 @@ class Prober:
                     writer.close()
                     return ""
                 if self._session is None:
-                    self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))
+                    self._session = aiohttp.ClientSession(
+                        connector=aiohttp.TCPConnector(force_close=True),
+                        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+                    )
                 url = f"http://{address}{probe.path}"
                 async with self._session.get(url, allow_redirects=False) as answer:
                     return "" if 200 <= answer.status < 300 else f"{probe.path} answers {answer.status}"  # noqa: PLR2004

@@ -29,6 +29,9 @@ SPACING = 0.025
 """Seconds between confirming requests. Old and new workers both accept for about 100 ms after a reload, so
 the confirming run must be longer than that."""
 
+ASK_DEADLINE = 1.0
+"""Seconds for one request to the private listener."""
+
 RUN = 8
 """Fresh requests in a row that must show the generation."""
 
@@ -120,7 +123,9 @@ class NginxEdge:
         text = self._render(plan, token)
         if plan.fallback is not None:
             fallback = RoutePlan(service=plan.service, route=plan.fallback)
-            write(self._dir / f"{plan.service}.stable", self._render(fallback, token))
+            await asyncio.to_thread(
+                write, self._dir / f"{plan.service}.stable", self._render(fallback, token)
+            )
         if old == text and await self._shows(plan.service, plan.route.generation):
             await self._confirm(plan.service, plan.route.generation)
         else:
@@ -155,13 +160,12 @@ class NginxEdge:
     async def _change(self, path: Path, old: str | None, text: str, plan: RoutePlan, state: _Served) -> None:
         header = read_header(old) if old is not None else None
         if old is not None and (header is None or not header.intact):
-            write(path.with_suffix(".edited"), old)
+            await asyncio.to_thread(write, path.with_suffix(".edited"), old)
             log.warning("edited_file_kept", service=plan.service, path=str(path.with_suffix(".edited")))
-        known = state.text
-        write(path, text)
-        state.text = text
+        known, state.text = state.text, text
         reloaded = False
         try:
+            await asyncio.to_thread(write, path, text)
             await self._process.test()
             reloaded = True
             await self._process.reload()
@@ -199,10 +203,12 @@ class NginxEdge:
     async def _ask(self, service: str) -> str:
         """What nginx answers on a fresh connection; the failure in words when it does not."""
         try:
+            # asyncio's own timeout: aiohttp's may swallow a cancellation that arrives as it fires
             async with (
+                asyncio.timeout(ASK_DEADLINE),
                 aiohttp.ClientSession(
                     connector=aiohttp.TCPConnector(force_close=True),
-                    timeout=aiohttp.ClientTimeout(total=1.0),
+                    timeout=aiohttp.ClientTimeout(total=None),
                 ) as session,
                 session.get(f"{self._probe}/generation", headers={"Host": probe_host(service)}) as answer,
             ):

@@ -63,6 +63,7 @@ class Observer:
     _dead_since: dict[str, float] = field(default_factory=dict)
     _mismatch: dict[str, int] = field(default_factory=dict)
     _task: asyncio.Task[None] | None = None
+    _stopping: bool = False
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="observer")
@@ -72,16 +73,17 @@ class Observer:
         await self._stop()
 
     async def _stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            if not self._task.cancelled() and self._task.exception():
-                raise self._task.exception()  # type: ignore[misc]
-            self._task = None
+        if self._task is None:
+            return
+        self._stopping = True
+        done, _ = await asyncio.wait({self._task}, timeout=30.0)
+        assert done, "the observer does not end"
+        self._task.result()
+        self._task = None
 
     async def _run(self) -> None:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=1.0)) as session:
-            while True:
+            while not self._stopping:
                 await self._look(session)
                 self.looks += 1
                 await asyncio.sleep(INTERVAL)

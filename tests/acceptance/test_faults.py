@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -88,8 +89,11 @@ async def test_a_second_daemon_stands_by_and_takes_over(stack: Stacks, images: I
     other = s.root / "standby.yaml"
     other.write_text(s.config.read_text().replace(f"127.0.0.1:{s.http}", f"127.0.0.1:{free_port()}"))
     command = [sys.executable, "-m", "orchestrator", "serve", "--config", str(other)]
+    notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    notified.bind(str(s.root / "notify"))
+    notified.settimeout(5)
     with (s.root / "standby.log").open("wb") as log:
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "NOTIFY_SOCKET": str(s.root / "notify")}
         standby = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, env=env)
 
     async def says(word: str) -> bool:
@@ -99,11 +103,14 @@ async def test_a_second_daemon_stands_by_and_takes_over(stack: Stacks, images: I
         await s.until(lambda: says("standby"), 15, "the second stands by")
         await asyncio.sleep(2)
         assert not await says("ready")
+        assert notified.recv(200).startswith(b"READY=1")  # systemd must not take a standby for a failed start
+        standby.send_signal(signal.SIGHUP)
         await s.stop_daemon()
         await s.until(lambda: says("ready"), 10, "the second drives")
         await s.push("api", images("v2", FAIL_RATE="many"))
         assert (await s.ended("api-2")).outcome is Outcome.FAILED
     finally:
+        notified.close()
         standby.terminate()
         await standby.wait()
         await s.start_daemon()
