@@ -178,6 +178,7 @@ class Daemon:
         finally:
             self._unready = "stopping"
             await runtime.close()
+            await edge.close()
 
     async def _await_docker(self, runtime: DockerRuntime) -> None:
         """Docker may come up later than the daemon; until then nothing can be driven."""

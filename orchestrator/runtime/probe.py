@@ -1,12 +1,17 @@
 """Readiness: N probes in a row on one process, because a start that worked proves nothing."""
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import Literal
 
 import aiohttp
 
 from orchestrator.rollout.policy import Probe
+
+
+CLOSE_DEADLINE = 1.0
+"""Seconds for closing connections; aiohttp waits for each of them, for ever if need be."""
 
 
 @dataclass(slots=True)
@@ -47,9 +52,11 @@ class Prober:
             del self._streaks[key]
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; one that does not close in time is left."""
         if self._session is not None:
-            await self._session.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_DEADLINE):
+                    await self._session.close()
 
     async def _ask(self, address: str, probe: Probe) -> str:
         try:

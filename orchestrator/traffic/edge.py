@@ -77,6 +77,7 @@ class NginxEdge:
         self._probe = probe or f"http://{listen}"
         self._deadline = confirm_deadline
         self._snippet = f"{seen_as or directory}/snippets/proxy.conf"
+        self._session: aiohttp.ClientSession | None = None
         self._lock = asyncio.Lock()
         self._served: dict[str, _Served] = {}
 
@@ -202,19 +203,27 @@ class NginxEdge:
 
     async def _ask(self, service: str) -> str:
         """What nginx answers on a fresh connection; the failure in words when it does not."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(force_close=True),
+                timeout=aiohttp.ClientTimeout(total=None),
+            )
+        url = f"{self._probe}/generation"
         try:
-            # asyncio's own timeout: aiohttp's may swallow a cancellation that arrives as it fires
             async with (
                 asyncio.timeout(ASK_DEADLINE),
-                aiohttp.ClientSession(
-                    connector=aiohttp.TCPConnector(force_close=True),
-                    timeout=aiohttp.ClientTimeout(total=None),
-                ) as session,
-                session.get(f"{self._probe}/generation", headers={"Host": probe_host(service)}) as answer,
+                self._session.get(url, headers={"Host": probe_host(service)}) as answer,
             ):
                 return (await answer.text())[:200]
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return f"{self._probe}: {error or type(error).__name__}"
+
+    async def close(self) -> None:
+        """Close the connections to the private listener; one that does not close in time is left."""
+        if self._session is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ASK_DEADLINE):
+                    await self._session.close()
 
     async def observe(self, service: str) -> Edge:
         """See `ports.Traffic`."""

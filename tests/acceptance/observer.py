@@ -76,7 +76,7 @@ class Observer:
         if self._task is None:
             return
         self._stopping = True
-        done, _ = await asyncio.wait({self._task}, timeout=30.0)
+        done, _ = await asyncio.wait({self._task}, timeout=20.0)
         assert done, "the observer does not end"
         self._task.result()
         self._task = None

@@ -59,6 +59,7 @@ async def kit(
         edge = NginxEdge(process, folder, lambda _: EdgeOptions(), listen=listen, confirm_deadline=3.0)
         edge.prepare()
         yield Kit(edge, folder, process, process.master())
+        await edge.close()
         with contextlib.suppress(Fault, ProcessLookupError):
             os.kill(process.master(), signal.SIGTERM)
         return
@@ -82,6 +83,7 @@ async def kit(
     edge.prepare()
     await asyncio.sleep(0.5)
     yield Kit(edge, folder, process)
+    await edge.close()
     container.remove(force=True)
     client.close()
 
@@ -171,6 +173,7 @@ async def test_a_new_daemon_knows_an_edited_file_by_its_header(kit: Kit) -> None
     file = kit.folder / "api.conf"
     file.write_text(file.read_text().replace("weight=1", "weight=7"))
     assert (await fresh.observe("api")).file == "edited"
+    await fresh.close()
 
 
 @pytest.mark.parametrize("kit", ["host"], indirect=True)
