@@ -9,7 +9,6 @@ import aiohttp
 
 from orchestrator.rollout.policy import Probe
 
-
 CLOSE_DEADLINE = 1.0
 """Seconds for closing connections; aiohttp waits for each of them, for ever if need be."""
 
