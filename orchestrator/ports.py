@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import Route, ServiceState
-from orchestrator.rollout.observation import Edge, Image, Instance, Reading
+from orchestrator.rollout.observation import Edge, Image, Instance, LocalRollback, Reading
 from orchestrator.rollout.policy import Policy, Template
 
 
@@ -20,6 +20,10 @@ class Fault(Exception):  # noqa: N818  what goes wrong on the other side, not an
 
 class Away(Fault):
     """The other side did not answer: what was asked may be done or not, and can be asked again."""
+
+
+class Conflict(Fault):
+    """What is asked contradicts what was asked before; asking again does not help."""
 
 
 class Stale(Fault):
@@ -106,10 +110,16 @@ class ServicePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutePlan:
-    """A route to be served, and the fallback that must lie beside it first."""
+    """A route to be served, and the fallback that must lie beside it first.
+
+    Attributes:
+        stable: The release that is stable, told in the file for whoever has to go on from it.
+        fallback: What a rollback on the host puts in place; None leaves no such file.
+    """
 
     service: str
     route: Route
+    stable: str = ""
     fallback: Route | None = None
 
 
@@ -174,6 +184,14 @@ class Traffic(Protocol):
 
     async def apply(self, plan: RoutePlan, token: int) -> None:
         """Serve a route; returns once it is confirmed, raises `Fault` with the old one still served."""
+        ...
+
+    async def retreat(self, service: str, actor: str, reason: str, token: int | None = None) -> LocalRollback:
+        """Serve the fallback that lies on the disk; needs no store and no lease.
+
+        With a token it is refused as `Stale` where somebody newer has driven; a person needs none. Raises
+        `Fault` when there is no fallback or it is not confirmed.
+        """
         ...
 
     async def observe(self, service: str) -> Edge:

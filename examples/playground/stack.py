@@ -176,6 +176,8 @@ class Stack:
                 container.remove(force=True)
         with contextlib.suppress(docker.errors.APIError):
             self.docker.networks.get(self.owner).remove()
+        for volume in self.docker.volumes.list(filters={"label": f"{OWNER}={self.owner}"}):
+            volume.remove()
 
     def containers(self) -> list[Any]:
         """All of this stack's containers, running or not."""

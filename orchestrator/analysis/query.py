@@ -74,13 +74,14 @@ def readings(
     """The answer, by service.
 
     An instance whose target is not up, or whose numbers are not finite, is absent. A missing error series
-    is zero errors: it is born with the first error.
+    is zero errors: it is born with the first error. The age of a sample is told by Prometheus' own clock,
+    so that it holds when the clocks of two hosts differ.
     """
     units = {q.service: q.source.latency_unit for q in queries}
     raw: dict[tuple[str, str], _Raw] = defaultdict(_Raw)
     values: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
     for row in result:
-        labels, (_, text) = row["metric"], row["value"]
+        labels, (asked_at, text) = row["metric"], row["value"]
         service, stat, value = labels.get("service", ""), labels.get(STAT, ""), number(text)
         if service not in units:
             continue
@@ -90,7 +91,9 @@ def readings(
         entry = raw[service, labels.get("instance", "")]
         if stat == "bucket":
             entry.buckets[number(labels.get("le", "")) * units[service]] = value
-        elif stat in ("up", "at", "requests", "errors"):
+        elif stat == "at":
+            entry.at = now - (float(asked_at) - value)
+        elif stat in ("up", "requests", "errors"):
             setattr(entry, stat, value)
     samples: dict[str, dict[str, Sample]] = defaultdict(dict)
     for (service, instance), entry in raw.items():

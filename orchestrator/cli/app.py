@@ -29,9 +29,11 @@ from orchestrator.cli.show import COLOURS, history_rows, status_table, verdict_l
 from orchestrator.cli.watch import watch_events, watch_live
 from orchestrator.daemon.config import Config
 from orchestrator.daemon.doctor import examine
+from orchestrator.daemon.local import roll_back_here
 from orchestrator.daemon.serve import serve as serve_daemon
 from orchestrator.daemon.units import seconds
 from orchestrator.observability.logs import configure
+from orchestrator.ports import Fault
 from orchestrator.rollout.events import CommandAccepted, ReleaseAccepted
 from orchestrator.rollout.model import Outcome, ServiceState
 from orchestrator.store.codec import dump_state
@@ -160,10 +162,24 @@ _verb("freeze", "Start no further release of a service; rollbacks still work.")
 _verb("unfreeze", "Start releases again.")
 
 
+def _rollback_on_host(config: Config, service: str, who: str, reason: str, output: Output) -> None:
+    if service not in config.services:
+        known = ", ".join(sorted(config.services)) or "none"
+        raise typer.BadParameter(f"{service!r} is not known; there are: {known}")
+    done = run(roll_back_here(config, service, who, reason or f"rolled back on the host by {who}"))
+    if output is Output.JSON:
+        out.print(json.dumps({"service": service, "to": done.to, "actor": who}), markup=False)
+    else:
+        out.print(f"{service}: nginx sends all traffic to {done.to}; the daemon follows when it can")
+
+
 @app.command()
 def rollback(
     service: ServiceArgument,
     to: Annotated[str, typer.Option(help="An earlier promoted release; the last good one by default")] = "",
+    local: Annotated[
+        bool, typer.Option("--local", help="On nginx' host, with Redis or the daemon down")
+    ] = False,
     reason: ReasonOption = "",
     who: WhoOption = "",
     wait: WaitOption = False,
@@ -171,12 +187,22 @@ def rollback(
     output: OutputOption = Output.TEXT,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """Go back: from the rollout that is under way, else from stable to the last good release."""
+    """Go back: from the rollout that is under way, else from stable to the last good release.
+
+    With --local nginx is given the file that lies ready for it on this host; nothing else is asked. The
+    daemon follows when it can.
+    """
     found = config_or_exit(config)
+    if local:
+        _rollback_on_host(found, service, who or me(), reason, output)
+        return
 
     async def meant() -> str:
         async with store_of(found) as store:
-            state, _ = await store.load(service)
+            try:
+                state, _ = await store.load(service)
+            except Fault as error:
+                raise Fault(f"{error}; on nginx' host, add --local to go back without it") from error
         if state.rollout is not None:
             return state.rollout.release.id
         return state.stable.id if state.stable else ""

@@ -13,9 +13,9 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
-from orchestrator.cli.exits import TIMED_OUT, UNREACHABLE, USAGE
+from orchestrator.cli.exits import REFUSED, TIMED_OUT, UNREACHABLE, USAGE
 from orchestrator.daemon.config import Config, ConfigError, load
-from orchestrator.ports import Fault
+from orchestrator.ports import Conflict, Fault
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import RedisStore, connect
 from orchestrator.store.server import private_socket
@@ -74,6 +74,9 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a verb; a fault of the other side is one line and an exit code, never a traceback."""
     try:
         return asyncio.run(work)
+    except Conflict as error:
+        err.print(f"[red]refused[/]: {error}")
+        raise typer.Exit(REFUSED) from None
     except Fault as error:
         err.print(f"[red]error[/]: {error} (does the daemon run?)")
         raise typer.Exit(UNREACHABLE) from None

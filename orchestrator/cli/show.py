@@ -26,6 +26,8 @@ from orchestrator.rollout.events import (
     RolloutPaused,
     RouteChanged,
     RouteConfirmed,
+    ServiceAdopted,
+    StateRestored,
 )
 from orchestrator.rollout.model import FULL, Outcome, Release, Result, Rollout, ServiceState
 from orchestrator.rollout.plan import current_step, step_count
@@ -96,6 +98,11 @@ def event_text(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line f
             return "nginx' file is ours again"
         case EdgeStuck():
             return f"[red]nginx does not confirm route {event.generation}[/]: {escape(event.reason)}"
+        case ServiceAdopted():
+            also = f", candidate {event.candidate}" if event.candidate else ""
+            return f"[yellow]taken up[/] as it was found at generation {event.generation}{also}"
+        case StateRestored():
+            return f"[red]the store had lost {event.remembered - event.found} commits[/]; written again"
         case _:
             assert_never(event)
 

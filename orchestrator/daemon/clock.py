@@ -4,8 +4,15 @@ import time
 
 
 class SystemClock:
-    """The wall clock, because the times of a rollout must survive the process."""
+    """The wall clock at the start, counted on by the monotonic one.
+
+    So a step of the wall clock neither shortens a hold nor lets a deadline pass. Times survive a restart,
+    which reads the wall clock again.
+    """
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()  # noqa: TID251  this is the clock
 
     def now(self) -> float:
         """Seconds since the epoch."""
-        return time.time()  # noqa: TID251  this is the clock
+        return self._offset + time.monotonic()

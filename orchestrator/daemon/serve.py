@@ -30,6 +30,7 @@ from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.observation import Observation
 from orchestrator.runtime.client import DockerClient
+from orchestrator.runtime.docker_events import DockerEvents
 from orchestrator.runtime.docker_runtime import DockerRuntime
 from orchestrator.runtime.network import Network
 from orchestrator.runtime.nginx_container import ContainerNginx
@@ -47,6 +48,10 @@ STOP_DEADLINE = 15.0
 """Seconds for an orderly stop; then the process leaves whatever still hangs."""
 
 
+REDIS_TIMEOUT = 2.5
+"""Seconds for one answer of Redis; as long as a bad candidate may have to wait for its local rollback."""
+
+
 class Daemon:
     """Everything that runs, wired once."""
 
@@ -57,6 +62,7 @@ class Daemon:
         self._clock = SystemClock()
         self._metrics = DaemonMetrics()
         self._unready = "starting"
+        self._token = 0
         self._targets: dict[str, list[Target]] = {}
         self._docker = DockerClient(settings.docker.url)
         self._keys = Keys(settings.redis.prefix)
@@ -82,12 +88,19 @@ class Daemon:
         systemd.notify("READY=1\nSTATUS=waiting for the lease")  # a standby is a healthy service too
         try:
             async with self._redis() as redis:
-                lease = Lease(redis, self._keys, settings.state_dir, settings.redis.lease_ttl)
+                edge = make_edge(settings, self._docker, self._edge_options)
+                edge.prepare()
+                runtime = self._runtime(settings)
+
+                async def floor() -> int:
+                    return max(edge.highest_token(), await runtime.highest_token())
+
+                lease = Lease(redis, self._keys, settings.state_dir, settings.redis.lease_ttl, floor=floor)
                 self._unready = "standby: another daemon may hold the lease"
                 try:
-                    token = await lease.acquire()
-                    log.info("lease_acquired", token=token)
-                    await self._drive(redis, lease, token)
+                    self._token = await lease.acquire()
+                    log.info("lease_acquired", token=self._token)
+                    await self._drive(redis, lease, edge, runtime)
                 finally:
                     await lease.release()
         finally:
@@ -105,7 +118,7 @@ class Daemon:
         private = None if section.url else PrivateRedis(self.config.settings.state_dir)
         if private is not None:
             await private.start()
-        redis = connect(section.url or (private.url if private else ""))
+        redis = connect(section.url or (private.url if private else ""), REDIS_TIMEOUT)
         keeper = asyncio.create_task(private.keep(), name="private redis") if private else None
         try:
             if section.url:
@@ -130,16 +143,17 @@ class Daemon:
                 + "; or set redis/durability to relaxed"
             )
 
-    async def _drive(self, redis: Client, lease: Lease, token: int) -> None:
-        settings = self.config.settings
-        store = RedisStore(redis, self._keys, token)
+    def _runtime(self, settings: Settings) -> DockerRuntime:
         docker = settings.docker
         network = Network(docker.network, docker.subnet)
-        runtime = DockerRuntime(
-            self._docker, network, docker.owner, lambda: store.token, docker.pull, docker.pull_deadline
+        return DockerRuntime(
+            self._docker, network, docker.owner, lambda: self._token, docker.pull, docker.pull_deadline
         )
-        edge = make_edge(settings, self._docker, self._edge_options)
-        edge.prepare()
+
+    async def _drive(self, redis: Client, lease: Lease, edge: NginxEdge, runtime: DockerRuntime) -> None:
+        settings = self.config.settings
+        store = RedisStore(redis, self._keys, self._token)
+        docker_events = DockerEvents(self._docker, settings.docker.owner)
         measurer = Measurer(self._prometheus, settings.prometheus.interval)
         parts = Parts(
             store=store,
@@ -149,11 +163,18 @@ class Daemon:
             measurer=measurer,
             clock=self._clock,
             tick=settings.tick,
+            may_act=lease.fresh,
             publish=self._publish,
         )
         dispatcher = Dispatcher(parts, store)
         stream = RequestStream(
-            redis, self._keys.requests, self._keys.group, store, self._clock, dispatcher.dispatch
+            redis,
+            self._keys.requests,
+            self._keys.group,
+            store,
+            self._clock,
+            dispatcher.dispatch,
+            self._metrics.trimmed.inc,
         )
         try:
             async with asyncio.TaskGroup() as group:
@@ -161,18 +182,18 @@ class Daemon:
                 def forever(name: str, work: Callable[[], Any]) -> None:
                     group.create_task(eternal(name, work), name=name)
 
-                forever("lease", lease.keep)
+                forever("lease", lambda: lease.keep(dispatcher.doubt))
                 await self._await_docker(runtime)
                 dispatcher.configure({n: s.plan() for n, s in self.config.services.items()}, group)
                 forever("requests", stream.run)
                 forever("measure", measurer.run)
-                forever("docker events", lambda: dispatcher.listen(runtime))
+                forever("docker events", lambda: dispatcher.listen(docker_events))
                 forever("stall", lambda: stall.watch(self._metrics.stall.set))
                 forever("counts", lambda: self._count(store))
                 self._on_reload(dispatcher, group)
                 self._unready = ""
                 systemd.notify("STATUS=driving")
-                log.info("ready", services=sorted(self.config.services), token=token)
+                log.info("ready", services=sorted(self.config.services), token=self._token)
         except* Stale as stale:
             raise stale.exceptions[0] from None
         finally:
@@ -185,6 +206,8 @@ class Daemon:
         while True:
             try:
                 await runtime.prepare()
+            except Stale:
+                raise
             except Fault as error:
                 self._unready = str(error)
                 log.warning("docker_unavailable", reason=str(error))
@@ -228,7 +251,12 @@ class Daemon:
 
     async def _count(self, store: RedisStore) -> None:
         while True:
-            self._metrics.pending.set(await store.waiting())
+            try:
+                self._metrics.pending.set(await store.waiting())
+            except Fault:
+                self._metrics.store.set(0)
+                raise
+            self._metrics.store.set(1)
             self._metrics.dropped.set(self._writer.dropped)
             await asyncio.sleep(2.0)
 

@@ -24,8 +24,8 @@ from orchestrator.ports import (
 from orchestrator.rollout.command import Command, handle
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.desired import desired
-from orchestrator.rollout.events import Event
-from orchestrator.rollout.model import ServiceState
+from orchestrator.rollout.events import Event, StateRestored
+from orchestrator.rollout.model import Phase, ServiceState
 from orchestrator.rollout.observation import Edge, Observation, Reading
 
 log = structlog.get_logger()
@@ -39,7 +39,7 @@ IDLE_FACTOR = 4
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What every conductor shares."""
+    """What every conductor shares. `may_act`: whether the lease is fresh enough to touch the world."""
 
     store: Store
     runtime: Runtime
@@ -48,6 +48,7 @@ class Parts:
     measurer: Measurer
     clock: Clock
     tick: float
+    may_act: Callable[[], bool]
     publish: Callable[[ServiceState, ServicePlan, Observation, tuple[Event, ...]], None]
 
 
@@ -101,6 +102,7 @@ class Conductor:
                     raise
                 except Fault as error:
                     log.warning("turn_failed", service=self.plan.service, reason=str(error))
+                    await self._fail_static()
                     moved = False
                 if not moved:
                     await self._rest()
@@ -122,31 +124,86 @@ class Conductor:
 
         After a commit whose reply was lost it begins by reading what was written.
         """
+        if self._jobs.superseded is not None:
+            raise self._jobs.superseded
         if not self._loaded:
-            self._state, self._version = await self._parts.store.load(self.plan.service)
-            self._loaded = True
+            await self._load()
+        seen = await self._look()
         told = False
+        if not self._version:  # nothing is committed: what runs may have to be taken up before commands
+            if not seen.runtime_ok:
+                return False
+            told = await self._decide(seen)
         while self._inbox:
             command = self._inbox[0]
             state, events = handle(self._state, command, self._parts.clock.now())
-            await self._commit(state, events, (command.request,))
+            await self._commit(state, events, acks=(command.request,))
             self._inbox.popleft()
             told = True
-        seen = await self._look()
+        told |= await self._decide(seen)
+        if self._parts.may_act():
+            self._converger.converge(desired(self._state, self._parts.clock.now()), self._state, seen)
+        return told
+
+    async def _decide(self, seen: Observation) -> bool:
         state, events = decide(self._state, seen, self._parts.clock.now())
         if state != self._state:
             await self._commit(state, events)
-        self._converger.converge(desired(self._state, self._parts.clock.now()), self._state, seen)
-        return told or bool(events)
+        return bool(events)
+
+    async def _load(self) -> None:
+        """Read what is committed; what the store has lost since is written again.
+
+        This daemon held the lease all the time, so nobody else can have committed anything later.
+        """
+        state, version = await self._parts.store.load(self.plan.service)
+        if version >= self._version:
+            self._state, self._version, self._loaded = state, version, True
+            return
+        log.error("store_lost_commits", service=self.plan.service, found=version, remembered=self._version)
+        told = StateRestored(
+            service=self.plan.service,
+            at=self._parts.clock.now(),
+            found=version,
+            remembered=self._version,
+        )
+        await self._commit(self._state, (told,), after=version)
 
     async def _commit(
-        self, state: ServiceState, events: tuple[Event, ...], acks: tuple[str, ...] = ()
+        self,
+        state: ServiceState,
+        events: tuple[Event, ...],
+        *,
+        acks: tuple[str, ...] = (),
+        after: int | None = None,
     ) -> None:
         self._loaded = False  # until the reply is here, what Redis holds is not known
-        self._version = await self._parts.store.commit(state, self._version, events, acks)
+        version = self._version if after is None else after
+        self._version = await self._parts.store.commit(state, version, events, acks)
         self._loaded = True
         self._state = state
         self._parts.publish(state, self.plan, self._memory.seen, events)
+
+    async def _fail_static(self) -> None:
+        """Without the store nothing is committed, so no step is taken; but a bad candidate still goes back.
+
+        What would be decided now is not kept: it is decided again from what is seen when the store is back.
+        """
+        if not self._version:
+            return
+        seen = await self._look()
+        before = self._state.rollout
+        after = decide(self._state, seen, self._parts.clock.now())[0].rollout
+        local = seen.edge.on_disk.local if seen.edge.on_disk else None
+        if before is None or after is None or after.retreat is None or local is not None:
+            return
+        if before.phase is not Phase.ROLLING_BACK:
+            self._converger.retreat(self.plan.service, after.retreat)
+
+    def doubt(self) -> None:
+        """The store may have lost something: read it again before anything else."""
+        self._loaded = False
+        self.wake()
 
     async def _look(self) -> Observation:
         parts, service = self._parts, self.plan.service

@@ -3,12 +3,13 @@
 from orchestrator.engine.tasks import Jobs
 from orchestrator.ports import Away, Images, RoutePlan, Runtime, Store, Traffic
 from orchestrator.rollout.desired import Wanted, World
-from orchestrator.rollout.model import ServiceState
+from orchestrator.rollout.model import Retreat, ServiceState
 from orchestrator.rollout.observation import Image, Instance, Observation
 
 ROUTE = "route "
 IMAGE = "image "
 START = "start "
+RETREAT = "retreat"
 STOP = "stop "
 SUPERVISE = "supervise "
 IMAGES = "images"
@@ -36,6 +37,13 @@ class Converger:
         current = {f"{START}{w.name}" for w in world.instances} | {f"{ROUTE}{world.route.generation}"}
         self._jobs.forget(lambda job: not job.startswith((START, ROUTE)) or job in current)
 
+    def retreat(self, service: str, why: Retreat) -> None:
+        """Take the traffic back at the edge alone, while nothing can be committed."""
+        self._jobs.cancel(lambda job: job.startswith(ROUTE))
+        self._jobs.start(
+            RETREAT, lambda: self._traffic.retreat(service, why.actor, why.reason, self._store.token)
+        )
+
     def start_errors(self) -> dict[str, str]:
         """Instances that can't be started, with the reason; not those whose answer is still open."""
         failed = {n: e for n, e in self._jobs.errors.items() if not isinstance(e, Away)}
@@ -51,14 +59,17 @@ class Converger:
 
     def _route(self, world: World, state: ServiceState, seen: Observation) -> None:
         route, edge = world.route, seen.edge
-        if not route.generation:
+        if not route.generation or edge.floor > route.generation:
             return
         pending = state.confirmed < route.generation
         other = edge.served is not None and edge.served != route.generation
         if pending and edge.confirmed == route.generation and edge.file == "ours":
             return
-        if pending or other or world.repair:
-            plan = RoutePlan(service=world.service, route=route, fallback=world.fallback)
+        if edge.file != "ours" and not pending and not world.repair:
+            return
+        fallback = world.fallback.servers if world.fallback else ()
+        if pending or other or world.repair or fallback != edge.fallback:
+            plan = RoutePlan(service=world.service, route=route, stable=world.stable, fallback=world.fallback)
             name = f"{ROUTE}{route.generation}"
             self._jobs.cancel(lambda job: job.startswith(ROUTE) and job != name)
             self._jobs.start(name, lambda: self._traffic.apply(plan, self._store.token))
@@ -70,6 +81,8 @@ class Converger:
         names = {w.name for w in world.instances}
         settled = state.confirmed == state.route.generation
         routed = {s.instance for s in (*state.route.servers, *state.route.preview)}
+        if seen.edge.on_disk is not None:
+            routed |= {s.instance for s in seen.edge.on_disk.route.servers}
         for name in found.keys() - names:
             if settled and name not in routed:
                 self._jobs.start(f"{STOP}{name}", lambda name=name: self._runtime.stop(name))  # type: ignore[misc]

@@ -48,6 +48,11 @@ class Dispatcher:
             self._tasks.pop(service).cancel()
             del self._conductors[service]
 
+    def doubt(self) -> None:
+        """The store may have lost something."""
+        for conductor in self._conductors.values():
+            conductor.doubt()
+
     async def dispatch(self, request: Request, fields: Mapping[str, str]) -> None:
         """Hand a request to its service's conductor, or refuse it with a reason.
 
@@ -129,6 +134,7 @@ def _submission(request: Request, plan: ServicePlan) -> Command | str:
         image=request.image,
         template=plan.template,
         policy=policy,
+        strategy=request.strategy,
         key=request.key,
         link=request.link,
     )

@@ -1,14 +1,18 @@
 """Background work that can't be lost sight of."""
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import structlog
 
-from orchestrator.ports import Fault
+from orchestrator.ports import Fault, Stale
 
 log = structlog.get_logger()
+
+JITTER = 0.25
+"""The share of a pause that is left to chance, so that what failed together is not tried together again."""
 
 
 async def eternal(name: str, work: Callable[[], Awaitable[object]], pause: float = 1.0) -> None:
@@ -32,6 +36,8 @@ async def eternal(name: str, work: Callable[[], Awaitable[object]], pause: float
 class Jobs:
     """Named background jobs of one conductor, one at a time per name, with growing pauses after failures.
 
+    A job that is refused as `Stale` is told in `superseded`: whoever owns the jobs has to stop.
+
     Args:
         wake: Called when a job ends.
         first_pause: Seconds after the first failure; doubled with each further one.
@@ -48,6 +54,7 @@ class Jobs:
         self._pauses: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
         self.errors: dict[str, Fault] = {}
+        self.superseded: Stale | None = None
 
     def start(self, name: str, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Start a job unless one of this name runs, or has failed too recently."""
@@ -59,10 +66,13 @@ class Jobs:
     async def _run(self, name: str, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
         try:
             await work()
+        except Stale as error:
+            self.superseded = error
         except Fault as error:
             pause = min(self._pauses.get(name, self._first / 2) * 2, self._longest)
             self._pauses[name] = pause
-            self._not_before[name] = asyncio.get_running_loop().time() + pause
+            jitter = random.uniform(1 - JITTER, 1)  # noqa: S311  it spreads load, it hides nothing
+            self._not_before[name] = asyncio.get_running_loop().time() + pause * jitter
             self.errors[name] = error
             log.warning("job_failed", job=name, reason=str(error), next_try_s=pause)
         else:

@@ -20,7 +20,10 @@ BATCH = 50
 
 
 class RequestStream:
-    """Entries to requests, in order; what is not a request goes to the dead letters with the reason."""
+    """Entries to requests, in order; what is not a request goes to the dead letters with the reason.
+
+    `lost` is called for each entry that somebody trimmed away before it was carried out.
+    """
 
     def __init__(
         self,
@@ -30,6 +33,7 @@ class RequestStream:
         store: Store,
         clock: Clock,
         dispatch: Callable[[Request, Mapping[str, str]], Awaitable[None]],
+        lost: Callable[[], None],
     ) -> None:
         self._redis = redis
         self._stream = stream
@@ -37,6 +41,7 @@ class RequestStream:
         self._store = store
         self._clock = clock
         self._dispatch = dispatch
+        self._lost = lost
 
     async def run(self) -> None:
         """First what was delivered and never acknowledged, then what is new; for ever.
@@ -46,6 +51,7 @@ class RequestStream:
         """
         try:
             await self._ensure_group()
+            await self._claim()
             after = "0"
             while True:
                 entries = await self._read(after)
@@ -63,6 +69,23 @@ class RequestStream:
             if "BUSYGROUP" not in str(error):
                 raise
 
+    async def _claim(self) -> None:
+        """Take over what was delivered to any other consumer: whoever drives is the only one alive.
+
+        Entries that were trimmed away before they were carried out are lost for good, and that is told.
+        """
+        cursor = "0-0"
+        while True:
+            found: Any = await self._redis.xautoclaim(
+                self._stream, self._group, CONSUMER, min_idle_time=0, start_id=cursor, count=BATCH
+            )
+            cursor, _, trimmed = found
+            for entry in trimmed:
+                log.error("request_trimmed", request=entry, reason="it was removed before it was carried out")
+                self._lost()
+            if cursor == "0-0":
+                return
+
     async def _read(self, after: str) -> list[tuple[str, dict[str, str]]]:
         streams: dict[Any, Any] = {self._stream: after}
         block = 1000 if after == ">" else None
@@ -71,7 +94,8 @@ class RequestStream:
 
     async def _take(self, entry: str, fields: dict[str, str] | None) -> None:
         if fields is None:
-            log.error("request_trimmed", request=entry, reason="the stream was trimmed before it was read")
+            log.error("request_trimmed", request=entry, reason="it was removed before it was carried out")
+            self._lost()
             await self._redis.xack(self._stream, self._group, entry)
             return
         try:

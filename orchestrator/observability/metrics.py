@@ -37,6 +37,9 @@ class DaemonMetrics:
         self._stuck = Gauge("orchestrator_edge_stuck", "1 while nginx does not confirm", ["service"], **add)
         self._ready = Gauge("orchestrator_instances_ready", "Ready instances", ["service", "release"], **add)
         self._docker = Gauge("orchestrator_docker_up", "1 while Docker answers", ["service"], **add)
+        self._measured = Gauge(
+            "orchestrator_measurements_up", "1 while Prometheus answers for a rollout", ["service"], **add
+        )
         self._accepted = Counter("orchestrator_releases_accepted", "Releases accepted", ["service"], **add)
         self._refused = Counter("orchestrator_requests_refused", "Requests refused", **add)
         self._verdicts = Counter(
@@ -50,6 +53,8 @@ class DaemonMetrics:
             buckets=(5, 15, 60, 300, 900, 1800, 3600, 7200, 14400, 43200),
             **add,
         )
+        self.store = Gauge("orchestrator_store_up", "1 while Redis answers", **add)
+        self.trimmed = Counter("orchestrator_requests_trimmed", "Requests removed before their time", **add)
         self.pending = Gauge("orchestrator_requests_pending", "Requests not carried out yet", **add)
         self.stall = Gauge("orchestrator_loop_stall_seconds", "Longest stall of the loop lately", **add)
         self.dropped = Gauge("orchestrator_log_lines_dropped", "Log lines dropped", **add)
@@ -91,6 +96,7 @@ class DaemonMetrics:
         self._drift.labels(service).set(state.drifted_since is not None)
         self._stuck.labels(service).set(state.stuck_since is not None)
         self._docker.labels(service).set(seen.runtime_ok)
+        self._measured.labels(service).set(not (seen.readings and seen.readings[-1].error))
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""

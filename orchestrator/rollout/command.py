@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from orchestrator.rollout.events import CommandAccepted, Event, ReleaseAccepted, RequestRefused
-from orchestrator.rollout.model import Mark, Outcome, Phase, Receipt, Release, Rollout, ServiceState
+from orchestrator.rollout.model import Mark, Outcome, Phase, Receipt, Release, ServiceState
 from orchestrator.rollout.policy import Policy, Template
 from orchestrator.rollout.turn import Turn
 
@@ -26,11 +26,15 @@ class _Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submit(_Command):
-    """Release an image. `key`: the same key and image again is the same release."""
+    """Release an image; with the same `key`, image and strategy again it is the same release.
+
+    `strategy`: the name of the override that `policy` is.
+    """
 
     image: str
     template: Template
     policy: Policy
+    strategy: str = ""
     key: str = ""
     link: str = ""
 
@@ -143,7 +147,7 @@ def handle(  # noqa: C901  one case for each command
 def _submit(turn: Turn, command: Submit) -> str:
     state = turn.state
     receipt = next((r for r in state.receipts if command.key and r.key == command.key), None)
-    if receipt is not None and receipt.image != command.image:
+    if receipt is not None and (receipt.image, receipt.strategy) != (command.image, command.strategy):
         return f"key {command.key!r} was used for {receipt.image} ({receipt.release}); use a new key"
     if receipt is not None:
         turn.tell(_accepted(turn, command, receipt.release, duplicate=True))
@@ -162,7 +166,7 @@ def _submit(turn: Turn, command: Submit) -> str:
     )
     turn.set(released=state.released + 1)
     if command.key:
-        kept = Receipt(key=command.key, image=command.image, release=release.id)
+        kept = Receipt(key=command.key, image=command.image, release=release.id, strategy=command.strategy)
         turn.set(receipts=(*state.receipts, kept)[-RECEIPTS:])
     turn.tell(_accepted(turn, command, release.id, duplicate=False))
     _make_way(turn, release)
@@ -219,16 +223,7 @@ def _rollback(turn: Turn, command: Rollback) -> str:
     target = _earlier(state, command.to)
     if isinstance(target, str):
         return target
-    turn.begin(
-        Rollout(
-            release=target,
-            kind="revert",
-            began_at=turn.now,
-            entered_at=turn.now,
-            actor=command.actor,
-            reason=reason,
-        )
-    )
+    turn.revert(target, reason, actor=command.actor)
     return ""
 
 

@@ -7,6 +7,7 @@ it was given and no events.
 from dataclasses import replace
 from typing import assert_never
 
+from orchestrator.rollout.adopt import adopt
 from orchestrator.rollout.events import (
     ApprovalWanted,
     EdgeStuck,
@@ -25,7 +26,7 @@ from orchestrator.rollout.model import (
     ServiceState,
     instance_names,
 )
-from orchestrator.rollout.notice import notice_deaths, notice_edge
+from orchestrator.rollout.notice import notice_deaths, notice_edge, notice_host
 from orchestrator.rollout.observation import Instance, Observation
 from orchestrator.rollout.plan import current_step, is_fast
 from orchestrator.rollout.route import lost
@@ -44,6 +45,8 @@ def decide(state: ServiceState, seen: Observation, now: float) -> tuple[ServiceS
         The next state and the events that tell the difference, oldest first.
     """
     turn = Turn(state, now)
+    adopt(turn, seen)
+    notice_host(turn, seen)
     notice_edge(turn, seen)
     notice_deaths(turn, seen)
     retire_previous(turn)

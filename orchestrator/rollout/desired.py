@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass, replace
 
-from orchestrator.rollout.model import Outcome, Phase, Release, Route, ServiceState, instance_name
+from orchestrator.rollout.model import (
+    BEFORE_TRAFFIC,
+    Outcome,
+    Phase,
+    Release,
+    Route,
+    ServiceState,
+    instance_name,
+)
 
 REPAIR_AFTER = 30.0
 """Seconds that a hand-edited file is left alone, so that a person in an emergency is not fought."""
@@ -32,7 +40,9 @@ class World:
         image: The reference that must be resolved, if any.
         instances: The containers; any other labelled one of the service is to be stopped.
         route: What nginx must serve.
-        fallback: The all-stable route that must lie on the disk before the candidate gets traffic.
+        stable: The id of the stable release; empty when there is none.
+        fallback: The route that a rollback on the host puts in place; it lies on the disk before the
+            candidate gets traffic. None when there is nowhere to go back to.
         repair: Whether an edited file may be written over although nothing has changed.
         images: Digests that must stay on the host.
         stale_images: Digests that may be removed.
@@ -42,6 +52,7 @@ class World:
     route: Route
     image: str = ""
     instances: tuple[Wanted, ...] = ()
+    stable: str = ""
     fallback: Route | None = None
     repair: bool = False
     images: frozenset[str] = frozenset()
@@ -62,6 +73,7 @@ def desired(state: ServiceState, now: float) -> World:
         image=image,
         instances=_instances(state),
         route=state.route,
+        stable=state.stable.id if state.stable else "",
         fallback=_fallback(state),
         repair=idle and not state.dead and drifted is not None and now - drifted >= REPAIR_AFTER,
         images=keep,
@@ -90,10 +102,13 @@ def _instances(state: ServiceState) -> tuple[Wanted, ...]:
 
 
 def _fallback(state: ServiceState) -> Route | None:
-    """The route with stable alone, for the night in which everything else is down."""
-    if state.stable is None:
+    """Where a rollback leads: to stable while a candidate has traffic, else to the previous release."""
+    rollout = state.rollout
+    moving = rollout is not None and rollout.phase not in BEFORE_TRAFFIC
+    target = state.stable if moving else state.previous
+    if target is None:
         return None
-    mine = [s for s in state.route.servers if s.release == state.stable.id]
+    mine = [s for s in state.route.servers if s.release == target.id]
     servers = tuple(replace(s, weight=1, backup=False) for s in mine)
     if not servers:
         return None

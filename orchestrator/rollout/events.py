@@ -201,6 +201,29 @@ class EdgeStuck(_Event):
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceAdopted(_Event):
+    """Nothing was committed for a service that runs, so it was taken up as it was found.
+
+    `release` is the one taken for stable; `candidate` and `previous` are empty when there was none.
+    """
+
+    kind: Literal["service_adopted"] = "service_adopted"
+    candidate: str
+    previous: str
+    generation: int
+    actor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateRestored(_Event):
+    """The store had lost commits; what the daemon remembered was written again. Versions count commits."""
+
+    kind: Literal["state_restored"] = "state_restored"
+    found: int
+    remembered: int
+
+
 Event = (
     ReleaseAccepted
     | RequestRefused
@@ -220,4 +243,6 @@ Event = (
     | EdgeDrifted
     | EdgeRepaired
     | EdgeStuck
+    | ServiceAdopted
+    | StateRestored
 )

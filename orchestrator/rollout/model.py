@@ -21,6 +21,10 @@ class Phase(StrEnum):
     ROLLING_BACK = "rolling_back"
 
 
+BEFORE_TRAFFIC = frozenset({Phase.PREFLIGHT, Phase.STARTING, Phase.PREVIEW})
+"""Phases in which the candidate has no traffic yet."""
+
+
 class Outcome(StrEnum):
     """How a journey ended. Every accepted release reaches exactly one."""
 
@@ -225,6 +229,7 @@ class Receipt:
     key: str
     image: str
     release: str
+    strategy: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +244,7 @@ class ServiceState:
         drifted_since: When the edge's file was first seen to differ from ours; None when it does not.
         stuck_since: When the edge began to refuse or not confirm; None when it does not.
         dead: Instances of stable and previous whose death has been told.
+        answered: The generation of the last rollback on the host that was followed.
     """
 
     service: str
@@ -258,6 +264,7 @@ class ServiceState:
     drifted_since: float | None = None
     stuck_since: float | None = None
     dead: tuple[str, ...] = ()
+    answered: int = 0
 
 
 def instance_name(release: Release, index: int) -> str:

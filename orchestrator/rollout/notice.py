@@ -8,10 +8,32 @@ from orchestrator.rollout.events import (
     InstanceRecovered,
     RouteConfirmed,
 )
-from orchestrator.rollout.model import instance_names
+from orchestrator.rollout.model import Outcome, instance_names
 from orchestrator.rollout.observation import Observation
-from orchestrator.rollout.route import lost
+from orchestrator.rollout.route import lost, unanswered
 from orchestrator.rollout.turn import Turn
+
+
+def notice_host(turn: Turn, seen: Observation) -> None:
+    """Follow a rollback that was made on the host, and go back where the store has lost what nginx knows.
+
+    Every route is committed before it is served. So an edge that is ahead of the state has seen a rollback
+    on the host, or the store has lost commits; then nobody knows what the last of them said.
+    """
+    state, edge = turn.state, seen.edge
+    if edge.on_disk is None or edge.on_disk.local is None:
+        if edge.floor > state.route.generation and state.rollout is not None:
+            ahead = f"nginx has generation {edge.floor}, but only {state.route.generation} is committed"
+            turn.retreat(Outcome.ROLLED_BACK, ahead)
+        return
+    local = unanswered(state, seen)
+    if local is None:
+        return
+    turn.set(answered=edge.on_disk.route.generation)
+    if state.rollout is not None and state.rollout.release.id != local.to:
+        turn.retreat(Outcome.ROLLED_BACK, local.reason, actor=local.actor)
+    if turn.state.rollout is None and state.previous is not None and state.previous.id == local.to:
+        turn.revert(state.previous, local.reason, actor=local.actor)
 
 
 def notice_edge(turn: Turn, seen: Observation) -> None:
@@ -31,7 +53,8 @@ def notice_edge(turn: Turn, seen: Observation) -> None:
             turn.tell(
                 EdgeStuck(service=state.service, at=now, generation=state.route.generation, reason=reason)
             )
-    if edge.file != "ours" and state.drifted_since is None and state.confirmed:
+    local = edge.on_disk is not None and edge.on_disk.local is not None
+    if edge.file != "ours" and not local and state.drifted_since is None and state.confirmed:
         turn.set(drifted_since=now)
         turn.tell(EdgeDrifted(service=state.service, at=now, file=edge.file))
     elif edge.file == "ours" and state.drifted_since is not None:

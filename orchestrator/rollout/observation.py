@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from orchestrator.rollout.model import Release, Route, Server
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
@@ -18,6 +20,7 @@ class Instance:
             failures in a row, `unknown` in between.
         supervised: Whether Docker restarts it by itself.
         logs: The last log lines of a container that is not running, or not ready.
+        described: The release as the container's own label tells it; None when it is damaged.
     """
 
     name: str
@@ -33,6 +36,35 @@ class Instance:
     supervised: bool = False
     detail: str = ""
     logs: str = ""
+    described: Release | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalRollback:
+    """A rollback that was made at the edge alone, because the store could not be asked.
+
+    Attributes:
+        to: The release that has all traffic since.
+    """
+
+    to: str
+    actor: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnDisk:
+    """What the edge's file says of itself: enough to go on from when the store has lost the state.
+
+    Attributes:
+        route: The route that the file serves.
+        stable: The release that was stable when it was written.
+        local: Set when the file was put in place by a rollback on the host.
+    """
+
+    route: Route
+    stable: str = ""
+    local: LocalRollback | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +78,8 @@ class Edge:
         drained: Whether no nginx worker from before the last confirmed reload is left.
         floor: The highest generation that the disk remembers; what is served never goes below it.
         error: Why the last apply failed; empty when it did not.
+        on_disk: What the file says of itself; None when there is none or it can't be read.
+        fallback: The servers of the file that a rollback on the host would put in place.
     """
 
     served: int | None = None
@@ -54,6 +88,8 @@ class Edge:
     drained: bool = False
     floor: int = 0
     error: str = ""
+    on_disk: OnDisk | None = None
+    fallback: tuple[Server, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from orchestrator.rollout.model import FULL, Phase, Release, Route, Server, ServiceState
-from orchestrator.rollout.observation import Instance, Observation
+from orchestrator.rollout.observation import Instance, LocalRollback, Observation
 from orchestrator.rollout.plan import current_step
 
 
@@ -78,6 +78,25 @@ def _server(instance: Instance, weight: int, *, backup: bool = False) -> Server:
     )
 
 
+def unanswered(state: ServiceState, seen: Observation) -> LocalRollback | None:
+    """The rollback on the host that the state has not followed yet; None when there is none."""
+    disk = seen.edge.on_disk
+    if disk is None or disk.local is None or disk.route.generation <= state.answered:
+        return None
+    releases = [state.stable, state.previous, state.rollout.release if state.rollout else None]
+    return disk.local if any(r is not None and r.id == disk.local.to for r in releases) else None
+
+
+def _host_went_elsewhere(state: ServiceState, seen: Observation, wanted: Shares) -> bool:
+    """Whether a rollback on the host stands that the state does not agree with yet: it is not undone."""
+    local = seen.edge.on_disk.local if seen.edge.on_disk else None
+    rollout = state.rollout
+    following = local is not None and rollout is not None and rollout.release.id == local.to
+    if local is None or not (following or unanswered(state, seen)):
+        return False
+    return {release.id for release, _ in wanted.weights} != {local.to}
+
+
 def next_route(state: ServiceState, seen: Observation, now: float) -> Route:
     """The route for this state, with the next generation if it differs from the committed one.
 
@@ -85,7 +104,7 @@ def next_route(state: ServiceState, seen: Observation, now: float) -> Route:
     traffic to nobody is never better than sending it where it went (I1, I15).
     """
     route, wanted = state.route, shares(state)
-    if not seen.runtime_ok:
+    if not seen.runtime_ok or _host_went_elsewhere(state, seen, wanted):
         return route
     pools = [(release, weight, _usable(release, route, seen)) for release, weight in wanted.weights]
     if any(not pool for _, _, pool in pools):
@@ -101,7 +120,9 @@ def next_route(state: ServiceState, seen: Observation, now: float) -> Route:
     if wanted.backup is not None and servers:
         servers += [_server(i, 1, backup=True) for i in _usable(wanted.backup, route, seen)]
     preview = tuple(_server(i, 1) for i in _usable(wanted.preview, route, seen)) if wanted.preview else ()
-    if tuple(servers) == route.servers and preview == route.preview:
+    local = seen.edge.on_disk is not None and seen.edge.on_disk.local is not None
+    ahead = bool(servers) and seen.edge.floor >= route.generation + (0 if local else 1)
+    if tuple(servers) == route.servers and preview == route.preview and not ahead:
         return route
     generation = max(route.generation, seen.edge.floor) + 1
     return Route(generation=generation, servers=tuple(servers), preview=preview, changed_at=now)

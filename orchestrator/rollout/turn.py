@@ -14,6 +14,7 @@ from orchestrator.rollout.events import (
     RollbackStarted,
 )
 from orchestrator.rollout.model import (
+    BEFORE_TRAFFIC,
     Ended,
     Outcome,
     Phase,
@@ -31,8 +32,6 @@ HISTORY = 50
 
 DAEMON = "orchestrator"
 """The actor of what nobody asked for."""
-
-BEFORE_TRAFFIC = frozenset({Phase.PREFLIGHT, Phase.STARTING, Phase.PREVIEW})
 
 
 class Turn:
@@ -65,6 +64,19 @@ class Turn:
         """Start a journey."""
         self.set(rollout=rollout)
         self._tell_phase(rollout.actor, rollout.reason)
+
+    def revert(self, target: Release, reason: str, *, actor: str) -> None:
+        """Start the journey back to an earlier release."""
+        self.begin(
+            Rollout(
+                release=target,
+                kind="revert",
+                began_at=self.now,
+                entered_at=self.now,
+                actor=actor,
+                reason=reason,
+            )
+        )
 
     def enter(self, phase: Phase, reason: str, *, step: int = 0, actor: str = DAEMON) -> None:
         """Move the rollout to a phase, or to a step of it; what belonged to the old one is forgotten."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,17 @@ from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.model import Release
 from orchestrator.rollout.observation import Image, Instance
 from orchestrator.runtime.client import DockerClient, words
-from orchestrator.runtime.labels import GRACE, INSTANCE, OWNER, SERVICE, TOKEN, Identity, identify, labels
+from orchestrator.runtime.fence import Fence
+from orchestrator.runtime.labels import GRACE, INSTANCE, OWNER, SERVICE, Identity, identify, labels
 from orchestrator.runtime.network import Network
 from orchestrator.runtime.probe import Prober
 
 log = structlog.get_logger()
 
 LOG_LINES = 20
+LOG_DELAY = 0.3
+"""Seconds after which the log of a process that has just ended is complete."""
+
 START_TRIES = 3
 CONFLICT = 409
 
@@ -56,19 +60,39 @@ class DockerRuntime:
         self._pull = pull
         self._pull_deadline = pull_deadline
         self._prober = Prober()
+        self._fence = Fence(owner)
         self._addresses = threading.Lock()
         self._living: dict[str, set[tuple[str, str]]] = {}
+        self._last_words: dict[tuple[str, str], str] = {}
 
     async def prepare(self) -> None:
-        """Make sure that Docker answers and the network exists."""
-        await self._docker.call(self._network.ensure)
+        """Make sure that Docker answers, the network exists, and nobody newer drives.
+
+        Raises:
+            Stale: This Engine has seen a newer token.
+        """
+
+        def work(client: docker.DockerClient) -> None:
+            self._network.ensure(client)
+            self._fence.check(client, self._token())
+
+        await self._docker.call(work)
+
+    async def highest_token(self) -> int:
+        """The highest fencing token that the Engine knows; 0 while it does not answer."""
+        try:
+            return await self._docker.call(self._fence.highest)
+        except Fault:
+            return 0
 
     async def observe(self, service: str) -> tuple[Instance, ...]:
         """See `ports.Runtime`."""
         found = await self._docker.call(lambda client: self._inspect(client, service))
         seen = await asyncio.gather(*(self._probed(identity, attrs) for identity, attrs in found))
         self._living[service] = {(i.container, i.started_at) for i in seen}
-        self._prober.forget(set().union(*self._living.values()))
+        known = set().union(*self._living.values())
+        self._prober.forget(known)
+        self._last_words = {p: logs for p, logs in self._last_words.items() if p in known}
         return tuple([await self._with_logs(i) if i.health != "ready" or not i.running else i for i in seen])
 
     def _inspect(self, client: docker.DockerClient, service: str) -> list[tuple[Identity, dict[str, Any]]]:
@@ -96,6 +120,7 @@ class DockerRuntime:
             container=attrs["Id"],
             started_at=state["StartedAt"],
             running=running,
+            described=identity.described,
             exit_code=None if running or state["Status"] == "created" else state["ExitCode"],
             oom_killed=bool(state.get("OOMKilled")),
             restarts=int(attrs.get("RestartCount") or 0),
@@ -110,14 +135,25 @@ class DockerRuntime:
         return replace(instance, health=health, detail=detail)
 
     async def _with_logs(self, instance: Instance) -> Instance:
+        """With the last log lines; those of a process that has ended are read once."""
+
         def tail(client: docker.DockerClient) -> str:
             raw = client.api.logs(instance.container, tail=LOG_LINES, stdout=True, stderr=True)
             return bytes(raw).decode("utf-8", "replace")
 
+        process = (instance.container, instance.started_at)
+        if not instance.running and process in self._last_words:
+            return replace(instance, logs=self._last_words[process])
         try:
-            return replace(instance, logs=await self._docker.call(tail))
+            logs = await self._docker.call(tail)
+            if not logs and instance.exit_code is not None:
+                await asyncio.sleep(LOG_DELAY)  # Docker tells an exit before its log has been written
+                logs = await self._docker.call(tail)
         except Fault:
             return instance
+        if instance.exit_code is not None:
+            self._last_words[process] = logs
+        return replace(instance, logs=logs)
 
     async def resolve(self, image: str) -> Image:
         """See `ports.Runtime`."""
@@ -160,6 +196,7 @@ class DockerRuntime:
         """See `ports.Runtime`."""
 
         def work(client: docker.DockerClient) -> None:
+            self._fence.check(client, self._token())
             preferred = self._clear(client, wanted)
             for attempt in range(1, START_TRIES + 1):
                 with self._addresses:
@@ -183,7 +220,7 @@ class DockerRuntime:
         """Remove a dead container of this name; returns the address that it had.
 
         Raises:
-            Fault: The name belongs to somebody else's container, or to a newer daemon's.
+            Fault: The name belongs to somebody else's container.
         """
         try:
             found = client.containers.get(self._container_name(wanted.name))
@@ -192,9 +229,10 @@ class DockerRuntime:
         mine = found.labels.get(OWNER) == self._owner and found.labels.get(INSTANCE) == wanted.name
         if not mine:
             raise Fault(f"container name {found.name} is taken by a container that is not ours")
-        if int(found.labels.get(TOKEN, "0")) > self._token():
-            raise Fault(f"{found.name} was created under a newer token than {self._token()}")
         if found.status == "running":
+            runs = identify(found.labels)
+            if runs is None or runs.described != wanted.release:
+                raise Fault(f"{found.name} runs already, and it is not {wanted.release.id} as it is wanted")
             return ""
         endpoint = found.attrs["NetworkSettings"]["Networks"].get(self._network.name) or {}
         address = (endpoint.get("IPAMConfig") or {}).get("IPv4Address") or ""
@@ -253,6 +291,7 @@ class DockerRuntime:
         """See `ports.Runtime`."""
 
         def work(client: docker.DockerClient) -> None:
+            self._fence.check(client, self._token())
             policy: Any = {"Name": "unless-stopped", "MaximumRetryCount": 0}
             client.api.update_container(self._container_name(name), restart_policy=policy)
 
@@ -262,6 +301,7 @@ class DockerRuntime:
         """See `ports.Runtime`."""
 
         def work(client: docker.DockerClient) -> None:
+            self._fence.check(client, self._token())
             try:
                 found = client.containers.get(self._container_name(name))
                 if found.labels.get(OWNER) != self._owner:
@@ -282,6 +322,7 @@ class DockerRuntime:
         """See `ports.Images`."""
 
         def work(client: docker.DockerClient) -> None:
+            self._fence.check(client, self._token())
             for digest in digests:
                 try:
                     client.images.remove(digest)
@@ -291,41 +332,6 @@ class DockerRuntime:
                         raise
 
         await self._docker.call(work, 120.0, slow=True)
-
-    async def changes(self) -> AsyncIterator[str]:
-        """See `ports.RuntimeEvents`: read in a thread of its own, found again when Docker comes back."""
-        loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[str] = asyncio.Queue()
-        stopped = threading.Event()
-        streams: list[Any] = []
-        filters = {"label": f"{OWNER}={self._owner}", "type": "container"}
-
-        def listen() -> None:
-            told = False
-            while not stopped.is_set():
-                try:
-                    stream = self._docker.sdk.events(decode=True, filters=filters)
-                    streams[:] = [stream]
-                    told = False
-                    for event in stream:
-                        if event.get("Action") in ("die", "start", "oom", "destroy", "pause", "unpause"):
-                            service = event["Actor"]["Attributes"].get(SERVICE, "")
-                            loop.call_soon_threadsafe(queue.put_nowait, service)
-                except Exception as error:  # noqa: BLE001  whatever it was, the stream is opened again
-                    if not stopped.is_set() and not told:
-                        log.warning("docker_events_lost", reason=str(error))
-                        told = True
-                stopped.wait(1.0)
-
-        thread = threading.Thread(target=listen, name="docker-events", daemon=True)
-        thread.start()
-        try:
-            while True:
-                yield await queue.get()
-        finally:
-            stopped.set()
-            for stream in streams:
-                stream.close()
 
     async def close(self) -> None:
         """Close what is open."""

@@ -44,6 +44,10 @@ class Keys:
         """Set of the services that have a state."""
         return f"{self.prefix}:services"
 
+    def receipt(self, service: str, key: str) -> str:
+        """Hash of `fingerprint` and `entry`: what an idempotency key was used for."""
+        return f"{self.prefix}:receipt:{service}:{key}"
+
     def state(self, service: str) -> str:
         """Hash of `data` (JSON) and `version` of one service."""
         return f"{self.prefix}:state:{service}"

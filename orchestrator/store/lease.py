@@ -2,7 +2,9 @@
 
 import asyncio
 import fcntl
+import math
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import IO
 
@@ -12,27 +14,45 @@ from redis.exceptions import RedisError
 
 from orchestrator.ports import Stale
 from orchestrator.store.keys import Keys
-from orchestrator.store.scripts import ACQUIRE, RELEASE, RENEW
+from orchestrator.store.scripts import ACQUIRE, RELEASE, RENEW, RETAKE
 
 log = structlog.get_logger()
+
+RETRY = 0.5
+"""Seconds between tries to renew while Redis does not answer."""
 
 
 class Lease:
     """A lease in Redis with a lock file beside it.
 
+    Args:
+        floor: Tells the highest token that the resources know; a new one is above it, whatever Redis knows.
+        ttl: Seconds after which Redis gives the lease of a silent holder to another.
+
     The file is locked for as long as this process lives. A new process on the same host that gets the lock
     therefore knows that the holder named in the file is dead, and need not wait for its lease to run out.
     """
 
-    def __init__(self, redis: Redis, keys: Keys, state_dir: Path, ttl: float = 10.0) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        keys: Keys,
+        state_dir: Path,
+        ttl: float = 10.0,
+        *,
+        floor: Callable[[], Awaitable[int]] | None = None,
+    ) -> None:
         self._redis = redis
         self._keys = keys
         self._path = state_dir / "lease"
         self._ttl = ttl
+        self._floor = floor
+        self._renewed = -math.inf
         self._file: IO[str] | None = None
         self.token = 0
         self._acquire = redis.register_script(ACQUIRE)
         self._renew = redis.register_script(RENEW)
+        self._retake = redis.register_script(RETAKE)
         self._release = redis.register_script(RELEASE)
 
     async def acquire(self) -> int:
@@ -54,12 +74,13 @@ class Lease:
             await asyncio.sleep(0.2)
         self._file.seek(0)
         dead = self._file.read().strip()
-        floor = int(dead) if dead.isdecimal() else 0
+        known = int(dead) if dead.isdecimal() else 0
         while True:
+            self._renewed = asyncio.get_running_loop().time()
             try:
                 token, ttl_ms = await self._acquire(
                     keys=[self._keys.lease, self._keys.epoch],
-                    args=[int(self._ttl * 1000), floor, dead],
+                    args=[int(self._ttl * 1000), max(known, await self._highest()), dead],
                 )
             except RedisError as error:
                 log.warning("redis_unavailable", reason=str(error))
@@ -79,6 +100,9 @@ class Lease:
         os.fsync(self._file.fileno())
         return self.token
 
+    async def _highest(self) -> int:
+        return 0 if self._floor is None else await self._floor()
+
     def _lock(self) -> bool:
         assert self._file is not None
         try:
@@ -87,32 +111,41 @@ class Lease:
             return False
         return True
 
-    async def keep(self) -> None:
+    def fresh(self) -> bool:
+        """Whether less than half the time to live has passed since the last renewal was sent.
+
+        Only then may the world be touched: whatever was begun ends before somebody else can get the lease.
+        """
+        return asyncio.get_running_loop().time() - self._renewed < self._ttl / 2
+
+    async def keep(self, lost: Callable[[], None]) -> None:
         """Renew at a third of the time to live, for ever.
 
+        Args:
+            lost: Called when Redis had no lease any more and it was taken again: commits may be lost too.
+
         Raises:
-            Stale: Another daemon holds the lease, or Redis has not answered for the whole time to live.
+            Stale: Another daemon holds the lease, or has held it since.
         """
         loop = asyncio.get_running_loop()
-        renewed = loop.time()
+        pause = self._ttl / 3
         while True:
-            await asyncio.sleep(self._ttl / 3)
+            await asyncio.sleep(pause)
             sent = loop.time()
+            pause = self._ttl / 3
             try:
-                if not await self._renew(keys=[self._keys.lease], args=[self.token, int(self._ttl * 1000)]):
-                    if not await self._retake():
+                keys, args = [self._keys.lease, self._keys.epoch], [self.token, int(self._ttl * 1000)]
+                if not await self._renew(keys=keys[:1], args=args):
+                    newer = await self._highest() > self.token
+                    if newer or not await self._retake(keys=keys, args=args):
                         raise Stale("another daemon holds the lease")
                     log.warning("lease_retaken", token=self.token)
-                renewed = sent
+                    lost()
+                self._renewed = sent
             except RedisError as error:
-                log.warning("lease_not_renewed", reason=str(error), since_s=round(loop.time() - renewed, 1))
-
-    async def _retake(self) -> bool:
-        """Take a lease that ran out while Redis was away, if nobody else has driven since."""
-        current = await self._redis.get(self._keys.epoch)
-        if current is not None and int(current) != self.token:
-            return False
-        return bool(await self._redis.set(self._keys.lease, self.token, px=int(self._ttl * 1000), nx=True))
+                pause = min(RETRY, pause)
+                since = round(loop.time() - self._renewed, 1)
+                log.warning("lease_not_renewed", reason=str(error), since_s=since)
 
     async def release(self) -> None:
         """Give the lease back, so that a standby takes over at once."""

@@ -1,5 +1,6 @@
 """The store on Redis: one script commits state, events and acknowledgements under the lease's token."""
 
+import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -8,12 +9,12 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from orchestrator.ports import Fault, Stale
+from orchestrator.ports import Conflict, Fault, Stale
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
 from orchestrator.store.codec import dump_event, dump_state, load_event, load_state
 from orchestrator.store.keys import Keys
-from orchestrator.store.scripts import COMMIT, REFUSE
+from orchestrator.store.scripts import ACCEPT, COMMIT, REFUSE
 
 Client = Redis
 """The client that `connect` gives; other packages name it by this."""
@@ -41,6 +42,19 @@ def connect(url: str, timeout: float = 5.0) -> Redis:
     return client
 
 
+RECEIPT_TTL = 7 * 86400.0
+"""Seconds for which an idempotency key is remembered at the door."""
+
+ASKED = ("verb", "service", "image", "strategy", "release", "to")
+"""The fields that say what is asked for; who asks and why may differ when it is asked again."""
+
+
+def fingerprint(fields: Mapping[str, str]) -> str:
+    """A digest of what a request asks for."""
+    asked = [fields.get(name, "release" if name == "verb" else "") for name in ASKED]
+    return hashlib.sha256("\0".join(asked).encode()).hexdigest()
+
+
 class RedisStore:
     """`ports.Store` on Redis, with what readers need beside it."""
 
@@ -50,6 +64,7 @@ class RedisStore:
         self.token = token
         self._commit = redis.register_script(COMMIT)
         self._refuse = redis.register_script(REFUSE)
+        self._accept = redis.register_script(ACCEPT)
 
     async def load(self, service: str) -> tuple[ServiceState, int]:
         """See `ports.Store`."""
@@ -153,11 +168,28 @@ class RedisStore:
                 yield after, load_event(fields["data"])
 
     async def push(self, fields: Mapping[str, str]) -> str:
-        """Append a request; returns the id of its entry once it is durable."""
+        """Append a request; returns the id of its entry once it is durable.
+
+        A request with a `key` may be appended again; the daemon makes one release of all.
+
+        Raises:
+            Conflict: The key has been used for something else; nothing was appended.
+            Fault: Redis did not answer; the request may have been appended or not.
+        """
+        key = fields.get("key", "")
         try:
-            return str(await self._redis.xadd(self._keys.requests, dict[Any, Any](fields)))
+            if not key:
+                return str(await self._redis.xadd(self._keys.requests, dict[Any, Any](fields)))
+            flat = [part for pair in fields.items() for part in pair]
+            found, entry = await self._accept(
+                keys=[self._keys.receipt(fields.get("service", ""), key), self._keys.requests],
+                args=[fingerprint(fields), int(RECEIPT_TTL * 1000), *flat],
+            )
         except RedisError as error:
             raise Fault(f"Redis: {error}") from error
+        if not found:
+            raise Conflict(f"key {key!r} was used for another request ({entry}); use a new key")
+        return str(entry)
 
     async def waiting(self) -> int:
         """Requests that nobody has carried out yet: not delivered, or delivered and not acknowledged."""

@@ -1,12 +1,23 @@
-"""The Lua scripts. Each checks everything before its first write, because Redis does not undo a script."""
+"""The Lua scripts. Each checks everything before its first write, because Redis does not undo a script.
 
-COMMIT = """
+Errors begin with a word: STALE, another daemon drives; AWAY, the lease ran out or was lost and nobody has
+it; BEHIND, the store has lost commits that this daemon made.
+"""
+
+_CHECK_LEASE = """
+local holder = redis.call('GET', KEYS[1])
+if not holder then return redis.error_reply('AWAY the lease is not there') end
+if holder ~= ARGV[1] then return redis.error_reply('STALE lease') end
+"""
+
+COMMIT = f"""
 -- KEYS: lease, state, events, requests, services
 -- ARGV: token, version, data, service, group, n events, (kind, release, json) * n, entry ids to acknowledge
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('STALE lease') end
+{_CHECK_LEASE}
 local version = tonumber(redis.call('HGET', KEYS[2], 'version') or '0')
-if version ~= tonumber(ARGV[2]) then return redis.error_reply('STALE version ' .. version) end
-for _, key in ipairs({KEYS[3], KEYS[4]}) do
+if version > tonumber(ARGV[2]) then return redis.error_reply('STALE version ' .. version) end
+if version < tonumber(ARGV[2]) then return redis.error_reply('BEHIND version ' .. version) end
+for _, key in ipairs({{KEYS[3], KEYS[4]}}) do
   local kind = redis.call('TYPE', key).ok
   if kind ~= 'stream' and kind ~= 'none' then return redis.error_reply('WRONGTYPE ' .. key) end
 end
@@ -25,11 +36,11 @@ end
 return version + 1
 """
 
-REFUSE = """
+REFUSE = f"""
 -- KEYS: lease, dead, events, requests
 -- ARGV: token, group, entry, kind, service, json, then the fields of the dead letter
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('STALE lease') end
-local letter = {}
+{_CHECK_LEASE}
+local letter = {{}}
 for i = 7, #ARGV do letter[#letter + 1] = ARGV[i] end
 redis.call('XADD', KEYS[2], '*', unpack(letter))
 redis.call('XADD', KEYS[3], '*', 'kind', ARGV[4], 'service', ARGV[5], 'release', '', 'data', ARGV[6])
@@ -45,6 +56,29 @@ local epoch = math.max(tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARG
 redis.call('SET', KEYS[2], epoch)
 redis.call('SET', KEYS[1], epoch, 'PX', ARGV[1])
 return {epoch, 0}
+"""
+
+ACCEPT = """
+-- KEYS: receipt, requests   ARGV: fingerprint, ms to keep the receipt, then the fields of the request
+local known = redis.call('HMGET', KEYS[1], 'fingerprint', 'entry')
+if known[1] and known[1] ~= ARGV[1] then return {0, known[2]} end
+local kind = redis.call('TYPE', KEYS[2]).ok
+if kind ~= 'stream' and kind ~= 'none' then return redis.error_reply('WRONGTYPE ' .. KEYS[2]) end
+local request = {}
+for i = 3, #ARGV do request[#request + 1] = ARGV[i] end
+local entry = redis.call('XADD', KEYS[2], '*', unpack(request))
+redis.call('HSET', KEYS[1], 'fingerprint', ARGV[1], 'entry', entry)
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return {1, entry}
+"""
+
+RETAKE = """
+-- KEYS: lease, epoch   ARGV: token, ttl in ms
+if redis.call('GET', KEYS[1]) then return 0 end
+if tonumber(redis.call('GET', KEYS[2]) or '0') > tonumber(ARGV[1]) then return 0 end
+redis.call('SET', KEYS[2], ARGV[1])
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
 """
 
 RENEW = """

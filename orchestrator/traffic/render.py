@@ -6,9 +6,11 @@ import re
 from dataclasses import dataclass
 
 from jinja2 import Environment, StrictUndefined
+from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.ports import Fault
-from orchestrator.rollout.model import Route, Server
+from orchestrator.rollout.model import Server
+from orchestrator.rollout.observation import OnDisk
 
 SERVICE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?", re.ASCII)
 HEADER = re.compile(
@@ -16,6 +18,11 @@ HEADER = re.compile(
     r" token=(?P<token>[0-9]+) sha256=(?P<sha256>[0-9a-f]{64})",
     re.ASCII,
 )
+
+ABOUT = "# "
+"""Begins the line of a file that tells in JSON what it serves: an `OnDisk`."""
+
+_ON_DISK: TypeAdapter[OnDisk] = TypeAdapter(OnDisk)
 
 PROXY_SNIPPET = """\
 # Include this in the location that proxies to a service of release-orchestrator.
@@ -112,12 +119,12 @@ def probe_host(service: str) -> str:
     return f"{service}.release-orchestrator.internal"
 
 
-def render(service: str, route: Route, options: EdgeOptions, *, token: int, listen: str, snippet: str) -> str:
+def render(service: str, disk: OnDisk, options: EdgeOptions, *, token: int, listen: str, snippet: str) -> str:
     """The file for one service.
 
     Args:
         service: The service, which is the name of its upstream too.
-        route: What is to be served.
+        disk: What is to be served, and what the file tells of it.
         options: How.
         token: The fencing token of the daemon that asks.
         listen: The private address that answers with the generation.
@@ -127,9 +134,11 @@ def render(service: str, route: Route, options: EdgeOptions, *, token: int, list
         Fault: A name or an address is not what it must be; nothing was rendered.
     """
     check_service(service)
+    route = disk.route
     for server in (*route.servers, *route.preview):
         check_server(server)
-    body = _template.render(
+    about = _ON_DISK.dump_json(disk).decode()
+    body = f"{ABOUT}{about}\n" + _template.render(
         service=service, route=route, options=options, token=int(token), listen=listen, snippet=snippet
     )
     digest = hashlib.sha256(body.encode()).hexdigest()
@@ -146,6 +155,7 @@ class Header:
     generation: int
     token: int
     intact: bool
+    on_disk: OnDisk | None
 
 
 def read_header(text: str) -> Header | None:
@@ -160,7 +170,18 @@ def read_header(text: str) -> Header | None:
         generation=int(match["generation"]),
         token=int(match["token"]),
         intact=hashlib.sha256(body.encode()).hexdigest() == match["sha256"],
+        on_disk=_on_disk(body),
     )
+
+
+def _on_disk(body: str) -> OnDisk | None:
+    line = body.partition("\n")[0]
+    if not line.startswith(ABOUT):
+        return None
+    try:
+        return _ON_DISK.validate_json(line.removeprefix(ABOUT))
+    except ValidationError:
+        return None
 
 
 def check_service(service: str) -> None:

@@ -17,7 +17,7 @@ from orchestrator.ports import Fault
 from orchestrator.rollout.events import PhaseEntered, ReleaseAccepted, ReleaseEnded, RouteChanged
 from orchestrator.rollout.model import FULL, Outcome, Phase
 from orchestrator.runtime.labels import INSTANCE, RELEASE
-from orchestrator.traffic.render import read_header
+from orchestrator.traffic.render import probe_host
 
 INTERVAL = 0.2
 DEATH_LIMIT = 3.0
@@ -60,6 +60,7 @@ class Observer:
     looks: int = 0
     _generation: int = 0
     _token: int = 0
+    _lower: int = 0
     _dead_since: dict[str, float] = field(default_factory=dict)
     _mismatch: dict[str, int] = field(default_factory=dict)
     _task: asyncio.Task[None] | None = None
@@ -107,7 +108,7 @@ class Observer:
 
     async def _look(self, session: aiohttp.ClientSession) -> None:
         lines = self.lines()
-        self._floors()
+        await self._floors(session)
         if len({line.release for line in lines}) > 2:
             self._violated(f"I3: more than two releases in {lines}")
         running = await asyncio.to_thread(self._running)
@@ -125,17 +126,23 @@ class Observer:
                     self._violated(f"I4: {line.instance} is dead and has had traffic for {DEATH_LIMIT} s")
         await self._share(lines)
 
-    def _floors(self) -> None:
+    async def _floors(self, session: aiohttp.ClientSession) -> None:
+        """I6, of what nginx serves. One step back is a change that was not confirmed and was put back."""
+        url, host = f"http://127.0.0.1:{self.stack.generation}/generation", probe_host(self.service)
         try:
-            header = read_header(self.file.read_text())
-        except FileNotFoundError:
+            async with session.get(url, headers={"Host": host}) as answer:
+                name, generation, token = (await answer.text()).split()
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return
-        if header is None or not header.intact:
+        if name != self.service:
             return
-        if header.generation < self._generation - 1 or header.token < self._token:
-            self._violated(f"I6: {header} after generation {self._generation}, token {self._token}")
-        self._generation = max(self._generation, header.generation)
-        self._token = max(self._token, header.token)
+        lower = int(generation) < self._generation - 1 or int(token) < self._token
+        self._lower = self._lower + 1 if lower else 0
+        if self._lower >= 2:  # right after a reload an old worker may still answer
+            floor = f"generation {self._generation}, token {self._token}"
+            self._violated(f"I6: generation {generation}, token {token} is served after {floor}")
+        self._generation = max(self._generation, int(generation))
+        self._token = max(self._token, int(token))
 
     def _running(self) -> dict[str, tuple[str, str]] | None:
         """Running instances: name to (release, ip); None when Docker does not answer."""

@@ -8,7 +8,7 @@ from orchestrator.ports import Away, Fault, MetricQuery, RoutePlan, Stale
 from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
-from orchestrator.rollout.observation import Edge, Image, Instance, Reading, Sample
+from orchestrator.rollout.observation import Edge, Image, Instance, LocalRollback, OnDisk, Reading, Sample
 from orchestrator.store.codec import dump_event, dump_state, load_event, load_state
 from orchestrator.traffic.render import check_server, check_service
 
@@ -23,7 +23,7 @@ class FakeClock:
 
 @dataclass(slots=True)
 class FakeStore:
-    """What Redis would hold. `holder`: the token of the lease."""
+    """What Redis would hold. `holder`: the token of the lease; 0 when nobody has it."""
 
     token: int = 1
     holder: int = 1
@@ -46,10 +46,12 @@ class FakeStore:
         if self.fail_before:
             self.fail_before -= 1
             raise Fault("Redis: connection refused")
-        if self.token != self.holder:
-            raise Stale("another daemon has taken over")
-        if self.states.get(state.service, (b"", 0))[1] != version:
+        self._check_lease()
+        known = self.states.get(state.service, (b"", 0))[1]
+        if known > version:
             raise Stale("another daemon has taken over: version")
+        if known < version:
+            raise Fault(f"Redis: BEHIND version {known}")
         self.states[state.service] = (dump_state(state), version + 1)
         self.stream += [dump_event(e) for e in events]
         self.pending -= set(acks)
@@ -58,9 +60,14 @@ class FakeStore:
             raise Fault("Redis: timeout")
         return version + 1
 
-    async def refuse(self, entry: str, fields: Mapping[str, str], event: Event) -> None:
+    def _check_lease(self) -> None:
+        if self.holder == 0:
+            raise Fault("Redis: AWAY the lease is not there")
         if self.token != self.holder:
             raise Stale("another daemon has taken over")
+
+    async def refuse(self, entry: str, fields: Mapping[str, str], event: Event) -> None:
+        self._check_lease()
         self.dead.append({"entry": entry, **fields})
         self.stream.append(dump_event(event))
         self.pending.discard(entry)
@@ -74,6 +81,7 @@ class FakeRuntime:
     """Containers that are ready as soon as they are looked at twice."""
 
     images: set[str] = field(default_factory=lambda: {"repo/api:1", "repo/api:2"})
+    digests: set[str] = field(default_factory=set)
     containers: dict[str, Instance] = field(default_factory=dict)
     looks: dict[str, int] = field(default_factory=dict)
     created: int = 0
@@ -99,7 +107,10 @@ class FakeRuntime:
 
     async def resolve(self, image: str) -> Image:
         self._up()
+        if image in self.digests:
+            return Image(digest=image)
         if image in self.images:
+            self.digests.add(f"sha256:{image.rpartition(':')[2]}")
             return Image(digest=f"sha256:{image.rpartition(':')[2]}")
         return Image(error=f"no such image: {image}")
 
@@ -107,6 +118,8 @@ class FakeRuntime:
         self._up()
         found = self.containers.get(wanted.name)
         if found is not None and found.running:
+            if found.described != wanted.release:
+                raise Fault(f"{wanted.name} runs already, and it is not {wanted.release.id}")
             return
         self.created += 1
         self.containers[wanted.name] = Instance(
@@ -117,7 +130,11 @@ class FakeRuntime:
             started_at=f"t{self.created}",
             running=True,
             supervised=wanted.restart,
+            described=wanted.release,
         )
+
+    def die(self, name: str) -> None:
+        self.containers[name] = replace(self.containers[name], running=False, exit_code=137)
 
     async def supervise(self, name: str) -> None:
         self._up()
@@ -145,6 +162,7 @@ class FakeTraffic:
 
     plans: dict[str, RoutePlan] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
+    local: dict[str, LocalRollback] = field(default_factory=dict)
     refuses: str = ""
     errors: dict[str, str] = field(default_factory=dict)
 
@@ -153,25 +171,50 @@ class FakeTraffic:
         for server in plan.route.servers:
             check_server(server)
         old = self.plans.get(plan.service)
-        if old is not None and (
-            self.tokens[plan.service] > token or old.route.generation > plan.route.generation
-        ):
-            raise Stale("a newer generation is served")
-        if self.refuses:
-            self.errors[plan.service] = self.refuses
-            raise Fault(self.refuses)
-        self.errors.pop(plan.service, None)
+        if old is not None:
+            known, new = old.route.generation, plan.route.generation
+            if self.tokens[plan.service] > token:
+                raise Stale("a newer token is known")
+            if known > new or (plan.service in self.local and known == new):
+                raise Fault("a newer generation is served")
+        self._refuse(plan.service)
         self.plans[plan.service], self.tokens[plan.service] = copy.copy(plan), token
+        self.local.pop(plan.service, None)
+
+    def _refuse(self, service: str) -> None:
+        if self.refuses:
+            self.errors[service] = self.refuses
+            raise Fault(self.refuses)
+        self.errors.pop(service, None)
+
+    async def retreat(self, service: str, actor: str, reason: str, token: int | None = None) -> LocalRollback:
+        plan = self.plans.get(service)
+        fallback = plan.fallback if plan else None
+        if plan is None or fallback is None:
+            raise Fault("nothing to go back to")
+        if token is not None and self.tokens[service] > token:
+            raise Stale("a newer token is known")
+        if {s.instance for s in plan.route.servers if not s.backup} == {s.instance for s in fallback.servers}:
+            raise Fault("it has all the traffic already")
+        self._refuse(service)
+        route = replace(fallback, generation=plan.route.generation + 1)
+        self.plans[service] = replace(plan, route=route)
+        self.local[service] = LocalRollback(to=fallback.servers[0].release, actor=actor, reason=reason)
+        return self.local[service]
 
     async def observe(self, service: str) -> Edge:
         plan = self.plans.get(service)
-        generation = plan.route.generation if plan else 0
+        if plan is None:
+            return Edge(error=self.errors.get(service, ""), drained=True)
+        generation = plan.route.generation
         return Edge(
-            served=generation if plan else None,
+            served=generation,
             confirmed=generation,
             drained=True,
             floor=generation,
             error=self.errors.get(service, ""),
+            on_disk=OnDisk(route=plan.route, stable=plan.stable, local=self.local.get(service)),
+            fallback=plan.fallback.servers if plan.fallback else (),
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import docker
 import pytest
 
-from orchestrator.ports import Fault
+from orchestrator.ports import Fault, Stale
 from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.observation import Instance
 from orchestrator.rollout.policy import Probe
@@ -46,6 +46,8 @@ async def kit(
     for container in docker_client.containers.list(all=True, filters={"label": f"{OWNER}={owner}"}):
         container.remove(force=True)
     docker_client.networks.get(owner).remove()
+    for volume in docker_client.volumes.list(filters={"label": f"{OWNER}={owner}"}):
+        volume.remove()
     await runtime.close()
     client.close()
 
@@ -174,15 +176,37 @@ async def test_a_tcp_probe_wants_a_connection_and_a_wrong_path_says_what_it_got(
 
 
 @pytest.mark.parametrize("kit", ["docker"], indirect=True)
-async def test_a_newer_daemons_container_is_refused(kit: Any) -> None:
+async def test_whatever_an_older_daemon_wants_is_refused(kit: Any) -> None:
     runtime, image, die = kit
     digest = (await runtime.resolve(image)).digest
     runtime._token = lambda: 7
     await runtime.start(want(digest))
     die("api-1-0")
+    assert await runtime.highest_token() == 7
     runtime._token = lambda: 6
-    with pytest.raises(Fault, match="created under a newer token than 6"):
-        await runtime.start(want(digest))
+    for refused in (
+        runtime.start(want(digest)),
+        runtime.supervise("api-1-0"),
+        runtime.stop("api-1-0"),
+        runtime.remove_images([digest]),
+        runtime.prepare(),
+    ):
+        with pytest.raises(Stale, match="seen token 7; token 6 is refused"):
+            await refused
+    runtime._token = lambda: 8
+    await runtime.stop("api-1-0")
+    assert await runtime.highest_token() == 8
+
+
+async def test_a_container_tells_its_release(kit: Any) -> None:
+    runtime, image, _ = kit
+    digest = (await runtime.resolve(image)).digest
+    await runtime.start(want(digest))
+    assert (await seen(runtime, "api-1-0", running=True)).described == want(digest).release
+    await runtime.start(want(digest))
+    other = replace(want(digest).release, author="somebody else")
+    with pytest.raises(Fault, match="runs already"):
+        await runtime.start(want(digest, release=other))
 
 
 def test_addresses_go_round_and_never_leave_the_static_half() -> None:

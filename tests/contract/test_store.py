@@ -204,7 +204,7 @@ async def test_a_lease_that_somebody_else_holds_ends_the_daemon(private_kit: Any
     await private_kit.set("t:lease", 9)
     with pytest.raises(Stale):
         async with asyncio.timeout(3):
-            await lease.keep()
+            await lease.keep(lambda: None)
     await lease.release()
     assert await private_kit.get("t:lease") == "9"
 
@@ -213,7 +213,7 @@ async def test_a_lease_that_ran_out_is_taken_again_if_nobody_drove(private_kit: 
     lease = Lease(private_kit, Keys("t"), tmp_path, ttl=0.6)
     await lease.acquire()
     await private_kit.delete("t:lease")
-    keeping = asyncio.create_task(lease.keep(), name="keep")
+    keeping = asyncio.create_task(lease.keep(lambda: None), name="keep")
     await asyncio.sleep(0.5)
     assert await private_kit.get("t:lease") == "1"
     keeping.cancel()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from orchestrator.ports import Fault, RoutePlan, Stale
 from orchestrator.rollout.model import Route, Server
 from orchestrator.runtime.client import DockerClient
 from orchestrator.runtime.nginx_container import ContainerNginx
-from orchestrator.traffic.edge import NginxEdge, write
+from orchestrator.traffic.edge import NginxEdge
+from orchestrator.traffic.files import write
 from orchestrator.traffic.process import HostNginx
 from orchestrator.traffic.render import EdgeOptions
 from tests.contract.fakes import FakeTraffic
@@ -121,9 +123,11 @@ async def test_applying_the_same_twice_is_nothing_new(kit: Kit) -> None:
 
 async def test_an_older_generation_or_token_is_refused(kit: Kit) -> None:
     await kit.traffic.apply(plan(5), 3)
-    for generation, token in ((4, 3), (6, 2)):
-        with pytest.raises(Stale):
-            await kit.traffic.apply(plan(generation), token)
+    with pytest.raises(Stale):
+        await kit.traffic.apply(plan(6), 2)
+    with pytest.raises(Fault) as refused:
+        await kit.traffic.apply(plan(4), 3)
+    assert not isinstance(refused.value, Stale)
     assert (await kit.traffic.observe("api")).served == 5
     await kit.traffic.apply(plan(6), 4)
     assert (await kit.traffic.observe("api")).served == 6
@@ -208,10 +212,83 @@ async def test_nginx_that_does_not_run_is_a_fault_and_the_file_is_put_back(kit: 
     assert (await kit.traffic.observe("api")).served is None
 
 
+def canary(generation: int, *, fallback: bool = True) -> RoutePlan:
+    """Stable and a candidate have traffic; the fallback is stable alone."""
+    servers = plan(generation).route.servers
+    candidate = replace(servers[1], release="api-2", instance="api-2-0")
+    back = Route(generation=generation, servers=servers[:1]) if fallback else None
+    route = Route(generation=generation, servers=(servers[0], candidate))
+    return RoutePlan(service="api", route=route, stable="api-1", fallback=back)
+
+
+async def test_a_rollback_on_the_host_needs_no_plan_and_is_not_overwritten(kit: Kit) -> None:
+    await kit.traffic.apply(canary(4), 3)
+    before = await kit.traffic.observe("api")
+    assert before.on_disk.stable == "api-1"
+    assert before.on_disk.route == canary(4).route
+    assert before.fallback == canary(4).route.servers[:1]
+    with pytest.raises(Stale):
+        await kit.traffic.retreat("api", "old daemon", "no", 2)
+    assert (await kit.traffic.retreat("api", "ann", "it burns", 3)).to == "api-1"
+    after = await kit.traffic.observe("api")
+    assert (after.served, after.floor) == (5, 5)
+    assert (after.on_disk.local.actor, after.on_disk.local.reason) == ("ann", "it burns")
+    assert [s.instance for s in after.on_disk.route.servers] == ["api-1-1"]
+    for refused in (canary(4), canary(5)):
+        with pytest.raises(Fault):
+            await kit.traffic.apply(refused, 3)
+    with pytest.raises(Fault, match="all the traffic already"):
+        await kit.traffic.retreat("api", "ann", "again")
+    await kit.traffic.apply(plan(6), 3)
+    assert (await kit.traffic.observe("api")).on_disk.local is None
+
+
+async def test_without_a_fallback_there_is_nothing_to_go_back_to(kit: Kit) -> None:
+    await kit.traffic.apply(canary(1), 1)
+    await kit.traffic.apply(canary(2, fallback=False), 1)
+    assert (await kit.traffic.observe("api")).fallback == ()
+    with pytest.raises(Fault, match="nothing to go back to"):
+        await kit.traffic.retreat("api", "ann", "")
+
+
 @pytest.mark.parametrize("kit", ["host"], indirect=True)
-async def test_the_fallback_lies_beside_and_is_not_read_by_nginx(kit: Kit) -> None:
-    await kit.traffic.apply(plan(1, fallback=True), 1)
-    assert "upstream api {" in (kit.folder / "api.stable").read_text()
+async def test_the_fallback_put_in_place_by_hand_is_a_rollback_on_the_host(kit: Kit) -> None:
+    await kit.traffic.apply(canary(1), 1)
+    (kit.folder / "api.conf").write_text((kit.folder / "api.rollback").read_text())
+    await kit.process.reload()
+    found = await kit.traffic.observe("api")
+    assert found.on_disk.local.to == "api-1"
+    assert found.on_disk.local.reason == "api.rollback was put in place by hand"
+
+
+@pytest.mark.parametrize("kit", ["host"], indirect=True)
+async def test_a_crash_before_the_confirmation_restores_what_was_confirmed(kit: Kit) -> None:
+    """A file that no daemon has confirmed is not what is put back when the next change fails."""
+    await kit.traffic.apply(plan(1), 1)
+    good = (kit.folder / "api.conf").read_text()
+    await kit.traffic.apply(plan(2, weight=7), 1)
+    never_confirmed = (kit.folder / "api.conf").read_text()
+    (kit.folder / "api.good").write_text(good)
+    later = NginxEdge(kit.process, kit.folder, lambda _: EdgeOptions(), listen=kit.traffic._listen)
+    (kit.folder / "zz.conf").write_text("this is not nginx;")
+    with pytest.raises(Fault, match="unknown directive"):
+        await later.apply(plan(3), 2)
+    await later.close()
+    assert never_confirmed != good
+    assert (kit.folder / "api.conf").read_text() == good
+
+
+@pytest.mark.parametrize("kit", ["host"], indirect=True)
+async def test_two_processes_change_the_folder_one_after_the_other(kit: Kit) -> None:
+    await kit.traffic.apply(canary(1), 1)
+    other = NginxEdge(kit.process, kit.folder, lambda _: EdgeOptions(), listen=kit.traffic._listen)
+    results = await asyncio.gather(
+        kit.traffic.apply(plan(2), 1), other.retreat("api", "ann", ""), return_exceptions=True
+    )
+    await other.close()
+    served = (await kit.traffic.observe("api")).served
+    lost = [r for r in results if isinstance(r, Fault)]
+    assert (served, len(lost)) in ((2, 1), (3, 0)), results
 
 
 @pytest.mark.parametrize("kit", ["host"], indirect=True)

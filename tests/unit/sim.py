@@ -6,8 +6,17 @@ from orchestrator.rollout.command import Command, handle
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.desired import desired
 from orchestrator.rollout.events import Event, ReleaseEnded, RouteChanged
-from orchestrator.rollout.model import FULL, Outcome, Phase, Rollout, ServiceState
-from orchestrator.rollout.observation import Edge, Image, Instance, Observation, Reading, Sample
+from orchestrator.rollout.model import FULL, Outcome, Phase, Rollout, Route, ServiceState
+from orchestrator.rollout.observation import (
+    Edge,
+    Image,
+    Instance,
+    LocalRollback,
+    Observation,
+    OnDisk,
+    Reading,
+    Sample,
+)
 
 
 @dataclass(slots=True)
@@ -48,6 +57,8 @@ class Sim:
     image_error: str = ""
     image_there: bool = True
     served: int = 0
+    disk: OnDisk | None = None
+    fallback: Route | None = None
     starts: int = 0
     weights_seen: dict[str, float] = field(default_factory=dict)
 
@@ -81,6 +92,8 @@ class Sim:
                 confirmed=self.served,
                 file=self.file,  # type: ignore[arg-type]
                 drained=self.drained,
+                floor=self.disk.route.generation if self.disk else 0,
+                on_disk=self.disk,
             ),
             images=image,
             start_errors=errors,
@@ -138,6 +151,15 @@ class Sim:
             self.instances[name], running=False, exit_code=code, health="unknown", logs="last words\n"
         )
 
+    def roll_back_on_host(self) -> None:
+        """What `orchestrator rollback --local` does to the edge."""
+        assert self.fallback is not None
+        assert self.disk is not None
+        to = self.fallback.servers[0].release
+        route = replace(self.fallback, generation=self.disk.route.generation + 1)
+        self.disk = replace(self.disk, route=route, local=LocalRollback(to=to, actor="ann", reason="by hand"))
+        self.served = route.generation
+
     def share(self, release: str) -> float:
         return round(self.state.route.share(release) * FULL, 3)
 
@@ -169,8 +191,12 @@ class Sim:
 
     def _converge(self) -> None:
         world = desired(self.state, self.now)
-        if self.edge_up:
+        ahead = self.disk is not None and self.disk.route.generation > world.route.generation
+        if self.edge_up and world.route.generation and not ahead:
             self.served = world.route.generation
+            if self.disk is None or self.disk.local is None or world.route != self.disk.route:
+                self.disk = OnDisk(route=world.route, stable=world.stable)
+            self.fallback = world.fallback
             if world.repair:
                 self.file = "ours"
         if not self.runtime_ok:
@@ -178,6 +204,8 @@ class Sim:
         wanted = {w.name: w for w in world.instances}
         for name, want in wanted.items():
             behaviour, found = self.behave(want.release.id), self.instances.get(name)
+            if found is not None and want.restart:
+                self.instances[name] = found = replace(found, supervised=True)
             missing = found is None and want.create
             dead = found is not None and not found.running and want.restart
             if (missing or dead) and not behaviour.start_error:
@@ -193,6 +221,8 @@ class Sim:
                     exit_code=1 if behaviour.exits else None,
                     health="unknown" if behaviour.never_ready or behaviour.exits else "ready",
                     logs="boom\n" if behaviour.exits else "",
+                    supervised=want.restart,
+                    described=want.release,
                 )
         routed = {s.instance for s in (*self.state.route.servers, *self.state.route.preview)}
         if self.state.confirmed == self.state.route.generation:

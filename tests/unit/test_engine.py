@@ -54,6 +54,7 @@ class Kit:
             measurer=measurer,
             clock=self.clock,
             tick=0.01,
+            may_act=lambda: True,
             publish=publish,
         )
         self.conductor = Conductor(PLAN, self.parts)

@@ -19,7 +19,7 @@ QUERY = MetricQuery(service="api", source=PRESETS["client_golang"])
 def row(stat: str, value: str, **labels: str) -> dict[str, object]:
     return {
         "metric": {STAT: stat, "service": "api", "release": "api-1", "instance": "api-1-0", **labels},
-        "value": [1, value],
+        "value": [200.0, value],
     }
 
 

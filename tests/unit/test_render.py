@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from orchestrator.ports import Fault
 from orchestrator.rollout.model import Route, Server
+from orchestrator.rollout.observation import OnDisk
 from orchestrator.traffic.render import EdgeOptions, ServerBlock, read_header, render
 
 
@@ -27,7 +28,12 @@ def server(**changes: object) -> Server:
 
 def text(route: Route, service: str = "api", options: EdgeOptions | None = None) -> str:
     return render(
-        service, route, options or EdgeOptions(), token=3, listen="127.0.0.1:1", snippet="/x/proxy.conf"
+        service,
+        OnDisk(route=route),
+        options or EdgeOptions(),
+        token=3,
+        listen="127.0.0.1:1",
+        snippet="/x/proxy.conf",
     )
 
 

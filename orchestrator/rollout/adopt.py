@@ -1,0 +1,93 @@
+"""Going on from what runs where the store has lost what was committed, wholly or in part."""
+
+from orchestrator.rollout.events import ServiceAdopted
+from orchestrator.rollout.model import FULL, Outcome, Phase, Release, Rollout, Route, ServiceState
+from orchestrator.rollout.observation import Observation, OnDisk
+from orchestrator.rollout.turn import DAEMON, Turn
+
+LOST = "the store had lost what was committed; it was taken up as it was found"
+
+
+def adopt(turn: Turn, seen: Observation) -> None:
+    """Complete a state from what runs and from what the edge's file says. Usually there is nothing to do.
+
+    The containers' labels tell the releases, the file tells the route and who is stable. Where nothing is
+    committed the service is taken up as it is found, so that no traffic moves: a candidate that has traffic
+    goes on with the step that its share fits, from the step's beginning. Where the edge is ahead of what is
+    committed, only who is stable is taken over; the route is made anew from that.
+    """
+    state, disk = turn.state, seen.edge.on_disk
+    blank = state == ServiceState(service=state.service)
+    ahead = seen.edge.floor > state.route.generation and (disk is None or disk.local is None)
+    releases = {i.release: i.described for i in seen.instances if i.described is not None}
+    if not seen.runtime_ok or not releases or not (blank or ahead):
+        return
+    disk = disk or OnDisk(route=Route(generation=seen.edge.floor))
+    turn.set(released=max(state.released, *(_number(r) for r in (*releases.values(), *_history(state)))))
+    stable = max(releases.values(), key=lambda r: _trust(r, disk, seen))
+    if not blank and stable == state.stable:
+        return
+    others = [r for s in disk.route.servers if (r := releases.get(s.release)) not in (None, stable)]
+    previous = next((r for r in others if r is not None and disk.route.share(r.id) == 0), None)
+    candidate = next((r for r in others if r is not None and disk.route.share(r.id) > 0), None)
+    if state.rollout is not None and state.rollout.release.id == stable.id:
+        turn.end(Outcome.PROMOTED, LOST)
+    turn.set(
+        stable=stable,
+        previous=previous,
+        previous_until=turn.now + stable.policy.keep_previous if previous else None,
+    )
+    if blank:
+        rollout = _rollout(candidate, disk.route, turn.now) if candidate else None
+        turn.set(route=disk.route, rollout=rollout)
+    turn.tell(
+        ServiceAdopted(
+            service=state.service,
+            at=turn.now,
+            release=stable.id,
+            candidate=candidate.id if candidate and blank else "",
+            previous=previous.id if previous else "",
+            generation=disk.route.generation,
+            actor=DAEMON,
+        )
+    )
+
+
+def _number(release: Release) -> int:
+    return int(release.id.rpartition("-")[2])
+
+
+def _history(state: ServiceState) -> list[Release]:
+    return [e.release for e in state.history]
+
+
+def _trust(release: Release, disk: OnDisk, seen: Observation) -> tuple[bool, bool, float, bool, int]:
+    """What speaks for a release as the stable one, the strongest first.
+
+    It runs; the file calls it stable; it has the most traffic; Docker keeps it up, which is asked for only
+    after a promotion; it is the newest.
+    """
+    mine = seen.of(release.id)
+    return (
+        any(i.running for i in mine),
+        release.id == disk.stable,
+        disk.route.share(release.id),
+        any(i.supervised for i in mine),
+        _number(release),
+    )
+
+
+def _rollout(candidate: Release, route: Route, now: float) -> Rollout:
+    share = route.share(candidate.id) * FULL
+    steps = candidate.policy.steps
+    reached = [i for i, step in enumerate(steps) if step.weight <= share + 0.5]
+    step = reached[-1] if reached else 0
+    return Rollout(
+        release=candidate,
+        phase=Phase.BAKING if steps[step].weight == FULL else Phase.SHIFTING,
+        step=step,
+        began_at=now,
+        entered_at=now,
+        actor=DAEMON,
+        reason=LOST,
+    )

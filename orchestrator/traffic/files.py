@@ -1,0 +1,104 @@
+"""Files that are whole or not there, whatever happens."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from orchestrator.ports import Fault
+
+LOCK_INTERVAL = 0.02
+"""Seconds between tries to get a lock."""
+
+
+@contextlib.asynccontextmanager
+async def locked(path: Path, deadline: float) -> AsyncIterator[None]:
+    """Hold a lock file against every other process on this host.
+
+    Raises:
+        Fault: It can't be written, or somebody else held it for the whole deadline (seconds).
+    """
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise Fault(f"{path}: {error.strerror}") from error
+    with file:
+        try:
+            async with asyncio.timeout(deadline):
+                while not _lock(file.fileno()):
+                    await asyncio.sleep(LOCK_INTERVAL)
+        except TimeoutError:
+            raise Fault(f"another process has held {path} for {deadline:.0f} s") from None
+        yield
+
+
+def _lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+async def to_the_end(work: Callable[[], None]) -> None:
+    """Run blocking work in a thread; a cancellation waits for it, so that nothing is written afterwards."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+
+
+def read(path: Path) -> str | None:
+    """A file's text; None when there is none."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Fault(f"{path}: {error.strerror}") from error
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file so that a reader, a crash or a full disk finds the old one or the new one, whole.
+
+    Raises:
+        Fault: It could not be written; the old file is untouched.
+    """
+    try:
+        replace(path, text)
+    except OSError as error:
+        raise Fault(f"{path}: {error.strerror}") from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file; one that is not there is fine.
+
+    Raises:
+        Fault: It could not be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise Fault(f"{path}: {error.strerror}") from error
+
+
+def replace(path: Path, text: str) -> None:
+    """Temporary file, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

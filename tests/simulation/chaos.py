@@ -1,0 +1,119 @@
+"""What people, CI, operators and bad luck do, in any order, at any time."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tests.simulation.journey import Run
+
+Kind = Literal[
+    "release good",
+    "release bad",
+    "release again",
+    "release elsewhere",
+    "rollback",
+    "abort",
+    "pause",
+    "resume",
+    "freeze",
+    "unfreeze",
+    "kill daemon",
+    "stop daemon",
+    "standby",
+    "kill instance",
+    "redis down",
+    "redis up",
+    "redis wiped",
+    "redis goes back",
+    "docker down",
+    "docker up",
+    "prometheus down",
+    "prometheus up",
+    "clock forward",
+    "clock back",
+    "rollback on the host",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """Something that happens `after` seconds."""
+
+    kind: Kind
+    after: float
+
+
+async def play(run: Run, script: list[Act]) -> None:
+    """Let a script happen, then mend the world and wait until all has come to its end."""
+    run.push(1)
+    snapshot = dict(run.world.store.states)
+    number = 1
+    for act in script:
+        await run.wait(act.after)
+        number += 1
+        if act.kind == "redis goes back":
+            run.world.wipe(snapshot)
+        elif act.kind == "rollback on the host":
+            await run.rollback_on_host()
+        elif act.kind in VERBS:
+            run.push(number, verb=act.kind)
+        elif act.kind.startswith("release"):
+            _release(run, number, act.kind)
+        elif act.kind in OUTAGES:
+            setattr(run.world, *OUTAGES[act.kind])
+        else:
+            _misfortune(run, act.kind)
+        snapshot = dict(run.world.store.states)
+    run.world.redis_up = run.world.docker_up = run.world.prometheus_up = True
+    run.push(number + 1, verb="unfreeze")
+    run.push(number + 2, verb="resume")
+    await run.quiet(5000.0)
+
+
+VERBS = ("rollback", "abort", "pause", "resume", "freeze", "unfreeze")
+
+OUTAGES = {
+    "redis down": ("redis_up", False),
+    "redis up": ("redis_up", True),
+    "docker down": ("docker_up", False),
+    "docker up": ("docker_up", True),
+    "prometheus down": ("prometheus_up", False),
+    "prometheus up": ("prometheus_up", True),
+}
+
+
+def _release(run: Run, number: int, kind: str) -> None:
+    if kind == "release bad":
+        run.world.bad.add(f"repo/api:{number}")
+    if kind == "release again":
+        run.push(number, image="repo/api:1", key="k")
+    elif kind == "release elsewhere":
+        run.push(number, image="elsewhere/api:1")
+    else:
+        run.push(number)
+
+
+def _misfortune(  # noqa: C901  one case for each
+    run: Run, kind: str
+) -> None:
+    world = run.world
+    driving = [h for h in run.hosts if not h.dead and h.token == world.store.holder]
+    if kind == "kill daemon":
+        for host in driving:
+            run.kill(host)
+    elif kind == "stop daemon":
+        for host in driving:
+            if not host.asleep_until:
+                run.pause(host)
+    elif kind == "standby":
+        run.boot()
+    elif kind == "redis wiped":
+        world.wipe({})
+    elif kind == "kill instance":
+        running = sorted(n for n, i in world.runtime.containers.items() if i.running)
+        for name in running[-1:]:
+            world.runtime.die(name)
+    elif kind == "clock forward":
+        world.wall += 3600.0
+        world.lease_until = world.now  # Redis follows the wall clock
+    elif kind == "clock back":
+        world.wall -= 3600.0

@@ -1,0 +1,178 @@
+"""A story that is told again for every schedule of faults, and the supervisor that starts daemons again."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from orchestrator.ports import Fault as Refused
+from orchestrator.ports import MetricSource, Request, ServicePlan
+from orchestrator.rollout.policy import Gate, Policy, Step
+from tests.builders import policy, template
+from tests.simulation import loop
+from tests.simulation.daemon import Daemon
+from tests.simulation.world import LONG, Fault, Host, Mode, World
+
+RESTART = 0.5
+"""Seconds until the service manager starts a killed daemon again."""
+
+GATE = Gate(name="errors", metric="error_rate", max=0.02, window=10.0, min_requests=5)
+LADDER = (
+    Step(weight=20, hold=3.0, min_requests=5, deadline=200.0),
+    Step(weight=100, hold=2.0, deadline=200.0),
+)
+POLICY: Policy = policy(
+    steps=LADDER,
+    gates=(GATE,),
+    no_data_after=120.0,
+    start_deadline=120.0,
+    preflight_deadline=120.0,
+    confirm_deadline=120.0,
+    drain_deadline=2.0,
+    keep_previous=4.0,
+    on_new_release="queue",
+)
+PLAN = ServicePlan(
+    service="api",
+    images=("repo/api",),
+    template=template(instances=1),
+    policies={"": POLICY},
+    metrics=MetricSource(requests="r", status_label="code", error_pattern="5..", latency=""),
+)
+
+
+@dataclass
+class Run:
+    """One schedule: a world, its daemons, and what people do."""
+
+    world: World
+    plan: ServicePlan = PLAN
+    hosts: list[Host] = field(default_factory=list)
+    tasks: set["asyncio.Task[None]"] = field(default_factory=set)
+
+    def boot(self, *, after: float = 0.0, known_dead: int = 0) -> None:
+        host = Host(len(self.hosts), clock=self.world.wall)
+        self.hosts.append(host)
+
+        async def life() -> None:
+            await asyncio.sleep(after)
+            await Daemon(self.world, host, self.plan, known_dead=known_dead).run()
+
+        self.tasks.add(asyncio.get_running_loop().create_task(life(), name=f"daemon {host.number}"))
+
+    def kill(self, host: Host) -> None:
+        """SIGKILL: nothing of it is ever run again. The service manager starts another one."""
+        if not host.dead:
+            host.dead = True
+            self.boot(after=RESTART, known_dead=host.token)
+
+    def pause(self, host: Host) -> None:
+        """SIGSTOP for longer than the lease, while a standby waits on another host."""
+        host.asleep_until = self.world.now + LONG
+        self.boot()
+
+    def push(self, number: int, image: str = "", verb: str = "release", **fields: str) -> None:
+        image = image or (f"repo/api:{number}" if verb == "release" else "")
+        self.world.push(
+            Request(id=f"{number}-0", verb=verb, service="api", who="ci", image=image, **fields)  # type: ignore[arg-type]
+        )
+
+    async def wait(self, seconds: float) -> None:
+        """Let time pass, with users."""
+        deadline = self.world.now + seconds
+        while self.world.now < deadline:
+            self.world.users(0.25)
+            self.world.check()
+            await asyncio.sleep(0.25)
+
+    async def rollback_on_host(self) -> None:
+        """Somebody runs `orchestrator rollback --local` on nginx' host."""
+        with contextlib.suppress(Refused):
+            await self.world.traffic.retreat("api", "ann", f"by hand at {self.world.now:.0f}")
+        self.world.check()
+
+    async def until(self, look: Callable[[], bool], limit: float, what: str) -> None:
+        deadline = self.world.now + limit
+        while not look():
+            if self.world.now > deadline:
+                self.world.violated(f"not within {limit:.0f} s: {what}; {self.world.state().rollout}")
+                return
+            self.world.users(0.25)
+            self.world.check()
+            await asyncio.sleep(0.25)
+
+    async def ended(self, *releases: str, limit: float = 500.0) -> None:
+        def look() -> bool:
+            return {e.release.id for e in self.world.state().history} >= set(releases)
+
+        await self.until(look, limit, f"{releases} have ended")
+
+    async def quiet(self, limit: float = 300.0) -> None:
+        """Nothing is left to do."""
+
+        def look() -> bool:
+            state = self.world.state()
+            kept = {r.id for r in (state.stable, state.previous) if r is not None}
+            running = {i.release for i in self.world.runtime.containers.values() if i.running}
+            busy = state.rollout or state.queue or state.retiring or self.world.store.pending
+            return not busy and running == kept and not state.previous
+
+        await self.until(look, limit, "quiet")
+
+
+def simulate(
+    story: Callable[[Run], Awaitable[None]], faults: Iterable[Fault] = (), seed: int | None = None
+) -> World:
+    """Tell a story under faults; the world that it leaves, with what was violated."""
+    planned: Mapping[int, Mode] = {f.effect: f.mode for f in faults}
+    world = World(planned)
+
+    async def tell() -> None:
+        found = Run(world)
+        world.kill, world.pause = found.kill, found.pause
+        found.boot()
+        await story(found)
+        await world.finish()
+
+    loop.run(tell(), seed)
+    return world
+
+
+async def good(run: Run) -> None:
+    """A first release, a good one after it."""
+    run.push(1)
+    await run.ended("api-1")
+    run.push(2)
+    await run.ended("api-2")
+    await run.quiet()
+
+
+async def bad(run: Run) -> None:
+    """A first release, a bad one that goes back by itself, a request that is refused."""
+    run.world.bad.add("repo/api:2")
+    run.push(1)
+    await run.ended("api-1")
+    run.push(2)
+    run.push(3, image="elsewhere/api:1")
+    await run.ended("api-2")
+    await run.quiet()
+
+
+async def people(run: Run) -> None:
+    """Two releases, a rollback while the second has traffic, then it again, then back after promotion."""
+    run.push(1)
+    await run.ended("api-1")
+    run.push(2)
+    await run.until(lambda: run.world.state().route.share("api-2") > 0, 400.0, "api-2 has traffic")
+    run.push(3, verb="rollback")
+    await run.ended("api-2")
+    run.push(4, image="repo/api:2")
+    await run.ended("api-3")
+    run.push(5, verb="rollback")
+    await run.until(
+        lambda: any(e.kind == "revert" for e in run.world.state().history), 400.0, "the revert has ended"
+    )
+    await run.quiet()
+
+
+STORIES = {"good": good, "bad": bad, "people": people}

@@ -1,0 +1,316 @@
+"""What outlives a daemon: Redis, Docker, nginx and its disk, the users; and what must always hold of them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeVar
+
+from orchestrator.ports import Away, Request, Stale
+from orchestrator.rollout.events import (
+    PhaseEntered,
+    ReleaseAccepted,
+    ReleaseEnded,
+    RequestRefused,
+    RouteChanged,
+    ServiceAdopted,
+)
+from orchestrator.rollout.model import FULL, Outcome, Phase, Server, ServiceState
+from orchestrator.rollout.observation import Sample
+from orchestrator.store.codec import load_state
+from tests.contract.fakes import FakeRuntime, FakeStore, FakeTraffic
+
+T = TypeVar("T")
+
+TTL = 10.0
+LONG = 16.0
+"""Longer than the lease, and than every deadline of a part."""
+
+OUT_OF_ROUTE = 3 * LONG
+"""Seconds after which a dead instance has left the route, daemons that sleep or are restarted included."""
+
+NEXT = {
+    None: {Phase.PREFLIGHT},
+    Phase.PREFLIGHT: {Phase.STARTING},
+    Phase.STARTING: {Phase.PREVIEW, Phase.SHIFTING, Phase.BAKING},
+    Phase.PREVIEW: {Phase.SHIFTING, Phase.BAKING},
+    Phase.SHIFTING: {Phase.SHIFTING, Phase.BAKING, Phase.ROLLING_BACK},
+    Phase.BAKING: {Phase.ROLLING_BACK},
+    Phase.ROLLING_BACK: set(),
+}
+
+
+class Mode(StrEnum):
+    """How one effect goes wrong."""
+
+    CRASH_BEFORE = "crash_before"
+    CRASH_AFTER = "crash_after"
+    ERROR = "error"
+    LOST_REPLY = "lost_reply"
+    SLOW = "slow"
+    PAUSE = "pause"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The effect with this number, counted over all daemons, goes wrong in this way."""
+
+    effect: int
+    mode: Mode
+
+    def __str__(self) -> str:
+        return f"{self.effect}:{self.mode}"
+
+
+@dataclass(slots=True)
+class Host:
+    """One daemon's process, as the world sees it."""
+
+    number: int
+    clock: float = 0.0
+    token: int = 0
+    dead: bool = False
+    asleep_until: float = 0.0
+    confirmed: dict[str, int] = field(default_factory=dict)
+    looks: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class World:
+    """Shared by all daemons of one run."""
+
+    faults: Mapping[int, Mode]
+    store: FakeStore = field(default_factory=FakeStore)
+    runtime: FakeRuntime = field(
+        default_factory=lambda: FakeRuntime(images={f"repo/api:{n}" for n in range(100)})
+    )
+    traffic: FakeTraffic = field(default_factory=FakeTraffic)
+    bad: set[str] = field(default_factory=set)
+    requests: dict[str, Request] = field(default_factory=dict)
+    counters: dict[str, tuple[float, float]] = field(default_factory=dict)
+    effects: list[str] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+    lease_until: float = 0.0
+    epoch: int = 0
+    engine_token: int = 0
+    wall: float = 1000.0
+    wiped: bool = False
+    prometheus_up: bool = True
+    docker_up: bool = True
+    redis_up: bool = True
+    kill: Callable[[Host], None] = lambda _: None
+    pause: Callable[[Host], None] = lambda _: None
+    _served: int = 0
+    _token: int = 0
+    _wrong_since: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def effect(self, host: Host, name: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Let a daemon do something to the world, or let it go wrong as planned."""
+        await self.alive(host)
+        number = len(self.effects)
+        self.effects.append(name)
+        mode = self.faults.get(number)
+        await asyncio.sleep(LONG if mode is Mode.SLOW else 0.02)
+        if mode is Mode.CRASH_BEFORE:
+            self.kill(host)
+        if mode is Mode.PAUSE:
+            self.pause(host)
+        if mode is Mode.ERROR:
+            raise Away("injected error")
+        await self.alive(host, waking=False)
+        found = await work()
+        self.check()
+        if mode is Mode.CRASH_AFTER:
+            self.kill(host)
+        await self.alive(host)
+        if mode is Mode.LOST_REPLY:
+            raise Away("injected loss of the reply")
+        return found
+
+    async def alive(self, host: Host, *, waking: bool = True) -> None:
+        """Wait as long as the process does not run. A call that was sent before a pause still lands after."""
+        if host.dead:
+            await asyncio.get_running_loop().create_future()
+        while (waking or host.asleep_until) and self.now < host.asleep_until:
+            await asyncio.sleep(host.asleep_until - self.now)
+
+    # the lease
+
+    def holder(self) -> int:
+        if self.now >= self.lease_until:
+            self.store.holder = 0
+        return self.store.holder
+
+    def floor(self) -> int:
+        return max(self.engine_token, *self.traffic.tokens.values(), 0)
+
+    def acquire(self, known_dead: int) -> int:
+        """A new token, or 0 while another daemon holds the lease."""
+        if self.holder() not in (0, known_dead):
+            return 0
+        self.epoch = self.store.holder = max(self.epoch, self.floor()) + 1
+        self.lease_until = self.now + TTL
+        return self.epoch
+
+    def renew(self, token: int) -> tuple[bool, bool]:
+        """Whether the lease is this token's, and whether it had been lost in between."""
+        if self.holder() == token:
+            self.lease_until = self.now + TTL
+            return True, False
+        if self.holder() or max(self.epoch, self.floor()) > token:
+            return False, False
+        self.epoch = self.store.holder = token
+        self.lease_until = self.now + TTL
+        return True, True
+
+    def fence(self, token: int) -> None:
+        """Docker's own memory of the highest token."""
+        if token < self.engine_token:
+            raise Stale(f"the Engine has seen {self.engine_token}")
+        self.engine_token = token
+
+    # what others do
+
+    def push(self, request: Request) -> None:
+        self.requests[request.id] = request
+        self.store.pending.add(request.id)
+
+    def users(self, seconds: float) -> None:
+        """Requests are answered according to what nginx serves."""
+        plan = self.traffic.plans.get("api")
+        servers = [s for s in plan.route.servers if not s.backup] if plan else []
+        total = sum(s.weight for s in servers)
+        for server in servers:
+            requests, errors = self.counters.get(server.instance, (0.0, 0.0))
+            more = 100.0 * seconds * server.weight / total
+            image = f"repo/api:{self.digest(server.instance)}"
+            failed = more * (0.3 if image in self.bad else 0.0)
+            self.counters[server.instance] = (requests + more, errors + failed)
+
+    def digest(self, instance: str) -> str:
+        """The tag of the image that an instance runs."""
+        found = self.runtime.containers.get(instance)
+        return found.described.digest.removeprefix("sha256:") if found and found.described else ""
+
+    def wipe(self, states: Mapping[str, tuple[bytes, int]]) -> None:
+        """Redis comes up empty, or with what it had at an earlier time: events and requests are lost."""
+        self.store.states.clear()
+        self.store.states.update(states)
+        self.store.stream.clear()
+        self.store.pending.clear()
+        self.store.holder = self.epoch = 0
+        self.lease_until = 0.0
+        self.wiped = True
+
+    def samples(self) -> dict[str, Sample]:
+        return {
+            name: Sample(self.now, *self.counters.get(name, (0.0, 0.0)))
+            for name, instance in self.runtime.containers.items()
+            if instance.running
+        }
+
+    def state(self) -> ServiceState:
+        data = self.store.states.get("api")
+        return load_state(data[0]) if data else ServiceState(service="api")
+
+    # what must hold
+
+    def violated(self, what: str) -> None:
+        self.violations.append(f"{self.now:.2f} s, after {self.effects[-1:]}: {what}")
+
+    def check(self) -> None:
+        """I1, I2, I3, I5, I6, from outside, at this instant."""
+        plan = self.traffic.plans.get("api")
+        if plan is None:
+            return
+        route = plan.route
+        if route.generation < self._served or self.traffic.tokens["api"] < self._token:
+            self.violated(f"I6: generation {route.generation} after {self._served}")
+        self._served, self._token = route.generation, self.traffic.tokens["api"]
+        if len({s.release for s in route.servers}) > 2:
+            self.violated(f"I3: {route}")
+        self._check_claims([s for s in route.servers if not s.backup])
+        state = self.state()
+        rollout = state.rollout
+        if rollout is None or rollout.kind == "revert" or state.stable is None:
+            return
+        if rollout.phase in (Phase.SHIFTING, Phase.BAKING):
+            limit = rollout.release.policy.steps[rollout.step].weight
+            if route.share(rollout.release.id) * FULL > limit + 0.01:
+                self.violated(f"I5: {route.share(rollout.release.id)} of {limit} %")
+
+    def _check_claims(self, weighted: Sequence[Server]) -> None:
+        wrong = [s for s in weighted if not self._claimed(s)]
+        for server in weighted:
+            if server not in wrong or not (self.docker_up and self.redis_up):
+                self._wrong_since.pop(server.instance, None)
+        for server in wrong if len(wrong) < len(weighted) else []:
+            since = self._wrong_since.setdefault(server.instance, self.now)
+            if self.now - since > OUT_OF_ROUTE:
+                self.violated(
+                    f"I1, I2, I4: {server.instance} has had traffic since {since:.1f} s and is dead"
+                )
+
+    def _claimed(self, server: Server) -> bool:
+        """Whether the instance that the route claims runs at this address."""
+        found = self.runtime.containers.get(server.instance)
+        return found is not None and found.running and found.container == server.container
+
+    async def finish(self) -> None:
+        """I8, I9, I10, I11, I14 at the end."""
+        events, state = await self.store.told(), self.state()
+        if not self.wiped:  # else the journal has gaps that nobody can fill
+            self._requests(events)
+            self._journal(events)
+        route = self.traffic.plans["api"].route if "api" in self.traffic.plans else None
+        if state.stable is not None and route is not None:
+            weighted = {s.release for s in route.servers if not s.backup}
+            if weighted != {state.stable.id}:
+                self.violated(f"I9: {weighted} have traffic, stable is {state.stable.id}")
+        kept = [r.id for r in (state.stable, state.previous) if r is not None]
+        running = {i.release for i in self.runtime.containers.values() if i.running}
+        if running != set(kept):
+            self.violated(f"I10: {running} run, {kept} should")
+
+    def _requests(self, events: Sequence[object]) -> None:
+        """I8: every request has one answer, every accepted release one end."""
+        accepted = [e.request for e in events if isinstance(e, ReleaseAccepted) and not e.duplicate]
+        refused = [e.request for e in events if isinstance(e, RequestRefused)]
+        for entry, request in self.requests.items():
+            answers = accepted.count(entry) + refused.count(entry)
+            if request.verb == "release" and not request.key and answers != 1:
+                self.violated(f"I8: request {entry} was answered {answers} times")
+        if sum(bool(self.requests[entry].key) for entry in accepted) > 1:
+            self.violated("I8: one key made two releases")
+        if self.store.pending:
+            self.violated(f"I8: still pending {self.store.pending}")
+        releases = {e.release for e in events if isinstance(e, ReleaseAccepted)}
+        ended = [e.release for e in events if isinstance(e, ReleaseEnded) and e.journey == "release"]
+        if sorted(ended) != sorted(releases):
+            self.violated(f"I8: accepted {sorted(releases)}, ended {ended}")
+
+    def _journal(self, events: Sequence[object]) -> None:
+        last: dict[str, Phase | None] = {}
+        generation = 0
+        for event in events:
+            if isinstance(event, PhaseEntered):
+                before = last.get(event.release)
+                if event.phase not in NEXT[before]:
+                    self.violated(f"I11: {event.release} went from {before} to {event.phase}")
+                last[event.release] = event.phase
+            elif isinstance(event, ReleaseEnded):
+                if event.outcome is Outcome.PROMOTED and last.get(event.release) is not Phase.BAKING:
+                    self.violated(f"I11: {event.release} was promoted from {last.get(event.release)}")
+                last[event.release] = None
+            elif isinstance(event, ServiceAdopted):
+                last[event.candidate] = Phase.SHIFTING
+            elif isinstance(event, RouteChanged):
+                if event.generation <= generation:
+                    self.violated(f"I6: generation {event.generation} after {generation}")
+                if not event.actor:
+                    self.violated(f"I14: {event}")
+                generation = event.generation

@@ -1,0 +1,228 @@
+"""The host went elsewhere, or the store has lost commits: what is followed and what is taken up."""
+
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.rollout.command import Freeze
+from orchestrator.rollout.decide import decide
+from orchestrator.rollout.events import ServiceAdopted
+from orchestrator.rollout.model import Outcome, Phase, Route, ServiceState
+from orchestrator.rollout.observation import Observation
+from tests.builders import submit
+from tests.unit.sim import Behaviour, Sim
+
+
+@pytest.fixture
+def sim() -> Sim:
+    """api-1 is stable."""
+    sim = Sim()
+    sim.send(submit(1))
+    sim.until_ended("api-1")
+    return sim
+
+
+def shifting(sim: Sim) -> Sim:
+    """api-2 has traffic."""
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    return sim
+
+
+def promoted(sim: Sim) -> Sim:
+    """api-2 is stable, api-1 warm."""
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    return sim
+
+
+def lose(sim: Sim, to: ServiceState | None = None) -> None:
+    """The store has nothing any more, or what it had at an earlier time."""
+    sim.state = to or ServiceState(service="api")
+    sim.events.clear()
+    sim.readings.clear()
+
+
+def adopted(sim: Sim) -> ServiceAdopted:
+    (found,) = [e for e in sim.events if isinstance(e, ServiceAdopted)]
+    return found
+
+
+def turn(sim: Sim) -> None:
+    """One decision alone, without the checks of a journey that was lost."""
+    sim.state, events = decide(sim.state, sim.observe(), sim.now)
+    sim.events += events
+
+
+def test_a_rollback_on_the_host_ends_the_rollout_and_names_who_did_it(sim: Sim) -> None:
+    shifting(sim)
+    sim.roll_back_on_host()
+    sim.step()
+    ended = sim.until_ended("api-2")
+    assert (ended.outcome, ended.actor, ended.reason) == (Outcome.ROLLED_BACK, "ann", "by hand")
+    assert sim.share("api-1") == 100
+    assert sim.disk is not None
+    assert sim.disk.local is None
+    assert sim.state.confirmed == sim.state.route.generation == sim.disk.route.generation
+
+
+def test_a_rollback_on_the_host_after_promotion_becomes_a_revert(sim: Sim) -> None:
+    promoted(sim)
+    sim.roll_back_on_host()
+    for _ in range(5):
+        sim.step()
+        assert sim.disk is not None
+        weighted = {s.release for s in sim.disk.route.servers if not s.backup}
+        assert weighted == {"api-1"}  # at no time does the traffic go back to what was fled from
+    assert sim.state.stable is not None
+    assert sim.state.stable.id == "api-1"
+    assert sim.ends("api-1")[-1].actor == "ann"
+
+
+def test_a_rollback_on_the_host_aborts_what_has_no_traffic_yet(sim: Sim) -> None:
+    promoted(sim)
+    sim.behaviours["api-3"] = Behaviour(never_ready=True)
+    sim.send(submit(3))
+    sim.until_phase(Phase.STARTING)
+    sim.roll_back_on_host()
+    sim.run(5)
+    assert sim.outcomes()["api-3"] is Outcome.ABORTED
+    assert sim.state.stable is not None
+    assert sim.state.stable.id == "api-1"
+
+
+def test_a_rollback_on_the_host_is_tried_once(sim: Sim) -> None:
+    promoted(sim)
+    sim.image_error = "gone"
+    sim.roll_back_on_host()
+    sim.run(3)
+    assert [e.outcome for e in sim.ends("api-1")] == [Outcome.PROMOTED, Outcome.FAILED]
+    assert sim.share("api-2") == 100
+    assert sim.disk is not None
+    assert sim.disk.local is None
+
+
+def test_a_rollback_on_the_host_to_somebody_unknown_is_no_reason(sim: Sim) -> None:
+    assert sim.disk is not None
+    promoted(sim)
+    sim.roll_back_on_host()
+    sim.state = replace(sim.state, previous=None)
+    sim.run(2)
+    assert sim.share("api-2") == 100
+    assert sim.state.rollout is None
+
+
+def test_nothing_committed_and_nothing_running_is_a_new_service() -> None:
+    sim = Sim()
+    sim.step()
+    assert sim.state == ServiceState(service="api")
+    assert not sim.events
+
+
+def test_a_lost_state_is_found_again_and_no_traffic_moves(sim: Sim) -> None:
+    promoted(sim)
+    before = sim.state
+    lose(sim)
+    turn(sim)
+    assert sim.state.route == before.route
+    assert (sim.state.stable, sim.state.previous, sim.state.released) == (before.stable, before.previous, 2)
+    assert (adopted(sim).release, adopted(sim).previous) == ("api-2", "api-1")
+    assert sim.state.rollout is None
+    assert sim.send(submit(3))[0].release == "api-3"
+
+
+def test_a_lost_rollout_goes_on_with_the_step_that_its_share_fits(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, 1, held=True)
+    before = sim.state
+    lose(sim)
+    turn(sim)
+    rollout = sim.state.rollout
+    assert rollout is not None
+    assert (rollout.phase, rollout.step, rollout.held_since) == (Phase.SHIFTING, 1, sim.now)
+    assert rollout.entered_at == sim.now
+    assert sim.state.route == before.route
+    assert adopted(sim).candidate == "api-2"
+
+
+def test_a_lost_bake_is_baked_again(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.BAKING, 2, held=True)
+    lose(sim)
+    turn(sim)
+    rollout, stable = sim.state.rollout, sim.state.stable
+    assert rollout is not None
+    assert stable is not None
+    assert (stable.id, rollout.release.id, rollout.phase) == ("api-1", "api-2", Phase.BAKING)
+
+
+def test_less_than_the_first_step_is_the_first_step(sim: Sim) -> None:
+    shifting(sim)
+    assert sim.disk is not None
+    servers = tuple(replace(s, weight=1 if s.release == "api-2" else 1000) for s in sim.disk.route.servers)
+    sim.disk = replace(sim.disk, route=replace(sim.disk.route, servers=servers))
+    lose(sim)
+    turn(sim)
+    assert sim.state.rollout is not None
+    assert sim.state.rollout.step == 0
+
+
+def test_without_a_file_the_kept_release_is_the_stable_one(sim: Sim) -> None:
+    shifting(sim)
+    sim.disk = None
+    lose(sim)
+    turn(sim)
+    assert sim.state.stable is not None
+    assert sim.state.stable.id == "api-1"
+    assert sim.state.rollout is None
+
+
+def test_while_docker_does_not_answer_nothing_is_taken_up(sim: Sim) -> None:
+    lose(sim)
+    sim.runtime_ok = False
+    turn(sim)
+    assert sim.state == ServiceState(service="api")
+
+
+def test_a_store_that_went_back_gives_the_rollout_up(sim: Sim) -> None:
+    shifting(sim)
+    earlier = sim.state
+    sim.until_phase(Phase.SHIFTING, 1, held=True)
+    floor = sim.state.route.generation
+    lose(sim, earlier)
+    turn(sim)
+    assert sim.state.rollout is not None
+    assert sim.state.rollout.phase is Phase.ROLLING_BACK
+    assert f"nginx has generation {floor}" in sim.state.rollout.reason
+    assert sim.state.route.generation == floor + 1
+    assert sim.share("api-1") == 100
+
+
+def test_a_store_that_went_back_before_a_promotion_keeps_what_was_promoted(sim: Sim) -> None:
+    shifting(sim)
+    earlier = sim.state
+    sim.until_ended("api-2")
+    lose(sim, earlier)
+    turn(sim)
+    assert sim.state.stable is not None
+    assert sim.state.stable.id == "api-2"
+    assert sim.state.rollout is None
+    assert sim.outcomes() == {"api-2": Outcome.PROMOTED}
+    assert sim.share("api-2") == 100
+
+
+def test_a_store_that_went_back_gives_no_number_twice(sim: Sim) -> None:
+    earlier = sim.state
+    promoted(sim)
+    sim.send(Freeze(request="77-0", actor="ann"))
+    lose(sim, earlier)
+    turn(sim)
+    assert sim.state.released == 2
+    assert sim.state.stable is not None
+    assert sim.state.stable.id == "api-2"
+
+
+def test_a_state_that_agrees_with_the_file_is_left_alone(sim: Sim) -> None:
+    seen = Observation(instances=tuple(sim.instances.values()), edge=sim.observe().edge)
+    assert decide(sim.state, seen, sim.now) == (sim.state, ())
+    assert sim.state.route != Route()
