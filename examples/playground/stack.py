@@ -72,6 +72,8 @@ class Stack:
         settings: Merged over the generated orchestrator.yaml.
     """
 
+    module = "orchestrator"
+
     def __init__(
         self,
         services: Callable[[Callable[[str], int]], Mapping[str, dict[str, Any]]],
@@ -244,11 +246,16 @@ class Stack:
 
     async def start_daemon(self, deadline: float = 30.0, **env: str) -> None:
         """Start the daemon and wait until it drives."""
+        await self.launch(**env)
+        await self.until(self._ready, deadline, "the daemon is ready")
+
+    async def launch(self, **env: str) -> None:
+        """Start the daemon and wait for nothing."""
         with self.log.open("ab") as log:
             self.daemon = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "orchestrator",
+                self.module,
                 "serve",
                 "--config",
                 str(self.config),
@@ -258,7 +265,6 @@ class Stack:
                 env={**os.environ, "PYTHONPATH": str(ROOT), **env},
                 start_new_session=True,
             )
-        await self.until(self._ready, deadline, "the daemon is ready")
 
     async def _ready(self) -> bool:
         assert self.daemon is not None

@@ -79,7 +79,12 @@ class Turn:
         )
 
     def enter(self, phase: Phase, reason: str, *, step: int = 0, actor: str = DAEMON) -> None:
-        """Move the rollout to a phase, or to a step of it; what belonged to the old one is forgotten."""
+        """Move the rollout to a phase, or to a step of it; what belonged to the old one is forgotten.
+
+        A revert keeps the reason that it was asked for with, until it is given up itself.
+        """
+        if self.rollout.kind == "revert" and phase is not Phase.ROLLING_BACK:
+            reason = self.rollout.reason
         self.roll(
             phase=phase,
             step=step,

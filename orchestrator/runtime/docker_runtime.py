@@ -29,6 +29,9 @@ LOG_LINES = 20
 LOG_DELAY = 0.3
 """Seconds after which the log of a process that has just ended is complete."""
 
+ENDED = frozenset({"exited", "restarting"})
+"""States of a process that ran and ended; a container that is only created, or is being removed, did not."""
+
 START_TRIES = 3
 CONFLICT = 409
 
@@ -121,7 +124,7 @@ class DockerRuntime:
             started_at=state["StartedAt"],
             running=running,
             described=identity.described,
-            exit_code=None if running or state["Status"] == "created" else state["ExitCode"],
+            exit_code=state["ExitCode"] if state["Status"] in ENDED else None,
             oom_killed=bool(state.get("OOMKilled")),
             restarts=int(attrs.get("RestartCount") or 0),
             supervised=attrs["HostConfig"]["RestartPolicy"]["Name"] not in ("", "no"),

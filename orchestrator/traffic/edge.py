@@ -49,12 +49,13 @@ LOCK_MARGIN = 5.0
 
 @dataclass(slots=True)
 class _Served:
-    """What is known of one service since this daemon started."""
+    """What is known of one service since this daemon started. `changing`: its file is being replaced now."""
 
     confirmed: int = 0
     text: str = ""
     old_workers: frozenset[int] | None = None
     error: str = ""
+    changing: bool = False
 
 
 class NginxEdge:
@@ -138,10 +139,15 @@ class NginxEdge:
         async with self._lock:
             try:
                 async with locked(self._dir / ".lock", self._deadline + LOCK_MARGIN):
+                    for left in self._dir.glob(".*.tmp"):  # by a process that was killed while it wrote
+                        remove(left)
+                    state.changing = True
                     yield state
             except Fault as error:
                 state.error = str(error)
                 raise
+            finally:
+                state.changing = False
             state.error = ""
 
     async def _apply(self, plan: RoutePlan, token: int, state: _Served) -> None:
@@ -328,6 +334,8 @@ def _file_state(
     text: str | None, header: Header | None, state: _Served
 ) -> Literal["ours", "edited", "missing"]:
     """Compared with what was last written; after a restart, with what the file says of itself."""
+    if state.changing:
+        return "ours"
     if text is None:
         return "missing" if state.text else "ours"
     if state.text:

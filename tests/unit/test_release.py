@@ -556,10 +556,11 @@ def test_rollback_after_the_old_is_gone_deploys_it_again_without_the_ladder(sim:
     sim.run(130)
     assert set(sim.instances) == {"api-2-0", "api-2-1"}
     began = sim.now
-    sim.send(Rollback(request="9-0", actor="ann"))
+    sim.send(Rollback(request="9-0", actor="ann", reason="slow at noon"))
     sim.run(4)
     assert sim.share("api-1") == 100
     assert sim.ends("api-1")[-1].at - began < 5
+    assert (sim.ends("api-1")[-1].actor, sim.ends("api-1")[-1].reason) == ("ann", "slow at noon")
 
 
 def test_rollback_of_a_rollback_returns(sim: Sim) -> None:

@@ -1,0 +1,1 @@
+"""SIGKILL at every effect of the real daemon on real parts."""
