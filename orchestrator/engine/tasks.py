@@ -21,11 +21,14 @@ async def eternal(name: str, work: Callable[[], Awaitable[object]], pause: float
     Any other exception, and a return, end the daemon: both are bugs.
 
     Raises:
+        Stale: Another daemon has taken over.
         RuntimeError: It returned.
     """
     while True:
         try:
             await work()
+        except Stale:
+            raise
         except Fault as error:
             log.warning("task_failed", task=name, reason=str(error))
             await asyncio.sleep(pause)

@@ -1,0 +1,1 @@
+"""Random faults on real parts for as long as one likes."""
