@@ -21,7 +21,7 @@ from orchestrator.traffic.render import probe_host
 
 INTERVAL = 0.2
 DEATH_LIMIT = 3.0
-"""I4: seconds until a dead instance has no traffic."""
+"""I4: seconds until a dead instance has no traffic, while daemon and Docker live."""
 
 SERVER = re.compile(
     r"server (?P<address>[0-9.]+:[0-9]+) weight=(?P<weight>[0-9]+)[^;#]*?(?P<backup> backup)?;"
@@ -56,6 +56,7 @@ class Observer:
 
     stack: Stack
     service: str = "api"
+    limit: float = DEATH_LIMIT
     violations: list[str] = field(default_factory=list)
     looks: int = 0
     _generation: int = 0
@@ -120,10 +121,10 @@ class Observer:
         for line in weighted:
             if line.instance in running:
                 self._dead_since.pop(line.instance, None)
-            elif now - self._dead_since.setdefault(line.instance, now) > DEATH_LIMIT:
+            elif now - self._dead_since.setdefault(line.instance, now) > self.limit:
                 others = any(name in running for name in (o.instance for o in weighted))
                 if others:
-                    self._violated(f"I4: {line.instance} is dead and has had traffic for {DEATH_LIMIT} s")
+                    self._violated(f"I4: {line.instance} is dead and has had traffic for {self.limit} s")
         await self._share(lines)
 
     async def _floors(self, session: aiohttp.ClientSession) -> None:

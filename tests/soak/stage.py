@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import docker
 import yaml
@@ -32,10 +33,11 @@ class Engine:
 
     def start(self) -> None:
         with (self.folder / "dockerd.log").open("ab") as log:
+            own = {"data-root": "data", "exec-root": "exec", "pidfile": "pid"}
+            folders = [f"--{name}={self.folder}/{place}" for name, place in own.items()]
+            network = ["--bridge=none", "--iptables=false", "--ip-masq=false", "--live-restore"]
             self._process = subprocess.Popen(
-                ["dockerd", "-H", self.url, "--data-root", f"{self.folder}/data", "--exec-root"]
-                + [f"{self.folder}/exec", "--pidfile", f"{self.folder}/pid", "--bridge", "none"]
-                + ["--iptables=false", "--ip-masq=false", "--live-restore"],
+                ["dockerd", "-H", self.url, *folders, *network],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -167,10 +169,8 @@ class Stage(Stack):
             "strategy": {"steps": [20, 50, 100], "first_hold": "4s", "hold": "2s", "bake": "2s"}
             | {"min_requests": 5, "step_deadline": "60s"},
             "keep_previous": "5s",
-            "on_no_data": "hold",
             "deadlines": {"drain": "2s", "confirm": "60s", "start": "60s", "pause": "60s"},
         }
-        quick.pop("on_no_data")
         super().__init__(lambda port: {"api": service_file("api", port("api"), **quick)}, settings)
         self.folder = folder
         self.disk = SmallDisk(self.root / "edge", "512k")
@@ -179,7 +179,8 @@ class Stage(Stack):
         self._supervising: list[asyncio.Task[None]] = []
         self._second = self.root / "second.yaml"
 
-    async def __aenter__(self) -> "Stage":
+    async def __aenter__(self) -> Self:
+        self.log.touch()
         self.start_nginx()
         self.start_prometheus()
         other = yaml.safe_load(self.config.read_text())
@@ -189,7 +190,11 @@ class Stage(Stack):
         for name, config in (("first", self.config), ("second", self._second)):
             work = self._supervise(name, config)
             self._supervising.append(asyncio.create_task(work, name=f"supervise {name}"))
-        await self.until(self.drives, 40, "one of the daemons drives")
+        try:
+            await self.until(self.drives, 40, "one of the daemons drives")
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
