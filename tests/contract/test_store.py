@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.ports import Fault, Stale
+from orchestrator.ports import Conflict, Fault, Stale
 from orchestrator.rollout.command import handle
 from orchestrator.rollout.events import RequestRefused
 from orchestrator.rollout.model import ServiceState
@@ -27,7 +27,10 @@ class RealStore:
         self.store = RedisStore(redis, keys, 1)
 
     async def hold(self, token: int) -> None:
-        await self.redis.set(self.keys.lease, token)
+        if token:
+            await self.redis.set(self.keys.lease, token)
+        else:
+            await self.redis.delete(self.keys.lease)
 
     async def deliver(self, fields: dict[str, str]) -> str:
         entry = await self.store.push(fields)
@@ -115,6 +118,25 @@ async def test_a_commit_writes_state_events_and_acknowledgement_together(kit: An
     assert await kit.store.load("api") == (state, version)
     assert tuple(await kit.told()) == events
     assert await kit.pending() == set()
+
+
+async def test_nothing_is_trimmed(kit: Any) -> None:
+    state, events = handle(ServiceState(service="api"), submit(1), 1000.0)
+    version = await kit.store.commit(state, 0, events)
+    for _ in range(300):
+        version = await kit.store.commit(state, version, events[:1])
+    assert len(await kit.told()) == 300 + len(events)
+
+
+async def test_a_commit_without_a_lease_or_ahead_of_the_store_is_tried_again(kit: Any) -> None:
+    """Neither says that somebody else drives: the lease may have run out, the store may have lost data."""
+    state, events = handle(ServiceState(service="api"), submit(1), 1000.0)
+    for prepare, version in ((kit.hold(0), 0), (kit.hold(1), 5)):
+        await prepare
+        with pytest.raises(Fault) as refused:
+            await kit.store.commit(state, version, events)
+        assert not isinstance(refused.value, Stale)
+    assert await kit.told() == []
 
 
 async def test_a_commit_on_an_old_version_writes_nothing(kit: Any) -> None:
@@ -219,6 +241,63 @@ async def test_a_lease_that_ran_out_is_taken_again_if_nobody_drove(private_kit: 
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
     await lease.release()
+
+
+async def test_a_lease_is_not_taken_again_by_whom_somebody_has_followed(
+    private_kit: Any, tmp_path: Path
+) -> None:
+    lease = Lease(private_kit, Keys("t"), tmp_path, ttl=0.3)
+    await lease.acquire()
+    await private_kit.delete("t:lease")
+    await private_kit.set("t:epoch", 2)
+    with pytest.raises(Stale):
+        async with asyncio.timeout(3):
+            await lease.keep(lambda: None)
+    await lease.release()
+
+
+async def test_a_lease_is_above_what_the_resources_know_and_is_not_taken_again_below(
+    private_kit: Any, tmp_path: Path
+) -> None:
+    known = 41
+
+    async def floor() -> int:
+        return known
+
+    lost: list[bool] = []
+    lease = Lease(private_kit, Keys("t"), tmp_path, ttl=0.3, floor=floor)
+    assert await lease.acquire() == 42
+    await private_kit.flushall()
+    keeping = asyncio.create_task(lease.keep(lambda: lost.append(True)), name="keep")
+    await asyncio.sleep(0.25)
+    assert (await private_kit.get("t:lease"), await private_kit.get("t:epoch"), lost) == ("42", "42", [True])
+    known = 43
+    await private_kit.flushall()
+    with pytest.raises(Stale):
+        async with asyncio.timeout(3):
+            await keeping
+    await lease.release()
+
+
+async def test_a_lease_is_fresh_for_half_its_time(private_kit: Any, tmp_path: Path) -> None:
+    lease = Lease(private_kit, Keys("t"), tmp_path, ttl=0.4)
+    assert not lease.fresh()
+    await lease.acquire()
+    assert lease.fresh()
+    await asyncio.sleep(0.25)
+    assert not lease.fresh()
+    await lease.release()
+
+
+async def test_a_key_is_for_one_request(private_kit: Any) -> None:
+    store = RedisStore(private_kit, Keys("t"))
+    asked = {"service": "api", "image": "repo/api:1", "key": "build 7", "who": "ci"}
+    await store.push(asked)
+    await store.push({**asked, "who": "ann", "verb": "release"})
+    with pytest.raises(Conflict, match="use a new key"):
+        await store.push({**asked, "image": "repo/api:2"})
+    await store.push({**asked, "service": "web"})
+    assert await private_kit.xlen("t:requests") == 3
 
 
 async def test_a_server_that_is_gone_is_a_fault(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -18,7 +18,8 @@ from orchestrator.rollout.desired import Wanted, desired
 from orchestrator.rollout.events import Event, ReleaseAccepted, ReleaseEnded
 from orchestrator.rollout.model import Outcome, Phase, Route, Server, ServiceState
 from orchestrator.rollout.observation import Edge, Observation
-from tests.builders import policy, release, submit, template
+from orchestrator.rollout.policy import Step
+from tests.builders import LADDER, policy, release, submit, template
 from tests.contract.fakes import FakeClock, FakeMetrics, FakeRuntime, FakeStore, FakeTraffic
 
 PLAN = ServicePlan(
@@ -168,6 +169,67 @@ async def test_another_daemon_that_took_over_ends_this_one() -> None:
     with pytest.raises(Stale):
         async with asyncio.timeout(5):
             await kit.conductor.run()
+
+
+async def test_what_the_store_has_lost_is_written_again(kit: Kit) -> None:
+    kit.conductor.submit(small(1))
+    before = await kit.until(ended("api-1"))
+    kit.store.states.clear()
+    kit.store.stream.clear()
+    kit.conductor.doubt()
+    state = await kit.until(ended("api-1"))
+    assert (state.stable, state.history, state.route) == (before.stable, before.history, before.route)
+    assert [e.kind for e in await kit.store.told()] == ["state_restored"]
+
+
+async def test_a_candidate_that_dies_while_the_store_is_away_loses_its_traffic(kit: Kit) -> None:
+    kit.conductor.submit(small(1))
+    await kit.until(ended("api-1"))
+    kit.conductor.submit(small(2, steps=(Step(weight=20, hold=900.0, deadline=901.0), LADDER[-1])))
+    await kit.until(lambda s: s.rollout is not None and s.rollout.held_since is not None)
+    before = await kit.state()
+    kit.store.fail_before = 10**6
+    kit.runtime.die("api-2-0")
+    async with asyncio.timeout(5):
+        while "api" not in kit.traffic.local:
+            await asyncio.sleep(0.01)
+    assert {s.release for s in kit.traffic.plans["api"].route.servers} == {"api-1"}
+    assert await kit.state() == before
+    kit.store.fail_before = 0
+    state = await kit.until(ended("api-2"))
+    assert state.history[-1].outcome is Outcome.ROLLED_BACK
+    assert "died" in state.history[-1].reason
+    await kit.until(lambda s: s.confirmed == s.route.generation and "api" not in kit.traffic.local)
+
+
+async def test_without_a_fresh_lease_the_world_is_not_touched() -> None:
+    kit = Kit()
+    fresh: list[bool] = []
+    conductor = Conductor(PLAN, replace(kit.parts, may_act=lambda: bool(fresh)))
+    task = asyncio.create_task(conductor.run(), name="conductor")
+    conductor.submit(small(1))
+    await kit.until(lambda s: s.rollout is not None)
+    await asyncio.sleep(0.1)
+    state = await kit.state()
+    assert state.rollout is not None
+    assert state.rollout.phase is Phase.PREFLIGHT
+    assert not kit.runtime.containers
+    fresh.append(True)
+    conductor.wake()
+    await kit.until(ended("api-1"))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_refusal_at_the_resource_ends_the_daemon(kit: Kit) -> None:
+    kit.conductor.submit(small(1))
+    await kit.until(ended("api-1"))
+    kit.traffic.tokens["api"] = 9
+    conductor = Conductor(PLAN, kit.parts)
+    conductor.submit(small(2))
+    with pytest.raises(Stale, match="newer token"):
+        async with asyncio.timeout(5):
+            await eternal("conductor", conductor.run)
 
 
 async def test_a_conductor_takes_only_so_many_commands() -> None:

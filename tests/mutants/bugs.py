@@ -1,0 +1,292 @@
+"""The bugs: what somebody could get wrong, and which tests should notice."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """Replace `right` by `wrong` in a file of orchestrator/; then one of `tests` must fail."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    tests: str
+
+
+UNIT = "tests/unit"
+ENGINE = "tests/unit/test_engine.py"
+STORE = "tests/contract/test_store.py"
+TRAFFIC = "tests/contract/test_traffic.py -k 'not container'"
+RUNTIME = "tests/contract/test_runtime.py"
+SIMULATION = "tests/simulation -k one_effect"
+
+BUGS = (
+    Bug(
+        "a command is forgotten before it is committed",
+        "engine/conductor.py",
+        "            command = self._inbox[0]\n"
+        "            state, events = handle(self._state, command, self._parts.clock.now())\n"
+        "            await self._commit(state, events, acks=(command.request,))\n"
+        "            self._inbox.popleft()\n",
+        "            command = self._inbox.popleft()\n"
+        "            state, events = handle(self._state, command, self._parts.clock.now())\n"
+        "            await self._commit(state, events, acks=(command.request,))\n",
+        ENGINE,
+    ),
+    Bug(
+        "a request is acknowledged when it is read",
+        "store/scripts.py",
+        "while ARGV[at] do\n",
+        "while false do\n",
+        STORE,
+    ),
+    Bug(
+        "the state is written without looking at the version",
+        "store/scripts.py",
+        "if version > tonumber(ARGV[2]) then return",
+        "if false then return",
+        STORE,
+    ),
+    Bug(
+        "a commit needs no lease",
+        "store/scripts.py",
+        "if holder ~= ARGV[1] then return redis.error_reply('STALE lease') end",
+        "",
+        STORE,
+    ),
+    Bug(
+        "the event stream is trimmed by length",
+        "store/scripts.py",
+        "redis.call('XADD', KEYS[3], '*', 'kind', ARGV[at], 'service', ARGV[4]",
+        "redis.call('XADD', KEYS[3], 'MAXLEN', 50, '*', 'kind', ARGV[at], 'service', ARGV[4]",
+        STORE,
+    ),
+    Bug(
+        "a lease is taken again although somebody has driven since",
+        "store/scripts.py",
+        "if tonumber(redis.call('GET', KEYS[2]) or '0') > tonumber(ARGV[1]) then return 0 end",
+        "",
+        STORE,
+    ),
+    Bug(
+        "a lease stays fresh for all its time",
+        "store/lease.py",
+        "< self._ttl / 2",
+        "< self._ttl",
+        STORE,
+    ),
+    Bug(
+        "a key is good for any request",
+        "store/scripts.py",
+        "if known[1] and known[1] ~= ARGV[1] then return {0, known[2]} end",
+        "",
+        STORE,
+    ),
+    Bug(
+        "the edge refuses no older token",
+        "traffic/edge.py",
+        "if header.token <= token and not ahead:",
+        "if not ahead:",
+        TRAFFIC,
+    ),
+    Bug(
+        "the edge serves an older generation",
+        "traffic/edge.py",
+        "if header.token <= token and not ahead:",
+        "if header.token <= token:",
+        TRAFFIC,
+    ),
+    Bug(
+        "a rollback on the host is overwritten",
+        "traffic/edge.py",
+        "ahead = header.generation > plan.route.generation - (1 if local else 0)",
+        "ahead = header.generation > plan.route.generation",
+        TRAFFIC,
+    ),
+    Bug(
+        "a reload that returned is believed",
+        "traffic/edge.py",
+        "            await self._process.reload()\n            await self._confirm(service, generation)\n",
+        "            await self._process.reload()\n",
+        TRAFFIC,
+    ),
+    Bug(
+        "what was never confirmed is put back after a crash",
+        "traffic/edge.py",
+        "return read(path.with_suffix(LAST_GOOD)) or old",
+        "return old",
+        TRAFFIC,
+    ),
+    Bug(
+        "the fallback is not written first",
+        "traffic/edge.py",
+        "        await self._keep_fallback(plan, token)\n",
+        "",
+        TRAFFIC,
+    ),
+    Bug(
+        "the Engine refuses no older token",
+        "runtime/fence.py",
+        "if highest > token:",
+        "if False:",
+        RUNTIME,
+    ),
+    Bug(
+        "one good probe is enough",
+        "runtime/probe.py",
+        "if streak.good >= probe.successes:",
+        "if streak.good:",
+        f"{RUNTIME} tests/unit",
+    ),
+    Bug(
+        "NaN passes a gate",
+        "rollout/judge.py",
+        "return value if value is not None and math.isfinite(value) else None",
+        "return value",
+        UNIT,
+    ),
+    Bug(
+        "a stale sample passes a gate",
+        "rollout/judge.py",
+        "if now - sample.at > max_age:",
+        "if False:",
+        UNIT,
+    ),
+    Bug(
+        "a counter that was reset counts backwards",
+        "rollout/judge.py",
+        "    if restarted:\n",
+        "    if False:\n",
+        UNIT,
+    ),
+    Bug(
+        "a step passes with gates unmet",
+        "rollout/decide.py",
+        "if held >= step.hold and not reason:",
+        "if held >= step.hold:",
+        UNIT,
+    ),
+    Bug(
+        "a hold counts from the start of the rollout",
+        "rollout/decide.py",
+        "held = now - (rollout.held_since if rollout.held_since is not None else now)",
+        "held = now - rollout.began_at",
+        UNIT,
+    ),
+    Bug(
+        "a weight is taken for served before nginx shows it",
+        "rollout/decide.py",
+        "    served = state.confirmed == state.route.generation\n    shifted",
+        "    served = True\n    shifted",
+        UNIT,
+    ),
+    Bug(
+        "the drain is forgotten",
+        "rollout/handover.py",
+        "elif seen.edge.drained or turn.now - entry.confirmed_at >= deadline:",
+        "elif True:",
+        UNIT,
+    ),
+    Bug(
+        "the drain does not wait for the confirmation",
+        "rollout/handover.py",
+        "if entry.generation is None or turn.state.confirmed < entry.generation:",
+        "if entry.generation is None:",
+        UNIT,
+    ),
+    Bug(
+        "what nginx names may be stopped",
+        "engine/converge.py",
+        "if settled and name not in routed:",
+        "if True:",
+        ENGINE,
+    ),
+    Bug(
+        "a dead instance keeps its traffic",
+        "rollout/route.py",
+        "    if not instance.running:\n        why",
+        "    if False:\n        why",
+        UNIT,
+    ),
+    Bug(
+        "traffic is sent to nobody",
+        "rollout/route.py",
+        "if any(not pool for _, _, pool in pools):",
+        "if False:",
+        UNIT,
+    ),
+    Bug(
+        "an instance that was replaced keeps its traffic",
+        "rollout/route.py",
+        "if instance.container != server.container or instance.started_at != server.started_at:",
+        "if False:",
+        UNIT,
+    ),
+    Bug(
+        "a second delivery is a second release",
+        "rollout/command.py",
+        "if command.request in state.handled:",
+        "if False:",
+        UNIT,
+    ),
+    Bug(
+        "the same key is a second release",
+        "rollout/command.py",
+        "    if receipt is not None:\n",
+        "    if False:\n",
+        UNIT,
+    ),
+    Bug(
+        "a state that Redis has lost is not taken up",
+        "rollout/decide.py",
+        "    adopt(turn, seen)\n",
+        "",
+        UNIT,
+    ),
+    Bug(
+        "commits that Redis has lost are believed",
+        "engine/conductor.py",
+        "if version >= self._version:",
+        "if True:",
+        ENGINE,
+    ),
+    Bug(
+        "without Redis a dying candidate keeps its traffic",
+        "engine/conductor.py",
+        "                    await self._fail_static()\n",
+        "",
+        ENGINE,
+    ),
+    Bug(
+        "the world is touched without a fresh lease",
+        "engine/conductor.py",
+        "if self._parts.may_act():",
+        "if True:",
+        ENGINE,
+    ),
+    Bug(
+        "a superseded daemon goes on",
+        "engine/tasks.py",
+        "        except Stale:\n            raise\n",
+        "",
+        ENGINE,
+    ),
+    Bug(
+        "a rollback on the host is undone",
+        "rollout/notice.py",
+        "    local = unanswered(state, seen)\n    if local is None:\n        return\n",
+        "    local = None\n    if local is None:\n        return\n",
+        UNIT,
+    ),
+    Bug(
+        "effects go before their commit",
+        "engine/conductor.py",
+        "        state, events = decide(self._state, seen, self._parts.clock.now())\n"
+        "        if state != self._state:\n",
+        "        state, events = decide(self._state, seen, self._parts.clock.now())\n"
+        "        self._converger.converge(desired(state, self._parts.clock.now()), state, seen)\n"
+        "        if state != self._state:\n",
+        SIMULATION,
+    ),
+)
