@@ -2,8 +2,11 @@
 # make test   every test, on real parts
 # make check  ruff, mypy, import-linter, systemd, promtool, shell syntax
 # make bench  the figures that the documentation quotes
+# make soak MINUTES=30       random faults on real parts under load, as root
+# make simulate MINUTES=10   random schedules of faults on a virtual clock
+# make mutants               planted bugs, each of which a test must notice
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench soak simulate mutants clean
 .DEFAULT_GOAL := help
 
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -33,6 +36,18 @@ check: setup
 bench: setup
 	@$(WITH_DOCKER) $(PYTHON) -m bench.handover
 	@$(WITH_DOCKER) $(PYTHON) -m bench.footprint
+
+	@$(WITH_DOCKER) $(PYTHON) -m bench.recovery
+	@$(WITH_DOCKER) $(PYTHON) -m bench.intake
+
+soak: setup
+	@$(WITH_DOCKER) $(PYTHON) -m tests.soak $(or $(MINUTES),30) $(SEED)
+
+simulate: setup
+	@$(PYTHON) -m tests.simulation random $(or $(MINUTES),10) $(SEED)
+
+mutants: setup
+	@$(WITH_DOCKER) $(PYTHON) -m tests.mutants
 
 clean:
 	rm -rf .venv .cache .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

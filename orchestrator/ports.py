@@ -138,6 +138,10 @@ class Clock(Protocol):
         """Seconds since the epoch."""
         ...
 
+    def not_before(self, then: float) -> None:
+        """Go on from a time that was told before, if the clock has been set back behind it since."""
+        ...
+
 
 class Runtime(Protocol):
     """Containers."""

@@ -6,8 +6,8 @@ import time
 class SystemClock:
     """The wall clock at the start, counted on by the monotonic one.
 
-    So a step of the wall clock neither shortens a hold nor lets a deadline pass. Times survive a restart,
-    which reads the wall clock again.
+    So a step of the wall clock neither shortens a hold nor lets a deadline pass. A restart reads the wall
+    clock again; if that was set back meanwhile, time goes on from what was committed last.
     """
 
     def __init__(self) -> None:
@@ -16,3 +16,7 @@ class SystemClock:
     def now(self) -> float:
         """Seconds since the epoch."""
         return self._offset + time.monotonic()
+
+    def not_before(self, then: float) -> None:
+        """See `ports.Clock`."""
+        self._offset += max(then - self.now(), 0.0)

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -157,6 +157,7 @@ class Conductor:
         This daemon held the lease all the time, so nobody else can have committed anything later.
         """
         state, version = await self._parts.store.load(self.plan.service)
+        self._parts.clock.not_before(state.at)
         if version >= self._version:
             self._state, self._version, self._loaded = state, version, True
             return
@@ -178,6 +179,7 @@ class Conductor:
         after: int | None = None,
     ) -> None:
         self._loaded = False  # until the reply is here, what Redis holds is not known
+        state = replace(state, at=self._parts.clock.now())
         version = self._version if after is None else after
         self._version = await self._parts.store.commit(state, version, events, acks)
         self._loaded = True

@@ -238,6 +238,7 @@ class ServiceState:
 
     Attributes:
         previous: The release before stable; warm until `previous_until`.
+        at: When it was committed; no later state has an earlier time.
         confirmed: The highest generation that nginx was seen to serve.
         released: How many release ids have been given out.
         handled: Ids of the last requests that were carried out or refused, against a second delivery.
@@ -248,6 +249,7 @@ class ServiceState:
     """
 
     service: str
+    at: float = 0.0
     stable: Release | None = None
     previous: Release | None = None
     previous_until: float | None = None

@@ -20,6 +20,9 @@ class FakeClock:
     def now(self) -> float:
         return self.time
 
+    def not_before(self, then: float) -> None:
+        self.time = max(self.time, then)
+
 
 @dataclass(slots=True)
 class FakeStore:

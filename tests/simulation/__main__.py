@@ -1,21 +1,67 @@
-"""Tell a story again under given faults: `python -m tests.simulation bad 20:lost_reply 23:crash_after`."""
+"""Tell a story again under given faults, or random scripts for some minutes.
 
+`python -m tests.simulation bad 20:lost_reply 23:crash_after` prints the effects and what was violated.
+`python -m tests.simulation random MINUTES [SEED]` tells scripts with three to six faults, each from a seed of
+its own, and `python -m tests.simulation script SEED` tells one of them again.
+Exits with 1 when anything was violated.
+"""
+
+import logging
+import random
 import sys
+import time
+from typing import get_args
 
+import structlog
+
+from tests.simulation.chaos import Act, Kind, play
 from tests.simulation.journey import STORIES, simulate
-from tests.simulation.world import Fault, Mode
+from tests.simulation.world import Fault, Mode, World
 
 
-def main() -> None:
-    """Print the effects in order and what was violated; exit with 1 if anything was."""
-    story, *given = sys.argv[1:]
-    faults = [Fault(int(n), Mode(mode)) for n, _, mode in (g.partition(":") for g in given)]
+def script(seed: int) -> World:
+    """The script, the faults and the order that a seed stands for."""
+    chance = random.Random(seed)
+    kinds = get_args(Kind)
+    acts = [Act(chance.choice(kinds), round(chance.uniform(0, 8), 2)) for _ in range(chance.randint(3, 25))]
+    faults = [Fault(chance.randrange(150), chance.choice(list(Mode))) for _ in range(chance.randint(3, 6))]
+    return simulate(lambda run: play(run, acts), faults, seed)
+
+
+def many(minutes: float, seed: int) -> bool:
+    """Scripts one after the other; whether any violated anything."""
+    deadline, number, effects, wrong = time.monotonic() + minutes * 60, 0, 0, 0
+    while time.monotonic() < deadline:
+        world = script(seed + number)
+        effects += len(world.effects)
+        if world.violations:
+            wrong += 1
+            print(f"replay: python -m tests.simulation script {seed + number}", *world.violations, sep="\n  ")
+        number += 1
+    print(f"{number} scripts from seed {seed}, {effects} effects, {wrong} with violations")
+    return bool(wrong)
+
+
+def show(world: World, faults: list[Fault]) -> bool:
+    """Print what was done and what was violated."""
     planned = {f.effect: f.mode for f in faults}
-    world = simulate(STORIES[story], faults)
     for number, effect in enumerate(world.effects):
         print(number, effect, planned.get(number, ""))
     print(*world.violations or ["nothing was violated"], sep="\n")
-    sys.exit(bool(world.violations))
+    return bool(world.violations)
 
 
-main()
+def main() -> bool:
+    """Whether anything was violated."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    what, *given = sys.argv[1:]
+    if what == "random":
+        return many(float(given[0]), int(given[1]) if len(given) > 1 else random.randrange(2**32))
+    if what == "script":
+        return show(script(int(given[0])), [])
+    faults = [Fault(int(n), Mode(mode)) for n, _, mode in (g.partition(":") for g in given)]
+    return show(simulate(STORIES[what], faults), faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

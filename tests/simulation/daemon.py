@@ -30,6 +30,9 @@ class Ports:
     def now(self) -> float:
         return self.host.clock + self.world.now
 
+    def not_before(self, then: float) -> None:
+        self.host.clock += max(then - self.now(), 0.0)
+
     # store
 
     async def load(self, service: str) -> tuple[ServiceState, int]:

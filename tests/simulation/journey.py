@@ -57,6 +57,8 @@ class Run:
         async def life() -> None:
             await asyncio.sleep(after)
             await Daemon(self.world, host, self.plan, known_dead=known_dead).run()
+            host.dead = True  # superseded; the service manager starts it again, as a standby
+            self.boot(after=RESTART)
 
         self.tasks.add(asyncio.get_running_loop().create_task(life(), name=f"daemon {host.number}"))
 

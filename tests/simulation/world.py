@@ -238,6 +238,8 @@ class World:
         rollout = state.rollout
         if rollout is None or rollout.kind == "revert" or state.stable is None:
             return
+        if self.wiped and route.generation > state.route.generation:
+            return  # the store has lost the step that this share was committed for
         if rollout.phase in (Phase.SHIFTING, Phase.BAKING):
             limit = rollout.release.policy.steps[rollout.step].weight
             if route.share(rollout.release.id) * FULL > limit + 0.01:

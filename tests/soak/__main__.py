@@ -48,6 +48,7 @@ class Soak:
     faults: Counter[str] = field(default_factory=Counter)
     excused: list[tuple[float, float]] = field(default_factory=list)
     losses: list[tuple[float, int]] = field(default_factory=list)
+    fault: str = "none yet"
     footprints: list[tuple[float, float, int]] = field(default_factory=list)
 
     # faults: each returns when the world is whole again
@@ -203,6 +204,7 @@ class Soak:
             now = self.load.seen.lost + self.load.seen.bad_gateway
             if now > lost:
                 self.losses.append((time.monotonic(), now - lost))
+                out.print(f"{time.strftime('%X')} {now - lost} lost, the last fault was {self.fault}")
                 lost = now
             for process in self.stage.alive():
                 with contextlib.suppress(OSError, IndexError):
@@ -226,6 +228,7 @@ class Soak:
             began = time.monotonic()
             out.print(f"{time.strftime('%X')} {fault.__name__}", style="dim")
             self.faults[fault.__name__] += 1
+            self.fault = fault.__name__
             await fault()
             await asyncio.sleep(max(EVERY - (time.monotonic() - began), 1.0))
         working[0].cancel()
@@ -257,6 +260,7 @@ def report(soak: Soak, observer: Observer, outcomes: Counter[str], minutes: floa
     table.add_row("requests", str(seen.total))
     table.add_row("lost while nginx was killed or an instance hung", str(seen.lost + seen.bad_gateway - lost))
     table.add_row("lost otherwise", str(lost))
+    table.add_row("why", ", ".join(f"{why}: {number}" for why, number in seen.reasons.items()) or "-")
     table.add_row("looks of the observer", str(observer.looks))
     table.add_row("invariants violated", str(len(observer.violations)))
     table.add_section()
