@@ -1,5 +1,6 @@
 """The store on Redis: one script commits state, events and acknowledgements under the lease's token."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -16,11 +17,25 @@ from orchestrator.store.codec import dump_event, dump_state, load_event, load_st
 from orchestrator.store.keys import Keys
 from orchestrator.store.scripts import ACCEPT, COMMIT, REFUSE
 
-Client = Redis
-"""The client that `connect` gives; other packages name it by this."""
+
+class Client(Redis):
+    """A client whose calls can be cancelled at any moment.
+
+    redis-py sends through `asyncio.wait_for`, which in Python 3.11 drops a cancellation that comes as its
+    work ends; a loop of calls would then go on for ever.
+    """
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """See redis-py; raises `CancelledError` if the task was cancelled meanwhile."""
+        task = asyncio.current_task()
+        before = task.cancelling() if task else 0
+        answer = await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError
+        return answer
 
 
-def connect(url: str, timeout: float = 5.0) -> Redis:
+def connect(url: str, timeout: float = 5.0) -> Client:
     """A client whose every call gives up after `timeout` seconds.
 
     It repeats nothing by itself: a commit whose reply was lost would be refused as stale the second time.
@@ -29,7 +44,7 @@ def connect(url: str, timeout: float = 5.0) -> Redis:
         url: `redis://`, `rediss://` or `unix://`.
         timeout: Seconds for connecting and for each answer.
     """
-    client: Redis = Redis.from_url(
+    client = Client.from_url(
         url,
         decode_responses=True,
         encoding_errors="replace",
@@ -39,6 +54,7 @@ def connect(url: str, timeout: float = 5.0) -> Redis:
         socket_connect_timeout=timeout,
         health_check_interval=30,
     )
+    assert isinstance(client, Client)
     return client
 
 

@@ -1,0 +1,103 @@
+"""The request stream on a real Redis: nothing that was delivered to anybody is forgotten."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.intake.stream import RequestStream
+from orchestrator.ports import Request
+from orchestrator.store.redis_store import RedisStore, connect
+from orchestrator.store.server import PrivateRedis
+from tests.contract.fakes import FakeClock, FakeStore
+
+FIELDS: dict[Any, Any] = {"service": "api", "image": "repo/api:1", "who": "ci"}
+
+
+@dataclass
+class Kit:
+    redis: Any
+    store: FakeStore = field(default_factory=FakeStore)
+    taken: list[str] = field(default_factory=list)
+    lost: list[bool] = field(default_factory=list)
+
+    async def until(self, count: int) -> None:
+        """Run the stream until so many requests were handed over."""
+
+        async def dispatch(request: Request, _: Mapping[str, str]) -> None:
+            self.taken.append(request.id)
+
+        stream = RequestStream(
+            self.redis, "t:requests", "g", self.store, FakeClock(), dispatch, lambda: self.lost.append(True)
+        )
+        task = asyncio.create_task(stream.run(), name="stream")
+        async with asyncio.timeout(10):
+            while len(self.taken) < count and not task.done():
+                await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+async def kit(tmp_path: Path) -> AsyncIterator[Kit]:
+    server = PrivateRedis(tmp_path)
+    await server.start()
+    redis = connect(server.url)
+    yield Kit(redis)
+    await redis.aclose()
+    await server.stop()
+
+
+async def test_what_came_before_the_group_is_read(kit: Kit) -> None:
+    entries = [await kit.redis.xadd("t:requests", FIELDS) for _ in range(120)]
+    await kit.until(120)
+    assert kit.taken == entries
+
+
+async def test_what_is_not_acknowledged_is_delivered_again_in_order(kit: Kit) -> None:
+    entries = [await kit.redis.xadd("t:requests", FIELDS) for _ in range(3)]
+    await kit.until(3)
+    await kit.redis.xack("t:requests", "g", entries[1])
+    kit.taken.clear()
+    entries.append(await kit.redis.xadd("t:requests", FIELDS))
+    await kit.until(3)
+    assert kit.taken == [entries[0], entries[2], entries[3]]
+
+
+async def test_what_a_dead_consumer_had_is_taken_over(kit: Kit) -> None:
+    await kit.redis.xgroup_create("t:requests", "g", id="0", mkstream=True)
+    entries = [await kit.redis.xadd("t:requests", FIELDS) for _ in range(70)]
+    await kit.redis.xreadgroup("g", "somebody else", {"t:requests": ">"}, count=100)
+    await kit.until(70)
+    assert kit.taken == entries
+    assert not kit.lost
+
+
+async def test_what_was_trimmed_before_it_was_carried_out_is_told(kit: Kit) -> None:
+    entries = [await kit.redis.xadd("t:requests", FIELDS) for _ in range(3)]
+    await kit.until(3)
+    await kit.redis.xdel("t:requests", entries[0], entries[2])
+    kit.taken.clear()
+    await kit.until(1)
+    assert kit.taken == [entries[1]]
+    assert len(kit.lost) == 2
+    assert (await kit.redis.xpending("t:requests", "g"))["pending"] == 1
+
+
+async def test_what_is_no_request_goes_to_the_dead_letters_and_the_next_is_read(kit: Kit) -> None:
+    await kit.redis.xadd("t:requests", {"service": "api", "image": "x;}server{listen 1;"})
+    good = await kit.redis.xadd("t:requests", FIELDS)
+    await kit.until(1)
+    assert kit.taken == [good]
+    assert "is not an image reference" in kit.store.dead[0]["error"]
+
+
+async def test_pushing_from_python_is_the_same(kit: Kit) -> None:
+    from orchestrator.store.keys import Keys
+
+    entry = await RedisStore(kit.redis, Keys("t")).push({"service": "api", "image": "repo/api:1"})
+    await kit.until(1)
+    assert kit.taken == [entry]
