@@ -174,7 +174,7 @@ class Bench:
             code = "import orchestrator.__main__"
             process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
             await process.wait()
-            self.note("bare: Python imports the daemon", began)
+            self.note("bare: Python imports the daemon and exits", began)
         for number in range(rounds):
             conf = self.stack.root / "edge" / "zz-bench.conf"
             url = f"http://127.0.0.1:{self.stack.generation}/bench"
