@@ -27,8 +27,8 @@ _ON_DISK: TypeAdapter[OnDisk] = TypeAdapter(OnDisk)
 PROXY_SNIPPET = """\
 # Include this in the location that proxies to a service of release-orchestrator.
 # Only connection errors and timeouts are retried, and only for idempotent requests. An application's own
-# 5xx is never retried: that would hide a bad release from its gates. Three tries, because a candidate may die
-# with both of its instances; no more, because a request that kills whoever answers it must not reach them all.
+# 5xx is never retried: that would hide a bad release from its gates. Three tries, because a candidate may
+# die with both its instances; no more, so that a request which kills whoever answers can't reach them all.
 proxy_http_version 1.1;
 proxy_set_header Connection "";
 proxy_set_header Host $host;
