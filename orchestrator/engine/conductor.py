@@ -128,21 +128,26 @@ class Conductor:
             raise self._jobs.superseded
         if not self._loaded:
             await self._load()
+        told = bool(self._version) and await self._obey()
         seen = await self._look()
-        told = False
         if not self._version:  # nothing is committed: what runs may have to be taken up before commands
             if not seen.runtime_ok:
                 return False
-            told = await self._decide(seen)
+            await self._decide(seen)
+            told = await self._obey()
+        told |= await self._decide(seen)
+        if self._parts.may_act():
+            self._converger.converge(desired(self._state, self._parts.clock.now()), self._state, seen)
+        return told
+
+    async def _obey(self) -> bool:
+        """Carry out the commands that wait. True when there were any."""
+        told = bool(self._inbox)
         while self._inbox:
             command = self._inbox[0]
             state, events = handle(self._state, command, self._parts.clock.now())
             await self._commit(state, events, acks=(command.request,))
             self._inbox.popleft()
-            told = True
-        told |= await self._decide(seen)
-        if self._parts.may_act():
-            self._converger.converge(desired(self._state, self._parts.clock.now()), self._state, seen)
         return told
 
     async def _decide(self, seen: Observation) -> bool:
@@ -199,7 +204,9 @@ class Conductor:
         local = seen.edge.on_disk.local if seen.edge.on_disk else None
         if before is None or after is None or after.retreat is None or local is not None:
             return
-        if before.phase is not Phase.ROLLING_BACK:
+        stable = self._state.stable.id if self._state.stable else ""
+        leads_there = {s.release for s in seen.edge.fallback} == {stable}
+        if before.phase is not Phase.ROLLING_BACK and leads_there:
             self._converger.retreat(self.plan.service, after.retreat)
 
     def doubt(self) -> None:

@@ -1,6 +1,6 @@
 """`desired`: which world a state wants. The engine makes the world so, and nothing else does."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from orchestrator.rollout.model import (
     BEFORE_TRAFFIC,
@@ -11,6 +11,7 @@ from orchestrator.rollout.model import (
     ServiceState,
     instance_name,
 )
+from orchestrator.rollout.route import alone
 
 REPAIR_AFTER = 30.0
 """Seconds that a hand-edited file is left alone, so that a person in an emergency is not fought."""
@@ -108,8 +109,7 @@ def _fallback(state: ServiceState) -> Route | None:
     target = state.stable if moving else state.previous
     if target is None:
         return None
-    mine = [s for s in state.route.servers if s.release == target.id]
-    servers = tuple(replace(s, weight=1, backup=False) for s in mine)
+    servers = alone(state.route, target.id)
     if not servers:
         return None
     return Route(generation=state.route.generation, servers=servers)

@@ -1,7 +1,7 @@
 """Which instance gets which share: the route that a state and an observation lead to."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.rollout.model import FULL, Phase, Release, Route, Server, ServiceState
 from orchestrator.rollout.observation import Instance, LocalRollback, Observation
@@ -91,21 +91,43 @@ def _host_went_elsewhere(state: ServiceState, seen: Observation, wanted: Shares)
     """Whether a rollback on the host stands that the state does not agree with yet: it is not undone."""
     local = seen.edge.on_disk.local if seen.edge.on_disk else None
     rollout = state.rollout
-    following = local is not None and rollout is not None and rollout.release.id == local.to
+    going = rollout is not None and rollout.phase is not Phase.ROLLING_BACK
+    following = local is not None and going and rollout is not None and rollout.release.id == local.to
     if local is None or not (following or unanswered(state, seen)):
         return False
     return {release.id for release, _ in wanted.weights} != {local.to}
+
+
+def alone(route: Route, release: str) -> tuple[Server, ...]:
+    """The servers of one release in a route, as if it had all the traffic."""
+    return tuple(replace(s, weight=1, backup=False) for s in route.servers if s.release == release)
+
+
+def _back_unseen(state: ServiceState, seen: Observation, now: float) -> Route:
+    route, rollout = state.route, state.rollout
+    going_back = rollout is not None and rollout.phase is Phase.ROLLING_BACK
+    if not going_back or state.stable is None:
+        return route
+    servers = alone(route, state.stable.id)
+    if not servers or all(s.release == state.stable.id for s in route.servers):
+        return route
+    generation = max(route.generation, seen.edge.floor) + 1
+    return Route(generation=generation, servers=servers, changed_at=now)
 
 
 def next_route(state: ServiceState, seen: Observation, now: float) -> Route:
     """The route for this state, with the next generation if it differs from the committed one.
 
     A release that should have traffic and has no usable instance keeps the route as it is: sending all
-    traffic to nobody is never better than sending it where it went (I1, I15).
+    traffic to nobody is never better than sending it where it went (I1, I15). While Docker does not
+    answer nothing is known of the instances, and the only change is back to those of stable that have
+    traffic already.
     """
     route, wanted = state.route, shares(state)
-    if not seen.runtime_ok or _host_went_elsewhere(state, seen, wanted):
+    if _host_went_elsewhere(state, seen, wanted):
         return route
+    if not seen.runtime_ok:
+        return _back_unseen(state, seen, now)
     pools = [(release, weight, _usable(release, route, seen)) for release, weight in wanted.weights]
     if any(not pool for _, _, pool in pools):
         return route

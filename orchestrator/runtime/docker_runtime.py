@@ -25,6 +25,9 @@ from orchestrator.runtime.probe import Prober
 
 log = structlog.get_logger()
 
+LOOK_DEADLINE = 5.0
+"""Seconds for one look; a rollback must not wait for a Docker that hangs."""
+
 LOG_LINES = 20
 LOG_DELAY = 0.3
 """Seconds after which the log of a process that has just ended is complete."""
@@ -90,7 +93,7 @@ class DockerRuntime:
 
     async def observe(self, service: str) -> tuple[Instance, ...]:
         """See `ports.Runtime`."""
-        found = await self._docker.call(lambda client: self._inspect(client, service))
+        found = await self._docker.call(lambda client: self._inspect(client, service), LOOK_DEADLINE)
         seen = await asyncio.gather(*(self._probed(identity, attrs) for identity, attrs in found))
         self._living[service] = {(i.container, i.started_at) for i in seen}
         known = set().union(*self._living.values())

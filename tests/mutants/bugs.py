@@ -28,10 +28,10 @@ BUGS = (
         "            command = self._inbox[0]\n"
         "            state, events = handle(self._state, command, self._parts.clock.now())\n"
         "            await self._commit(state, events, acks=(command.request,))\n"
-        "            self._inbox.popleft()\n",
+        "            self._inbox.popleft()\n        return told\n",
         "            command = self._inbox.popleft()\n"
         "            state, events = handle(self._state, command, self._parts.clock.now())\n"
-        "            await self._commit(state, events, acks=(command.request,))\n",
+        "            await self._commit(state, events, acks=(command.request,))\n        return told\n",
         ENGINE,
     ),
     Bug(

@@ -10,22 +10,12 @@ import logging
 import random
 import sys
 import time
-from typing import get_args
 
 import structlog
 
-from tests.simulation.chaos import Act, Kind, play
+from tests.simulation.chaos import script
 from tests.simulation.journey import STORIES, simulate
 from tests.simulation.world import Fault, Mode, World
-
-
-def script(seed: int) -> World:
-    """The script, the faults and the order that a seed stands for."""
-    chance = random.Random(seed)
-    kinds = get_args(Kind)
-    acts = [Act(chance.choice(kinds), round(chance.uniform(0, 8), 2)) for _ in range(chance.randint(3, 25))]
-    faults = [Fault(chance.randrange(150), chance.choice(list(Mode))) for _ in range(chance.randint(3, 6))]
-    return simulate(lambda run: play(run, acts), faults, seed)
 
 
 def many(minutes: float, seed: int) -> bool:

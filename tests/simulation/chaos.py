@@ -1,9 +1,11 @@
 """What people, CI, operators and bad luck do, in any order, at any time."""
 
+import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from tests.simulation.journey import Run
+from tests.simulation.journey import Run, simulate
+from tests.simulation.world import Fault, Mode, World
 
 Kind = Literal[
     "release good",
@@ -117,3 +119,12 @@ def _misfortune(  # noqa: C901  one case for each
         world.lease_until = world.now  # Redis follows the wall clock
     elif kind == "clock back":
         world.wall -= 3600.0
+
+
+def script(seed: int) -> World:
+    """The script, the faults and the order that a seed stands for."""
+    chance = random.Random(seed)
+    kinds = get_args(Kind)
+    acts = [Act(chance.choice(kinds), round(chance.uniform(0, 8), 2)) for _ in range(chance.randint(3, 25))]
+    faults = [Fault(chance.randrange(150), chance.choice(list(Mode))) for _ in range(chance.randint(3, 6))]
+    return simulate(lambda run: play(run, acts), faults, seed)

@@ -9,7 +9,7 @@ import structlog
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.simulation.chaos import Act, Kind, play
+from tests.simulation.chaos import Act, Kind, play, script
 from tests.simulation.journey import STORIES, simulate
 from tests.simulation.world import Fault, Mode, World
 
@@ -56,6 +56,12 @@ def test_any_two_effects_may_go_wrong(part: int) -> None:
                     faults = [first, Fault(other, second)]
                     world = simulate(STORIES[story], faults)
                     assert not world.violations, shown(world, story, faults)
+
+
+@pytest.mark.parametrize("seed", [562, 626, 645, 967, 77216, *range(40)])
+def test_scripts_that_showed_something_and_forty_others(seed: int) -> None:
+    world = script(seed)
+    assert not world.violations, "\n".join([f"python -m tests.simulation script {seed}", *world.violations])
 
 
 scripts = st.lists(

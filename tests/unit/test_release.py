@@ -808,3 +808,40 @@ def test_what_was_rolled_back_finishes_its_requests_first(sim: Sim) -> None:
     sim.drained = True
     sim.run(3)
     assert "api-2-0" not in sim.instances
+
+
+def test_without_docker_a_rollback_goes_to_those_of_stable_that_have_traffic(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.runtime_ok = False
+    sim.send(Rollback(request="9-0", actor="ann"))
+    sim.step()
+    assert sim.share("api-1") == 100
+    assert sim.ends("api-2")[-1].outcome is Outcome.ROLLED_BACK
+    assert set(sim.instances) == {"api-1-0", "api-1-1", "api-2-0", "api-2-1"}
+    sim.runtime_ok = True
+    sim.run(15)
+    assert set(sim.instances) == {"api-1-0", "api-1-1"}
+
+
+def test_without_docker_a_first_release_has_nowhere_to_go_back_to() -> None:
+    sim = Sim()
+    sim.edge_up = False
+    sim.send(submit(1))
+    sim.until_phase(Phase.BAKING)
+    before = sim.state.route
+    sim.runtime_ok = False
+    sim.send(Abort(request="9-0", actor="ann"))
+    sim.step()
+    assert sim.state.route == before
+
+
+def test_without_docker_and_without_an_instance_of_stable_the_route_stays(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    servers = tuple(s for s in sim.state.route.servers if s.release == "api-2")
+    sim.state = replace(sim.state, route=replace(sim.state.route, servers=servers))
+    sim.runtime_ok = False
+    sim.send(Rollback(request="9-0", actor="ann"))
+    seen = sim.observe()
+    assert decide(sim.state, seen, sim.now)[0].route.servers == servers
