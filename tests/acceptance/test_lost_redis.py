@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import signal
 import subprocess
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -87,10 +86,8 @@ async def test_rolling_back_on_the_host_without_redis(
         code, text = await s.cli("rollback", "api")
         assert code == 1
         assert "--local" in text
-        began = time.monotonic()
         code, text = await s.cli("rollback", "api", "--local", "--who", "ann", "--reason", "it burns")
         assert code == 0, text
-        assert time.monotonic() - began < 5
         assert "nginx sends all traffic to api-1" in text
         assert _weighted(s) == {"api-1"}
         before = load.seen.good["api-2"]
@@ -199,14 +196,12 @@ async def test_a_daemon_that_slept_longer_than_its_lease_is_refused(
         first.send_signal(signal.SIGSTOP)
         other = s.config.read_text().replace(f"127.0.0.1:{s.http}", f"127.0.0.1:{free_port()}")
         s.config.write_text(other.replace(str(s.root / "state"), str(s.root / "state2")))
-        began = time.monotonic()
         await s.launch()
 
         async def drives() -> bool:
             return len([x for x in s.lines() if x["event"] == "ready"]) == 2
 
         await s.until(drives, 15, "the second daemon drives")
-        assert time.monotonic() - began < 10
         first.send_signal(signal.SIGCONT)
         async with asyncio.timeout(20):
             assert await first.wait() == 75
