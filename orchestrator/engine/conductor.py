@@ -124,8 +124,8 @@ class Conductor:
 
         After a commit whose reply was lost it begins by reading what was written.
         """
-        if self._jobs.superseded is not None:
-            raise self._jobs.superseded
+        if self._jobs.fatal is not None:
+            raise self._jobs.fatal
         if not self._loaded:
             await self._load()
         told = bool(self._version) and await self._obey()

@@ -39,7 +39,7 @@ async def eternal(name: str, work: Callable[[], Awaitable[object]], pause: float
 class Jobs:
     """Named background jobs of one conductor, one at a time per name, with growing pauses after failures.
 
-    A job that is refused as `Stale` is told in `superseded`: whoever owns the jobs has to stop.
+    `fatal` tells why whoever owns the jobs has to stop: one was refused as `Stale`, or has a bug.
 
     Args:
         wake: Called when a job ends.
@@ -57,7 +57,7 @@ class Jobs:
         self._pauses: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
         self.errors: dict[str, Fault] = {}
-        self.superseded: Stale | None = None
+        self.fatal: Exception | None = None
 
     def start(self, name: str, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Start a job unless one of this name runs, or has failed too recently."""
@@ -70,7 +70,7 @@ class Jobs:
         try:
             await work()
         except Stale as error:
-            self.superseded = error
+            self.fatal = error
         except Fault as error:
             pause = min(self._pauses.get(name, self._first / 2) * 2, self._longest)
             self._pauses[name] = pause
@@ -78,6 +78,8 @@ class Jobs:
             self._not_before[name] = asyncio.get_running_loop().time() + pause * jitter
             self.errors[name] = error
             log.warning("job_failed", job=name, reason=str(error), next_try_s=pause)
+        except Exception as error:  # noqa: BLE001  raised again by the owner
+            self.fatal = error
         else:
             for memory in (self._pauses, self._not_before, self.errors):
                 memory.pop(name, None)

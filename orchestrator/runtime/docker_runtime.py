@@ -87,7 +87,7 @@ class DockerRuntime:
     async def highest_token(self) -> int:
         """The highest fencing token that the Engine knows; 0 while it does not answer."""
         try:
-            return await self._docker.call(self._fence.highest)
+            return await self._docker.call(self._fence.highest, LOOK_DEADLINE)
         except Fault:
             return 0
 

@@ -76,11 +76,11 @@ class Lease:
         dead = self._file.read().strip()
         known = int(dead) if dead.isdecimal() else 0
         while True:
+            floor = max(known, await self._highest())
             self._renewed = asyncio.get_running_loop().time()
             try:
                 token, ttl_ms = await self._acquire(
-                    keys=[self._keys.lease, self._keys.epoch],
-                    args=[int(self._ttl * 1000), max(known, await self._highest()), dead],
+                    keys=[self._keys.lease, self._keys.epoch], args=[int(self._ttl * 1000), floor, dead]
                 )
             except RedisError as error:
                 log.warning("redis_unavailable", reason=str(error))

@@ -141,6 +141,8 @@ class FakeRuntime:
 
     async def supervise(self, name: str) -> None:
         self._up()
+        if name not in self.containers:
+            raise Fault(f"Docker: no such container: {name}")
         self.containers[name] = replace(self.containers[name], supervised=True)
 
     async def stop(self, name: str) -> None:

@@ -10,6 +10,7 @@ from tests.simulation.world import Fault, Mode, World
 Kind = Literal[
     "release good",
     "release bad",
+    "release over",
     "release again",
     "release elsewhere",
     "rollback",
@@ -88,6 +89,8 @@ def _release(run: Run, number: int, kind: str) -> None:
         run.world.bad.add(f"repo/api:{number}")
     if kind == "release again":
         run.push(number, image="repo/api:1", key="k")
+    elif kind == "release over":
+        run.push(number, strategy="over")
     elif kind == "release elsewhere":
         run.push(number, image="elsewhere/api:1")
     else:

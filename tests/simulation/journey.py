@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.ports import Fault as Refused
 from orchestrator.ports import MetricSource, Request, ServicePlan
@@ -36,7 +36,7 @@ PLAN = ServicePlan(
     service="api",
     images=("repo/api",),
     template=template(instances=1),
-    policies={"": POLICY},
+    policies={"": POLICY, "over": replace(POLICY, on_new_release="supersede")},
     metrics=MetricSource(requests="r", status_label="code", error_pattern="5..", latency=""),
 )
 

@@ -232,6 +232,18 @@ async def test_a_refusal_at_the_resource_ends_the_daemon(kit: Kit) -> None:
             await eternal("conductor", conductor.run)
 
 
+async def test_a_bug_in_a_job_ends_the_daemon(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(_: FakeRuntime, image: str) -> Any:
+        raise ZeroDivisionError(image)
+
+    monkeypatch.setattr(FakeRuntime, "resolve", broken)
+    conductor = Conductor(PLAN, kit.parts)
+    conductor.submit(small(1))
+    with pytest.raises(ZeroDivisionError):
+        async with asyncio.timeout(5):
+            await eternal("conductor", conductor.run)
+
+
 async def test_a_conductor_takes_only_so_many_commands() -> None:
     conductor = Kit().conductor
     for number in range(INBOX):
