@@ -162,10 +162,14 @@ _verb("freeze", "Start no further release of a service; rollbacks still work.")
 _verb("unfreeze", "Start releases again.")
 
 
-def _rollback_on_host(config: Config, service: str, who: str, reason: str, output: Output) -> None:
+def _check_known(config: Config, service: str) -> None:
     if service not in config.services:
         known = ", ".join(sorted(config.services)) or "none"
         raise typer.BadParameter(f"{service!r} is not known; there are: {known}")
+
+
+def _rollback_on_host(config: Config, service: str, who: str, reason: str, output: Output) -> None:
+    _check_known(config, service)
     done = run(roll_back_here(config, service, who, reason or f"rolled back on the host by {who}"))
     if output is Output.JSON:
         out.print(json.dumps({"service": service, "to": done.to, "actor": who}), markup=False)
@@ -246,9 +250,8 @@ def status(
 ) -> None:
     """Show what every service is doing."""
     found = config_or_exit(config)
-    if service and service not in found.services:
-        known = ", ".join(sorted(found.services)) or "none"
-        raise typer.BadParameter(f"{service!r} is not known; there are: {known}")
+    if service:
+        _check_known(found, service)
     states = run(_states(found, service))
     if output is Output.JSON:
         out.print(json.dumps([json.loads(dump_state(s)) for s in states], indent=2), markup=False)

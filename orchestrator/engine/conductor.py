@@ -201,8 +201,7 @@ class Conductor:
         seen = await self._look()
         before = self._state.rollout
         after = decide(self._state, seen, self._parts.clock.now())[0].rollout
-        local = seen.edge.on_disk.local if seen.edge.on_disk else None
-        if before is None or after is None or after.retreat is None or local is not None:
+        if before is None or after is None or after.retreat is None or seen.edge.local is not None:
             return
         stable = self._state.stable.id if self._state.stable else ""
         leads_there = {s.release for s in seen.edge.fallback} == {stable}

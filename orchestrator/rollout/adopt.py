@@ -18,7 +18,7 @@ def adopt(turn: Turn, seen: Observation) -> None:
     """
     state, disk = turn.state, seen.edge.on_disk
     blank = state == ServiceState(service=state.service)
-    ahead = seen.edge.floor > state.route.generation and (disk is None or disk.local is None)
+    ahead = seen.edge.floor > state.route.generation and seen.edge.local is None
     releases = {i.release: i.described for i in seen.instances if i.described is not None}
     if not seen.runtime_ok or not releases or not (blank or ahead):
         return

@@ -86,9 +86,7 @@ class Unfreeze(_Command):
 Command = Submit | Rollback | Pause | Resume | Approve | Abort | Freeze | Unfreeze
 
 
-def handle(  # noqa: C901  one case for each command
-    state: ServiceState, command: Command, now: float
-) -> tuple[ServiceState, tuple[Event, ...]]:
+def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceState, tuple[Event, ...]]:
     """Carry out a command, or refuse it with a reason.
 
     Returns:
@@ -99,25 +97,7 @@ def handle(  # noqa: C901  one case for each command
         return state, ()
     state = replace(state, handled=(*state.handled, command.request)[-HANDLED:])
     turn = Turn(state, now)
-    match command:
-        case Submit():
-            refusal = _submit(turn, command)
-        case Rollback():
-            refusal = _rollback(turn, command)
-        case Pause():
-            refusal = _pause(turn, command)
-        case Resume():
-            refusal = _resume(turn)
-        case Approve():
-            refusal = _approve(turn)
-        case Abort():
-            refusal = _abort(turn, command)
-        case Freeze():
-            refusal = _freeze(turn, command)
-        case Unfreeze():
-            refusal = _unfreeze(turn)
-        case _:
-            assert_never(command)
+    refusal = _carry_out(turn, command)
     verb = type(command).__name__.lower()
     if refusal:
         refused = RequestRefused(
@@ -142,6 +122,29 @@ def handle(  # noqa: C901  one case for each command
         )
         turn.events.insert(0, accepted)
     return turn.state, tuple(turn.events)
+
+
+def _carry_out(turn: Turn, command: Command) -> str:  # noqa: PLR0911  one case for each command
+    """Change the turn's state as the command asks; why it is refused, or ''."""
+    match command:
+        case Submit():
+            return _submit(turn, command)
+        case Rollback():
+            return _rollback(turn, command)
+        case Pause():
+            return _pause(turn, command)
+        case Resume():
+            return _resume(turn)
+        case Approve():
+            return _approve(turn)
+        case Abort():
+            return _abort(turn, command)
+        case Freeze():
+            return _freeze(turn, command)
+        case Unfreeze():
+            return _unfreeze(turn)
+        case _:
+            assert_never(command)
 
 
 def _submit(turn: Turn, command: Submit) -> str:

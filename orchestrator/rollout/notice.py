@@ -21,7 +21,7 @@ def notice_host(turn: Turn, seen: Observation) -> None:
     on the host, or the store has lost commits; then nobody knows what the last of them said.
     """
     state, edge = turn.state, seen.edge
-    if edge.on_disk is None or edge.on_disk.local is None:
+    if edge.on_disk is None or edge.local is None:
         if edge.floor > state.route.generation and state.rollout is not None:
             ahead = f"nginx has generation {edge.floor}, but only {state.route.generation} is committed"
             turn.retreat(Outcome.ROLLED_BACK, ahead)
@@ -53,8 +53,7 @@ def notice_edge(turn: Turn, seen: Observation) -> None:
             turn.tell(
                 EdgeStuck(service=state.service, at=now, generation=state.route.generation, reason=reason)
             )
-    local = edge.on_disk is not None and edge.on_disk.local is not None
-    if edge.file != "ours" and not local and state.drifted_since is None and state.confirmed:
+    if edge.file != "ours" and edge.local is None and state.drifted_since is None and state.confirmed:
         turn.set(drifted_since=now)
         turn.tell(EdgeDrifted(service=state.service, at=now, file=edge.file))
     elif edge.file == "ours" and state.drifted_since is not None:

@@ -91,6 +91,11 @@ class Edge:
     on_disk: OnDisk | None = None
     fallback: tuple[Server, ...] = ()
 
+    @property
+    def local(self) -> LocalRollback | None:
+        """The rollback on the host that the file stands for; None when the daemon wrote it."""
+        return self.on_disk.local if self.on_disk else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:

@@ -89,8 +89,7 @@ def unanswered(state: ServiceState, seen: Observation) -> LocalRollback | None:
 
 def _host_went_elsewhere(state: ServiceState, seen: Observation, wanted: Shares) -> bool:
     """Whether a rollback on the host stands that the state does not agree with yet: it is not undone."""
-    local = seen.edge.on_disk.local if seen.edge.on_disk else None
-    rollout = state.rollout
+    local, rollout = seen.edge.local, state.rollout
     going = rollout is not None and rollout.phase is not Phase.ROLLING_BACK
     following = local is not None and going and rollout is not None and rollout.release.id == local.to
     if local is None or not (following or unanswered(state, seen)):
@@ -142,8 +141,7 @@ def next_route(state: ServiceState, seen: Observation, now: float) -> Route:
     if wanted.backup is not None and servers:
         servers += [_server(i, 1, backup=True) for i in _usable(wanted.backup, route, seen)]
     preview = tuple(_server(i, 1) for i in _usable(wanted.preview, route, seen)) if wanted.preview else ()
-    local = seen.edge.on_disk is not None and seen.edge.on_disk.local is not None
-    ahead = bool(servers) and seen.edge.floor >= route.generation + (0 if local else 1)
+    ahead = bool(servers) and seen.edge.floor >= route.generation + (0 if seen.edge.local else 1)
     if tuple(servers) == route.servers and preview == route.preview and not ahead:
         return route
     generation = max(route.generation, seen.edge.floor) + 1
