@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from rich.table import Table
 
 from examples.playground import gin
 from examples.playground.load import Load
+from examples.playground.redis import RedisServer
 from examples.playground.service import service_file
 from examples.playground.stack import Stack, free_port
 from orchestrator.traffic.render import probe_host
@@ -48,26 +48,13 @@ class Bench:
 
     def __init__(self, folder: Path, image: Callable[[str], str]) -> None:
         self.folder, self.image = folder, image
-        self.redis_port = free_port()
-        self.redis: subprocess.Popen[bytes] | None = None
-        url = f"redis://127.0.0.1:{self.redis_port}/0"
+        self.redis = RedisServer(folder)
         self.stack = Stack(
-            lambda port: {"api": service_file("api", port("api"), **SERVICE)}, {"redis": {"url": url}}
+            lambda port: {"api": service_file("api", port("api"), **SERVICE)},
+            {"redis": {"url": self.redis.url}},
         )
         self.results: dict[str, list[float]] = {}
         self.stalls: list[float] = []
-
-    def start_redis(self) -> None:
-        """With the settings that the daemon demands."""
-        durable = ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"]
-        place = ["--port", str(self.redis_port), "--dir", str(self.folder), "--save", ""]
-        self.redis = subprocess.Popen(["redis-server", *place, *durable], stdout=subprocess.DEVNULL)
-
-    def stop_redis(self) -> None:
-        """SIGKILL."""
-        if self.redis is not None:
-            self.redis.kill()
-            self.redis.wait()
 
     def note(self, what: str, began: float) -> None:
         """Remember the seconds since a moment."""
@@ -126,12 +113,12 @@ class Bench:
         """`orchestrator rollback --local`, the start of the command line included."""
         for _ in range(rounds):
             release = await self.canary()
-            self.stop_redis()
+            self.redis.kill()
             began = time.monotonic()
             code, text = await self.stack.cli("rollback", "api", "--local")
             assert code == 0, text
             self.note("rollback --local, Redis dead", began)
-            self.start_redis()
+            self.redis.start()
             await self.stack.ended(release)
 
     async def standby(self, rounds: int) -> None:
@@ -199,7 +186,7 @@ async def main(rounds: int) -> None:
     client = docker.from_env()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), lambda version: gin.build(client, version))
-        bench.start_redis()
+        bench.redis.start()
         try:
             async with bench.stack as stack:
                 await stack.push("api", bench.image("v1"))
@@ -212,7 +199,7 @@ async def main(rounds: int) -> None:
                     await bench.standby(max(rounds // 6, 1))
                     await bench.bare(max(rounds // 3, 1))
         finally:
-            bench.stop_redis()
+            bench.redis.kill()
     table = Table(title=f"{rounds} rounds, 100 requests a second all the time")
     for column in ("", "n", "median", "p99", "worst"):
         table.add_column(column, justify="left" if not column else "right")

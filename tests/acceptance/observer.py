@@ -18,6 +18,7 @@ from orchestrator.rollout.events import PhaseEntered, ReleaseAccepted, ReleaseEn
 from orchestrator.rollout.model import FULL, Outcome, Phase
 from orchestrator.runtime.labels import INSTANCE, RELEASE
 from orchestrator.traffic.render import probe_host
+from tests.journal import NEXT
 
 INTERVAL = 0.2
 DEATH_LIMIT = 3.0
@@ -27,16 +28,6 @@ SERVER = re.compile(
     r"server (?P<address>[0-9.]+:[0-9]+) weight=(?P<weight>[0-9]+)[^;#]*?(?P<backup> backup)?;"
     r"  # (?P<release>\S+) (?P<instance>\S+)"
 )
-
-NEXT = {
-    None: {Phase.PREFLIGHT},
-    Phase.PREFLIGHT: {Phase.STARTING},
-    Phase.STARTING: {Phase.PREVIEW, Phase.SHIFTING, Phase.BAKING},
-    Phase.PREVIEW: {Phase.SHIFTING, Phase.BAKING},
-    Phase.SHIFTING: {Phase.SHIFTING, Phase.BAKING, Phase.ROLLING_BACK},
-    Phase.BAKING: {Phase.ROLLING_BACK},
-    Phase.ROLLING_BACK: set(),
-}
 
 
 @dataclass(frozen=True, slots=True)

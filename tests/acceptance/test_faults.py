@@ -5,7 +5,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import docker
 import pytest
 
 from examples.playground.load import Load
+from examples.playground.redis import DURABLE, RedisServer
 from examples.playground.service import service_file
 from examples.playground.stack import NGINX, ROOT, Stack, free_port
 from orchestrator.rollout.events import EdgeDrifted, EdgeRepaired, EdgeStuck
@@ -242,16 +242,9 @@ async def test_foreign_containers_are_never_touched_and_orphans_are_reaped(
 async def test_a_given_redis_must_keep_what_it_acknowledges(
     images: Images, tmp_path: Path, safe: bool
 ) -> None:
-    port = free_port()
-    durable = ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"]
-    server = subprocess.Popen(
-        ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", ""]
-        + (durable if safe else []),
-        stdout=subprocess.DEVNULL,
-    )
-    s = Stack(
-        lambda p: {"api": service_file("api", p("api"))}, {"redis": {"url": f"redis://127.0.0.1:{port}/0"}}
-    )
+    server = RedisServer(tmp_path, DURABLE if safe else ())
+    server.start()
+    s = Stack(lambda p: {"api": service_file("api", p("api"))}, {"redis": {"url": server.url}})
     try:
         await asyncio.sleep(0.5)
         s.start_nginx()
@@ -268,8 +261,7 @@ async def test_a_given_redis_must_keep_what_it_acknowledges(
             assert "CONFIG SET appendfsync always" in log
     finally:
         await s.__aexit__()
-        server.terminate()
-        server.wait()
+        server.kill()
 
 
 async def test_the_endpoints(stack: Stacks, images: Images) -> None:

@@ -1,15 +1,14 @@
 """Redis is gone, silent, or has forgotten everything: traffic stays, bad candidates still go back."""
 
 import asyncio
-import contextlib
 import signal
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from examples.playground.load import Load
+from examples.playground.redis import RedisServer
 from examples.playground.stack import Stack, free_port
 from orchestrator.rollout.events import ServiceAdopted, StateRestored
 from orchestrator.rollout.model import Outcome
@@ -19,38 +18,13 @@ from tests.conftest import Images, Stacks
 LONG_HOLD = {"steps": [20, 100], "first_hold": "12s", "bake": "1s", "min_requests": 5, "step_deadline": "60s"}
 
 
-class RedisServer:
-    """A redis-server of the test's own, which it may stop, kill and empty."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        durable = ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"]
-        place = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
-        self._process = subprocess.Popen(["redis-server", *place, *durable], stdout=subprocess.DEVNULL)
-
-    def signal(self, number: int) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-
 @pytest.fixture
 async def redis_server(tmp_path: Path) -> AsyncIterator[RedisServer]:
     server = RedisServer(tmp_path)
     server.start()
     await asyncio.sleep(0.5)
     yield server
-    with contextlib.suppress(AssertionError):
-        server.signal(signal.SIGCONT)
+    server.signal(signal.SIGCONT)
     server.kill()
 
 

@@ -19,6 +19,7 @@ from orchestrator.rollout.model import FULL, Outcome, Phase, Server, ServiceStat
 from orchestrator.rollout.observation import Sample
 from orchestrator.store.codec import load_state
 from tests.contract.fakes import FakeRuntime, FakeStore, FakeTraffic
+from tests.journal import NEXT
 
 T = TypeVar("T")
 
@@ -28,16 +29,6 @@ LONG = 16.0
 
 OUT_OF_ROUTE = 3 * LONG
 """Seconds after which a dead instance has left the route, daemons that sleep or are restarted included."""
-
-NEXT = {
-    None: {Phase.PREFLIGHT},
-    Phase.PREFLIGHT: {Phase.STARTING},
-    Phase.STARTING: {Phase.PREVIEW, Phase.SHIFTING, Phase.BAKING},
-    Phase.PREVIEW: {Phase.SHIFTING, Phase.BAKING},
-    Phase.SHIFTING: {Phase.SHIFTING, Phase.BAKING, Phase.ROLLING_BACK},
-    Phase.BAKING: {Phase.ROLLING_BACK},
-    Phase.ROLLING_BACK: set(),
-}
 
 
 class Mode(StrEnum):

@@ -69,9 +69,9 @@ class Soak:
             process.send_signal(signal.SIGCONT)
 
     async def redis_killed(self) -> None:
-        self.redis.kill()
+        self.redis.server.kill()
         await asyncio.sleep(3.0)
-        self.redis.start_server()
+        self.redis.server.start()
 
     async def redis_cut_off(self) -> None:
         self.redis.cut = True
@@ -85,14 +85,14 @@ class Soak:
         self.redis.silent = False
 
     async def redis_disk_full(self) -> None:
-        disk = self.redis.folder
+        disk = self.redis.server.folder
         with contextlib.suppress(OSError), (disk / ".ballast").open("wb", buffering=0) as file:
             while True:
                 file.write(b"\0" * 65536)
         await asyncio.sleep(5.0)
         (disk / ".ballast").unlink()
-        if self.redis.dead():
-            self.redis.start_server()
+        if self.redis.server.dead():
+            self.redis.server.start()
 
     async def edge_disk_full(self) -> None:
         self.stage.disk.fill()

@@ -17,6 +17,7 @@ import docker
 import yaml
 from docker.errors import DockerException
 
+from examples.playground.redis import RedisServer
 from examples.playground.service import service_file
 from examples.playground.stack import ROOT, Stack, free_port
 
@@ -82,45 +83,31 @@ class Redis:
     """A redis-server, and a proxy before it that can be cut or made silent."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port, self.own_port = folder, free_port(), free_port()
+        self.server, self.port = RedisServer(folder), free_port()
         self.silent = self.cut = False
-        self._process: subprocess.Popen[bytes] | None = None
-        self._server: asyncio.Server | None = None
+        self._proxy: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
 
     async def start(self) -> None:
-        self.start_server()
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-
-    def start_server(self) -> None:
-        durable = ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"]
-        place = ["--port", str(self.own_port), "--dir", str(self.folder), "--save", ""]
-        self._process = subprocess.Popen(["redis-server", *place, *durable], stdout=subprocess.DEVNULL)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def dead(self) -> bool:
-        return self._process is None or self._process.poll() is not None
+        self.server.start()
+        self._proxy = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
 
     def disconnect(self) -> None:
         for writer in list(self._open):
             writer.close()
 
     async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        if self._proxy is not None:
+            self._proxy.close()
         self.disconnect()
-        self.kill()
+        self.server.kill()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.cut:
             writer.close()
             return
         try:
-            behind, before = await asyncio.open_connection("127.0.0.1", self.own_port)
+            behind, before = await asyncio.open_connection("127.0.0.1", self.server.port)
         except OSError:
             writer.close()
             return

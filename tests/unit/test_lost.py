@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
-
 from orchestrator.rollout.command import Freeze
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.events import ServiceAdopted
@@ -11,15 +9,6 @@ from orchestrator.rollout.model import Outcome, Phase, Route, ServiceState
 from orchestrator.rollout.observation import Observation
 from tests.builders import submit
 from tests.unit.sim import Behaviour, Sim
-
-
-@pytest.fixture
-def sim() -> Sim:
-    """api-1 is stable."""
-    sim = Sim()
-    sim.send(submit(1))
-    sim.until_ended("api-1")
-    return sim
 
 
 def shifting(sim: Sim) -> Sim:

@@ -29,15 +29,6 @@ from tests.builders import ERRORS, LADDER, policy, submit, template
 from tests.unit.sim import Sim
 
 
-@pytest.fixture
-def sim() -> Sim:
-    """A service whose first release is stable."""
-    sim = Sim()
-    sim.send(submit(1))
-    sim.until_ended("api-1")
-    return sim
-
-
 def test_first_release_takes_all_traffic_without_gates() -> None:
     sim = Sim()
     sim.send(submit(1))
