@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import docker
 from rich.console import Console
@@ -32,7 +33,23 @@ from tests.soak.stage import TTL, Engine, Redis, Stage, scene
 
 EVERY = 20.0
 RATE = 50
+STARTING = 8
+"""Open files that a daemon has before it is up; such looks say nothing of leaks."""
 out = Console(highlight=False, width=110)
+
+
+class Footprint(NamedTuple):
+    """What daemons hold: memory in MiB and open files."""
+
+    resident: float
+    files: int
+
+
+def footprint(pid: int) -> Footprint | None:
+    with contextlib.suppress(OSError, IndexError):
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return Footprint(pages / 256, len(list(Path(f"/proc/{pid}/fd").iterdir())))
+    return None
 
 
 @dataclass
@@ -49,7 +66,8 @@ class Soak:
     excused: list[tuple[float, float]] = field(default_factory=list)
     losses: list[tuple[float, int]] = field(default_factory=list)
     fault: str = "none yet"
-    footprints: list[tuple[float, float, int]] = field(default_factory=list)
+    pairs: list[Footprint] = field(default_factory=list)
+    lives: dict[int, list[Footprint]] = field(default_factory=dict)
 
     # faults: each returns when the world is whole again
 
@@ -199,18 +217,19 @@ class Soak:
     async def watch(self) -> None:
         """When requests were lost, and what the daemons weigh."""
         lost = 0
-        began = time.monotonic()
         while True:
             now = self.load.seen.lost + self.load.seen.bad_gateway
             if now > lost:
                 self.losses.append((time.monotonic(), now - lost))
                 out.print(f"{time.strftime('%X')} {now - lost} lost, the last fault was {self.fault}")
                 lost = now
-            for process in self.stage.alive():
-                with contextlib.suppress(OSError, IndexError):
-                    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
-                    files = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
-                    self.footprints.append((time.monotonic() - began, pages / 256, files))
+            found = {p.pid: footprint(p.pid) for p in self.stage.alive()}
+            held = [f for f in found.values() if f is not None and f.files > STARTING]
+            for pid, one in found.items():
+                if one in held:
+                    self.lives.setdefault(pid, []).append(one)
+            if len(held) == len(self.stage.daemons):
+                self.pairs.append(Footprint(sum(f.resident for f in held), sum(f.files for f in held)))
             await asyncio.sleep(0.5)
 
     def unexcused(self) -> int:
@@ -264,14 +283,13 @@ def report(soak: Soak, observer: Observer, outcomes: Counter[str], minutes: floa
     table.add_row("looks of the observer", str(observer.looks))
     table.add_row("invariants violated", str(len(observer.violations)))
     table.add_section()
-    for what, column in (("resident MiB of a daemon", 1), ("open files of a daemon", 2)):
-        third = len(soak.footprints) // 3
-        first = sorted(f[column] for f in soak.footprints[:third])
-        last = sorted(f[column] for f in soak.footprints[-third:])
-        middle = third // 2
-        table.add_row(
-            f"{what}, median of the first and of the last third", f"{first[middle]:.0f}, {last[middle]:.0f}"
-        )
+    longest = max(soak.lives.values(), key=len, default=[])
+    for whose, looks in (("both daemons", soak.pairs), ("the daemon that lived longest", longest)):
+        third = len(looks) // 3
+        for what, column in (("resident MiB", 0), ("open files", 1)):
+            ends = [sorted(f[column] for f in part) for part in (looks[:third], looks[-third:])]
+            first, last = (f"{part[len(part) // 2]:.0f}" if part else "-" for part in ends)
+            table.add_row(f"{what} of {whose}, median of the first and last third", f"{first}, {last}")
     out.print(table)
     for violation in observer.violations:
         out.print(f"[red]{violation}[/]")
