@@ -156,6 +156,7 @@ class Stage(Stack):
             "strategy": {"steps": [20, 50, 100], "first_hold": "4s", "hold": "2s", "bake": "2s"}
             | {"min_requests": 5, "step_deadline": "60s"},
             "keep_previous": "5s",
+            "keep_images": 1000,  # there is no registry to pull from again
             "deadlines": {"drain": "2s", "confirm": "60s", "start": "60s", "pause": "60s"},
         }
         super().__init__(lambda port: {"api": service_file("api", port("api"), **quick)}, settings)
