@@ -56,6 +56,10 @@ class Request:
     to: str = ""
 
 
+ENGINE = "docker"
+"""What `MetricSource.cpu` says when the Engine is asked."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricSource:
     """Where a service's requests are counted.
@@ -69,6 +73,7 @@ class MetricSource:
         ignore: Label to regular expression: series that are not users' requests.
         path: The path that Prometheus scrapes.
         port: The port that Prometheus scrapes; 0 is the service's own.
+        cpu: Counter of CPU seconds, or `ENGINE`.
     """
 
     requests: str
@@ -79,15 +84,26 @@ class MetricSource:
     ignore: tuple[tuple[str, str], ...] = ()
     path: str = "/metrics"
     port: int = 0
+    cpu: str = "process_cpu_seconds_total"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricQuery:
-    """What is to be read for one service. `queries`: gate name to PromQL."""
+    """What is to be read for one service.
+
+    Attributes:
+        queries: Gate name to PromQL of a value.
+        counts: Gate name to PromQL of the operator's counters of all and of the bad ones.
+        history: Gate name to how many seconds of the past are asked for.
+        cpu: Whether CPU seconds are wanted.
+    """
 
     service: str
     source: MetricSource
     queries: tuple[tuple[str, str], ...] = ()
+    counts: tuple[tuple[str, str, str], ...] = ()
+    history: tuple[tuple[str, float], ...] = ()
+    cpu: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +180,14 @@ class Runtime(Protocol):
 
     async def stop(self, name: str) -> None:
         """SIGTERM, the grace on its label, then removal. May be called twice."""
+        ...
+
+
+class Usage(Protocol):
+    """What containers use of the host."""
+
+    async def cpu_seconds(self, service: str) -> Mapping[str, float]:
+        """CPU seconds used so far, by instance, of the running ones."""
         ...
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from orchestrator.rollout.command import Submit
 from orchestrator.rollout.model import Release
-from orchestrator.rollout.policy import Gate, Policy, Probe, Step, Template
+from orchestrator.rollout.policy import Limit, Policy, Probe, Step, Template
 
-ERRORS = Gate(name="errors", metric="error_rate", max=0.02, sustained=2.0, window=10.0, min_requests=10)
-P99 = Gate(name="p99", metric="latency", max=0.3, max_ratio=2.0, margin=0.05, window=10.0, min_requests=10)
+ERRORS = Limit(name="errors", metric="error_rate", max=0.02, sustained=2.0, window=10.0, min_requests=10)
+P99 = Limit(name="p99", metric="latency", max=0.3, max_ratio=2.0, margin=0.05, window=10.0, min_requests=10)
 LADDER = (
     Step(weight=5, hold=10.0, min_requests=20, deadline=60.0),
     Step(weight=40, hold=5.0, deadline=60.0),
@@ -20,7 +20,7 @@ def policy(**changes: Any) -> Policy:
     base = Policy(
         kind="canary",
         steps=LADDER,
-        gates=(ERRORS, P99),
+        limits=(ERRORS, P99),
         no_data_after=15.0,
         start_deadline=20.0,
         preflight_deadline=30.0,

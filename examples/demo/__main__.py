@@ -21,7 +21,7 @@ from examples.playground.load import Load, Seen
 from examples.playground.service import service_file
 from examples.playground.stack import Stack
 from orchestrator.cli.show import COLOURS, event_text
-from orchestrator.rollout.events import GateJudged, ReleaseEnded, RouteConfirmed
+from orchestrator.rollout.events import GateJudged, GatesLooked, ReleaseEnded, RouteConfirmed
 from orchestrator.rollout.model import Outcome, Result
 
 RATE = 150
@@ -117,7 +117,7 @@ async def _release(stack: Stack, release: str, image: str, act: Act) -> ReleaseE
         async for _, event in stack.store.events(after):
             if event is None or event.release != release:
                 continue
-            quiet = isinstance(event, RouteConfirmed) or (
+            quiet = isinstance(event, RouteConfirmed | GatesLooked) or (
                 isinstance(event, GateJudged) and event.verdict.result is Result.INCONCLUSIVE
             )
             if not quiet:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.ports import MetricQuery, MetricSource
+from orchestrator.ports import ENGINE, MetricQuery, MetricSource
 from orchestrator.rollout.observation import Reading, Sample
 
 STAT = "orchestrator_stat"
@@ -23,49 +23,105 @@ def _tag(expression: str, stat: str) -> str:
     return f'label_replace({expression}, "{STAT}", {quote(stat)}, "", "")'
 
 
-def counters(source: MetricSource, services: Sequence[str]) -> list[str]:
+def requests(source: MetricSource, which: str, *, failed: bool = False) -> str:
+    """The selector of the counter of users' requests, or of the failed ones."""
+    users = "".join(f", {label}!~{quote(pattern)}" for label, pattern in source.ignore)
+    errors = f", {source.status_label}=~{quote(source.error_pattern)}" if failed else ""
+    return f"{source.requests}{{{which}{users}{errors}}}"
+
+
+def latencies(source: MetricSource, which: str) -> str:
+    """The selector of the buckets of users' requests."""
+    users = "".join(f", {label}!~{quote(pattern)}" for label, pattern in source.ignore)
+    return f"{source.latency}_bucket{{{which}{users}}}"
+
+
+def counters(source: MetricSource, services: Sequence[str], *, cpu: bool = False) -> list[str]:
     """The expressions for the raw counters of the services that share a source."""
     which = f"service=~{quote('|'.join(services))}"
-    users = "".join(f", {label}!~{quote(pattern)}" for label, pattern in source.ignore)
-    failed = f", {source.status_label}=~{quote(source.error_pattern)}"
     parts = [
         _tag(f"max by ({BY}) (up{{{which}}})", "up"),
         _tag(f"max by ({BY}) (timestamp(up{{{which}}}))", "at"),
-        _tag(f"sum by ({BY}) ({source.requests}{{{which}{users}}})", "requests"),
-        _tag(f"sum by ({BY}) ({source.requests}{{{which}{users}{failed}}})", "errors"),
+        _tag(f"sum by ({BY}) ({requests(source, which)})", "requests"),
+        _tag(f"sum by ({BY}) ({requests(source, which, failed=True)})", "errors"),
     ]
     if source.latency:
-        parts.append(_tag(f"sum by ({BY}, le) ({source.latency}_bucket{{{which}{users}}})", "bucket"))
+        parts.append(_tag(f"sum by ({BY}, le) ({latencies(source, which)})", "bucket"))
+    if cpu and source.cpu != ENGINE:
+        parts.append(_tag(f"sum by ({BY}) ({source.cpu}{{{which}}})", "cpu"))
     return parts
 
 
 def own(query: MetricQuery) -> list[str]:
     """The operator's own expressions of one service; `$service` in them is the service's name."""
-    service = quote(query.service)
-    return [
-        _tag(
-            f'label_replace({text.replace("$service", query.service)}, "service", {service}, "", "")',
-            f"query:{gate}",
+
+    def tagged(expression: str, stat: str) -> str:
+        named = f'label_replace({expression}, "service", {quote(query.service)}, "", "")'
+        return _tag(named.replace("$service", query.service), stat)
+
+    counts = {gate: (total, bad) for gate, total, bad in query.counts}
+    parts = [tagged(text, f"query:{gate}") for gate, text in query.queries]
+    for gate, (total, bad) in counts.items():
+        parts.append(tagged(f"sum by (release, instance) ({total})", f"total:{gate}"))
+        parts.append(tagged(f"sum by (release, instance) ({bad})", f"bad:{gate}"))
+    which = f"service={quote(query.service)}"
+    users = (requests(query.source, which), requests(query.source, which, failed=True))
+    for gate, seconds in query.history:
+        total, bad = counts.get(gate, users)
+        parts.append(
+            tagged(f"({_past(bad, seconds)} or vector(0)) / {_past(total, seconds)}", f"past:{gate}")
         )
-        for gate, text in query.queries
-    ]
+    return parts
+
+
+def _past(counter: str, seconds: float) -> str:
+    """What a counter counted in the past, looked at 2000 times at most."""
+    every = max(int(seconds / 2000), 60)
+    return f"sum(increase(({counter})[{int(seconds)}s:{every}s]))"
 
 
 def batch(queries: Sequence[MetricQuery]) -> list[str]:
     """The expressions for all counters of all services, grouped by source."""
-    groups: dict[MetricSource, list[str]] = defaultdict(list)
+    groups: dict[tuple[MetricSource, bool], list[str]] = defaultdict(list)
     for query in queries:
-        groups[query.source].append(query.service)
-    return [part for source, services in groups.items() for part in counters(source, sorted(services))]
+        groups[query.source, query.cpu].append(query.service)
+    return [
+        part
+        for (source, cpu), services in groups.items()
+        for part in counters(source, sorted(services), cpu=cpu)
+    ]
 
 
 @dataclass(slots=True)
 class _Raw:
     up: float = 0.0
     at: float = math.nan
+    stamp: float | None = None
     requests: float = 0.0
     errors: float = 0.0
+    cpu: float | None = None
     buckets: dict[float, float] = field(default_factory=dict)
+    total: dict[str, float] = field(default_factory=dict)
+    bad: dict[str, float] = field(default_factory=dict)
+
+    def set(self, kind: str, gate: str, value: float, ahead: float) -> None:
+        """Take one number; `ahead`: by how much our clock is ahead of Prometheus'."""
+        if kind == "at":
+            self.at, self.stamp = value + ahead, value
+        elif kind in ("total", "bad"):
+            getattr(self, kind)[gate] = value
+        elif kind in ("up", "requests", "errors", "cpu"):
+            setattr(self, kind, value)
+
+    def sample(self) -> Sample | None:
+        """As the core has it; None when the target is not up or a number is not finite."""
+        own = {gate: (total, self.bad.get(gate, 0.0)) for gate, total in self.total.items()}
+        numbers = (self.at, self.requests, self.errors, *self.buckets.values(), self.cpu or 0.0)
+        if self.up != 1 or not all(
+            math.isfinite(v) for v in (*numbers, *(n for pair in own.values() for n in pair))
+        ):
+            return None
+        return Sample(self.at, self.requests, self.errors, self.buckets, own, self.cpu, self.stamp)
 
 
 def readings(
@@ -80,27 +136,28 @@ def readings(
     units = {q.service: q.source.latency_unit for q in queries}
     raw: dict[tuple[str, str], _Raw] = defaultdict(_Raw)
     values: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
+    past: dict[str, dict[str, float]] = defaultdict(dict)
     for row in result:
         labels, (asked_at, text) = row["metric"], row["value"]
-        service, stat, value = labels.get("service", ""), labels.get(STAT, ""), number(text)
+        service, value = labels.get("service", ""), number(text)
+        kind, _, gate = labels.get(STAT, "").partition(":")
         if service not in units:
             continue
-        if stat.startswith("query:"):
-            values[service][stat.removeprefix("query:"), labels.get("release", "")] = value
-            continue
-        entry = raw[service, labels.get("instance", "")]
-        if stat == "bucket":
+        if kind == "query":
+            values[service][gate, labels.get("release", "")] = value
+        elif kind == "past" and math.isfinite(value):
+            past[service][gate] = value
+        elif kind == "bucket":
+            entry = raw[service, labels.get("instance", "")]
             entry.buckets[number(labels.get("le", "")) * units[service]] = value
-        elif stat == "at":
-            entry.at = now - (float(asked_at) - value)
-        elif stat in ("up", "requests", "errors"):
-            setattr(entry, stat, value)
+        else:
+            raw[service, labels.get("instance", "")].set(kind, gate, value, now - float(asked_at))
     samples: dict[str, dict[str, Sample]] = defaultdict(dict)
     for (service, instance), entry in raw.items():
-        finite = (entry.at, entry.requests, entry.errors, *entry.buckets.values())
-        if entry.up == 1 and all(math.isfinite(v) for v in finite):
-            samples[service][instance] = Sample(entry.at, entry.requests, entry.errors, entry.buckets)
-    return {s: Reading(at=now, samples=samples[s], values=values[s]) for s in units}
+        sample = entry.sample()
+        if sample is not None:
+            samples[service][instance] = sample
+    return {s: Reading(at=now, samples=samples[s], values=values[s], history=past[s]) for s in units}
 
 
 def number(text: str) -> float:

@@ -10,6 +10,7 @@ from orchestrator.cli.show import event_text
 from orchestrator.rollout.events import (
     CommandAccepted,
     Event,
+    GatesLooked,
     ReleaseAccepted,
     ReleaseEnded,
     RequestRefused,
@@ -75,7 +76,7 @@ async def follow(
             async for event in story(store, service, release, after):
                 if output is Output.JSON:
                     out.print(dump_event(event).decode(), markup=False)
-                else:
+                elif not isinstance(event, GatesLooked):
                     out.print(f"{event.release:<12} {event_text(event)}")
                 if isinstance(event, ReleaseEnded):
                     return OUTCOMES[event.outcome]

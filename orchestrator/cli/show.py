@@ -14,6 +14,7 @@ from orchestrator.rollout.events import (
     EdgeStuck,
     Event,
     GateJudged,
+    GatesLooked,
     ImageResolved,
     InstanceDied,
     InstanceRecovered,
@@ -75,6 +76,9 @@ def event_text(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line f
         case GateJudged():
             colour = RESULTS.get(event.verdict.result, "yellow")
             return f"[{colour}]{event.verdict.gate} {event.verdict.result}[/]: {escape(event.verdict.text)}"
+        case GatesLooked():
+            said = ", ".join(f"{look.gate} {look.result}" for look in event.looks)
+            return f"[dim]{said}; evidence of harm {event.harm:.3g}[/]"
         case InstanceDied():
             return f"[red]{escape(event.reason)}[/]{_logs(event.logs)}"
         case InstanceRecovered():

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from orchestrator.cli.session import Output, out
 from orchestrator.cli.show import event_text, status_table, verdict_lines
-from orchestrator.rollout.events import Event, RouteConfirmed
+from orchestrator.rollout.events import Event, GatesLooked, RouteConfirmed
 from orchestrator.store.codec import dump_event
 from orchestrator.store.redis_store import RedisStore
 
@@ -25,7 +25,7 @@ async def watch_events(store: RedisStore, service: str, output: Output) -> None:
             continue
         if output is Output.JSON:
             out.print(dump_event(event).decode(), markup=False)
-        else:
+        elif not isinstance(event, GatesLooked):
             out.print(line(event))
 
 
@@ -43,7 +43,11 @@ async def watch_live(store: RedisStore, services: list[str], service: str) -> No
 
         async def read() -> None:
             async for _, event in store.events(await store.last_event_id()):
-                if event is not None and event.service in names and not isinstance(event, RouteConfirmed):
+                if (
+                    event is not None
+                    and event.service in names
+                    and not isinstance(event, RouteConfirmed | GatesLooked)
+                ):
                     recent.append(line(event))
 
         async def draw() -> None:

@@ -113,7 +113,7 @@ def read(path: Path, model: type[M]) -> M:
 
 
 def _problem(error: Any) -> str:
-    place = "/".join(str(p) for p in error["loc"] if not str(p).startswith("function-"))
+    place = "/".join(str(p) for p in error["loc"] if not str(p).startswith(("function-", "(")))
     text = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         text = "is not a key that is known here"

@@ -159,6 +159,7 @@ class Daemon:
             store=store,
             runtime=runtime,
             images=runtime,
+            usage=runtime,
             traffic=edge,
             measurer=measurer,
             clock=self._clock,

@@ -1,15 +1,17 @@
 """`services/*.yaml`: what a service is, how it is released, and what must hold meanwhile."""
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
 from orchestrator.analysis.presets import PRESETS
+from orchestrator.daemon.gate_section import ComparisonSection, EvidenceSection, GateSection, LimitSection
 from orchestrator.daemon.settings import Section
-from orchestrator.daemon.units import Duration, Limit, Size
+from orchestrator.daemon.units import Duration, Size
 from orchestrator.ports import MetricSource, ServicePlan
-from orchestrator.rollout.plan import blue_green, canary, ladder_errors
-from orchestrator.rollout.policy import Gate, Policy, Preview, Probe, Step, Template
+from orchestrator.rollout.plan import ladder, ladder_errors
+from orchestrator.rollout.policy import Policy, Preview, Probe, Step, Template
 from orchestrator.traffic.render import SERVICE, EdgeOptions, ServerBlock
 
 AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00\n]*$")]
@@ -83,6 +85,11 @@ class MetricsSection(Section):
     ignore: dict[Annotated[str, StringConstraints(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$")], str] | None = None
     path: Annotated[str, StringConstraints(pattern=r"^/[!-~]*$")] | None = None
     port: int | None = Field(None, ge=1, le=65535)
+    cpu: str | None = Field(
+        None,
+        pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]*$",
+        description="Counter of CPU seconds; docker asks the Engine",
+    )
 
     def source(self) -> MetricSource:
         """The preset with what was written over it."""
@@ -98,7 +105,7 @@ class StepSection(Section):
     """One rung, where a bare weight does not say enough."""
 
     weight: int = Field(ge=1, le=100)
-    hold: Duration
+    hold: Duration | None = Field(None, description="Unset: as for a bare weight")
     min_requests: int = Field(0, ge=0)
     deadline: Duration | None = Field(None, description="Unset: hold + step_deadline")
     approve: bool = False
@@ -115,77 +122,74 @@ class StrategySection(Section):
     """How traffic moves."""
 
     kind: Literal["canary", "blue-green"] = "canary"
+    advance: Literal["on_evidence", "on_hold"] | None = Field(
+        None, description="Unset: on_evidence if a gate compares with stable, else on_hold"
+    )
     steps: list[int | StepSection] = Field([5, 15, 40, 100], description="Weights, or steps in full")
-    first_hold: Duration = Field(1800.0, description="For the first bare weight")
-    hold: Duration = Field(900.0, description="For later bare weights")
-    bake: Duration = Field(900.0, description="For 100 %")
+    holdback: int = Field(
+        5, ge=0, le=50, description="Percent that stable keeps in the bake, to compare with"
+    )
+    min_step: Duration = Field(30.0, description="on_evidence: the least time at a weight")
+    max_step: Duration = Field(1800.0, description="on_evidence: after it a clean step needs no proof")
+    first_hold: Duration | None = Field(None, description="on_hold: for the first bare weight; unset: 30m")
+    hold: Duration | None = Field(None, description="on_hold: for later bare weights; unset: 15m")
+    bake: Duration | None = Field(None, description="Unset: 2m on_evidence, 15m on_hold")
     min_requests: int = Field(0, ge=0, description="For bare weights below 100")
     step_deadline: Duration = Field(3600.0, description="What a step may take beyond its hold")
     preview: PreviewSection | None = None
 
-    def ladder(self) -> tuple[Step, ...]:
-        """The steps in full."""
-        if self.kind == "blue-green":
-            return blue_green(bake=self.bake, deadline=self.step_deadline)
-        weights = [s if isinstance(s, int) else s.weight for s in self.steps]
-        bare = canary(
-            weights,
-            first_hold=self.first_hold,
-            hold=self.hold,
-            bake=self.bake,
+    def ladder(self, *, compared: bool) -> tuple[Step, ...]:
+        """The steps in full; `compared`: whether a gate compares with stable, so that some is held back."""
+        proven = compared and self.advance != "on_hold"
+        rungs = [] if self.kind == "blue-green" else self.steps
+        full = {s.weight: s for s in rungs if isinstance(s, StepSection)}
+        bare = ladder(
+            [s if isinstance(s, int) else s.weight for s in rungs],
+            holds=(self.min_step,) * 2 if proven else (_or(self.first_hold, 1800.0), _or(self.hold, 900.0)),
+            bake=_or(self.bake, 120.0 if proven else 900.0),
+            holdback=self.holdback if compared else 0,
+            max_hold=self.max_step if proven else None,
             min_requests=self.min_requests,
             deadline=self.step_deadline,
         )
-        full = [s for s in self.steps if isinstance(s, StepSection)]
-        written = {
-            s.weight: Step(
-                weight=s.weight,
-                hold=s.hold,
-                min_requests=s.min_requests,
-                deadline=s.hold + self.step_deadline if s.deadline is None else s.deadline,
-                approve=s.approve,
+        return tuple(self._written(s, full[s.weight]) if s.weight in full else s for s in bare)
+
+    def _written(self, step: Step, section: StepSection) -> Step:
+        hold = _or(section.hold, step.hold)
+        return replace(
+            step,
+            hold=hold,
+            min_requests=section.min_requests,
+            deadline=_or(section.deadline, hold + self.step_deadline),
+            approve=section.approve,
+        )
+
+    def advance_error(self, *, compared: bool) -> str:
+        """What is wrong with the way of advancing; '' when nothing is."""
+        if self.advance == "on_evidence" and not compared:
+            return "advance: on_evidence needs a gate that compares with stable, such as {metric: error_rate}"
+        written = [k for k in ("first_hold", "hold") if getattr(self, k) is not None]
+        if written and compared and self.advance != "on_hold":
+            return (
+                f"{written[0]}: is for advance: on_hold; where a gate compares, steps take min_step or more"
             )
-            for s in full
-        }
-        return tuple(written.get(step.weight, step) for step in bare)
+        return ""
 
     @model_validator(mode="after")
     def _right(self) -> "StrategySection":
         weights = [s if isinstance(s, int) else s.weight for s in self.steps]
         if self.kind == "canary" and weights != sorted(set(weights)):
             raise ValueError(f"steps: weights {weights} must ascend, each once")
-        errors = ladder_errors(self.ladder())
+        errors = ladder_errors(self.ladder(compared=False))
         if errors:
             raise ValueError("; ".join(f"steps/{e}" for e in errors))
+        if self.max_step < self.min_step:
+            raise ValueError(f"max_step: {self.max_step:g} s is shorter than min_step, {self.min_step:g} s")
         return self
 
 
-class GateSection(Section):
-    """One rule. A limit is broken above it; broken for `for` seconds without a break it rolls back."""
-
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]{1,40}$")] = ""
-    metric: Literal["error_rate", "latency", "query"]
-    quantile: float = Field(0.99, gt=0, lt=1)
-    max: Limit | None = Field(None, description="Absolute limit")
-    max_ratio: float | None = Field(None, gt=0, description="Limit as a multiple of stable's value")
-    margin: Limit = Field(0.0, description="Added to the relative limit")
-    sustained: Duration = Field(0.0, alias="for", description="How long it must stay broken")
-    window: Duration = Field(60.0, gt=0, description="History that a value is computed over")
-    min_requests: int = Field(1, ge=0, description="Fewer in the window: inconclusive")
-    query: str = Field("", max_length=4000, description="PromQL; $service is the service's name")
-
-    @model_validator(mode="after")
-    def _right(self) -> "GateSection":
-        if self.max is None and self.max_ratio is None:
-            raise ValueError("max: give max, max_ratio, or both; without a limit nothing can fail")
-        if (self.metric == "query") != bool(self.query):
-            raise ValueError("query: is for metric: query, which needs it")
-        return self
-
-    def gate(self) -> Gate:
-        """As the core has it."""
-        named = self.name or (f"p{self.quantile * 100:g}" if self.metric == "latency" else self.metric)
-        return Gate(**{**self.model_dump(), "name": named})
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 class NoDataSection(Section):
@@ -235,8 +239,10 @@ class ServiceFile(Section):
     metrics: MetricsSection = MetricsSection()
     strategy: StrategySection = StrategySection()
     overrides: dict[str, StrategySection] = Field({}, description="Strategies that a request may ask for")
-    gates: list[GateSection] = Field([])
+    gates: list[GateSection] = Field([], description="Limits, and comparisons with stable")
+    evidence: EvidenceSection = EvidenceSection()
     no_data: NoDataSection = NoDataSection()
+    on_inconclusive: Literal["hold", "pause", "rollback"] = "pause"
     on_new_release: Literal["supersede", "queue", "reject"] = "supersede"
     sample_max_age: Duration = 60.0
     deadlines: DeadlineSection = DeadlineSection()
@@ -250,11 +256,16 @@ class ServiceFile(Section):
             raise ValueError(
                 f"service: {self.service!r} is not a lower-case DNS label of at most 40 characters"
             )
+        strategies = {"strategy": self.strategy, **{f"overrides/{n}": s for n, s in self.overrides.items()}}
+        for place, strategy in strategies.items():
+            wrong = strategy.advance_error(compared=self.compared)
+            if wrong:
+                raise ValueError(f"{place}/{wrong}")
         names = [g.gate().name for g in self.gates]
         twice = next((n for n in names if names.count(n) > 1), None)
         if twice:
             raise ValueError(f"gates: {twice!r} is there twice; give one of them a name of its own")
-        lowest = min(step.weight for step in self.strategy.ladder())
+        lowest = min(step.weight for step in self.strategy.ladder(compared=self.compared))
         if self.nginx.method == "least_conn" and lowest < 20:  # noqa: PLR2004
             raise ValueError(
                 f"nginx/method: least_conn does not keep small weights ({lowest} % was served as 23 % when"
@@ -262,16 +273,24 @@ class ServiceFile(Section):
             )
         return self
 
+    @property
+    def compared(self) -> bool:
+        """Whether a gate compares with stable."""
+        return any(isinstance(g, ComparisonSection) and not g.dry_run for g in self.gates)
+
     def _policy(self, strategy: StrategySection) -> Policy:
         deadlines: dict[str, Any] = {f"{k}_deadline": v for k, v in self.deadlines.model_dump().items()}
         preview = strategy.preview
         return Policy(
             kind="blue_green" if strategy.kind == "blue-green" else "canary",
-            steps=strategy.ladder(),
+            steps=strategy.ladder(compared=self.compared),
             preview=Preview(hold=preview.hold, approve=preview.approve) if preview else None,
-            gates=tuple(g.gate() for g in self.gates),
+            limits=tuple(g.gate() for g in self.gates if isinstance(g, LimitSection)),
+            comparisons=tuple(g.gate() for g in self.gates if isinstance(g, ComparisonSection)),
+            certainty=self.evidence.certainty(),
             no_data_after=self.no_data.after,
             on_no_data=self.no_data.do,
+            on_inconclusive=self.on_inconclusive,
             on_new_release=self.on_new_release,
             sample_max_age=self.sample_max_age,
             keep_previous=self.keep_previous,

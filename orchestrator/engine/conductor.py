@@ -11,6 +11,7 @@ from orchestrator.engine.converge import Converger
 from orchestrator.engine.measure import Measurer
 from orchestrator.engine.tasks import Jobs
 from orchestrator.ports import (
+    ENGINE,
     Clock,
     Fault,
     Images,
@@ -20,12 +21,13 @@ from orchestrator.ports import (
     Stale,
     Store,
     Traffic,
+    Usage,
 )
 from orchestrator.rollout.command import Command, handle
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.desired import desired
 from orchestrator.rollout.events import Event, StateRestored
-from orchestrator.rollout.model import Phase, ServiceState
+from orchestrator.rollout.model import Phase, Rollout, ServiceState
 from orchestrator.rollout.observation import Edge, Observation, Reading
 
 log = structlog.get_logger()
@@ -44,6 +46,7 @@ class Parts:
     store: Store
     runtime: Runtime
     images: Images
+    usage: Usage
     traffic: Traffic
     measurer: Measurer
     clock: Clock
@@ -58,6 +61,20 @@ class _Memory:
 
     readings: list[Reading] = field(default_factory=list)
     seen: Observation = field(default_factory=lambda: Observation(runtime_ok=False))
+
+
+def measurements(plan: ServicePlan, rollout: Rollout) -> MetricQuery:
+    """What has to be read for the gates of a rollout. The past is asked for until it is known."""
+    policy = rollout.release.policy
+    known = {e.gate for e in rollout.evidence}
+    return MetricQuery(
+        service=plan.service,
+        source=plan.metrics,
+        queries=tuple((g.name, g.query) for g in policy.limits if g.metric == "query"),
+        counts=tuple((g.name, g.total, g.bad) for g in policy.comparisons if g.metric == "counts"),
+        history=tuple((g.name, g.history) for g in policy.comparisons if g.history and g.name not in known),
+        cpu=any(g.metric == "cpu" for g in policy.limits),
+    )
 
 
 class Conductor:
@@ -226,7 +243,7 @@ class Conductor:
             edge = await parts.traffic.observe(service)
         except Fault as error:
             edge = Edge(error=str(error), file=self._memory.seen.edge.file)
-        self._measure()
+        await self._measure()
         seen = Observation(
             instances=instances,
             runtime_ok=ok,
@@ -239,21 +256,30 @@ class Conductor:
         parts.publish(self._state, self.plan, seen, ())
         return seen
 
-    def _measure(self) -> None:
+    async def _measure(self) -> None:
         """Watch the metrics while a rollout is under way, and keep what its step may look back on."""
         rollout, readings, service = self._state.rollout, self._memory.readings, self.plan.service
-        gates = rollout.release.policy.gates if rollout else ()
-        if rollout is None or not gates:
+        if rollout is None or not rollout.release.policy.measured:
             self._parts.measurer.forget(service)
             readings.clear()
             return
-        queries = tuple((g.name, g.query) for g in gates if g.metric == "query")
-        query = MetricQuery(service=service, source=self.plan.metrics, queries=queries)
+        query = measurements(self.plan, rollout)
         self._parts.measurer.watch(query, self.wake)
         latest = self._parts.measurer.latest(service)
         if latest is not None and (not readings or readings[-1].at < latest.at):
-            readings.append(latest)
+            asks_engine = query.cpu and query.source.cpu == ENGINE
+            readings.append(await self._with_cpu(latest) if asks_engine else latest)
         began = rollout.held_since or rollout.entered_at
-        oldest = min(began, self._parts.clock.now() - max(g.window for g in gates)) - 60.0
+        windows = [limit.window for limit in rollout.release.policy.limits]
+        oldest = min(began, self._parts.clock.now() - max(windows, default=0.0)) - 60.0
         while len(readings) > 1 and readings[1].at < oldest:
             readings.pop(0)
+
+    async def _with_cpu(self, reading: Reading) -> Reading:
+        """With the CPU seconds that the Engine counts; without them while it does not answer."""
+        try:
+            used = await self._parts.usage.cpu_seconds(self.plan.service)
+        except Fault:
+            return reading
+        samples = {name: replace(s, cpu=used.get(name)) for name, s in reading.samples.items()}
+        return replace(reading, samples=samples)

@@ -9,6 +9,7 @@ from orchestrator.observability.metrics import DaemonMetrics
 from orchestrator.rollout.events import (
     Event,
     GateJudged,
+    GatesLooked,
     ReleaseEnded,
 )
 from orchestrator.rollout.model import Outcome, Result, Verdict
@@ -36,6 +37,8 @@ def tell(event: Event, metrics: DaemonMetrics) -> None:
     if isinstance(verdict, Verdict):
         about |= spread(verdict)
     level = "warning" if event.kind in WARNINGS or _bad(event) else "info"
+    if isinstance(event, GatesLooked):  # one after every scrape: for replay, not for people
+        level = "debug"
     getattr(log, level)(event.kind, **about)
 
 
@@ -55,6 +58,11 @@ def spread(verdict: Verdict) -> dict[str, Any]:
         "baseline": verdict.baseline,
         "samples": verdict.samples,
         "baseline_samples": verdict.baseline_samples,
+        "bad": verdict.bad,
+        "baseline_bad": verdict.baseline_bad,
+        "harm": verdict.harm,
+        "safety": verdict.safety,
+        "dry_run": verdict.dry_run,
         "measured_at_generation": verdict.generation,
         "text": verdict.text,
     }

@@ -259,7 +259,8 @@ def _resume(turn: Turn) -> str:
         return "there is no paused rollout"
     stood = turn.now - rollout.mark.since
     held = None if rollout.held_since is None else rollout.held_since + stood
-    turn.roll(mark=None, entered_at=rollout.entered_at + stood, held_since=held)
+    measured = None if rollout.measured_at is None else rollout.measured_at + stood
+    turn.roll(mark=None, entered_at=rollout.entered_at + stood, held_since=held, measured_at=measured)
     return ""
 
 

@@ -84,7 +84,8 @@ def _overdue_mark(turn: Turn) -> bool:
     waited, patience = turn.now - rollout.mark.since, rollout.release.policy.pause_deadline
     if waited >= patience:
         what = "paused" if rollout.mark.kind == "paused" else "without approval"
-        turn.retreat(Outcome.ROLLED_BACK, f"{what} for {waited:.0f} s, the limit is {patience:.0f} s")
+        why = f"{what} for {waited:.0f} s, the limit is {patience:.0f} s: {rollout.mark.reason}"
+        turn.retreat(Outcome.ROLLED_BACK, why)
         return True
     return rollout.mark.kind == "paused" and rollout.phase in (Phase.PREFLIGHT, Phase.STARTING)
 
@@ -158,7 +159,7 @@ def _starting(turn: Turn, seen: Observation) -> None:
 def _unscraped(turn: Turn, seen: Observation, names: tuple[str, ...]) -> str:
     """Which instance Prometheus has not scraped yet, when the gates need it to; '' when none."""
     rollout = turn.rollout
-    if is_fast(turn.state, rollout) or not any(g.metric != "query" for g in rollout.release.policy.gates):
+    if is_fast(turn.state, rollout) or not rollout.release.policy.counted:
         return ""
     last = seen.readings[-1] if seen.readings else None
     missing = [n for n in names if last is None or n not in last.samples]
@@ -259,7 +260,8 @@ def _await_confirmation(turn: Turn) -> None:
     served = state.confirmed == state.route.generation
     shifted = abs(state.route.share(rollout.release.id) * FULL - step.weight) < 0.5  # noqa: PLR2004
     if served and shifted:
-        turn.roll(held_since=turn.now)
+        exposed = turn.now if rollout.exposed_since is None else rollout.exposed_since
+        turn.roll(held_since=turn.now, exposed_since=exposed)
         return
     waited, patience = turn.now - rollout.entered_at, rollout.release.policy.confirm_deadline
     if waited >= patience:
@@ -274,19 +276,20 @@ def _leave_step(turn: Turn, seen: Observation) -> None:
     if state.confirmed != state.route.generation:
         return
     held = now - (rollout.held_since if rollout.held_since is not None else now)
-    reason = unmet(turn, seen)
+    reason = unmet(turn, seen, held)
     if held >= step.hold and not reason:
         _pass_step(turn)
         return
     silent_since = rollout.measured_at or rollout.held_since or now
-    silent = bool(policy.gates) and now - silent_since >= policy.no_data_after
+    silent = bool(rollout.verdicts) and now - silent_since >= policy.no_data_after
     late = now - rollout.entered_at >= step.deadline and bool(reason)
     if not silent and not late:
         return
+    action = policy.on_no_data if silent else policy.on_inconclusive
     why = f"no data for {now - silent_since:.0f} s: {reason}" if silent else f"step deadline: {reason}"
-    if policy.on_no_data == "rollback" or now - rollout.entered_at >= step.deadline + policy.pause_deadline:
+    if action == "rollback" or now - rollout.entered_at >= step.deadline + policy.pause_deadline:
         turn.retreat(Outcome.ROLLED_BACK, why)
-    elif policy.on_no_data == "pause":
+    elif action == "pause":
         turn.roll(mark=Mark(kind="paused", actor=DAEMON, reason=why, since=now))
         turn.tell(
             RolloutPaused(service=state.service, at=now, release=rollout.release.id, actor=DAEMON, reason=why)

@@ -7,7 +7,8 @@ fact exactly once. `kind` is the stable name that logs, metrics and notification
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.rollout.model import Outcome, Phase, Verdict
+from orchestrator.rollout.evidence import Block, Evidence
+from orchestrator.rollout.model import Outcome, Phase, Result, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +102,58 @@ class GateJudged(_Event):
     step: int
     weight: int
     verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateLook:
+    """What one gate said at one look, and the measurements that make it say so again.
+
+    Attributes:
+        missing: Why there was nothing to judge.
+        block: The counts that a comparison took in at this look; None when there was no new scrape.
+        certifies: Whether the block counted for safety.
+        begun: The comparison's evidence before its first block.
+    """
+
+    gate: str
+    result: Result
+    value: float | None = None
+    baseline: float | None = None
+    samples: int = 0
+    baseline_samples: int = 0
+    harm: float | None = None
+    safety: float | None = None
+    missing: str = ""
+    block: Block | None = None
+    certifies: bool = False
+    begun: Evidence | None = None
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> "GateLook":
+        """The part of a verdict that is kept for every look."""
+        return cls(
+            gate=verdict.gate,
+            result=verdict.result,
+            value=verdict.value,
+            baseline=verdict.baseline,
+            samples=verdict.samples,
+            baseline_samples=verdict.baseline_samples,
+            harm=verdict.harm,
+            safety=verdict.safety,
+            missing=verdict.text if verdict.result is Result.NO_DATA else "",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatesLooked(_Event):
+    """All gates were looked at, after a scrape. `harm`: evidence of harm of the whole release."""
+
+    kind: Literal["gates_looked"] = "gates_looked"
+    step: int
+    weight: int
+    generation: int
+    harm: float
+    looks: tuple[GateLook, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +286,7 @@ Event = (
     | RouteChanged
     | RouteConfirmed
     | GateJudged
+    | GatesLooked
     | InstanceDied
     | InstanceRecovered
     | ApprovalWanted

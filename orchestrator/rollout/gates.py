@@ -1,86 +1,315 @@
-"""The gates of a step: one look at all of them, and what they leave unmet."""
+"""The gates of a step: one look at all of them after every reading, and what they leave unmet."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
-from orchestrator.rollout.events import GateJudged
-from orchestrator.rollout.judge import Counts, Measured, count, judge, missing_data
-from orchestrator.rollout.model import Breach, Release, Result, Rollout, Verdict, instance_names
+from orchestrator.rollout.compare import between, block_of, counted, lifetime, slow_bound, verdict
+from orchestrator.rollout.counts import count, cpu_share, missing_data
+from orchestrator.rollout.events import GateJudged, GateLook, GatesLooked
+from orchestrator.rollout.evidence import (
+    Block,
+    Evidence,
+    begin,
+    enter_step,
+    harm,
+    hesitation,
+    take,
+    total_harm,
+)
+from orchestrator.rollout.judge import Measured, judge, value_of
+from orchestrator.rollout.model import FULL, Breach, Release, Result, Rollout, Verdict, instance_names
 from orchestrator.rollout.observation import Observation, Reading
-from orchestrator.rollout.plan import current_step
-from orchestrator.rollout.policy import Gate
+from orchestrator.rollout.plan import compared_steps, current_step, tolerance_of
+from orchestrator.rollout.policy import Comparison, Limit
 from orchestrator.rollout.turn import Turn
+
+PARTIAL_BLOCKS = 2
+
+
+class Taken(NamedTuple):
+    """A block that a comparison has seen.
+
+    Attributes:
+        certifies: Whether it counts for safety.
+        begun: The evidence before it, if it is the first.
+    """
+
+    block: Block
+    certifies: bool
+    begun: Evidence | None
+
+
+Looks = list[tuple[Verdict, GateLook]]
 
 
 def look(turn: Turn, seen: Observation) -> None:
-    """Judge every gate of the step now and remember breaches, baselines and changed results."""
-    rollout, state = turn.rollout, turn.state
-    assert state.stable is not None  # without one there is nothing to judge: the fast path
+    """Judge every gate of the step, once for each reading, and remember what was seen."""
+    rollout, generation = turn.rollout, turn.state.confirmed
+    last = seen.readings[-1] if seen.readings else None
+    known = last is not None and last.at == rollout.looked_at
+    if known and all(v.generation == generation for v in rollout.verdicts):
+        return
     before = {v.gate: v for v in rollout.verdicts}
-    broken_since = {b.gate: b.since for b in rollout.breaches}
-    baselines = dict(rollout.baselines)
-    verdicts: list[Verdict] = []
-    breaches: list[Breach] = []
-    for gate in rollout.release.policy.gates:
-        verdict = judge(
-            gate,
-            _measure(gate, rollout.release, rollout, seen.readings, turn.now),
-            _measure(gate, state.stable, rollout, seen.readings, turn.now),
-            remembered=baselines.get(gate.name),
-            broken_since=broken_since.get(gate.name),
-            generation=state.confirmed,
-            now=turn.now,
-        )
-        verdicts.append(verdict)
-        if verdict.broken:
-            breaches.append(Breach(gate=gate.name, since=broken_since.get(gate.name, turn.now)))
-        if verdict.baseline is not None:
-            baselines[gate.name] = verdict.baseline
-        fresh = gate.name not in before
-        news = verdict.result is not Result.INCONCLUSIVE or verdict.broken
-        if (fresh and news) or (not fresh and before[gate.name].result is not verdict.result):
+    looks = (*_limits(turn, seen), *_comparisons(turn, seen))
+    verdicts = tuple(v for v, _ in looks)
+    for found in verdicts:
+        fresh = found.gate not in before
+        news = found.result is not Result.INCONCLUSIVE or found.broken
+        if (fresh and news) or (not fresh and before[found.gate].result is not found.result):
             turn.tell(
                 GateJudged(
-                    service=state.service,
+                    service=turn.state.service,
                     at=turn.now,
                     release=rollout.release.id,
                     step=rollout.step,
-                    weight=current_step(state, rollout).weight,
-                    verdict=verdict,
+                    weight=current_step(turn.state, rollout).weight,
+                    verdict=found,
                 )
             )
-    unmeasured = {Result.NO_DATA, Result.ERROR}
-    if verdicts and not any(v.result in unmeasured for v in verdicts):
+    if verdicts and not any(v.result is Result.NO_DATA for v in verdicts if not v.dry_run):
         turn.roll(measured_at=turn.now)
-    turn.roll(verdicts=tuple(verdicts), breaches=tuple(breaches), baselines=tuple(baselines.items()))
+    turn.roll(verdicts=verdicts, looked_at=last.at if last else None)
+    if last is not None and looks:
+        turn.tell(
+            GatesLooked(
+                service=turn.state.service,
+                at=turn.now,
+                release=rollout.release.id,
+                step=rollout.step,
+                weight=current_step(turn.state, rollout).weight,
+                generation=generation,
+                harm=total_harm(rollout.release.policy.comparisons, turn.rollout.evidence),
+                looks=tuple(found for _, found in looks),
+            )
+        )
+
+
+def _limits(turn: Turn, seen: Observation) -> Looks:
+    """Judge the limits and remember breaches and baselines."""
+    rollout, state = turn.rollout, turn.state
+    assert state.stable is not None  # without one there is nothing to judge: the fast path
+    broken_since = {b.gate: b.since for b in rollout.breaches}
+    baselines = dict(rollout.baselines)
+    looks: Looks = []
+    for limit in rollout.release.policy.limits:
+        found = judge(
+            limit,
+            _measure(limit, rollout.release, rollout, seen.readings, turn.now),
+            _measure(limit, state.stable, rollout, seen.readings, turn.now),
+            remembered=baselines.get(limit.name),
+            broken_since=broken_since.get(limit.name),
+            generation=state.confirmed,
+            now=turn.now,
+        )
+        looks.append((found, GateLook.of(found)))
+        if found.broken:
+            broken_since.setdefault(limit.name, turn.now)
+        else:
+            broken_since.pop(limit.name, None)
+        if found.baseline is not None:
+            baselines[limit.name] = found.baseline
+    breaches = tuple(Breach(gate=name, since=since) for name, since in broken_since.items())
+    turn.roll(breaches=breaches, baselines=tuple(baselines.items()))
+    return looks
 
 
 def _measure(
-    gate: Gate, release: Release, rollout: Rollout, readings: Sequence[Reading], now: float
+    limit: Limit, release: Release, rollout: Rollout, readings: Sequence[Reading], now: float
 ) -> Measured:
     last = readings[-1] if readings else None
     names = instance_names(release)
-    value = None if last is None else last.values.get((gate.name, release.id))
-    if value is None and last is not None and release is rollout.release:
-        value = last.values.get((gate.name, ""))
-    needed = () if gate.metric == "query" else names
-    missing = missing_data(last, needed, rollout.release.policy.sample_max_age, now)
-    since = max(now - gate.window, rollout.held_since if rollout.held_since is not None else now)
-    counts = Counts() if missing else count(readings, names, since)
-    return Measured(counts=counts, missing=missing, value=value)
+    missing = missing_data(
+        last, () if limit.metric == "query" else names, rollout.release.policy.sample_max_age, now
+    )
+    if missing or last is None:
+        return Measured(missing=missing)
+    since = max(now - limit.window, rollout.held_since if rollout.held_since is not None else now)
+    if limit.counts_requests:
+        counts = count(readings, names, since)
+        return Measured(value=value_of(limit, counts), samples=int(counts.requests))
+    if limit.metric == "cpu":
+        return Measured(value=cpu_share(readings, names, since, release.template.cpus))
+    value = last.values.get((limit.name, release.id))
+    if value is None and release is rollout.release:
+        value = last.values.get((limit.name, ""))
+    return Measured(value=value)
+
+
+def _comparisons(turn: Turn, seen: Observation) -> Looks:
+    """Take the next block, if every instance has been scraped since the last one, and judge."""
+    rollout, state = turn.rollout, turn.state
+    policy, weight = rollout.release.policy, current_step(state, rollout).weight
+    if not policy.comparisons or weight == FULL:
+        return []
+    assert state.stable is not None
+    candidate, stable = instance_names(rollout.release), instance_names(state.stable)
+    last = seen.readings[-1] if seen.readings else None
+    missing = missing_data(last, candidate, policy.sample_max_age, turn.now)
+    unread = missing_data(last, stable, policy.sample_max_age, turn.now)
+    if missing or unread or last is None:
+        result = Result.NO_DATA if missing else Result.INCONCLUSIVE  # stable unreadable: hold
+        return [_unknown(rule, result, missing or unread, state.confirmed) for rule in policy.comparisons]
+    evidences = _evidences(turn, last, candidate, stable)
+    base = _base(rollout, seen.readings, (*candidate, *stable))
+    blocks: dict[str, Taken] = {}
+    if base is None:
+        turn.roll(block_from=last.at)
+    elif all(last.samples[n].later_than(base.samples[n]) for n in (*candidate, *stable)):
+        blocks = _blocks(turn, evidences, base, last)
+    turn.roll(evidence=tuple(evidences.values()))
+    return _judged(turn, evidences, blocks)
+
+
+def _unknown(rule: Comparison, result: Result, text: str, generation: int) -> tuple[Verdict, GateLook]:
+    found = Verdict(gate=rule.name, result=result, generation=generation, dry_run=rule.dry_run, text=text)
+    return found, GateLook.of(found)
+
+
+def _evidences(
+    turn: Turn, last: Reading, candidate: Sequence[str], stable: Sequence[str]
+) -> dict[str, Evidence]:
+    """The evidence by gate; begun for those that can be judged from now on.
+
+    A latency bound that is not known yet, because stable has no requests, is looked for again next time.
+    """
+    rollout = turn.rollout
+    found = {e.gate: e for e in rollout.evidence}
+    before = lifetime(last.samples, stable)
+    for rule in rollout.release.policy.comparisons:
+        if rule.name in found:
+            continue
+        bound = None
+        if rule.metric == "latency":
+            bound = slow_bound(rule, before, [last.samples[n] for n in candidate])
+            if bound is None:
+                continue
+        if rule.history:
+            if rule.name not in last.history:
+                continue
+            known = begin(rule)
+            evidence = replace(known, past=(1.0, last.history[rule.name]))
+        else:
+            requests, bad = counted(rule, bound, before)
+            evidence = begin(rule, bound=bound, requests=requests, bad=bad)
+        found[rule.name] = enter_step(evidence, rollout.step, compared_steps(rollout.release.policy))
+    return found
+
+
+def _base(rollout: Rollout, readings: Sequence[Reading], names: Sequence[str]) -> Reading | None:
+    """The reading that the next block begins at; None when none is in memory, as after a restart.
+
+    The first block begins before the candidate's first request, so that all of them count.
+    """
+    if rollout.block_from is not None:
+        return next((r for r in readings if r.at == rollout.block_from), None)
+    exposed = rollout.exposed_since if rollout.exposed_since is not None else 0.0
+    whole = [r for r in readings if r.at <= exposed and all(n in r.samples for n in names)]
+    return whole[-1] if whole else None
+
+
+def _blocks(turn: Turn, evidences: dict[str, Evidence], base: Reading, last: Reading) -> dict[str, Taken]:
+    """Count the block and let every comparison see it."""
+    rollout, state = turn.rollout, turn.state
+    assert state.stable is not None
+    assert rollout.held_since is not None
+    assert rollout.exposed_since is not None
+    policy = rollout.release.policy
+    mine = between(base, last, instance_names(rollout.release))
+    theirs = between(base, last, instance_names(state.stable))
+    whole = rollout.step == 0 or base.at >= rollout.held_since  # else it began at the share before
+    blocks: dict[str, Taken] = {}
+    for rule in policy.comparisons:
+        cold = rule.warm_up and base.at - rollout.exposed_since < rule.warm_up
+        if rule.name not in evidences or cold:
+            continue
+        evidence = evidences[rule.name]
+        block = block_of(rule, evidence, mine, theirs)
+        tolerance = tolerance_of(policy, rollout.step, rule) if whole else None
+        evidences[rule.name] = take(rule, evidence, block, policy.certainty, tolerance)
+        blocks[rule.name] = Taken(block, whole, None if evidence.blocks else evidence)
+    turn.roll(block_from=last.at)
+    return blocks
+
+
+def _judged(turn: Turn, evidences: dict[str, Evidence], blocks: dict[str, Taken]) -> Looks:
+    policy = turn.rollout.release.policy
+    worst = _worst(turn, evidences)
+    looks: Looks = []
+    for rule in policy.comparisons:
+        evidence = evidences.get(rule.name)
+        if evidence is None:
+            looks.append(_unknown(rule, Result.NO_DATA, _why_unknown(rule), turn.state.confirmed))
+            continue
+        alone = rule.dry_run and harm(rule, evidence) >= 1.0 / policy.certainty.alpha
+        found = verdict(
+            rule,
+            evidence,
+            policy.certainty,
+            failed=alone or rule.name == worst,
+            generation=turn.state.confirmed,
+        )
+        expected = _expected(turn, evidence)
+        if not rule.history and not evidence.step.requests and expected >= policy.certainty.no_traffic:
+            text = f"no request reached the candidate, about {expected:.0f} were expected"
+            found = replace(found, result=Result.FAIL, text=text)
+        looked, taken = GateLook.of(found), blocks.get(rule.name)
+        if taken is not None:
+            looked = replace(looked, block=taken.block, certifies=taken.certifies, begun=taken.begun)
+        looks.append((found, looked))
+    return looks
+
+
+def _why_unknown(rule: Comparison) -> str:
+    if rule.history:
+        return f"Prometheus has no history of {rule.history:.0f} s"
+    return f"stable's histogram has no bound above its p{rule.quantile * 100:g} that the candidate's has too"
+
+
+def _expected(turn: Turn, evidence: Evidence) -> float:
+    """Requests that the candidate's share of the traffic should have brought, by what stable had.
+
+    0 before the third block: the first one may have begun long before the candidate had any traffic.
+    """
+    if evidence.blocks <= PARTIAL_BLOCKS:
+        return 0.0
+    share = current_step(turn.state, turn.rollout).weight / FULL
+    return evidence.step.stable_requests * share / (1.0 - share)
+
+
+def _worst(turn: Turn, evidences: dict[str, Evidence]) -> str:
+    """The comparison that speaks most against a release that is to be rolled back; '' when none is."""
+    policy = turn.rollout.release.policy
+    if total_harm(policy.comparisons, evidences.values()) < 1.0 / policy.certainty.alpha:
+        return ""
+    rules = [r for r in policy.comparisons if r.name in evidences and not r.dry_run]
+    return max(rules, key=lambda r: r.weight * harm(r, evidences[r.name])).name
 
 
 def failing(verdicts: Sequence[Verdict]) -> Verdict | None:
     """The first verdict that ends a rollout."""
-    return next((v for v in verdicts if v.result is Result.FAIL), None)
+    return next((v for v in verdicts if v.result is Result.FAIL and not v.dry_run), None)
 
 
-def unmet(turn: Turn, seen: Observation) -> str:
-    """What still keeps the step from passing, time aside; '' when nothing does."""
-    rollout = turn.rollout
+def unmet(turn: Turn, seen: Observation, held: float) -> str:
+    """What still keeps the step from passing, its least time aside; '' when nothing does."""
+    rollout, policy = turn.rollout, turn.rollout.release.policy
     step = current_step(turn.state, rollout)
-    for verdict in rollout.verdicts:
-        if verdict.result is not Result.PASS:
-            return f"{verdict.gate}: {verdict.text}"
+    limits = {limit.name for limit in policy.limits}
+    for found in rollout.verdicts:
+        if found.dry_run or found.result is Result.PASS or found.harm is not None:
+            continue  # of those that have evidence all are asked together, below
+        few = found.result is Result.INCONCLUSIVE and not found.broken
+        if step.max_hold is None or not few or found.gate not in limits:
+            return f"{found.gate}: {found.text}"
+    if any(v.generation != turn.state.route.generation for v in rollout.verdicts):
+        return "the gates have not been looked at since the route changed"
+    if step.weight < FULL:
+        why = hesitation(
+            policy.comparisons, rollout.evidence, policy.certainty, held=held, max_hold=step.max_hold
+        )
+        if why:
+            return why
     if step.min_requests:
         since = rollout.held_since if rollout.held_since is not None else turn.now
         got = int(count(seen.readings, instance_names(rollout.release), since).requests)

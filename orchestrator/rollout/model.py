@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from orchestrator.rollout.evidence import Evidence
 from orchestrator.rollout.policy import Policy, Template
 
 FULL = 100
@@ -111,10 +112,17 @@ class Verdict:
         value: The candidate's value in the metric's unit, None without data.
         limit: The limit that was compared with; the broken one if one is broken.
         baseline: Stable's value, None when there is none.
-        samples: Candidate requests in the window.
-        baseline_samples: Stable's requests in the window.
+        samples: Candidate requests that it rests on.
+        baseline_samples: Stable's requests that it rests on.
+        bad: Bad ones among the candidate's requests; for comparisons.
+        baseline_bad: Bad ones among stable's.
+        interval: In which the candidate's true value lies, with 95 %; for comparisons.
+        baseline_interval: The same for stable.
+        harm: Evidence of harm of a comparison, see `rollout/evidence.py`; 1 says nothing.
+        safety: Its evidence of safety in this step.
         generation: The generation served when it was measured.
-        broken: Whether the value is above the limit at this look.
+        broken: Whether the limit is broken at this look.
+        dry_run: Whether the gate only reports.
         text: One plain sentence.
     """
 
@@ -125,8 +133,15 @@ class Verdict:
     baseline: float | None = None
     samples: int = 0
     baseline_samples: int = 0
+    bad: int = 0
+    baseline_bad: int = 0
+    interval: tuple[float, float] | None = None
+    baseline_interval: tuple[float, float] | None = None
+    harm: float | None = None
+    safety: float | None = None
     generation: int = 0
     broken: bool = False
+    dry_run: bool = False
     text: str = ""
 
 
@@ -167,7 +182,11 @@ class Rollout:
         kind: `release` climbs the ladder; `revert` takes an earlier release back by the fast path.
         entered_at: When the phase, or the step in it, was entered.
         held_since: When nginx confirmed the step's weight, or the preview began; None before.
+        exposed_since: When nginx first confirmed any traffic for the candidate; None before.
         measured_at: When the gates last had data in this step; None before.
+        looked_at: The reading that the gates last looked at in this step; None before.
+        block_from: The reading that the comparisons have counted up to; None before the first.
+        evidence: What the comparisons have seen, over all steps.
         breaches: Limits that are broken now.
         verdicts: What the gates said at the last look.
         baselines: Stable's last measured value per gate, for when stable has no traffic.
@@ -184,7 +203,11 @@ class Rollout:
     began_at: float
     entered_at: float
     held_since: float | None = None
+    exposed_since: float | None = None
     measured_at: float | None = None
+    looked_at: float | None = None
+    block_from: float | None = None
+    evidence: tuple[Evidence, ...] = ()
     breaches: tuple[Breach, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     baselines: tuple[tuple[str, float], ...] = ()

@@ -114,12 +114,24 @@ class Sample:
         requests: Requests counted so far.
         errors: Bad ones among them so far.
         buckets: Cumulative histogram: upper bound in seconds to requests counted so far.
+        own: The operator's counters: gate to all and bad ones counted so far.
+        cpu: CPU seconds used so far; None when they are not known.
+        stamp: What tells scrapes apart: Prometheus' own time of it; `at` may differ by the time of an answer.
     """
 
     at: float
     requests: float
     errors: float
     buckets: Mapping[float, float] = field(default_factory=dict)
+    own: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    cpu: float | None = None
+    stamp: float | None = None
+
+    def later_than(self, other: "Sample") -> bool:
+        """Whether it is of a later scrape."""
+        if self.stamp is None or other.stamp is None:
+            return self.at > other.at
+        return self.stamp > other.stamp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,12 +142,14 @@ class Reading:
         at: When it was asked.
         samples: Per instance; an instance whose target is not up is absent.
         values: Results of `query` gates: (gate, release) to value; release is empty for a bare number.
+        history: For comparisons with the past: gate to the share of bad requests in it.
         error: Why there is no answer; empty when there is one.
     """
 
     at: float
     samples: Mapping[str, Sample] = field(default_factory=dict)
     values: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    history: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
 
 

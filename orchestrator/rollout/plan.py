@@ -1,41 +1,49 @@
 """Strategies as ladders of steps."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from orchestrator.rollout.model import FULL, Rollout, ServiceState
-from orchestrator.rollout.policy import Policy, Step
+from orchestrator.rollout.policy import Comparison, Policy, Step
 
 
-def canary(
+def ladder(
     weights: Sequence[int],
     *,
-    first_hold: float,
-    hold: float,
+    holds: tuple[float, float],
     bake: float,
+    holdback: int,
+    max_hold: float | None,
     min_requests: int,
     deadline: float,
 ) -> tuple[Step, ...]:
-    """A ladder through ascending weights; a last step of 100 % is added when it is missing.
+    """A ladder through ascending weights to 100 %.
 
     Args:
-        weights: Shares in percent.
-        first_hold: Seconds to hold the first weight.
-        hold: Seconds to hold each later weight below 100.
-        bake: Seconds to hold 100 %.
+        weights: Shares in percent; 100 is added when it is missing.
+        holds: Seconds to hold the first weight, and each later one.
+        bake: Seconds to hold the last weight that is judged whole: 100, or that of the holdback.
+        holdback: Percent that stable keeps while the release bakes, to be compared with; 0 bakes at 100 %.
+        max_hold: See `policy.Step`.
         min_requests: Requests that each step below 100 needs.
         deadline: Seconds that a step may take beyond its hold.
     """
     partial = [w for w in weights if w < FULL]
+    if holdback and FULL - holdback not in partial:
+        partial.append(FULL - holdback)
+    first, later = holds
     steps = [
-        Step(weight=w, hold=h, min_requests=min_requests, deadline=h + deadline)
-        for w, h in zip(partial, [first_hold] + [hold] * len(partial), strict=False)
+        Step(
+            weight=weight,
+            hold=bake if holdback and weight == FULL - holdback else later if i else first,
+            max_hold=max_hold,
+            min_requests=min_requests,
+        )
+        for i, weight in enumerate(sorted(partial))
     ]
-    return (*steps, Step(weight=FULL, hold=bake, deadline=bake + deadline))
-
-
-def blue_green(*, bake: float, deadline: float) -> tuple[Step, ...]:
-    """One switch to 100 %, then `bake` seconds under the gates."""
-    return (Step(weight=FULL, hold=bake, deadline=bake + deadline),)
+    last = 0.0 if holdback else bake
+    whole = Step(weight=FULL, hold=last, max_hold=max_hold)
+    return tuple(replace(s, deadline=s.hold + deadline) for s in (*steps, whole))
 
 
 def ladder_errors(steps: Sequence[Step]) -> list[str]:
@@ -51,6 +59,17 @@ def ladder_errors(steps: Sequence[Step]) -> list[str]:
     if not steps or steps[-1].weight != FULL:
         errors.append(f"{max(len(steps) - 1, 0)}/weight: the last step must be 100")
     return errors
+
+
+def compared_steps(policy: Policy) -> int:
+    """How many steps of the ladder leave stable traffic to compare with."""
+    return sum(step.weight < FULL for step in policy.steps)
+
+
+def tolerance_of(policy: Policy, step: int, rule: Comparison) -> float:
+    """The harm budget for the share that comes next: worse by this much there would use up all of it."""
+    following = policy.steps[step + 1].weight if step + 1 < len(policy.steps) else FULL
+    return rule.budget * FULL / following
 
 
 def is_fast(state: ServiceState, rollout: Rollout) -> bool:

@@ -1,7 +1,12 @@
 """What an operator decides beforehand: how a container is run, and how a release of it advances."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+ERROR_EFFECTS = ((0.003, 0.3), (0.008, 0.25), (0.025, 0.2), (0.12, 0.15), (0.5, 0.1))
+P95_EFFECTS = ((0.01, 0.25), (0.04, 0.25), (0.15, 0.25), (0.5, 0.25))
+P99_EFFECTS = ((0.005, 0.25), (0.02, 0.25), (0.1, 0.25), (0.4, 0.25))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +72,8 @@ class Step:
     Attributes:
         weight: The candidate's share in percent, 1 to 100.
         hold: Seconds that the share must hold after nginx has confirmed it.
+        max_hold: Seconds after which the step may be left without certified safety if nothing speaks against
+            the candidate; None: certified safety is not asked for.
         min_requests: Requests that the candidate must have answered in this step.
         deadline: Seconds that the step may take in all, `hold` included.
         approve: Whether a person must approve before the next step.
@@ -74,44 +81,121 @@ class Step:
 
     weight: int
     hold: float
+    max_hold: float | None = None
     min_requests: int = 0
     deadline: float = 3600.0
     approve: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
-    """A rule over measurements of candidate and stable.
+class Limit:
+    """A gate that compares a value with a limit.
 
-    A limit is broken when the value is above it; the gate fails when a limit has been broken for
-    `sustained` seconds without a break.
+    A limit is broken when the value is above `max`, above the relative limit, or below `min`; the gate fails
+    when a limit has been broken for `sustained` seconds without a break.
 
     Attributes:
         name: Names the gate in verdicts and events.
-        metric: `error_rate` (a share, 0 to 1), `latency` (seconds at `quantile`), or `query`.
+        metric: `error_rate` (a share, 0 to 1), `latency` (seconds at `quantile`), `cpu` (a share of the
+            container's limit, 0 to 1, the highest of all instances), or `query`.
         quantile: For `latency`, 0 < q < 1.
         max: Absolute limit in the metric's unit.
+        min: Absolute lower limit in the metric's unit.
         max_ratio: Limit relative to stable: value > baseline x ratio + margin breaks it.
         margin: Absolute slack of the relative limit, in the metric's unit.
         sustained: Seconds that a limit must stay broken.
         window: Seconds of history that a value is computed over.
         min_requests: Candidate requests in the window below which the verdict is inconclusive.
         query: PromQL of a `query` gate; one sample, or one per release.
+        dry_run: Whether the gate reports and never decides.
     """
 
     name: str
-    metric: Literal["error_rate", "latency", "query"]
+    metric: Literal["error_rate", "latency", "cpu", "query"]
     quantile: float = 0.99
     max: float | None = None
+    min: float | None = None
     max_ratio: float | None = None
     margin: float = 0.0
     sustained: float = 0.0
     window: float = 60.0
     min_requests: int = 0
     query: str = ""
+    dry_run: bool = False
+
+    @property
+    def counts_requests(self) -> bool:
+        """Whether its value is made of requests, so that few of them say little."""
+        return self.metric in ("error_rate", "latency")
 
 
-NoDataAction = Literal["hold", "pause", "rollback"]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A gate that compares the share of bad requests on both sides, on evidence: see `rollout/evidence.py`.
+
+    Attributes:
+        name: Names the gate in verdicts and events.
+        metric: `error_rate`, `latency` (bad: slower than stable's `quantile`, rounded up to a bound of the
+            histogram), or `counts` (the operator's own counters).
+        quantile: For `latency`, 0 < q < 1.
+        total: For `counts`, PromQL of the counter of all, per instance.
+        bad: For `counts`, PromQL of the counter of the bad ones, per instance.
+        history: Seconds of stable's own past that a candidate is compared with instead of stable now; 0 for
+            stable now.
+        ratio: A good release is bad at most `ratio` times as often as stable, plus `margin`.
+        margin: Additive slack, a share of requests.
+        budget: Harm budget: by how much worse a release may be at full traffic, a share of all requests.
+        effects: Excesses over what is good that are bet on, with weights that sum to 1.
+        weight: The part of the capital that this comparison gets.
+        usual: What stable's share is thought to be before anything is known.
+        warm_up: Seconds from the candidate's first request that are not judged.
+        dry_run: Whether the gate reports and never decides.
+    """
+
+    name: str
+    metric: Literal["error_rate", "latency", "counts"]
+    quantile: float = 0.99
+    total: str = ""
+    bad: str = ""
+    history: float = 0.0
+    ratio: float = 1.0
+    margin: float = 0.001
+    budget: float = 0.005
+    effects: tuple[tuple[float, float], ...] = ERROR_EFFECTS
+    weight: float = 0.6
+    usual: float = 0.001
+    warm_up: float = 0.0
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certainty:
+    """How sure the comparisons must be.
+
+    Attributes:
+        alpha: The chance that a good release is rolled back, over the whole rollout, at most.
+        beta: The chance that a step is called safe when it is worse than the budget, at most.
+        suspicion: Evidence of harm from which on no step is left.
+        dispersion: By how much counts vary more than those of independent requests; 1 or more.
+        no_traffic: Requests that the candidate should have had when none at all is a failure.
+    """
+
+    alpha: float = 0.01
+    beta: float = 0.05
+    suspicion: float = 10.0
+    dispersion: float = 1.0
+    no_traffic: float = 20.0
+
+    @property
+    def most_a_block(self) -> float:
+        """Logarithm of the most by which one block may change a bet: a single scrape never decides.
+
+        Scrapes of the two sides that lie seconds apart make a shared outage look like harm for one block.
+        """
+        return math.log(1.0 / self.alpha) - 0.1
+
+
+Action = Literal["hold", "pause", "rollback"]
 NewReleaseAction = Literal["supersede", "queue", "reject"]
 
 
@@ -136,9 +220,12 @@ class Policy:
         kind: `canary` climbs `steps`; `blue_green` has the single step of 100 %.
         steps: The ladder; the last step has weight 100 and is the bake.
         preview: An optional look before any traffic.
-        gates: The rules; all must pass to advance.
+        limits: Gates on values; all must pass to advance.
+        comparisons: Gates on evidence, judged while stable has traffic.
+        certainty: How sure the comparisons must be.
         no_data_after: How long measurements may be missing in a step before `on_no_data` decides.
-        on_no_data: What happens then, and at a step's deadline without enough data.
+        on_no_data: What happens then.
+        on_inconclusive: What happens at a step's deadline when there is data and it does not suffice.
         on_new_release: What happens to this service's rollout when a newer release arrives.
         sample_max_age: The oldest sample that counts as data.
         queue_deadline: How long a release may wait in the queue.
@@ -154,9 +241,12 @@ class Policy:
     kind: Literal["canary", "blue_green"]
     steps: tuple[Step, ...]
     preview: Preview | None = None
-    gates: tuple[Gate, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    certainty: Certainty = Certainty()
     no_data_after: float = 120.0
-    on_no_data: NoDataAction = "rollback"
+    on_no_data: Action = "rollback"
+    on_inconclusive: Action = "pause"
     on_new_release: NewReleaseAction = "supersede"
     sample_max_age: float = 60.0
     queue_deadline: float = 86400.0
@@ -167,3 +257,13 @@ class Policy:
     drain_deadline: float = 30.0
     keep_previous: float = 3600.0
     keep_images: int = 5
+
+    @property
+    def measured(self) -> bool:
+        """Whether anything is judged at all."""
+        return bool(self.limits or self.comparisons)
+
+    @property
+    def counted(self) -> bool:
+        """Whether requests of single instances are counted, so that each must be scraped."""
+        return bool(self.comparisons) or any(limit.counts_requests for limit in self.limits)

@@ -13,6 +13,7 @@ from orchestrator.rollout.events import (
     ReleaseEnded,
     RollbackStarted,
 )
+from orchestrator.rollout.evidence import Evidence, enter_step
 from orchestrator.rollout.model import (
     BEFORE_TRAFFIC,
     Ended,
@@ -25,7 +26,7 @@ from orchestrator.rollout.model import (
     ServiceState,
     Verdict,
 )
-from orchestrator.rollout.plan import current_step, step_count
+from orchestrator.rollout.plan import compared_steps, current_step, step_count
 
 HISTORY = 50
 """Journeys that the state remembers; the event stream keeps all."""
@@ -91,6 +92,8 @@ class Turn:
             entered_at=self.now,
             held_since=None,
             measured_at=None,
+            looked_at=None,
+            evidence=self._evidence_in(step) if phase is Phase.SHIFTING else self.rollout.evidence,
             breaches=(),
             verdicts=(),
             approved=False,
@@ -99,6 +102,10 @@ class Turn:
             reason=reason,
         )
         self._tell_phase(actor, reason)
+
+    def _evidence_in(self, step: int) -> tuple[Evidence, ...]:
+        steps = compared_steps(self.rollout.release.policy)
+        return tuple(enter_step(e, step, steps) for e in self.rollout.evidence)
 
     def _tell_phase(self, actor: str, reason: str) -> None:
         rollout = self.rollout

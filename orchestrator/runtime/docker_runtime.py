@@ -114,6 +114,19 @@ class DockerRuntime:
                 found.append((identity, attrs))
         return found
 
+    async def cpu_seconds(self, service: str) -> dict[str, float]:
+        """See `ports.Usage`."""
+
+        def work(client: docker.DockerClient) -> dict[str, float]:
+            used = {}
+            for identity, attrs in self._inspect(client, service):
+                if attrs["State"]["Running"]:
+                    found = client.api.stats(attrs["Id"], stream=False, one_shot=True)
+                    used[identity.instance] = found["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9
+            return used
+
+        return await self._docker.call(work, LOOK_DEADLINE)
+
     async def _probed(self, identity: Identity, attrs: dict[str, Any]) -> Instance:
         state = attrs["State"]
         endpoint = attrs["NetworkSettings"]["Networks"].get(self._network.name) or {}

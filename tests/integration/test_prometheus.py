@@ -17,7 +17,7 @@ from orchestrator.analysis.presets import PRESETS
 from orchestrator.analysis.prometheus import Prometheus
 from orchestrator.daemon.clock import SystemClock
 from orchestrator.ports import Fault, MetricQuery
-from orchestrator.rollout.judge import count, missing_data
+from orchestrator.rollout.counts import count, missing_data
 from orchestrator.rollout.observation import Reading
 
 CONFIG = """\

@@ -109,6 +109,10 @@ class Ports:
 
         await self.world.effect(self.host, f"stop {name}", work)
 
+    async def cpu_seconds(self, service: str) -> dict[str, float]:
+        self._reach_docker()
+        return await self.world.runtime.cpu_seconds(service)
+
     async def remove_images(self, digests: Sequence[str]) -> None:
         async def work() -> None:
             self._reach_docker()
@@ -195,6 +199,7 @@ class Daemon:
             store=ports,
             runtime=_Runtime(ports),
             images=ports,
+            usage=ports,
             traffic=_Traffic(ports),
             measurer=measurer,
             clock=ports,

@@ -8,6 +8,7 @@ import yaml
 
 from orchestrator.daemon.config import ConfigError, load
 from orchestrator.daemon.units import limit, seconds, size
+from orchestrator.rollout.policy import Policy
 
 SERVICE: dict[str, Any] = {"service": "api", "images": ["reg/api"], "container": {"port": 8080}}
 
@@ -56,10 +57,56 @@ def test_bare_and_full_steps_mix(tmp_path: Path) -> None:
             {"gates": [{"metric": "error_rate", "max": "many"}]},
             "services/api.yaml: gates/0/max: 'many' is not a limit",
         ),
-        ({"gates": [{"metric": "error_rate"}]}, "gates/0: max: give max, max_ratio, or both"),
+        ({"gates": [{"metric": "query"}]}, "gates/0: max: metric: query needs max, min or max_ratio"),
         ({"gates": [{"metric": "query", "max": 1}]}, "gates/0: query: is for metric: query"),
+        (
+            {"gates": [{"metric": "error_rate", "window": "1m"}]},
+            "gates/0/window: is not a key that is known here",
+        ),
+        ({"gates": [{"metric": "error_rate", "max": 1, "budget": 1}]}, "gates/0/budget: is not a key"),
+        (
+            {"gates": [{"metric": "query", "query": "x", "min": 2, "max": 1}]},
+            "gates/0: min: 2 is above max, 1",
+        ),
+        (
+            {"gates": [{"metric": "counts", "name": "x", "total": "a"}]},
+            "gates/0: total: total and bad are for",
+        ),
+        (
+            {"gates": [{"metric": "counts", "total": "a", "bad": "b"}]},
+            "gates/0: name: metric: counts needs one",
+        ),
+        (
+            {"gates": [{"metric": "error_rate", "total": "a", "bad": "b"}]},
+            "total and bad are for metric: counts",
+        ),
+        (
+            {"gates": [{"metric": "latency", "history": "1d"}]},
+            "gates/0: history: is for error_rate and counts",
+        ),
+        (
+            {"gates": [{"metric": "error_rate", "margin": "1%"}]},
+            "gates/0: budget: 0.005 must be above margin",
+        ),
+        ({"gates": [{"metric": "error_rate", "effects": ["200%"]}]}, "gates/0: effects: each is a share"),
+        ({"gates": ["error_rate"]}, "gates/0"),
+        ({"evidence": {"alpha": 0}}, "evidence/alpha"),
+        ({"evidence": {"phi": 0.5}}, "evidence/phi"),
+        (
+            {"strategy": {"advance": "on_evidence"}},
+            "strategy/advance: on_evidence needs a gate that compares",
+        ),
+        (
+            {"strategy": {"hold": "5m"}, "gates": [{"metric": "error_rate"}]},
+            "strategy/hold: is for advance: on_hold",
+        ),
+        (
+            {"overrides": {"slow": {"first_hold": "5m"}}, "gates": [{"metric": "error_rate"}]},
+            "overrides/slow/first_hold: is for advance: on_hold",
+        ),
+        ({"strategy": {"max_step": "1s"}}, "strategy: max_step: 1 s is shorter than min_step, 30 s"),
         ({"gates": [{"metric": "error_rate", "max": float("nan")}]}, "gates/0/max"),
-        ({"gates": [{"metric": "latency", "max": 1}] * 2}, "gates: 'p99' is there twice"),
+        ({"gates": [{"metric": "latency", "max": 1}] * 2}, "gates: 'p99_limit' is there twice"),
         ({"strategy": {"steps": [5, 5, 100]}}, "strategy: steps: weights [5, 5, 100] must ascend"),
         ({"strategy": {"steps": [0, 100]}}, "strategy: steps/0/weight: 0 is not a percentage"),
         ({"strategy": {"hold": "soon"}}, "strategy/hold: 'soon' is not a duration"),
@@ -124,12 +171,91 @@ def test_units() -> None:
             seconds(value)
 
 
+def service_of(tmp_path: Path, **changes: Any) -> Policy:
+    path = write(tmp_path, {**SERVICE, **changes})
+    return load(path).services["api"].plan().policies[""]
+
+
+COMPARED = {"gates": [{"metric": "error_rate"}]}
+
+
+def test_a_gate_that_compares_makes_steps_advance_on_evidence_with_a_holdback(tmp_path: Path) -> None:
+    steps = service_of(tmp_path, **COMPARED).steps
+    assert [(s.weight, s.hold, s.max_hold) for s in steps] == [
+        (5, 30, 1800),
+        (15, 30, 1800),
+        (40, 30, 1800),
+        (95, 120, 1800),
+        (100, 0, 1800),
+    ]
+
+
+def test_holds_stay_where_nothing_is_compared_or_they_are_asked_for(tmp_path: Path) -> None:
+    steps = service_of(tmp_path, gates=[{"metric": "error_rate", "max": "1%"}]).steps
+    assert [(s.weight, s.hold, s.max_hold) for s in steps] == [
+        (5, 1800, None),
+        (15, 900, None),
+        (40, 900, None),
+        (100, 900, None),
+    ]
+    held = service_of(tmp_path, **COMPARED, strategy={"advance": "on_hold", "bake": "5m"}).steps
+    assert [(s.weight, s.hold, s.max_hold) for s in held] == [
+        (5, 1800, None),
+        (15, 900, None),
+        (40, 900, None),
+        (95, 300, None),
+        (100, 0, None),
+    ]
+
+
+def test_blue_green_bakes_with_a_holdback_too_unless_it_is_0(tmp_path: Path) -> None:
+    strategy = {"kind": "blue-green", "bake": "1m"}
+    steps = service_of(tmp_path, **COMPARED, strategy=strategy).steps
+    assert [(s.weight, s.hold) for s in steps] == [(95, 60), (100, 0)]
+    steps = service_of(tmp_path, **COMPARED, strategy={**strategy, "holdback": 0}).steps
+    assert [(s.weight, s.hold) for s in steps] == [(100, 60)]
+
+
+def test_a_comparison_has_the_values_that_are_usual_for_its_metric(tmp_path: Path) -> None:
+    policy = service_of(
+        tmp_path,
+        gates=[
+            {"metric": "error_rate"},
+            {"metric": "latency", "quantile": 0.95},
+            {"metric": "latency", "dry_run": True},
+            {"metric": "counts", "name": "pay", "total": "t", "bad": "b", "margin": "3%", "history": "7d"},
+            {"metric": "error_rate", "name": "own", "effects": ["1%", "5%"], "ratio": 2},
+            {"metric": "cpu", "max": "85%", "for": "5m"},
+        ],
+        evidence={"alpha": "2%", "phi": 3},
+    )
+    errors, p95, p99, pay, own = policy.comparisons
+    assert (errors.name, errors.ratio, errors.margin, errors.budget, errors.weight, errors.warm_up) == (
+        "error_rate",
+        1.0,
+        0.001,
+        0.005,
+        0.6,
+        0.0,
+    )
+    assert (p95.name, p95.ratio, p95.margin, p95.budget, p95.warm_up) == ("p95", 1.25, 0.002, 0.02, 30.0)
+    assert p95.effects != p99.effects
+    assert p99.dry_run
+    assert (pay.margin, pay.history) == (0.03, 7 * 86400)
+    assert pay.budget > pay.margin
+    assert (own.effects, own.ratio) == (((0.01, 0.5), (0.05, 0.5)), 2.0)
+    assert [(limit.name, limit.max, limit.sustained) for limit in policy.limits] == [("cpu_limit", 0.85, 300)]
+    assert (policy.certainty.alpha, policy.certainty.dispersion) == (0.02, 3.0)
+    for rule in policy.comparisons:
+        assert sum(weight for _, weight in rule.effects) == pytest.approx(1.0)
+
+
 def test_the_shipped_examples_are_right() -> None:
     config = load(Path(__file__).parents[2] / "config" / "orchestrator.yaml")
     assert set(config.services) == {"minimal", "api"}
     policy = config.services["api"].plan().policies[""]
     assert [(s.weight, s.hold) for s in policy.steps] == [(5, 1800), (15, 900), (40, 900), (100, 900)]
-    errors, p99 = policy.gates
+    errors, p99 = policy.limits
     assert (errors.max, errors.sustained) == (0.005, 120)
     assert p99.max is not None
     assert p99.max_ratio is not None

@@ -26,7 +26,7 @@ PLAN = ServicePlan(
     service="api",
     images=("repo/api",),
     template=template(instances=1),
-    policies={"": policy(gates=())},
+    policies={"": policy(limits=())},
     metrics=MetricSource(requests="r", status_label="code", error_pattern="5..", latency="l"),
 )
 
@@ -51,6 +51,7 @@ class Kit:
             store=self.store,
             runtime=self.runtime,
             images=self.runtime,
+            usage=self.runtime,
             traffic=self.traffic,
             measurer=measurer,
             clock=self.clock,
@@ -86,7 +87,7 @@ def ended(release: str) -> Callable[[ServiceState], bool]:
 
 
 def small(number: int, **changes: Any) -> Any:
-    return submit(number, template=template(instances=1), policy=policy(gates=(), **changes))
+    return submit(number, template=template(instances=1), policy=policy(limits=(), **changes))
 
 
 async def test_a_release_is_started_routed_and_promoted(kit: Kit) -> None:

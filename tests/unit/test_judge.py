@@ -7,32 +7,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.rollout.judge import (
-    Counts,
-    Measured,
-    count,
-    difference,
-    judge,
-    missing_data,
-    quantile,
-    show,
-)
+from orchestrator.rollout.counts import Counts, count, cpu_share, difference, missing_data, quantile
+from orchestrator.rollout.judge import Measured, judge, show, value_of
 from orchestrator.rollout.model import Result, Verdict
 from orchestrator.rollout.observation import Reading, Sample
-from orchestrator.rollout.policy import Gate
+from orchestrator.rollout.policy import Limit
 
 INF = math.inf
-RATE = Gate(
+RATE = Limit(
     name="errors", metric="error_rate", max=0.02, max_ratio=2.0, margin=0.001, min_requests=10, sustained=30
 )
-P99 = Gate(name="p99", metric="latency", max=0.3, min_requests=10)
+P99 = Limit(name="p99", metric="latency", max=0.3, min_requests=10)
 
 
-def side(requests: float = 100, errors: float = 0, **changes: object) -> Measured:
-    return replace(Measured(counts=Counts(requests, errors, {0.1: requests, INF: requests})), **changes)  # type: ignore[arg-type]
+def side(requests: float = 100, errors: float = 0) -> Counts:
+    return Counts(requests, errors, {0.1: requests, INF: requests})
 
 
-def look(gate: Gate, candidate: Measured, stable: Measured | None = None, **changes: object) -> Verdict:
+def measured(gate: Limit, side: Counts | Measured | None) -> Measured:
+    if isinstance(side, Counts):
+        return Measured(value=value_of(gate, side), samples=int(side.requests))
+    return side or Measured(missing="none")
+
+
+def look(
+    gate: Limit, candidate: Counts | Measured, stable: Counts | Measured | None = None, **changes: object
+) -> Verdict:
     settings: dict[str, object] = {
         "remembered": None,
         "broken_since": None,
@@ -40,7 +40,7 @@ def look(gate: Gate, candidate: Measured, stable: Measured | None = None, **chan
         "now": 100.0,
         **changes,
     }
-    return judge(gate, candidate, stable or Measured(missing="none"), **settings)  # type: ignore[arg-type]
+    return judge(gate, measured(gate, candidate), measured(gate, stable), **settings)  # type: ignore[arg-type]
 
 
 def test_a_series_born_at_500_counts_500() -> None:
@@ -102,7 +102,7 @@ def test_why_there_is_no_data() -> None:
 
 
 def test_missing_never_passes() -> None:
-    assert look(RATE, side(missing="a is not scraped")).result is Result.NO_DATA
+    assert look(RATE, Measured(missing="a is not scraped")).result is Result.NO_DATA
 
 
 def test_too_few_requests_are_inconclusive() -> None:
@@ -115,17 +115,17 @@ def test_no_requests_are_never_a_pass() -> None:
 
 
 def test_a_histogram_that_is_not_there_is_no_data() -> None:
-    assert look(P99, Measured(counts=Counts(100, 0))).result is Result.NO_DATA
+    assert look(P99, Counts(100, 0)).result is Result.NO_DATA
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
 def test_what_is_not_finite_never_passes(value: float | None) -> None:
-    gate = Gate(name="q", metric="query", query="x", max=1e9)
+    gate = Limit(name="q", metric="query", query="x", max=1e9)
     assert look(gate, Measured(value=value)).result is Result.NO_DATA
 
 
 def test_a_query_is_compared_with_stables() -> None:
-    gate = Gate(name="q", metric="query", query="x", max_ratio=1.0)
+    gate = Limit(name="q", metric="query", query="x", max_ratio=1.0)
     assert look(gate, Measured(value=2.0), Measured(value=3.0)).result is Result.PASS
     assert look(gate, Measured(value=4.0), Measured(value=3.0)).result is Result.FAIL
     assert look(gate, Measured(value=4.0), Measured(value=math.nan)).result is Result.INCONCLUSIVE
@@ -145,7 +145,7 @@ def test_the_tighter_limit_counts() -> None:
 
 def test_a_baseline_that_is_not_finite_is_not_taken() -> None:
     gate = replace(P99, max=None, max_ratio=2.0)
-    empty = Measured(counts=Counts(100, 0))
+    empty = Counts(100, 0)
     assert look(gate, side(100), empty, remembered=0.09).baseline == 0.09
 
 
@@ -159,10 +159,47 @@ def test_a_broken_limit_must_stay_broken_for_its_time() -> None:
     assert (failed.result, failed.generation, failed.samples) == (Result.FAIL, 7, 100)
 
 
+def test_a_value_below_a_minimum_is_broken() -> None:
+    gate = Limit(name="paid", metric="query", query="x", min=0.9, max=1.0, sustained=10.0)
+    assert look(gate, Measured(value=0.95)).result is Result.PASS
+    low = look(gate, Measured(value=0.8), broken_since=95.0)
+    assert (low.result, low.broken) == (Result.INCONCLUSIVE, True)
+    assert "0.8, minimum 0.9; below for 5 of 10 s" in low.text
+    failed = look(gate, Measured(value=0.8), broken_since=90.0)
+    assert (failed.result, failed.limit) == (Result.FAIL, 0.9)
+    assert look(replace(gate, max=None), Measured(value=5.0)).result is Result.PASS
+
+
+def cpu(at: float, seconds: float | None) -> Reading:
+    return Reading(at=at, samples={"a": Sample(at, 0, 0, cpu=seconds, stamp=at)})
+
+
+def test_cpu_is_the_share_of_the_limit_that_was_used() -> None:
+    readings = [cpu(0, 10.0), cpu(5, 12.0), cpu(5, 12.2), cpu(10, 14.5)]
+    assert cpu_share(readings, ["a"], since=0, cpus=0.5) == pytest.approx(0.9)
+    assert cpu_share(readings, ["a"], since=5, cpus=1.0) == pytest.approx(0.5)
+    assert cpu_share(readings, ["a", "b"], since=0, cpus=1.0) is None
+    assert cpu_share([cpu(0, None), cpu(5, None)], ["a"], since=0, cpus=1.0) is None
+
+
+def test_cpu_of_a_restarted_process_is_measured_from_its_restart_on() -> None:
+    readings = [cpu(0, 100.0), cpu(5, 1.0), cpu(10, 3.0)]
+    assert cpu_share(readings, ["a"], since=0, cpus=1.0) == pytest.approx(0.4)
+
+
+def test_own_counters_are_differenced_and_reset_like_others() -> None:
+    older = Sample(0, 10, 0, own={"pay": (100.0, 5.0)})
+    assert difference(older, Sample(5, 20, 0, own={"pay": (150.0, 6.0), "new": (3.0, 1.0)})).own == {
+        "pay": (50.0, 1.0),
+        "new": (3.0, 1.0),
+    }
+    assert difference(older, Sample(5, 20, 0, own={"pay": (40.0, 6.0)})).own == {"pay": (40.0, 6.0)}
+
+
 def test_a_verdict_shows_units_that_people_read() -> None:
     assert show(P99, 0.25) == "250 ms"
     assert show(RATE, 0.021) == "2.10 %"
-    assert show(Gate(name="q", metric="query"), 12.34567) == "12.35"
+    assert show(Limit(name="q", metric="query"), 12.34567) == "12.35"
 
 
 @given(
@@ -175,7 +212,7 @@ def test_a_pass_means_finite_enough_and_within_the_limit(
     requests: int, errors: int, value: float | None, broken: float | None
 ) -> None:
     errors = min(requests, errors)
-    query = Gate(name="q", metric="query", query="x", max=0.5)
+    query = Limit(name="q", metric="query", query="x", max=0.5)
     for gate, candidate in ((RATE, side(requests, errors)), (query, Measured(value=value))):
         found = look(gate, candidate, side(1000, 1), broken_since=broken)
         if found.result is Result.PASS:

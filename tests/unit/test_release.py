@@ -24,7 +24,7 @@ from orchestrator.rollout.events import (
     RouteChanged,
 )
 from orchestrator.rollout.model import Outcome, Phase, Result
-from orchestrator.rollout.policy import Gate, Preview, Step
+from orchestrator.rollout.policy import Limit, Preview, Step
 from tests.builders import ERRORS, LADDER, policy, submit, template
 from tests.unit.sim import Sim
 
@@ -362,8 +362,8 @@ def test_blue_green_goes_back_while_it_bakes(sim: Sim) -> None:
 
 
 def test_a_relative_limit_uses_stables_last_value_once_stable_has_no_traffic(sim: Sim) -> None:
-    gate = Gate(name="p99", metric="latency", max_ratio=1.0, margin=0.05, window=10.0, min_requests=10)
-    sim.send(submit(2, policy=policy(gates=(gate,))))
+    gate = Limit(name="p99", metric="latency", max_ratio=1.0, margin=0.05, window=10.0, min_requests=10)
+    sim.send(submit(2, policy=policy(limits=(gate,))))
     sim.until_phase(Phase.BAKING, 2, held=True)
     sim.run(3)
     rollout = sim.state.rollout
@@ -745,10 +745,11 @@ def test_a_release_with_other_instances_keeps_its_share_exact(sim: Sim) -> None:
 
 
 def test_gates_that_read_their_own_query(sim: Sim) -> None:
-    gate = Gate(name="payments", metric="query", query="x", max=0.5)
-    sim.send(submit(2, policy=policy(gates=(gate, ERRORS))))
+    gate = Limit(name="payments", metric="query", query="x", max=0.5)
+    sim.send(submit(2, policy=policy(limits=(gate, ERRORS))))
     sim.until_phase(Phase.SHIFTING, held=True)
-    sim.readings[-1] = replace(sim.readings[-1], values={("payments", "api-2"): 0.9})
+    last = sim.readings[-1]
+    sim.readings.append(replace(last, at=last.at + 0.5, values={("payments", "api-2"): 0.9}))
     state, _ = decide(sim.state, sim.observe(), sim.now)
     assert state.rollout is not None
     assert state.rollout.phase is Phase.ROLLING_BACK

@@ -1,0 +1,1 @@
+"""What gates decide, and how soon: this project's rule and three rivals on the same streams of requests."""

@@ -1,0 +1,130 @@
+"""A comparison's verdict: from counters to blocks, and from evidence to a sentence."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from orchestrator.rollout.counts import Counts, add, difference
+from orchestrator.rollout.evidence import Block, Evidence, harm, interval
+from orchestrator.rollout.model import Result, Verdict
+from orchestrator.rollout.observation import Reading, Sample
+from orchestrator.rollout.policy import Certainty, Comparison
+
+KNOWN = 1e6
+"""Requests of the past for each one of the candidate: so many that their rate counts as known."""
+
+
+def counted(rule: Comparison, bound: float | None, counts: Counts) -> tuple[float, float]:
+    """All requests and the bad ones, as a comparison counts them."""
+    if rule.metric == "error_rate":
+        total, bad = counts.requests, counts.errors
+    elif rule.metric == "counts":
+        total, bad = counts.own.get(rule.name, (0.0, 0.0))
+    else:
+        total = counts.buckets.get(math.inf, 0.0)
+        bad = total - counts.buckets.get(bound if bound is not None else math.inf, 0.0)
+    return total, min(max(bad, 0.0), total)
+
+
+def lifetime(samples: Mapping[str, Sample], instances: Sequence[str]) -> Counts:
+    """All that the instances have counted since they started."""
+    total = Counts()
+    for name in instances:
+        s = samples[name]
+        total = add(total, Counts(s.requests, s.errors, s.buckets, s.own))
+    return total
+
+
+def between(older: Reading, newer: Reading, instances: Sequence[str]) -> Counts:
+    """What the instances counted between two readings that both have all of them."""
+    total = Counts()
+    for name in instances:
+        total = add(total, difference(older.samples[name], newer.samples[name]))
+    return total
+
+
+def slow_bound(rule: Comparison, stable: Counts, candidate: Sequence[Sample]) -> float | None:
+    """The first bound of the histogram at or above stable's quantile; None when there is none on both sides.
+
+    A bound needs no interpolation: whether a request was slower than it is known exactly.
+    """
+    total = stable.buckets.get(math.inf, 0.0)
+    for bound in sorted(b for b in stable.buckets if math.isfinite(b)):
+        known = all(bound in s.buckets for s in candidate)
+        if total and known and stable.buckets[bound] >= rule.quantile * total:
+            return bound
+    return None
+
+
+def block_of(rule: Comparison, evidence: Evidence, candidate: Counts, stable: Counts) -> Block:
+    """The block of one comparison."""
+    requests, bad = counted(rule, evidence.bound, candidate)
+    if rule.history:
+        past_requests, past_bad = evidence.past
+        return Block(requests, bad, requests * KNOWN, requests * KNOWN * past_bad / past_requests)
+    return Block(requests, bad, *counted(rule, evidence.bound, stable))
+
+
+def verdict(
+    rule: Comparison, evidence: Evidence, certainty: Certainty, *, failed: bool, generation: int
+) -> Verdict:
+    """What a comparison says now.
+
+    Args:
+        rule: The comparison.
+        evidence: What it has seen.
+        certainty: How sure it must be.
+        failed: Whether the release is to be rolled back because of it.
+        generation: The generation served.
+    """
+    step = evidence.step
+    found, safety = harm(rule, evidence), math.exp(min(evidence.safety, 700.0))
+    safe = safety >= 1.0 / certainty.beta and found < certainty.suspicion
+    result = Result.FAIL if failed else Result.PASS if safe else Result.INCONCLUSIVE
+    baseline = step.stable_bad / step.stable_requests if step.stable_requests else None
+    return Verdict(
+        gate=rule.name,
+        result=result,
+        value=step.bad / step.requests if step.requests else None,
+        baseline=baseline,
+        samples=int(step.requests),
+        bad=int(step.bad),
+        baseline_samples=0 if rule.history else int(step.stable_requests),
+        baseline_bad=0 if rule.history else int(step.stable_bad),
+        interval=interval(step.bad, step.requests),
+        baseline_interval=None if rule.history else interval(step.stable_bad, step.stable_requests),
+        harm=found,
+        safety=safety,
+        generation=generation,
+        broken=found >= certainty.suspicion,
+        dry_run=rule.dry_run,
+        text=_sentence(rule, evidence, certainty, result, found, safety),
+    )
+
+
+def _sentence(
+    rule: Comparison, evidence: Evidence, certainty: Certainty, result: Result, found: float, safety: float
+) -> str:
+    step = evidence.step
+    what = {"error_rate": "failed", "counts": "were bad"}.get(rule.metric, "")
+    if rule.metric == "latency" and evidence.bound is not None:
+        what = f"took over {evidence.bound * 1000:g} ms"
+    text = f"candidate {_share(step.bad, step.requests)} {what}"
+    if rule.history:
+        past_requests, past_bad = evidence.past
+        text += f", {past_bad / past_requests * 100:.2f} % in the past"
+    else:
+        text += f", stable {_share(step.stable_bad, step.stable_requests)}"
+    if result is Result.FAIL:
+        odds = 1.0 / certainty.alpha
+        return f"{text}: the odds of this on a good release are below 1 in {odds:.0f}"
+    if result is Result.PASS:
+        return f"{text}: safe, evidence {safety:.3g} of {1.0 / certainty.beta:g}"
+    return (
+        f"{text}: evidence of harm {found:.2g} of {1.0 / certainty.alpha:g},"
+        f" of safety {safety:.2g} of {1.0 / certainty.beta:g}"
+    )
+
+
+def _share(bad: float, requests: float) -> str:
+    share = f"{bad / requests * 100:.2f} %" if requests else "none"
+    return f"{share} of {requests:,.0f} requests"

@@ -1,0 +1,368 @@
+"""Gates on evidence in the journey of a release."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.rollout.command import Pause, Resume
+from orchestrator.rollout.decide import decide
+from orchestrator.rollout.events import GateJudged, GatesLooked, PhaseEntered, RolloutPaused
+from orchestrator.rollout.model import Outcome, Phase, Result
+from orchestrator.rollout.observation import Reading, Sample
+from orchestrator.rollout.plan import ladder
+from orchestrator.rollout.policy import P95_EFFECTS, P99_EFFECTS, Certainty, Comparison, Limit, Policy
+from tests.builders import policy, submit
+from tests.unit.sim import Sim
+
+ERRORS = Comparison(name="errors", metric="error_rate")
+P95 = Comparison(
+    name="p95",
+    metric="latency",
+    quantile=0.95,
+    ratio=1.25,
+    margin=0.002,
+    budget=0.02,
+    weight=0.2,
+    usual=0.05,
+    warm_up=5.0,
+    effects=P95_EFFECTS,
+)
+P99 = replace(P95, name="p99", quantile=0.99, usual=0.01, effects=P99_EFFECTS)
+
+
+def compared(*rules: Comparison, **changes: object) -> Policy:
+    steps = ladder([5, 40], holds=(5, 5), bake=10, holdback=5, max_hold=40, min_requests=0, deadline=120)
+    return policy(steps=steps, limits=(), comparisons=rules or (ERRORS, P95, P99), **changes)
+
+
+def weights(sim: Sim, release: str = "api-2") -> list[int]:
+    return [e.weight for e in sim.events if isinstance(e, PhaseEntered) and e.release == release and e.weight]
+
+
+def test_a_good_release_is_certified_step_by_step_and_stable_is_held_back(sim: Sim) -> None:
+    sim.send(submit(2, policy=compared()))
+    ended = sim.until_ended("api-2")
+    assert ended.outcome is Outcome.PROMOTED
+    assert weights(sim) == [5, 40, 95, 100]
+    assert ended.seconds < 120
+    last = [e for e in sim.events if isinstance(e, GatesLooked)][-1]
+    assert last.weight == 95
+    assert all(look.result is Result.PASS for look in last.looks)
+    assert last.harm < 1
+
+
+def test_a_bad_release_goes_back_with_a_sentence_that_has_the_counts(sim: Sim) -> None:
+    sim.behave("api-2").errors = 0.2
+    sim.send(submit(2, policy=compared()))
+    ended = sim.until_ended("api-2")
+    assert ended.outcome is Outcome.ROLLED_BACK
+    assert weights(sim) == [5]
+    assert ended.verdict is not None
+    found = ended.verdict
+    assert (found.gate, found.result) == ("errors", Result.FAIL)
+    assert found.harm is not None
+    assert found.harm >= 100 / 0.6
+    assert found.value == pytest.approx(0.2)
+    assert found.interval is not None
+    assert found.interval[0] < 0.2 < found.interval[1]
+    assert found.baseline == 0
+    assert found.baseline_samples > found.samples > 0
+    assert "candidate 20.00 % of " in ended.reason
+    assert "stable 0.00 % of " in ended.reason
+    assert "below 1 in 100" in ended.reason
+
+
+def test_a_slow_tail_goes_back_after_the_warm_up(sim: Sim) -> None:
+    sim.behave("api-2").slow = 0.3
+    sim.send(submit(2, policy=compared()))
+    rollout = sim.until_phase(Phase.SHIFTING, held=True)
+    exposed = rollout.exposed_since
+    ended = sim.until_ended("api-2")
+    assert ended.outcome is Outcome.ROLLED_BACK
+    assert ended.verdict is not None
+    assert ended.verdict.gate in ("p95", "p99")
+    assert "took over 100 ms" in ended.reason
+    assert exposed is not None
+    assert ended.at >= exposed + P95.warm_up
+
+
+def test_what_is_slow_only_while_it_warms_up_is_good(sim: Sim) -> None:
+    sim.behave("api-2").slow = 0.5
+    sim.send(submit(2, policy=compared()))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(4)
+    sim.behave("api-2").slow = 0.0
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+def test_an_outage_of_both_is_nobodys_fault(sim: Sim) -> None:
+    sim.send(submit(2, policy=compared()))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(3)
+    for release in ("api-1", "api-2"):
+        sim.behave(release).errors = 0.5
+    sim.run(20)
+    for release in ("api-1", "api-2"):
+        sim.behave(release).errors = 0.0
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+def test_little_traffic_takes_longer_and_then_nothing_against_it_suffices(sim: Sim) -> None:
+    sim.behave("api-1").rate = sim.behave("api-2").rate = 0.5
+    sim.send(submit(2, policy=compared(ERRORS)))
+    rollout = sim.until_phase(Phase.SHIFTING, held=True)
+    held = rollout.held_since
+    assert held is not None
+    second = sim.until_phase(Phase.SHIFTING, 1)
+    assert second.entered_at - held >= 40
+
+
+def test_suspicion_keeps_a_step_until_a_person_is_asked(sim: Sim) -> None:
+    rule = replace(ERRORS, margin=0.0005)
+    sure = Certainty(alpha=1e-9, suspicion=3.0)
+    sim.behave("api-2").errors = 0.012
+    sim.send(submit(2, policy=compared(rule, certainty=sure)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(140)
+    assert sim.state.rollout is not None
+    assert weights(sim) == [5]
+    assert sim.state.rollout.mark is not None
+    assert "from 3 on no step is left" in sim.state.rollout.mark.reason
+    assert [e for e in sim.events if isinstance(e, RolloutPaused)]
+
+
+@pytest.mark.parametrize(("action", "outcome"), [("rollback", Outcome.ROLLED_BACK), ("hold", None)])
+def test_what_happens_when_it_stays_undecided_is_a_policy(
+    sim: Sim, action: str, outcome: Outcome | None
+) -> None:
+    sure = Certainty(alpha=1e-9, suspicion=1.001)
+    sim.behave("api-2").errors = 0.008
+    sim.send(submit(2, policy=compared(ERRORS, certainty=sure, on_inconclusive=action)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(150)
+    assert sim.outcomes().get("api-2") is outcome
+
+
+def test_no_request_at_the_candidate_where_some_were_expected_is_a_failure(sim: Sim) -> None:
+    sim.behave("api-2").rate = 0.0
+    sim.send(submit(2, policy=compared(ERRORS)))
+    ended = sim.until_ended("api-2")
+    assert ended.outcome is Outcome.ROLLED_BACK
+    assert "no request reached the candidate" in ended.reason
+
+
+def test_no_traffic_at_all_is_not_a_failure_but_never_a_pass(sim: Sim) -> None:
+    sim.behave("api-1").rate = sim.behave("api-2").rate = 0.0
+    sim.send(submit(2, policy=compared(ERRORS)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(200)
+    assert sim.state.rollout is not None
+    assert sim.state.rollout.step == 0
+    assert sim.state.rollout.mark is not None
+    assert "the candidate has had no requests" in sim.state.rollout.mark.reason
+
+
+def test_a_stable_that_can_not_be_read_holds_and_a_candidate_that_can_not_goes_back(sim: Sim) -> None:
+    sim.send(submit(2, policy=compared(ERRORS)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+
+    def hide(release: str) -> None:
+        last = sim.readings[-1]
+        samples = {n: s for n, s in last.samples.items() if not n.startswith(release)}
+        sim.readings[-1] = replace(last, at=last.at + 0.1, samples=samples)
+
+    for _ in range(40):
+        sim.now += 1
+        sim._scrape()
+        hide("api-1")
+        sim.state, events = decide(sim.state, sim.observe(), sim.now)
+        sim.events += events
+    assert sim.state.rollout is not None
+    assert sim.state.rollout.phase is Phase.SHIFTING
+    assert sim.state.rollout.verdicts[0].result is Result.INCONCLUSIVE
+    for _ in range(20):
+        sim.now += 1
+        sim._scrape()
+        hide("api-2")
+        sim.state, events = decide(sim.state, sim.observe(), sim.now)
+        sim.events += events
+    assert sim.state.rollout is not None
+    assert sim.state.rollout.phase is Phase.ROLLING_BACK
+    assert "no data for" in sim.state.rollout.reason
+
+
+def test_evidence_goes_on_after_a_restart_that_lost_the_readings(sim: Sim) -> None:
+    sim.send(submit(2, policy=compared(ERRORS)))
+    rollout = sim.until_phase(Phase.SHIFTING, held=True)
+    held = rollout.held_since
+    sim.run(3)
+    assert sim.state.rollout is not None
+    before = sim.state.rollout.evidence[0]
+    assert before.blocks >= 2
+    sim.readings.clear()
+    sim.run(1)
+    assert sim.state.rollout.evidence[0] == before
+    sim.run(2)
+    assert sim.state.rollout.evidence[0].blocks > before.blocks
+    assert sim.state.rollout.held_since == held
+
+
+def test_a_scrape_is_counted_once_however_often_it_is_read(sim: Sim) -> None:
+    sim.send(submit(2, policy=compared(ERRORS)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(2)
+    assert sim.state.rollout is not None
+    before = sim.state.rollout.evidence
+    for _ in range(5):
+        sim.now += 1
+        last = sim.readings[-1]
+        sim.readings.append(replace(last, at=sim.now))
+        sim.state, _ = decide(sim.state, sim.observe(), sim.now)
+    assert sim.state.rollout.evidence == before
+
+
+def test_the_clock_of_an_answer_does_not_make_a_scrape_new() -> None:
+    first, again = Sample(100.0, 5, 0, stamp=7.0), Sample(100.3, 5, 0, stamp=7.0)
+    assert not again.later_than(first)
+    assert Sample(105.0, 9, 0, stamp=12.0).later_than(first)
+
+
+def test_a_histogram_without_a_bound_above_the_quantile_is_no_data(sim: Sim) -> None:
+    sim.behave("api-1").slow = 0.5
+    only = replace(P99, quantile=0.999)
+    sim.send(submit(2, policy=compared(only)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    last = sim.readings[-1]
+    samples = {n: replace(s, buckets={0.1: 0.0, math.inf: s.requests}) for n, s in last.samples.items()}
+    sim.readings = [Reading(at=last.at + 0.5, samples=samples)]
+    state, _ = decide(
+        replace(sim.state, rollout=replace(sim.state.rollout, evidence=())), sim.observe(), sim.now
+    )  # type: ignore[type-var]
+    assert state.rollout is not None
+    assert state.rollout.verdicts[0].result is Result.NO_DATA
+    assert "no bound above its p99.9" in state.rollout.verdicts[0].text
+
+
+def test_a_gate_on_trial_reports_and_does_not_decide(sim: Sim) -> None:
+    sim.behave("api-2").errors = 0.2
+    trial = Limit(name="limit", metric="error_rate", max=0.01, min_requests=1, dry_run=True)
+    rules = (replace(ERRORS, dry_run=True), P99)
+    sim.send(submit(2, policy=replace(compared(*rules), limits=(trial,))))
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+    told = {
+        e.verdict.gate for e in sim.events if isinstance(e, GateJudged) and e.verdict.result is Result.FAIL
+    }
+    assert told == {"errors", "limit"}
+    assert all(e.verdict.dry_run for e in sim.events if isinstance(e, GateJudged) and e.verdict.gate in told)
+
+
+def test_a_limit_decides_beside_the_comparison(sim: Sim) -> None:
+    sim.behave("api-1").errors = sim.behave("api-2").errors = 0.05
+    limit = Limit(name="limit", metric="error_rate", max=0.02, min_requests=10, sustained=2.0, window=10.0)
+    sim.send(submit(2, policy=replace(compared(ERRORS), limits=(limit,))))
+    ended = sim.until_ended("api-2")
+    assert ended.outcome is Outcome.ROLLED_BACK
+    assert ended.reason.startswith("limit 5.00 %")
+
+
+def test_a_limit_with_too_few_requests_does_not_hold_up_what_is_certified(sim: Sim) -> None:
+    limit = Limit(name="limit", metric="error_rate", max=0.02, min_requests=10**6, window=10.0)
+    sim.send(submit(2, policy=replace(compared(ERRORS), limits=(limit,))))
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+def test_fixed_holds_wait_their_time_and_need_no_certificate(sim: Sim) -> None:
+    sim.behave("api-1").rate = sim.behave("api-2").rate = 0.5
+    steps = ladder([5], holds=(30, 30), bake=10, holdback=5, max_hold=None, min_requests=0, deadline=60)
+    sim.send(submit(2, policy=policy(steps=steps, limits=(), comparisons=(ERRORS,))))
+    rollout = sim.until_phase(Phase.SHIFTING, held=True)
+    held = rollout.held_since
+    assert held is not None
+    second = sim.until_phase(Phase.SHIFTING, 1)
+    assert 30 <= second.entered_at - held <= 32
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+def test_business_counters_are_compared_with_stable_or_with_the_past(
+    sim: Sim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_rule = Comparison(
+        name="pay", metric="counts", total="t", bad="b", margin=0.03, budget=0.065, effects=P95_EFFECTS
+    )
+    past_rule = replace(now_rule, name="past", history=86400.0)
+    payments = {"api-1": 0.02, "api-2": 0.02}
+    scrape = Sim._scrape
+    counted: dict[str, tuple[float, float]] = {}
+
+    def scrape_payments(sim: Sim) -> None:
+        scrape(sim)
+        last = sim.readings[-1]
+        samples = {}
+        for name, s in last.samples.items():
+            counted[name] = (s.requests, s.requests * payments[name.rpartition("-")[0]])
+            samples[name] = replace(s, own={"pay": counted[name], "past": counted[name]})
+        sim.readings[-1] = replace(last, samples=samples, history={"past": 0.02})
+
+    monkeypatch.setattr(Sim, "_scrape", scrape_payments)
+    sim.send(submit(2, policy=compared(now_rule, past_rule)))
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+    payments["api-3"] = 0.15
+    sim.send(submit(3, policy=compared(past_rule)))
+    ended = sim.until_ended("api-3")
+    assert ended.outcome is Outcome.ROLLED_BACK
+    assert "were bad, 2.00 % in the past" in ended.reason
+    payments["api-4"] = 0.15
+    sim.send(submit(4, policy=compared(now_rule)))
+    ended = sim.until_ended("api-4")
+    assert ended.outcome is Outcome.ROLLED_BACK
+    assert "were bad, stable 2.00 %" in ended.reason
+
+
+def test_without_a_past_there_is_no_data(sim: Sim) -> None:
+    rule = replace(ERRORS, history=86400.0)
+    sim.send(submit(2, policy=compared(rule)))
+    ended = sim.until_ended("api-2")
+    assert ended.outcome is Outcome.ROLLED_BACK
+    assert "Prometheus has no history of 86400 s" in ended.reason
+
+
+def test_a_pause_for_want_of_data_can_be_resumed(sim: Sim) -> None:
+    sim.send(submit(2, policy=compared(ERRORS, on_no_data="pause")))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.prometheus_up = False
+    sim.run(20)
+    assert sim.state.rollout is not None
+    assert sim.state.rollout.mark is not None
+    sim.prometheus_up = True
+    sim.send(Resume(request="9-0", actor="ann"))
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+def test_evidence_goes_on_while_a_person_has_paused(sim: Sim) -> None:
+    sim.send(submit(2, policy=compared(ERRORS)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.send(Pause(request="9-0", actor="ann"))
+    sim.run(3)
+    sim.behave("api-2").errors = 0.3
+    assert sim.until_ended("api-2").outcome is Outcome.ROLLED_BACK
+
+
+def test_an_approval_comes_after_the_certificate(sim: Sim) -> None:
+    steps = list(compared().steps)
+    steps[0] = replace(steps[0], approve=True)
+    sim.send(submit(2, policy=replace(compared(ERRORS), steps=tuple(steps))))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(60)
+    assert sim.state.rollout is not None
+    assert sim.state.rollout.mark is not None
+    assert sim.state.rollout.mark.kind == "awaiting_approval"
+    assert sim.state.rollout.verdicts[0].result is Result.PASS
+
+
+def test_a_stable_instance_that_is_replaced_in_mid_step_counts_anew(sim: Sim) -> None:
+    sim.send(submit(2, policy=compared(ERRORS)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(2)
+    sim.counters["api-1-0"].requests = sim.counters["api-1-0"].errors = 0.0
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
