@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from orchestrator.rollout.counts import Counts, add, difference
-from orchestrator.rollout.evidence import Block, Evidence, harm, interval
+from orchestrator.rollout.evidence import Block, Evidence, harm, interval, total_harm
 from orchestrator.rollout.model import Result, Verdict
 from orchestrator.rollout.observation import Reading, Sample
-from orchestrator.rollout.policy import Certainty, Comparison
+from orchestrator.rollout.policy import Certainty, Comparison, Policy
 
 KNOWN = 1e6
 """Requests of the past for each one of the candidate: so many that their rate counts as known."""
+
+
+PARTIAL_BLOCKS = 2
 
 
 def counted(rule: Comparison, bound: float | None, counts: Counts) -> tuple[float, float]:
@@ -64,18 +68,51 @@ def block_of(rule: Comparison, evidence: Evidence, candidate: Counts, stable: Co
     return Block(requests, bad, *counted(rule, evidence.bound, stable))
 
 
-def verdict(
-    rule: Comparison, evidence: Evidence, certainty: Certainty, *, failed: bool, generation: int
-) -> Verdict:
-    """What a comparison says now.
+def verdicts(
+    policy: Policy, evidences: Mapping[str, Evidence], share: float, generation: int
+) -> dict[str, Verdict]:
+    """What every comparison that has evidence says.
+
+    The release fails as a whole; the comparison that speaks most against it is the one that is named.
 
     Args:
-        rule: The comparison.
-        evidence: What it has seen.
-        certainty: How sure it must be.
-        failed: Whether the release is to be rolled back because of it.
+        policy: The comparisons, and how sure they must be.
+        evidences: By gate.
+        share: The candidate's share of the traffic, 0 to 1.
         generation: The generation served.
     """
+    rules = [r for r in policy.comparisons if r.name in evidences]
+    weighty = [r for r in rules if not r.dry_run]
+    limit = 1.0 / policy.certainty.alpha
+    worst = None
+    if weighty and total_harm(policy.comparisons, evidences.values()) >= limit:
+        worst = max(weighty, key=lambda r: r.weight * harm(r, evidences[r.name]))
+    found = {}
+    for rule in rules:
+        evidence = evidences[rule.name]
+        failed = rule is worst or (rule.dry_run and harm(rule, evidence) >= limit)
+        said = _verdict(rule, evidence, policy.certainty, failed=failed, generation=generation)
+        missed = 0.0 if rule.history else unreached(evidence, share)
+        if missed >= policy.certainty.no_traffic:
+            text = f"no request reached the candidate, about {missed:.0f} were expected"
+            said = replace(said, result=Result.FAIL, text=text)
+        found[rule.name] = said
+    return found
+
+
+def unreached(evidence: Evidence, share: float) -> float:
+    """Requests that a candidate without any should have had by its share; 0 for one that has some.
+
+    The first blocks do not count: they may have begun long before the candidate had any traffic.
+    """
+    if evidence.step.requests or evidence.blocks <= PARTIAL_BLOCKS:
+        return 0.0
+    return evidence.step.stable_requests * share / (1.0 - share)
+
+
+def _verdict(
+    rule: Comparison, evidence: Evidence, certainty: Certainty, *, failed: bool, generation: int
+) -> Verdict:
     step = evidence.step
     found, safety = harm(rule, evidence), math.exp(min(evidence.safety, 700.0))
     safe = safety >= 1.0 / certainty.beta and found < certainty.suspicion

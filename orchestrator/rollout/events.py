@@ -112,7 +112,7 @@ class GateLook:
         missing: Why there was nothing to judge.
         block: The counts that a comparison took in at this look; None when there was no new scrape.
         certifies: Whether the block counted for safety.
-        begun: The comparison's evidence before its first block.
+        begun: The comparison's evidence before its first block, at its first look.
     """
 
     gate: str

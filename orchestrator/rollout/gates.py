@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from orchestrator.rollout.compare import between, block_of, counted, lifetime, slow_bound, verdict
+from orchestrator.rollout.compare import between, block_of, counted, lifetime, slow_bound, verdicts
 from orchestrator.rollout.counts import count, cpu_share, missing_data
 from orchestrator.rollout.events import GateJudged, GateLook, GatesLooked
 from orchestrator.rollout.evidence import (
@@ -12,7 +12,6 @@ from orchestrator.rollout.evidence import (
     Evidence,
     begin,
     enter_step,
-    harm,
     hesitation,
     take,
     total_harm,
@@ -24,20 +23,12 @@ from orchestrator.rollout.plan import compared_steps, current_step, tolerance_of
 from orchestrator.rollout.policy import Comparison, Limit
 from orchestrator.rollout.turn import Turn
 
-PARTIAL_BLOCKS = 2
-
 
 class Taken(NamedTuple):
-    """A block that a comparison has seen.
-
-    Attributes:
-        certifies: Whether it counts for safety.
-        begun: The evidence before it, if it is the first.
-    """
+    """A block that a comparison has seen; `certifies`: whether it counts for safety."""
 
     block: Block
     certifies: bool
-    begun: Evidence | None
 
 
 Looks = list[tuple[Verdict, GateLook]]
@@ -52,8 +43,8 @@ def look(turn: Turn, seen: Observation) -> None:
         return
     before = {v.gate: v for v in rollout.verdicts}
     looks = (*_limits(turn, seen), *_comparisons(turn, seen))
-    verdicts = tuple(v for v, _ in looks)
-    for found in verdicts:
+    found_now = tuple(v for v, _ in looks)
+    for found in found_now:
         fresh = found.gate not in before
         news = found.result is not Result.INCONCLUSIVE or found.broken
         if (fresh and news) or (not fresh and before[found.gate].result is not found.result):
@@ -67,9 +58,9 @@ def look(turn: Turn, seen: Observation) -> None:
                     verdict=found,
                 )
             )
-    if verdicts and not any(v.result is Result.NO_DATA for v in verdicts if not v.dry_run):
+    if found_now and not any(v.result is Result.NO_DATA for v in found_now if not v.dry_run):
         turn.roll(measured_at=turn.now)
-    turn.roll(verdicts=verdicts, looked_at=last.at if last else None)
+    turn.roll(verdicts=found_now, looked_at=last.at if last else None)
     if last is not None and looks:
         turn.tell(
             GatesLooked(
@@ -151,6 +142,7 @@ def _comparisons(turn: Turn, seen: Observation) -> Looks:
         result = Result.NO_DATA if missing else Result.INCONCLUSIVE  # stable unreadable: hold
         return [_unknown(rule, result, missing or unread, state.confirmed) for rule in policy.comparisons]
     evidences = _evidences(turn, last, candidate, stable)
+    begun = {name: e for name, e in evidences.items() if e not in rollout.evidence}
     base = _base(rollout, seen.readings, (*candidate, *stable))
     blocks: dict[str, Taken] = {}
     if base is None:
@@ -158,7 +150,7 @@ def _comparisons(turn: Turn, seen: Observation) -> Looks:
     elif all(last.samples[n].later_than(base.samples[n]) for n in (*candidate, *stable)):
         blocks = _blocks(turn, evidences, base, last)
     turn.roll(evidence=tuple(evidences.values()))
-    return _judged(turn, evidences, blocks)
+    return _judged(turn, evidences, begun, blocks)
 
 
 def _unknown(rule: Comparison, result: Result, text: str, generation: int) -> tuple[Verdict, GateLook]:
@@ -227,36 +219,26 @@ def _blocks(turn: Turn, evidences: dict[str, Evidence], base: Reading, last: Rea
         block = block_of(rule, evidence, mine, theirs)
         tolerance = tolerance_of(policy, rollout.step, rule) if whole else None
         evidences[rule.name] = take(rule, evidence, block, policy.certainty, tolerance)
-        blocks[rule.name] = Taken(block, whole, None if evidence.blocks else evidence)
+        blocks[rule.name] = Taken(block, whole)
     turn.roll(block_from=last.at)
     return blocks
 
 
-def _judged(turn: Turn, evidences: dict[str, Evidence], blocks: dict[str, Taken]) -> Looks:
-    policy = turn.rollout.release.policy
-    worst = _worst(turn, evidences)
+def _judged(
+    turn: Turn, evidences: dict[str, Evidence], begun: dict[str, Evidence], blocks: dict[str, Taken]
+) -> Looks:
+    policy, weight = turn.rollout.release.policy, current_step(turn.state, turn.rollout).weight
+    found = verdicts(policy, evidences, weight / FULL, turn.state.confirmed)
     looks: Looks = []
     for rule in policy.comparisons:
-        evidence = evidences.get(rule.name)
-        if evidence is None:
+        if rule.name not in found:
             looks.append(_unknown(rule, Result.NO_DATA, _why_unknown(rule), turn.state.confirmed))
             continue
-        alone = rule.dry_run and harm(rule, evidence) >= 1.0 / policy.certainty.alpha
-        found = verdict(
-            rule,
-            evidence,
-            policy.certainty,
-            failed=alone or rule.name == worst,
-            generation=turn.state.confirmed,
-        )
-        expected = _expected(turn, evidence)
-        if not rule.history and not evidence.step.requests and expected >= policy.certainty.no_traffic:
-            text = f"no request reached the candidate, about {expected:.0f} were expected"
-            found = replace(found, result=Result.FAIL, text=text)
-        looked, taken = GateLook.of(found), blocks.get(rule.name)
+        looked = replace(GateLook.of(found[rule.name]), begun=begun.get(rule.name))
+        taken = blocks.get(rule.name)
         if taken is not None:
-            looked = replace(looked, block=taken.block, certifies=taken.certifies, begun=taken.begun)
-        looks.append((found, looked))
+            looked = replace(looked, block=taken.block, certifies=taken.certifies)
+        looks.append((found[rule.name], looked))
     return looks
 
 
@@ -266,29 +248,9 @@ def _why_unknown(rule: Comparison) -> str:
     return f"stable's histogram has no bound above its p{rule.quantile * 100:g} that the candidate's has too"
 
 
-def _expected(turn: Turn, evidence: Evidence) -> float:
-    """Requests that the candidate's share of the traffic should have brought, by what stable had.
-
-    0 before the third block: the first one may have begun long before the candidate had any traffic.
-    """
-    if evidence.blocks <= PARTIAL_BLOCKS:
-        return 0.0
-    share = current_step(turn.state, turn.rollout).weight / FULL
-    return evidence.step.stable_requests * share / (1.0 - share)
-
-
-def _worst(turn: Turn, evidences: dict[str, Evidence]) -> str:
-    """The comparison that speaks most against a release that is to be rolled back; '' when none is."""
-    policy = turn.rollout.release.policy
-    if total_harm(policy.comparisons, evidences.values()) < 1.0 / policy.certainty.alpha:
-        return ""
-    rules = [r for r in policy.comparisons if r.name in evidences and not r.dry_run]
-    return max(rules, key=lambda r: r.weight * harm(r, evidences[r.name])).name
-
-
-def failing(verdicts: Sequence[Verdict]) -> Verdict | None:
+def failing(found: Sequence[Verdict]) -> Verdict | None:
     """The first verdict that ends a rollout."""
-    return next((v for v in verdicts if v.result is Result.FAIL and not v.dry_run), None)
+    return next((v for v in found if v.result is Result.FAIL and not v.dry_run), None)
 
 
 def unmet(turn: Turn, seen: Observation, held: float) -> str:

@@ -219,6 +219,7 @@ def test_a_scrape_is_counted_once_however_often_it_is_read(sim: Sim) -> None:
         last = sim.readings[-1]
         sim.readings.append(replace(last, at=sim.now))
         sim.state, _ = decide(sim.state, sim.observe(), sim.now)
+    assert sim.state.rollout is not None
     assert sim.state.rollout.evidence == before
 
 
@@ -236,9 +237,9 @@ def test_a_histogram_without_a_bound_above_the_quantile_is_no_data(sim: Sim) -> 
     last = sim.readings[-1]
     samples = {n: replace(s, buckets={0.1: 0.0, math.inf: s.requests}) for n, s in last.samples.items()}
     sim.readings = [Reading(at=last.at + 0.5, samples=samples)]
-    state, _ = decide(
-        replace(sim.state, rollout=replace(sim.state.rollout, evidence=())), sim.observe(), sim.now
-    )  # type: ignore[type-var]
+    assert sim.state.rollout is not None
+    blank = replace(sim.state, rollout=replace(sim.state.rollout, evidence=()))
+    state, _ = decide(blank, sim.observe(), sim.now)
     assert state.rollout is not None
     assert state.rollout.verdicts[0].result is Result.NO_DATA
     assert "no bound above its p99.9" in state.rollout.verdicts[0].text
