@@ -1,93 +1,56 @@
 """This project's rule with its defaults, on a stream."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from bench.gates.stream import BOUNDS, SCRAPE, Counts, Scenario, Scrape, Stream
-from orchestrator.rollout import evidence as rule
-from orchestrator.rollout.evidence import Block, Evidence
-from orchestrator.rollout.policy import P95_EFFECTS, P99_EFFECTS, Certainty, Comparison
+from bench.gates.stream import BOUNDS, LATENCIES, SCRAPE, Counts, End, Scenario, Stream
+from orchestrator.daemon.gate_section import ComparisonSection, EvidenceSection
+from orchestrator.rollout.evidence import Block, begin
+from orchestrator.rollout.plan import ladder
+from orchestrator.rollout.policy import Certainty, Comparison, Policy
+from orchestrator.rollout.trial import Trial
 
-SHARES = (0.05, 0.15, 0.40, 0.95)
-MIN_STEP, MAX_STEP, BAKE, HOLD_MAX = 30.0, 1800.0, 120.0, 3600.0
-
-RULES = (
-    Comparison(name="error_rate", metric="error_rate"),
-    Comparison(
-        name="p95",
-        metric="latency",
-        quantile=0.95,
-        ratio=1.25,
-        margin=0.002,
-        budget=0.02,
-        weight=0.2,
-        usual=0.05,
-        warm_up=30.0,
-        effects=P95_EFFECTS,
-    ),
-    Comparison(
-        name="p99",
-        metric="latency",
-        quantile=0.99,
-        ratio=1.25,
-        margin=0.002,
-        budget=0.02,
-        weight=0.2,
-        usual=0.01,
-        warm_up=30.0,
-        effects=P99_EFFECTS,
-    ),
+GATES = ({"metric": "error_rate"}, {"metric": "latency", "quantile": 0.95}, {"metric": "latency"})
+RULES = tuple(ComparisonSection.model_validate(gate).gate() for gate in GATES)
+STEPS = ladder(
+    [5, 15, 40], holds=(30.0, 30.0), bake=120.0, holdback=5, max_hold=1800.0, min_requests=0, deadline=3600.0
 )
+CERTAINTY = EvidenceSection().certainty()
 
 
-@dataclass(frozen=True, slots=True)
-class End:
-    """How a release ended: promoted, rolled back, or held for a person; and after how many seconds."""
-
-    outcome: str
-    seconds: float
-    harmed: float
-    by: str = ""
+def bad(rule: Comparison, side: Counts, bound: int) -> float:
+    """The bad requests of one side, as a comparison counts them."""
+    if rule.metric == "error_rate":
+        return float(side[1])
+    return float(side[LATENCIES + bound + 1 :].sum())
 
 
-def _bad(comparison: Comparison, side: Counts, bound: int) -> float:
-    if comparison.metric == "error_rate":
-        return Scrape.errors(side)
-    return float(side[2 + bound + 1 :].sum())
-
-
-def run(scenario: Scenario, seed: int, certainty: Certainty = Certainty()) -> End:
+def run(scenario: Scenario, seed: int, certainty: Certainty = CERTAINTY) -> End:
+    """One release from its first traffic to its end."""
     stream = Stream(scenario, seed)
     before = stream.before(3600.0)
-    cumulative = np.cumsum(before[2:]) / max(before[0], 1)
+    cumulative = np.cumsum(before[LATENCIES:]) / max(before[0], 1)
     bounds = {r.name: int(np.argmax(cumulative >= r.quantile)) for r in RULES}
-    found: list[Evidence] = [
-        rule.begin(
-            r, bound=float(BOUNDS[bounds[r.name]]), requests=before[0], bad=_bad(r, before, bounds[r.name])
+    begun = {
+        r.name: begin(
+            r,
+            bound=float(BOUNDS[bounds[r.name]]),
+            requests=float(before[0]),
+            bad=bad(r, before, bounds[r.name]),
         )
         for r in RULES
-    ]
-    for step, share in enumerate(SHARES):
-        found = [rule.enter_step(e, step, len(SHARES)) for e in found]
-        following = SHARES[step + 1] if step + 1 < len(SHARES) else 1.0
-        least = BAKE if following == 1.0 else MIN_STEP
-        held = 0.0
-        while True:
-            scrape = stream.scrape(share)
-            held += SCRAPE
-            for i, r in enumerate(RULES):
-                if stream.now <= r.warm_up:
-                    continue
-                n_c, n_s = Scrape.requests(scrape.candidate), Scrape.requests(scrape.stable)
-                bad_c, bad_s = (_bad(r, side, bounds[r.name]) for side in (scrape.candidate, scrape.stable))
-                block = Block(n_c, bad_c, n_s, bad_s)
-                found[i] = rule.take(r, found[i], block, certainty, r.budget / following)
-            if rule.total_harm(RULES, found) >= 1.0 / certainty.alpha:
-                worst = max(zip(RULES, found), key=lambda p: p[0].weight * rule.harm(*p))
-                return End("rolled back", stream.now, stream.harmed, worst[0].name)
-            if held >= least and not rule.hesitation(RULES, found, certainty, held=held, max_hold=MAX_STEP):
-                break
-            if held >= HOLD_MAX:
-                return End("held", stream.now, stream.harmed)
-    return End("promoted", stream.now, stream.harmed)
+    }
+    trial = Trial(Policy(kind="canary", steps=STEPS, comparisons=RULES, certainty=certainty), begun)
+    while True:
+        scrape = stream.scrape(trial.share)
+        blocks = {
+            r.name: Block(
+                float(scrape.candidate[0]),
+                bad(r, scrape.candidate, bounds[r.name]),
+                float(scrape.stable[0]),
+                bad(r, scrape.stable, bounds[r.name]),
+            )
+            for r in RULES
+        }
+        end = trial.see(blocks, SCRAPE)
+        if end is not None:
+            return End(end, stream.now, stream.harmed, trial.worst if end == "rolled_back" else "")
