@@ -91,7 +91,7 @@ def _speed(ends: Iterable[End]) -> tuple[float, float, float, float, str]:
 def detection(pool: ProcessPoolExecutor, number: int) -> None:
     """Print how soon harm is seen, and how many users it reached."""
     cells = [
-        (rate, base, name, Scenario(rate, base, **harm))
+        (rate, base, name, Scenario(rate, base, **harm))  # type: ignore[arg-type]
         for rate, base in itertools.product(RATES, BASELINES)
         for name, harm in HARMS.items()
     ]
@@ -108,7 +108,9 @@ def detection(pool: ProcessPoolExecutor, number: int) -> None:
         table.add_column("harmed", justify="right")
     ratios = []
     for rate, base, name, scenario in cells:
-        bound = information_bound(scenario)
+        bound = float(
+            np.median([information_bound(scenario, e.shares) for e in found["ours", scenario, number]])
+        )
         speeds = {way: _speed(found[way, scenario, number]) for way in WAYS}
         median = speeds["ours"][0]
         ratio = median / bound

@@ -40,7 +40,9 @@ def run(scenario: Scenario, seed: int, certainty: Certainty = CERTAINTY) -> End:
         for r in RULES
     }
     trial = Trial(Policy(kind="canary", steps=STEPS, comparisons=RULES, certainty=certainty), begun)
+    shares: list[float] = []
     while True:
+        shares.append(trial.share)
         scrape = stream.scrape(trial.share)
         blocks = {
             r.name: Block(
@@ -53,4 +55,6 @@ def run(scenario: Scenario, seed: int, certainty: Certainty = CERTAINTY) -> End:
         }
         end = trial.see(blocks, SCRAPE)
         if end is not None:
-            return End(end, stream.now, stream.harmed, trial.worst if end == "rolled_back" else "")
+            return End(
+                end, stream.now, stream.harmed, trial.worst if end == "rolled_back" else "", tuple(shares)
+            )

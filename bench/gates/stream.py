@@ -55,12 +55,14 @@ class End:
     """How a release ended: promoted, rolled_back, or held for a person; after seconds of traffic.
 
     `harmed`: users' requests that failed or took over half a second and would not have on stable.
+    `shares`: the candidate's share at each scrape.
     """
 
     outcome: str
     seconds: float
     harmed: float
     by: str = ""
+    shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

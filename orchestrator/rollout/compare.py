@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from orchestrator.rollout.counts import Counts, add, difference
-from orchestrator.rollout.evidence import Block, Evidence, harm, interval, total_harm
+from orchestrator.rollout.evidence import Block, Evidence, harm, safety, total_harm
 from orchestrator.rollout.model import Result, Verdict
 from orchestrator.rollout.observation import Reading, Sample
 from orchestrator.rollout.policy import Certainty, Comparison, Policy
@@ -114,8 +114,8 @@ def _verdict(
     rule: Comparison, evidence: Evidence, certainty: Certainty, *, failed: bool, generation: int
 ) -> Verdict:
     step = evidence.step
-    found, safety = harm(rule, evidence), math.exp(min(evidence.safety, 700.0))
-    safe = safety >= 1.0 / certainty.beta and found < certainty.suspicion
+    found, proof = harm(rule, evidence), safety(evidence)
+    safe = proof >= 1.0 / certainty.beta and found < certainty.suspicion
     result = Result.FAIL if failed else Result.PASS if safe else Result.INCONCLUSIVE
     baseline = step.stable_bad / step.stable_requests if step.stable_requests else None
     return Verdict(
@@ -127,23 +127,21 @@ def _verdict(
         bad=int(step.bad),
         baseline_samples=0 if rule.history else int(step.stable_requests),
         baseline_bad=0 if rule.history else int(step.stable_bad),
-        interval=interval(step.bad, step.requests),
-        baseline_interval=None if rule.history else interval(step.stable_bad, step.stable_requests),
         harm=found,
-        safety=safety,
+        safety=proof,
         generation=generation,
         broken=found >= certainty.suspicion,
         dry_run=rule.dry_run,
-        text=_sentence(rule, evidence, certainty, result, found, safety),
+        text=_sentence(rule, evidence, certainty, result, found, proof),
     )
 
 
 def _sentence(
-    rule: Comparison, evidence: Evidence, certainty: Certainty, result: Result, found: float, safety: float
+    rule: Comparison, evidence: Evidence, certainty: Certainty, result: Result, found: float, proof: float
 ) -> str:
     step = evidence.step
-    what = {"error_rate": "failed", "counts": "were bad"}.get(rule.metric, "")
-    if rule.metric == "latency" and evidence.bound is not None:
+    what = "failed" if rule.metric == "error_rate" else "were bad"
+    if evidence.bound is not None:
         what = f"took over {evidence.bound * 1000:g} ms"
     text = f"candidate {_share(step.bad, step.requests)} {what}"
     if rule.history:
@@ -155,10 +153,10 @@ def _sentence(
         odds = 1.0 / certainty.alpha
         return f"{text}: the odds of this on a good release are below 1 in {odds:.0f}"
     if result is Result.PASS:
-        return f"{text}: safe, evidence {safety:.3g} of {1.0 / certainty.beta:g}"
+        return f"{text}: safe, evidence {proof:.3g} of {1.0 / certainty.beta:g}"
     return (
         f"{text}: evidence of harm {found:.2g} of {1.0 / certainty.alpha:g},"
-        f" of safety {safety:.2g} of {1.0 / certainty.beta:g}"
+        f" of safety {proof:.2g} of {1.0 / certainty.beta:g}"
     )
 
 

@@ -30,18 +30,28 @@ from orchestrator.rollout.policy import Certainty, Comparison
 EDGE = 0.98
 """How near a bet may come to the one that loses everything with one request."""
 
-LATE_MASS = 0.16
+LATE_MASS = 0.1
 LATE_BLOCKS = 720
 """A share of the capital is put on harm that begins in mid-step: evenly on the first hour of 5 s scrapes."""
 
-FIRST_STEP_MASS = 0.6
+FIRST_STEP_MASS = 0.84
 """The share that is put on harm that shows at once; later steps share what is left of `1 - LATE_MASS`."""
+
+LATE_SAFETY = 0.1
+LATE_SAFETY_BLOCKS = 360
+"""A share of the capital on safety begins in mid-step, evenly, so that an outage does not end all hope."""
+
+LARGE = 50.0
+"""Logarithm of the most by which a bet on safety may grow in a block, for floating point."""
 
 PRIOR = 500.0
 """Requests that the first guess of stable's rate is worth."""
 
 LIFETIME = 1000.0
 """Requests that all that stable counted before the rollout is worth at most: it may be long ago."""
+
+JUMP = 2.5
+"""Standard deviations by which stable's rate changes only if something has happened to both sides."""
 
 MOST = 1e12
 """Where capital stops growing: only a gate that decides nothing gets there."""
@@ -57,7 +67,12 @@ class Block(NamedTuple):
 
     def plus(self, other: "Block") -> "Block":
         """Both together."""
-        return Block(*(a + b for a, b in zip(self, other, strict=True)))
+        return Block(
+            self.requests + other.requests,
+            self.bad + other.bad,
+            self.stable_requests + other.stable_requests,
+            self.stable_bad + other.stable_bad,
+        )
 
 
 NO_COUNTS = Block()
@@ -74,10 +89,12 @@ class Evidence:
         idle: The share of the capital that is on harm that has not begun yet.
         waiting: What of `idle` begins with the next block.
         blocks: Blocks so far.
-        safety: Logarithm of the evidence for safety in this step.
+        safe: The bets on safety that have begun in this step.
+        unsafe: The share of that capital that begins later.
         step: Sum of this step's blocks.
         past: Stable's requests and bad ones that the bets go by.
         pending: Counts that wait for a first request of stable.
+        last: Stable's requests and bad ones in the last block.
     """
 
     gate: str
@@ -86,10 +103,12 @@ class Evidence:
     idle: float = 1.0
     waiting: float = 0.0
     blocks: int = 0
-    safety: float = 0.0
+    safe: float = 0.0
+    unsafe: float = 1.0
     step: Block = NO_COUNTS
     past: tuple[float, float] = (0.0, 0.0)
     pending: Block = NO_COUNTS
+    last: tuple[float, float] = (0.0, 0.0)
 
 
 def harm_bet(rule: Comparison, a: float, q_s: float, effect: float) -> float:
@@ -149,6 +168,21 @@ def log_safety(block: Block, c: float, tolerance: float) -> float:
     return block.bad * math.log1p(-c) + gained + c * tolerance * block.requests
 
 
+def jumped(evidence: Evidence, block: Block) -> bool:
+    """Whether stable's own rate is far from that of the block before: a shared outage begins or ends.
+
+    The scrapes of the two sides lie seconds apart, so that for a block or two one side shows it and the other
+    does not. Such a block adds to no evidence; it may take some away, so no bound is lost.
+    """
+    requests, bad = evidence.last
+    if not requests or not block.stable_requests:
+        return False
+    least = min(requests, block.stable_requests)
+    rate = (bad + block.stable_bad) / (requests + block.stable_requests)
+    change = abs(block.stable_bad / block.stable_requests - bad / requests)
+    return change * least > JUMP * math.sqrt(2.0 * rate * least)
+
+
 def begin(
     rule: Comparison, *, bound: float | None = None, requests: float = 0.0, bad: float = 0.0
 ) -> Evidence:
@@ -174,7 +208,7 @@ def enter_step(evidence: Evidence, step: int, steps: int) -> Evidence:
         steps: How many steps are compared in all.
     """
     mass = FIRST_STEP_MASS if step == 0 else (1.0 - LATE_MASS - FIRST_STEP_MASS) / max(steps - 1, 1)
-    return replace(evidence, waiting=evidence.waiting + mass, safety=0.0, step=NO_COUNTS)
+    return replace(evidence, waiting=evidence.waiting + mass, safe=0.0, unsafe=1.0, step=NO_COUNTS)
 
 
 def take(
@@ -189,52 +223,65 @@ def take(
         certainty: How sure a decision must be.
         tolerance: D of this step; None when the block does not count for safety.
     """
-    block = evidence.pending.plus(block)
+    if evidence.pending.requests:
+        block = evidence.pending.plus(block)
     if block.requests and not block.stable_requests:
         return replace(evidence, pending=block)
     late = LATE_MASS / LATE_BLOCKS if evidence.blocks < LATE_BLOCKS else 0.0
     begun = min(evidence.waiting + late, evidence.idle)
     past_requests, past_bad = evidence.past
-    capital, safety = tuple(c + begun for c in evidence.capital), evidence.safety
+    capital, safe, unsafe = [c + begun for c in evidence.capital], evidence.safe, evidence.unsafe
     if block.requests:
         a, q_s = block.requests / block.stable_requests, past_bad / past_requests
-        most = certainty.most_a_block
-        grown = []
-        for (effect, _), before in zip(rule.effects, capital, strict=True):
+        odd = jumped(evidence, block)
+        most = 0.0 if odd else certainty.most_a_block
+        for i, (effect, _) in enumerate(rule.effects):
             factor = log_harm(rule, block, harm_bet(rule, a, q_s, effect)) / certainty.dispersion
-            grown.append(min(before * math.exp(min(factor, most)), MOST))
-        capital = tuple(grown)
+            capital[i] = min(capital[i] * math.exp(min(factor, most)), MOST)
         if tolerance is not None:
             c = safety_bet(a, q_s, tolerance)
-            safety += log_safety(block, c, tolerance) / certainty.dispersion
+            factor = log_safety(block, c, tolerance) / certainty.dispersion
+            begins = min(1.0 - LATE_SAFETY if unsafe == 1.0 else LATE_SAFETY / LATE_SAFETY_BLOCKS, unsafe)
+            unsafe -= begins
+            safe = min((safe + begins) * math.exp(min(factor, 0.0 if odd else LARGE)), MOST)
     return Evidence(
         gate=evidence.gate,
         bound=evidence.bound,
-        capital=capital,
+        capital=tuple(capital),
         idle=evidence.idle - begun,
         waiting=0.0,
         blocks=evidence.blocks + 1,
-        safety=safety,
+        safe=safe,
+        unsafe=unsafe,
         step=evidence.step.plus(block),
         past=(past_requests + block.stable_requests, past_bad + block.stable_bad),
+        last=(block.stable_requests, block.stable_bad),
     )
 
 
 def harm(rule: Comparison, evidence: Evidence) -> float:
     """Evidence for harm of one comparison: its capital over all effects and beginnings; 1 at first."""
-    started = sum(
-        weight * capital for (_, weight), capital in zip(rule.effects, evidence.capital, strict=True)
-    )
-    return started + evidence.idle
+    found = evidence.idle
+    for (_, weight), capital in zip(rule.effects, evidence.capital, strict=True):
+        found += weight * capital
+    return found
+
+
+def safety(evidence: Evidence) -> float:
+    """Evidence for safety of one comparison in this step; 1 at first."""
+    return evidence.safe + evidence.unsafe
 
 
 def total_harm(rules: Sequence[Comparison], evidences: Iterable[Evidence]) -> float:
     """Evidence for harm of a whole release: the capital is divided among the comparisons by their weights."""
-    deciding = {r.name: r for r in rules if not r.dry_run}
-    whole = sum(r.weight for r in deciding.values())
-    found = [(deciding[e.gate], e) for e in evidences if e.gate in deciding]
-    missing = whole - sum(rule.weight for rule, _ in found)
-    return (missing + sum(rule.weight * harm(rule, e) for rule, e in found)) / whole if whole else 0.0
+    found = {e.gate: e for e in evidences}
+    whole = total = 0.0
+    for rule in rules:
+        if not rule.dry_run:
+            evidence = found.get(rule.name)
+            whole += rule.weight
+            total += rule.weight * (1.0 if evidence is None else harm(rule, evidence))
+    return total / whole if whole else 0.0
 
 
 def hesitation(
@@ -262,13 +309,12 @@ def hesitation(
         return ""
     for rule in rules:
         evidence = found.get(rule.name)
-        if rule.dry_run or (evidence is not None and evidence.safety >= math.log(1.0 / certainty.beta)):
+        if rule.dry_run or (evidence is not None and safety(evidence) >= 1.0 / certainty.beta):
             continue
         if evidence is None or not evidence.step.requests:
             return f"{rule.name}: the candidate has had no requests"
         if held < max_hold or total > 1.0:
-            safety = math.exp(min(evidence.safety, 700.0))
-            return f"{rule.name}: evidence of safety is {safety:.2g} of {1.0 / certainty.beta:g}"
+            return f"{rule.name}: evidence of safety is {safety(evidence):.2g} of {1.0 / certainty.beta:g}"
     return ""
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from orchestrator.rollout.evidence import Evidence
+from orchestrator.rollout.evidence import Evidence, interval
 from orchestrator.rollout.policy import Policy, Template
 
 FULL = 100
@@ -116,8 +116,6 @@ class Verdict:
         baseline_samples: Stable's requests that it rests on.
         bad: Bad ones among the candidate's requests; for comparisons.
         baseline_bad: Bad ones among stable's.
-        interval: In which the candidate's true value lies, with 95 %; for comparisons.
-        baseline_interval: The same for stable.
         harm: Evidence of harm of a comparison, see `rollout/evidence.py`; 1 says nothing.
         safety: Its evidence of safety in this step.
         generation: The generation served when it was measured.
@@ -135,14 +133,22 @@ class Verdict:
     baseline_samples: int = 0
     bad: int = 0
     baseline_bad: int = 0
-    interval: tuple[float, float] | None = None
-    baseline_interval: tuple[float, float] | None = None
     harm: float | None = None
     safety: float | None = None
     generation: int = 0
     broken: bool = False
     dry_run: bool = False
     text: str = ""
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """In which the candidate's true value lies, with 95 %; for comparisons."""
+        return None if self.harm is None else interval(self.bad, self.samples)
+
+    @property
+    def baseline_interval(self) -> tuple[float, float] | None:
+        """In which stable's true value lies, with 95 %; None where it was not measured."""
+        return interval(self.baseline_bad, self.baseline_samples) if self.baseline_samples else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

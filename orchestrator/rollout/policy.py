@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-ERROR_EFFECTS = ((0.003, 0.3), (0.008, 0.25), (0.025, 0.2), (0.12, 0.15), (0.5, 0.1))
+ERROR_EFFECTS = ((0.003, 0.12), (0.008, 0.16), (0.025, 0.2), (0.12, 0.24), (0.5, 0.28))
+"""Small effects take many scrapes to see, so that a smaller share of the capital costs them little."""
+
 P95_EFFECTS = ((0.01, 0.25), (0.04, 0.25), (0.15, 0.25), (0.5, 0.25))
 P99_EFFECTS = ((0.005, 0.25), (0.02, 0.25), (0.1, 0.25), (0.4, 0.25))
 

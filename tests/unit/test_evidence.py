@@ -23,6 +23,7 @@ from orchestrator.rollout.evidence import (
     interval,
     log_harm,
     log_safety,
+    safety,
     safety_bet,
     take,
     total_harm,
@@ -141,7 +142,7 @@ def test_one_block_never_decides_and_two_may() -> None:
 def test_a_good_release_loses_evidence_of_harm_and_gains_safety() -> None:
     evidence = steady(ERRORS, Block(25, 0, 475, 0), 10)
     assert harm(ERRORS, evidence) < 1
-    assert math.exp(evidence.safety) > 1 / SURE.beta
+    assert safety(evidence) > 1 / SURE.beta
     assert evidence.step == Block(250, 0, 4750, 0)
 
 
@@ -167,7 +168,7 @@ def test_all_capital_is_on_some_beginning_and_no_more_than_all() -> None:
 
 def test_a_new_step_must_be_proven_safe_anew() -> None:
     evidence = enter_step(steady(ERRORS, Block(25, 0, 475, 0), 10), 1, 4)
-    assert (evidence.safety, evidence.step) == (0.0, Block())
+    assert (safety(evidence), evidence.step) == (1.0, Block())
     assert evidence.past[0] > 4750
 
 
@@ -179,9 +180,38 @@ def test_a_block_without_stable_waits_for_the_next() -> None:
     assert whole == take(ERRORS, evidence, Block(5, 1, 95, 1), SURE, 0.03)
 
 
+def test_a_block_in_which_stable_jumps_adds_to_nothing() -> None:
+    """An outage of both sides that the candidate's scrape sees some seconds before stable's."""
+    evidence = steady(ERRORS, Block(125, 0, 2375, 2), 5)
+    early = take(ERRORS, evidence, Block(125, 4, 2375, 2), SURE, 0.03)
+    assert harm(ERRORS, early) > harm(ERRORS, evidence)
+    late = take(ERRORS, early, Block(125, 62, 2375, 40), SURE, 0.03)
+    assert max(b / a for a, b in zip(early.capital, late.capital, strict=True)) < 1.001
+    assert safety(late) <= safety(early)
+    unlike = take(ERRORS, early, Block(125, 62, 2375, 3), SURE, 0.03)
+    assert harm(ERRORS, unlike) > 50 * harm(ERRORS, early)
+
+
+def test_a_shared_outage_does_not_end_all_hope_of_a_step() -> None:
+    evidence = steady(ERRORS, Block(125, 0, 2375, 2), 2)
+    for _ in range(12):
+        evidence = take(ERRORS, evidence, Block(125, 62, 2375, 1187), SURE, 0.033)
+    assert safety(evidence) < 1
+    for _ in range(8):
+        evidence = take(ERRORS, evidence, Block(125, 0, 2375, 2), SURE, 0.033)
+    assert safety(evidence) > 1 / SURE.beta
+
+
+def test_capital_on_safety_is_all_capital_and_no_more() -> None:
+    evidence = enter_step(begin(ERRORS), 0, 4)
+    for _ in range(2000):
+        evidence = take(ERRORS, evidence, Block(1e-9, 0, 1, 0), SURE, 0.03)
+    assert safety(evidence) == pytest.approx(1.0, abs=1e-5)
+
+
 def test_a_block_that_does_not_certify_leaves_safety_alone() -> None:
     evidence = steady(ERRORS, Block(25, 0, 475, 0), 3, d=None)
-    assert evidence.safety == 0.0
+    assert safety(evidence) == 1.0
     assert harm(ERRORS, evidence) < 1
 
 
