@@ -47,6 +47,9 @@ LARGE = 50.0
 PRIOR = 500.0
 """Requests that the first guess of stable's rate is worth."""
 
+MEMORY = 5000.0
+"""Requests after which what stable did is forgotten: the bets follow a rate that changes."""
+
 LIFETIME = 1000.0
 """Requests that all that stable counted before the rollout is worth at most: it may be long ago."""
 
@@ -244,6 +247,8 @@ def take(
             begins = min(1.0 - LATE_SAFETY if unsafe == 1.0 else LATE_SAFETY / LATE_SAFETY_BLOCKS, unsafe)
             unsafe -= begins
             safe = min((safe + begins) * math.exp(min(factor, 0.0 if odd else LARGE)), MOST)
+    known = past_requests + block.stable_requests
+    kept = min(MEMORY / known, 1.0)
     return Evidence(
         gate=evidence.gate,
         bound=evidence.bound,
@@ -254,7 +259,7 @@ def take(
         safe=safe,
         unsafe=unsafe,
         step=evidence.step.plus(block),
-        past=(past_requests + block.stable_requests, past_bad + block.stable_bad),
+        past=(known * kept, (past_bad + block.stable_bad) * kept),
         last=(block.stable_requests, block.stable_bad),
     )
 
