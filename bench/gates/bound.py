@@ -12,13 +12,13 @@ from orchestrator.rollout.policy import Comparison
 
 
 def information_bound(scenario: Scenario, shares: Sequence[float]) -> float:
-    """Seconds until the information in the counts reaches ln(1/alpha), in whole scrapes, along a run's shares.
+    """Seconds until the information in the counts reaches ln(1/alpha), in whole scrapes, along a run.
 
     The information of a scrape is the Kullback-Leibler divergence of what happens from the nearest good
     release, which equals the greatest growth that a bet on these counts can have (Grünwald, de Heide and
-    Koolen, "Safe testing", JRSS B 2024). A test with this alpha needs at least that much on average. The rates
-    are taken as known; the warm-up of latency, in which nothing is judged, is added. After its end a run would
-    have gone on at its last share.
+    Koolen, "Safe testing", JRSS B 2024). A test with this alpha needs at least that much on average. The
+    rates are taken as known; the warm-up of latency, in which nothing is judged, is added. After its end a
+    run would have gone on at its last share.
     """
     soonest = math.inf
     for rule in RULES:

@@ -6,9 +6,9 @@ check that passes raises the weight, five that failed in all roll back at the ne
 Argo Rollouts 1.10: a success rate of at least 95 % and a p99 of at most 500 ms, over the last five minutes,
 every five minutes beside pauses of ten minutes a step; more than three failed measurements of a metric abort.
 
-Kayenta: points of one minute, judged every ten minutes for half an hour: Mann-Whitney at 98 % on each metric's
-points of both sides, with a tolerance of a quarter of the control's mean; the share of the metrics that are
-not worse is the score, below 75 % rolls back.
+Kayenta: points of one minute, judged every ten minutes for half an hour: Mann-Whitney at 98 % on each
+metric's points of both sides, with a tolerance of a quarter of the control's mean; the share of the metrics
+that are not worse is the score, below 75 % rolls back.
 """
 
 from collections.abc import Callable

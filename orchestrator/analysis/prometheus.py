@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -60,6 +61,30 @@ class Prometheus:
     def _query(self, expression: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self._connection.custom_query(expression, timeout=self._timeout)
         return found
+
+    async def range(self, expression: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
+        """A query over a time, in seconds since the epoch; Prometheus answers 11,000 points a series at most.
+
+        Raises:
+            Fault: Prometheus refused, is away, or took longer than four timeouts.
+        """
+        loop = asyncio.get_running_loop()
+        limit = self._timeout * 4
+
+        def work() -> list[dict[str, Any]]:
+            ends = (datetime.fromtimestamp(at, UTC) for at in (start, end))
+            found: list[dict[str, Any]] = self._connection.custom_query_range(
+                expression, *ends, f"{step:g}", timeout=limit
+            )
+            return found
+
+        try:
+            async with asyncio.timeout(limit * 1.5):
+                return await loop.run_in_executor(self._pool, work)
+        except TimeoutError as error:
+            raise Fault(f"no answer within {limit:g} s") from error
+        except (RequestException, PrometheusApiClientException, KeyError, ValueError) as error:
+            raise Fault(str(error)[:500]) from error
 
     async def read(self, queries: Sequence[MetricQuery]) -> Mapping[str, Reading]:
         """See `ports.Metrics`: one query for all; the operators' own are asked alone if they break it."""

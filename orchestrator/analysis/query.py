@@ -92,6 +92,21 @@ def batch(queries: Sequence[MetricQuery]) -> list[str]:
     ]
 
 
+def history_counters(query: MetricQuery) -> dict[str, str]:
+    """The counters of one service for a look at its past, by what they count."""
+    which, source = f"service={quote(query.service)}", query.source
+    found = {
+        "requests": f"sum by ({BY}) ({requests(source, which)})",
+        "errors": f"sum by ({BY}) ({requests(source, which, failed=True)})",
+    }
+    if source.latency:
+        found["bucket"] = f"sum by ({BY}, le) ({latencies(source, which)})"
+    for gate, total, bad in query.counts:
+        found[f"total:{gate}"] = f"sum by (release, instance) ({total})".replace("$service", query.service)
+        found[f"bad:{gate}"] = f"sum by (release, instance) ({bad})".replace("$service", query.service)
+    return found
+
+
 @dataclass(slots=True)
 class _Raw:
     up: float = 0.0

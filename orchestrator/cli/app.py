@@ -13,6 +13,8 @@ import orchestrator
 from orchestrator.cli import config as config_command
 from orchestrator.cli.ask import ask, follow, report
 from orchestrator.cli.exits import OK, OUTCOMES
+from orchestrator.cli.explain import Story, explain, run_again, story_of
+from orchestrator.cli.rehearse import rehearse
 from orchestrator.cli.session import (
     DEFAULT_CONFIG,
     ConfigOption,
@@ -302,6 +304,52 @@ def history(
         name = row["release"] + (" (back)" if row["kind"] == "revert" else "")
         table.add_row(name, outcome, row["image"], when, f"{row['seconds']:g}", row["actor"], row["reason"])
     out.print(table)
+
+
+ReleaseArgument = Annotated[str, typer.Argument(metavar="RELEASE", help="For example api-7")]
+
+
+@app.command("explain")
+def explain_command(
+    release_id: ReleaseArgument,
+    brief: Annotated[bool, typer.Option("--brief", help="Without the table of every look")] = False,
+    output: OutputOption = Output.TEXT,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Show why a release ended as it did: evidence over time, every look, the queries to paste."""
+    found = config_or_exit(config)
+    explain(run(_story(found, release_id)), found, output, brief=brief)
+
+
+@app.command("replay")
+def replay_command(
+    release_id: ReleaseArgument,
+    output: OutputOption = Output.TEXT,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Decide a release again from the measurements that were kept; exit code 1 when a verdict differs."""
+    if not run_again(run(_story(config_or_exit(config), release_id)), output):
+        raise typer.Exit(1)
+
+
+async def _story(config: Config, release_id: str) -> Story:
+    async with store_of(config) as store:
+        return await story_of(store, release_id)
+
+
+@app.command("rehearse")
+def rehearse_command(
+    service: ServiceArgument,
+    days: Annotated[float, typer.Option(help="How much of the past is read", min=0.001, max=60)] = 3.0,
+    replays: Annotated[int, typer.Option(help="At least 2 / alpha are made", min=1, max=100_000)] = 200,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same")] = 1,
+    output: OutputOption = Output.TEXT,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Replay the gates on the service's own past, with nothing wrong: false alarms, and how long it takes."""
+    found = config_or_exit(config)
+    _check_known(found, service)
+    run(rehearse(found, service, days=days, replays=replays, seed=seed, output=output))
 
 
 @app.command()

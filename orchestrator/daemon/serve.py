@@ -66,12 +66,7 @@ class Daemon:
         self._targets: dict[str, list[Target]] = {}
         self._docker = DockerClient(settings.docker.url)
         self._keys = Keys(settings.redis.prefix)
-        self._prometheus = Prometheus(
-            settings.prometheus.url or "http://127.0.0.1:9090",
-            self._clock,
-            timeout=settings.prometheus.timeout,
-            headers=_authorization(settings),
-        )
+        self._prometheus = make_prometheus(settings, self._clock)
 
     async def run(self) -> None:
         """Start, drive until cancelled, stop.
@@ -260,6 +255,20 @@ class Daemon:
             self._metrics.store.set(1)
             self._metrics.dropped.set(self._writer.dropped)
             await asyncio.sleep(2.0)
+
+
+def make_prometheus(settings: Settings, clock: SystemClock | None = None) -> Prometheus:
+    """The Prometheus that the settings describe.
+
+    Raises:
+        Fault: The file with its token can't be read.
+    """
+    return Prometheus(
+        settings.prometheus.url or "http://127.0.0.1:9090",
+        clock or SystemClock(),
+        timeout=settings.prometheus.timeout,
+        headers=_authorization(settings),
+    )
 
 
 def make_process(settings: Settings, docker: DockerClient) -> EdgeProcess:

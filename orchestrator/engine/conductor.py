@@ -29,6 +29,7 @@ from orchestrator.rollout.desired import desired
 from orchestrator.rollout.events import Event, StateRestored
 from orchestrator.rollout.model import Phase, Rollout, ServiceState
 from orchestrator.rollout.observation import Edge, Observation, Reading
+from orchestrator.rollout.policy import Policy
 
 log = structlog.get_logger()
 
@@ -63,15 +64,19 @@ class _Memory:
     seen: Observation = field(default_factory=lambda: Observation(runtime_ok=False))
 
 
+def counters_of(plan: ServicePlan, policy: Policy) -> MetricQuery:
+    """The counters that the comparisons of a policy need."""
+    counts = tuple((g.name, g.total, g.bad) for g in policy.comparisons if g.metric == "counts")
+    return MetricQuery(service=plan.service, source=plan.metrics, counts=counts)
+
+
 def measurements(plan: ServicePlan, rollout: Rollout) -> MetricQuery:
     """What has to be read for the gates of a rollout. The past is asked for until it is known."""
     policy = rollout.release.policy
     known = {e.gate for e in rollout.evidence}
-    return MetricQuery(
-        service=plan.service,
-        source=plan.metrics,
+    return replace(
+        counters_of(plan, policy),
         queries=tuple((g.name, g.query) for g in policy.limits if g.metric == "query"),
-        counts=tuple((g.name, g.total, g.bad) for g in policy.comparisons if g.metric == "counts"),
         history=tuple((g.name, g.history) for g in policy.comparisons if g.history and g.name not in known),
         cpu=any(g.metric == "cpu" for g in policy.limits),
     )

@@ -183,6 +183,30 @@ class RedisStore:
                 after = str(entry)
                 yield after, load_event(fields["data"])
 
+    async def told(self, release: str, since: float) -> list[Event]:
+        """All events of a release, oldest first.
+
+        Args:
+            release: Its id.
+            since: When its rollout began, by the daemon's clock; Redis' own may differ by up to an hour.
+
+        Raises:
+            Fault: Redis did not answer.
+        """
+        after = f"({int(max(since - 3600.0, 0.0) * 1000)}-0"
+        found: list[Event] = []
+        while True:
+            try:
+                page: Any = await self._redis.xrange(self._keys.events, min=after, count=1000)
+            except RedisError as error:
+                raise Fault(f"Redis: {error}") from error
+            for entry, fields in page:
+                after = f"({entry}"
+                if fields["release"] == release:
+                    found.append(load_event(fields["data"]))
+            if not page:
+                return found
+
     async def push(self, fields: Mapping[str, str]) -> str:
         """Append a request; returns the id of its entry once it is durable.
 
