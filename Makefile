@@ -36,9 +36,9 @@ check: setup
 bench: setup
 	@$(WITH_DOCKER) $(PYTHON) -m bench.handover
 	@$(WITH_DOCKER) $(PYTHON) -m bench.footprint
-
 	@$(WITH_DOCKER) $(PYTHON) -m bench.recovery
 	@$(WITH_DOCKER) $(PYTHON) -m bench.intake
+	@$(PYTHON) -m bench.gates
 
 soak: setup
 	@$(WITH_DOCKER) $(PYTHON) -m tests.soak $(or $(MINUTES),30) $(SEED)

@@ -186,8 +186,8 @@ class Runtime(Protocol):
 class Usage(Protocol):
     """What containers use of the host."""
 
-    async def cpu_seconds(self, service: str) -> Mapping[str, float]:
-        """CPU seconds used so far, by instance, of the running ones."""
+    async def cpu_seconds(self, service: str) -> Mapping[str, tuple[float, float]]:
+        """When they were counted, and CPU seconds used so far, by instance, of the running ones."""
         ...
 
 

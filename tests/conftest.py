@@ -62,10 +62,15 @@ async def stack(docker_client: docker.DockerClient) -> AsyncIterator[Stacks]:
         observers: list[Observer] = []
 
         async def start(
-            settings: dict[str, Any] | None = None, observe: bool = True, **service: Any
+            settings: dict[str, Any] | None = None,
+            observe: bool = True,
+            scrape: str = "1s",
+            **service: Any,
         ) -> Stack:
             found = Stack(
-                lambda port: {"api": service_file("api", port("api"), **{**QUICK, **service})}, settings
+                lambda port: {"api": service_file("api", port("api"), **{**QUICK, **service})},
+                settings,
+                scrape,
             )
             await exits.enter_async_context(found)
             if observe:

@@ -42,8 +42,9 @@ def _information(rule: Comparison, scenario: Scenario, share: float) -> float:
     if excess <= 0:
         return 0.0
     n_c, n_s = scenario.rate * SCRAPE * share, scenario.rate * SCRAPE * (1 - share)
-    bet = harm_bet(rule, n_c / n_s, stable, excess)
-    return log_harm(rule, Block(n_c, n_c * candidate, n_s, n_s * stable), bet)
+    load = rule.ratio * n_c / n_s
+    bet = harm_bet(load, rule.ratio * stable, rule.margin, excess)
+    return log_harm(Block(n_c, n_c * candidate, n_s, n_s * stable), load, rule.margin, bet)
 
 
 def _shares(rule: Comparison, scenario: Scenario) -> tuple[float, float]:

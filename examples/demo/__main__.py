@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import docker
 from docker.errors import APIError
@@ -24,8 +25,19 @@ from orchestrator.cli.show import COLOURS, event_text
 from orchestrator.rollout.events import GateJudged, GatesLooked, ReleaseEnded, RouteConfirmed
 from orchestrator.rollout.model import Outcome, Result
 
-RATE = 150
+RATE = 200
 DEADLINE = 100.0
+
+JUDGED: dict[str, Any] = {
+    "gates": [
+        {"metric": "error_rate"},
+        {"metric": "latency", "quantile": 0.95, "warm_up": "5s"},
+        {"metric": "latency", "quantile": 0.99, "warm_up": "5s"},
+        {"metric": "error_rate", "max": "20%", "for": "3s", "window": "8s", "min_requests": 10},
+    ],
+    "strategy": {"steps": [5, 15, 40, 100], "min_step": "4s", "bake": "5s", "step_deadline": "60s"},
+}
+"""The gates of production with times for a demo: scrapes come every second here."""
 
 out = Console(highlight=False, soft_wrap=True)
 wide = Console(highlight=False, width=max(out.width, 110))
@@ -99,7 +111,7 @@ async def play(images: dict[str, str]) -> list[Row]:
 @contextlib.asynccontextmanager
 async def _stack() -> AsyncIterator[Stack]:
     out.rule("[bold]starting Redis, Prometheus, nginx and the daemon, privately")
-    async with Stack(lambda port: {"api": service_file("api", port("api"))}) as stack:
+    async with Stack(lambda port: {"api": service_file("api", port("api"), **JUDGED)}) as stack:
         try:
             out.print(f"  folder            {stack.root}")
             out.print(f"  daemon            {stack.api('/metrics')}")

@@ -21,6 +21,7 @@ import (
 //	START_DELAY   time before the port is opened
 //	DIE_AFTER     time from the first user's request to exit code 3
 //	UNREADY       any value: /health never turns ready
+//	BURN          any value: from the first user's request on, one core is kept busy
 type misbehaviour struct {
 	failRate   float64
 	slowRate   float64
@@ -28,11 +29,12 @@ type misbehaviour struct {
 	startDelay time.Duration
 	dieAfter   time.Duration
 	unready    bool
+	burn       bool
 	once       sync.Once
 }
 
 func misbehaviourFromEnv() (*misbehaviour, error) {
-	m := &misbehaviour{unready: os.Getenv("UNREADY") != ""}
+	m := &misbehaviour{unready: os.Getenv("UNREADY") != "", burn: os.Getenv("BURN") != ""}
 	for name, target := range map[string]*float64{"FAIL_RATE": &m.failRate, "SLOW_RATE": &m.slowRate} {
 		if text := os.Getenv(name); text != "" {
 			value, err := strconv.ParseFloat(text, 64)
@@ -56,18 +58,27 @@ func misbehaviourFromEnv() (*misbehaviour, error) {
 }
 
 func (m *misbehaviour) apply(c *gin.Context) {
-	if m.dieAfter > 0 {
-		m.once.Do(func() {
-			time.AfterFunc(m.dieAfter, func() {
-				log.Print("fatal: the demo's planned death")
-				os.Exit(3)
-			})
-		})
-	}
+	m.once.Do(m.begin)
 	if rand.Float64() < m.slowRate {
 		time.Sleep(m.slowBy)
 	}
 	if rand.Float64() < m.failRate {
 		c.AbortWithStatusJSON(http.StatusInternalServerError, gin.H{"error": "planned failure"})
+	}
+}
+
+// begin starts what goes wrong by itself, once there are users.
+func (m *misbehaviour) begin() {
+	if m.dieAfter > 0 {
+		time.AfterFunc(m.dieAfter, func() {
+			log.Print("fatal: the demo's planned death")
+			os.Exit(3)
+		})
+	}
+	if m.burn {
+		go func() {
+			for {
+			}
+		}()
 	}
 }

@@ -48,7 +48,7 @@ http {{
 """
 
 PROMETHEUS = """\
-global: {{scrape_interval: 1s, scrape_timeout: 900ms}}
+global: {{scrape_interval: {scrape}, scrape_timeout: 900ms}}
 scrape_configs:
   - job_name: orchestrated
     http_sd_configs: [{{url: "http://127.0.0.1:{port}/targets", refresh_interval: 1s}}]
@@ -70,6 +70,7 @@ class Stack:
     Args:
         services: Service files by name; a `port` of nginx is made for each.
         settings: Merged over the generated orchestrator.yaml.
+        scrape: Prometheus' scrape interval.
     """
 
     module = "orchestrator"
@@ -78,6 +79,7 @@ class Stack:
         self,
         services: Callable[[Callable[[str], int]], Mapping[str, dict[str, Any]]],
         settings: Mapping[str, Any] | None = None,
+        scrape: str = "1s",
     ) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="orchestrator-"))
         self.owner = f"t{os.getpid()}-{random.randrange(16**6):06x}"
@@ -88,6 +90,7 @@ class Stack:
         self._prometheus: subprocess.Popen[bytes] | None = None
         self._services = dict(services(self._port))
         self._settings = dict(settings or {})
+        self._scrape = scrape
         self.subnet = self._free_subnet()
         self._store: RedisStore | None = None
         self._redis: Any = None
@@ -221,7 +224,7 @@ class Stack:
     def start_prometheus(self) -> None:
         """Start Prometheus with the daemon's service discovery."""
         config = self.root / "prometheus.yml"
-        config.write_text(PROMETHEUS.format(port=self.http))
+        config.write_text(PROMETHEUS.format(port=self.http, scrape=self._scrape))
         with (self.root / "prometheus.log").open("ab") as log:
             self._prometheus = subprocess.Popen(
                 [
@@ -325,6 +328,12 @@ class Stack:
         """Append a request as a producer would."""
         named = {"service": service, "image": image, "who": "test", **fields}
         return await self.store.push({k: v for k, v in named.items() if v})
+
+    async def ask_prometheus(self, promql: str) -> Any:
+        """The answer to an instant query; None when Prometheus refuses it."""
+        url = f"http://127.0.0.1:{self.prometheus}/api/v1/query"
+        async with aiohttp.ClientSession() as session, session.post(url, data={"query": promql}) as answer:
+            return (await answer.json())["data"]["result"] if answer.status == 200 else None
 
     async def cli(self, *words: str, deadline: float = 60.0) -> tuple[int, str]:
         """Run the command line; returns exit code and output."""

@@ -24,10 +24,13 @@ def _tag(expression: str, stat: str) -> str:
 
 
 def requests(source: MetricSource, which: str, *, failed: bool = False) -> str:
-    """The selector of the counter of users' requests, or of the failed ones."""
+    """The selector of the counter of users' requests, or of the failed ones.
+
+    A series without the status label counts as no request at all: its errors could never be seen.
+    """
     users = "".join(f", {label}!~{quote(pattern)}" for label, pattern in source.ignore)
-    errors = f", {source.status_label}=~{quote(source.error_pattern)}" if failed else ""
-    return f"{source.requests}{{{which}{users}{errors}}}"
+    status = f"=~{quote(source.error_pattern)}" if failed else '!=""'
+    return f"{source.requests}{{{which}{users}, {source.status_label}{status}}}"
 
 
 def latencies(source: MetricSource, which: str) -> str:
@@ -76,7 +79,7 @@ def own(query: MetricQuery) -> list[str]:
 
 def _past(counter: str, seconds: float) -> str:
     """What a counter counted in the past, looked at 2000 times at most."""
-    every = max(int(seconds / 2000), 60)
+    every = max(int(seconds / 2000), min(int(seconds / 10), 60), 1)
     return f"sum(increase(({counter})[{int(seconds)}s:{every}s]))"
 
 
@@ -136,7 +139,8 @@ class _Raw:
             math.isfinite(v) for v in (*numbers, *(n for pair in own.values() for n in pair))
         ):
             return None
-        return Sample(self.at, self.requests, self.errors, self.buckets, own, self.cpu, self.stamp)
+        cpu = None if self.cpu is None or self.stamp is None else (self.stamp, self.cpu)
+        return Sample(self.at, self.requests, self.errors, self.buckets, own, cpu, self.stamp)
 
 
 def readings(

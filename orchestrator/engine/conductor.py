@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -61,6 +61,7 @@ class _Memory:
     """What a conductor knows beyond the committed state; all of it can be seen again after a restart."""
 
     readings: list[Reading] = field(default_factory=list)
+    cpu: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     seen: Observation = field(default_factory=lambda: Observation(runtime_ok=False))
 
 
@@ -248,7 +249,7 @@ class Conductor:
             edge = await parts.traffic.observe(service)
         except Fault as error:
             edge = Edge(error=str(error), file=self._memory.seen.edge.file)
-        await self._measure()
+        self._measure()
         seen = Observation(
             instances=instances,
             runtime_ok=ok,
@@ -261,7 +262,7 @@ class Conductor:
         parts.publish(self._state, self.plan, seen, ())
         return seen
 
-    async def _measure(self) -> None:
+    def _measure(self) -> None:
         """Watch the metrics while a rollout is under way, and keep what its step may look back on."""
         rollout, readings, service = self._state.rollout, self._memory.readings, self.plan.service
         if rollout is None or not rollout.release.policy.measured:
@@ -272,19 +273,20 @@ class Conductor:
         self._parts.measurer.watch(query, self.wake)
         latest = self._parts.measurer.latest(service)
         if latest is not None and (not readings or readings[-1].at < latest.at):
-            asks_engine = query.cpu and query.source.cpu == ENGINE
-            readings.append(await self._with_cpu(latest) if asks_engine else latest)
+            readings.append(self._with_cpu(latest) if query.cpu and query.source.cpu == ENGINE else latest)
         began = rollout.held_since or rollout.entered_at
         windows = [limit.window for limit in rollout.release.policy.limits]
         oldest = min(began, self._parts.clock.now() - max(windows, default=0.0)) - 60.0
         while len(readings) > 1 and readings[1].at < oldest:
             readings.pop(0)
 
-    async def _with_cpu(self, reading: Reading) -> Reading:
-        """With the CPU seconds that the Engine counts; without them while it does not answer."""
-        try:
-            used = await self._parts.usage.cpu_seconds(self.plan.service)
-        except Fault:
-            return reading
+    def _with_cpu(self, reading: Reading) -> Reading:
+        """With the CPU seconds that the Engine has counted last; it is asked again meanwhile."""
+
+        async def ask() -> None:
+            self._memory.cpu = await self._parts.usage.cpu_seconds(self.plan.service)
+
+        self._jobs.start("cpu", ask)
+        used = self._memory.cpu
         samples = {name: replace(s, cpu=used.get(name)) for name, s in reading.samples.items()}
         return replace(reading, samples=samples)

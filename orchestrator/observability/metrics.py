@@ -12,6 +12,7 @@ from orchestrator.rollout.events import (
     ReleaseEnded,
     RequestRefused,
 )
+from orchestrator.rollout.evidence import harm_of_all
 from orchestrator.rollout.model import FULL, Phase, ServiceState
 from orchestrator.rollout.observation import Observation
 
@@ -42,6 +43,12 @@ class DaemonMetrics:
         )
         self._accepted = Counter("orchestrator_releases_accepted", "Releases accepted", ["service"], **add)
         self._refused = Counter("orchestrator_requests_refused", "Requests refused", **add)
+        self._harm = Gauge(
+            "orchestrator_evidence_of_harm",
+            "Evidence against the candidate; 1 says nothing",
+            ["service"],
+            **add,
+        )
         self._verdicts = Counter(
             "orchestrator_verdicts", "Changes of a gate's result", ["service", "gate", "result"], **add
         )
@@ -96,6 +103,9 @@ class DaemonMetrics:
         self._drift.labels(service).set(state.drifted_since is not None)
         self._stuck.labels(service).set(state.stuck_since is not None)
         self._docker.labels(service).set(seen.runtime_ok)
+        self._harm.labels(service).set(
+            harm_of_all(rollout.release.policy.comparisons, rollout.evidence) if rollout else 0.0
+        )
         self._measured.labels(service).set(not (seen.readings and seen.readings[-1].error))
 
     def render(self) -> bytes:

@@ -82,21 +82,21 @@ def verdicts(
         generation: The generation served.
     """
     rules = [r for r in policy.comparisons if r.name in evidences]
-    weighty = [r for r in rules if not r.dry_run]
+    harms = {r.name: harm(r, evidences[r.name]) for r in rules}
     limit = 1.0 / policy.certainty.alpha
-    worst = None
-    if weighty and total_harm(policy.comparisons, evidences.values()) >= limit:
-        worst = max(weighty, key=lambda r: r.weight * harm(r, evidences[r.name]))
+    worst = ""
+    if total_harm(policy.comparisons, harms) >= limit:
+        worst = max((r for r in rules if not r.dry_run), key=lambda r: r.weight * harms[r.name]).name
     found = {}
     for rule in rules:
-        evidence = evidences[rule.name]
-        failed = rule is worst or (rule.dry_run and harm(rule, evidence) >= limit)
-        said = _verdict(rule, evidence, policy.certainty, failed=failed, generation=generation)
-        missed = 0.0 if rule.history else unreached(evidence, share)
+        name = rule.name
+        failed = name == worst or (rule.dry_run and harms[name] >= limit)
+        said = _verdict(rule, evidences[name], policy.certainty, harms[name], failed, generation)
+        missed = 0.0 if rule.history else unreached(evidences[name], share)
         if missed >= policy.certainty.no_traffic:
             text = f"no request reached the candidate, about {missed:.0f} were expected"
             said = replace(said, result=Result.FAIL, text=text)
-        found[rule.name] = said
+        found[name] = said
     return found
 
 
@@ -111,10 +111,9 @@ def unreached(evidence: Evidence, share: float) -> float:
 
 
 def _verdict(
-    rule: Comparison, evidence: Evidence, certainty: Certainty, *, failed: bool, generation: int
+    rule: Comparison, evidence: Evidence, certainty: Certainty, found: float, failed: bool, generation: int
 ) -> Verdict:
-    step = evidence.step
-    found, proof = harm(rule, evidence), safety(evidence)
+    step, proof = evidence.step, safety(evidence)
     safe = proof >= 1.0 / certainty.beta and found < certainty.suspicion
     result = Result.FAIL if failed else Result.PASS if safe else Result.INCONCLUSIVE
     baseline = step.stable_bad / step.stable_requests if step.stable_requests else None

@@ -4,6 +4,7 @@ Counters are read per instance and differenced here; `rate()` is not trusted: it
 is born with a value, and an error series that does not exist yet is an empty vector, not a zero.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,18 +91,16 @@ def cpu_share(
     """
     highest: float | None = None
     for name in instances:
-        found: list[Sample] = []
+        found: list[tuple[float, float]] = []
         for reading in readings:
             sample = reading.samples.get(name)
-            if sample and sample.cpu is not None and (not found or sample.later_than(found[-1])):
-                found.append(sample)
-        start = max((i for i, s in enumerate(found) if s.at <= since), default=0)
+            if sample and sample.cpu is not None and (not found or sample.cpu[0] > found[-1][0]):
+                found.append(sample.cpu)
+        start = max((i for i, (at, _) in enumerate(found) if at <= since), default=0)
         used = span = 0.0
-        for older, newer in zip(found[start:], found[start + 1 :], strict=False):
-            assert older.cpu is not None
-            assert newer.cpu is not None
-            if newer.cpu >= older.cpu:
-                used, span = used + newer.cpu - older.cpu, span + newer.at - older.at
+        for (then, before), (at, now) in itertools.pairwise(found[start:]):
+            if now >= before:
+                used, span = used + now - before, span + at - then
         if span <= 0:
             return None
         highest = max(highest or 0.0, used / span / cpus)

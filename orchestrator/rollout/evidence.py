@@ -21,7 +21,7 @@ Every bet is fixed by the past and by the numbers of requests of its block, befo
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -114,7 +114,7 @@ class Evidence:
     last: tuple[float, float] = (0.0, 0.0)
 
 
-def harm_bet(rule: Comparison, a: float, q_s: float, effect: float) -> float:
+def harm_bet(load: float, base: float, margin: float, effect: float) -> float:
     """The bet b on harm that grows fastest if p_s = q_s and p_c = ratio * q_s + margin + effect.
 
     The expected growth of a block per stable request, a * p_c * log(1 + b) + p_s * log(1 - ratio * a * b) -
@@ -122,31 +122,29 @@ def harm_bet(rule: Comparison, a: float, q_s: float, effect: float) -> float:
     smaller root is taken in the form that does not cancel.
 
     Args:
-        rule: The comparison.
-        a: Requests of the candidate for each one of stable, above 0.
-        q_s: What stable's rate is thought to be.
-        effect: By how much the candidate is thought to exceed the limit, above 0.
+        load: ratio * a, where a is the candidate's requests for each one of stable; above 0.
+        base: ratio * q_s, where q_s is what stable's rate is thought to be.
+        margin: What a good release may be bad beyond `base`.
+        effect: By how much the candidate is thought to exceed that, above 0.
 
     Returns:
         0 < b < 1 / (ratio * a), so that no outcome costs all.
     """
-    load, base = rule.ratio * a, rule.ratio * q_s
-    big_a = rule.margin * load
-    big_b = load * (base + effect) + base + rule.margin
+    big_a = margin * load
+    big_b = load * (base + effect) + base + margin
     root = math.sqrt(max(big_b * big_b - 4.0 * big_a * effect, 0.0))
     return min(2.0 * effect / (big_b + root), EDGE / load)
 
 
-def log_harm(rule: Comparison, block: Block, b: float) -> float:
+def log_harm(block: Block, load: float, margin: float, b: float) -> float:
     """Logarithm of the factor by which a bet b on harm changes in a block.
 
     Given the numbers of requests n_c and n_s, the expectation of (1 + b)^x_c is at most exp(b * n_c * p_c),
     and that of (1 - ratio * a * b)^x_s at most exp(-ratio * b * n_c * p_s), because 1 + y <= exp(y). So the
     expectation of the factor is at most exp(b * n_c * (p_c - ratio * p_s - margin)): 1 for a good release.
     """
-    a = block.requests / block.stable_requests
-    lost = block.stable_bad * math.log1p(-rule.ratio * a * b)
-    return block.bad * math.log1p(b) + lost - b * rule.margin * block.requests
+    n_c, x_c, _, x_s = block
+    return x_c * math.log1p(b) + x_s * math.log1p(-load * b) - b * margin * n_c
 
 
 def safety_bet(a: float, q_s: float, tolerance: float) -> float:
@@ -237,9 +235,10 @@ def take(
     if block.requests:
         a, q_s = block.requests / block.stable_requests, past_bad / past_requests
         odd = jumped(evidence, block)
-        most = 0.0 if odd else certainty.most_a_block
+        most, dispersion = 0.0 if odd else certainty.most_a_block, certainty.dispersion
+        load, base, margin = rule.ratio * a, rule.ratio * q_s, rule.margin
         for i, (effect, _) in enumerate(rule.effects):
-            factor = log_harm(rule, block, harm_bet(rule, a, q_s, effect)) / certainty.dispersion
+            factor = log_harm(block, load, margin, harm_bet(load, base, margin, effect)) / dispersion
             capital[i] = min(capital[i] * math.exp(min(factor, most)), MOST)
         if tolerance is not None:
             c = safety_bet(a, q_s, tolerance)
@@ -277,16 +276,25 @@ def safety(evidence: Evidence) -> float:
     return evidence.safe + evidence.unsafe
 
 
-def total_harm(rules: Sequence[Comparison], evidences: Iterable[Evidence]) -> float:
-    """Evidence for harm of a whole release: the capital is divided among the comparisons by their weights."""
-    found = {e.gate: e for e in evidences}
+def total_harm(rules: Sequence[Comparison], harms: Mapping[str, float]) -> float:
+    """Evidence for harm of a whole release: the capital is divided among the comparisons by their weights.
+
+    Args:
+        rules: The comparisons.
+        harms: Each one's `harm`; one that has seen nothing may be absent.
+    """
     whole = total = 0.0
     for rule in rules:
         if not rule.dry_run:
-            evidence = found.get(rule.name)
             whole += rule.weight
-            total += rule.weight * (1.0 if evidence is None else harm(rule, evidence))
+            total += rule.weight * harms.get(rule.name, 1.0)
     return total / whole if whole else 0.0
+
+
+def harm_of_all(rules: Sequence[Comparison], evidences: Iterable[Evidence]) -> float:
+    """Evidence for harm of a whole release, from what each comparison has seen."""
+    found = {e.gate: e for e in evidences}
+    return total_harm(rules, {r.name: harm(r, found[r.name]) for r in rules if r.name in found})
 
 
 def hesitation(
@@ -307,7 +315,7 @@ def hesitation(
         max_hold: See `policy.Step`.
     """
     found = {e.gate: e for e in evidences}
-    total = total_harm(rules, found.values())
+    total = harm_of_all(rules, found.values())
     if total >= certainty.suspicion:
         return f"evidence of harm is {total:.3g}, and from {certainty.suspicion:g} on no step is left"
     if max_hold is None:

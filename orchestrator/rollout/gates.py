@@ -12,9 +12,9 @@ from orchestrator.rollout.evidence import (
     Evidence,
     begin,
     enter_step,
+    harm_of_all,
     hesitation,
     take,
-    total_harm,
 )
 from orchestrator.rollout.judge import Measured, judge, value_of
 from orchestrator.rollout.model import FULL, Breach, Release, Result, Rollout, Verdict, instance_names
@@ -70,7 +70,7 @@ def look(turn: Turn, seen: Observation) -> None:
                 step=rollout.step,
                 weight=current_step(turn.state, rollout).weight,
                 generation=generation,
-                harm=total_harm(rollout.release.policy.comparisons, turn.rollout.evidence),
+                harm=harm_of_all(rollout.release.policy.comparisons, turn.rollout.evidence),
                 looks=tuple(found for _, found in looks),
             )
         )

@@ -115,7 +115,7 @@ class Sample:
         errors: Bad ones among them so far.
         buckets: Cumulative histogram: upper bound in seconds to requests counted so far.
         own: The operator's counters: gate to all and bad ones counted so far.
-        cpu: CPU seconds used so far; None when they are not known.
+        cpu: When CPU seconds were counted, and how many had been used so far; None when they are not known.
         stamp: What tells scrapes apart: Prometheus' own time of it; `at` may differ by the time of an answer.
     """
 
@@ -124,7 +124,7 @@ class Sample:
     errors: float
     buckets: Mapping[float, float] = field(default_factory=dict)
     own: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    cpu: float | None = None
+    cpu: tuple[float, float] | None = None
     stamp: float | None = None
 
     def later_than(self, other: "Sample") -> bool:

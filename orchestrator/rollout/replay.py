@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from orchestrator.rollout.compare import verdicts
 from orchestrator.rollout.events import GateLook, GatesLooked
-from orchestrator.rollout.evidence import Evidence, enter_step, take, total_harm
+from orchestrator.rollout.evidence import Evidence, enter_step, harm_of_all, take
 from orchestrator.rollout.judge import Measured, judge
 from orchestrator.rollout.model import FULL, Result, Verdict
 from orchestrator.rollout.plan import compared_steps, tolerance_of
@@ -48,7 +48,7 @@ def replay(policy: Policy, looks: Iterable[GatesLooked]) -> Iterator[Replayed]:
         if look.weight < FULL:
             known = {n: e for n, e in evidences.items() if n in said and said[n].harm is not None}
             now |= verdicts(policy, known, look.weight / FULL, look.generation)
-        harm = total_harm(policy.comparisons, evidences.values())
+        harm = harm_of_all(policy.comparisons, evidences.values())
         yield Replayed(look, now, harm, tuple(_differences(look, now, harm)))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from orchestrator.rollout.evidence import Block, Evidence, enter_step, harm, hesitation, take, total_harm
+from orchestrator.rollout.evidence import Block, Evidence, enter_step, harm, harm_of_all, hesitation, take
 from orchestrator.rollout.model import FULL
 from orchestrator.rollout.plan import compared_steps, tolerance_of
 from orchestrator.rollout.policy import Policy, Step
@@ -48,7 +48,7 @@ class Trial:
                 before = self.evidence[rule.name]
                 self.evidence[rule.name] = take(rule, before, blocks[rule.name], policy.certainty, tolerance)
         found = self.evidence.values()
-        if total_harm(policy.comparisons, found) >= 1.0 / policy.certainty.alpha:
+        if harm_of_all(policy.comparisons, found) >= 1.0 / policy.certainty.alpha:
             return "rolled_back"
         why = hesitation(
             policy.comparisons, found, policy.certainty, held=self.held, max_hold=self.rung.max_hold

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -114,18 +115,20 @@ class DockerRuntime:
                 found.append((identity, attrs))
         return found
 
-    async def cpu_seconds(self, service: str) -> dict[str, float]:
-        """See `ports.Usage`."""
+    async def cpu_seconds(self, service: str) -> dict[str, tuple[float, float]]:
+        """See `ports.Usage`. The Engine takes up to a second to answer for each."""
+        found = await self._docker.call(lambda client: self._inspect(client, service), LOOK_DEADLINE)
 
-        def work(client: docker.DockerClient) -> dict[str, float]:
-            used = {}
-            for identity, attrs in self._inspect(client, service):
-                if attrs["State"]["Running"]:
-                    found = client.api.stats(attrs["Id"], stream=False, one_shot=True)
-                    used[identity.instance] = found["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9
-            return used
+        async def used(container: str) -> tuple[float, float]:
+            stats = await self._docker.call(
+                lambda client: client.api.stats(container, stream=False, one_shot=True), slow=True
+            )
+            at = datetime.fromisoformat(stats["read"][:26].rstrip("Z") + "Z")
+            return at.timestamp(), stats["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9
 
-        return await self._docker.call(work, LOOK_DEADLINE)
+        running = {i.instance: attrs["Id"] for i, attrs in found if attrs["State"]["Running"]}
+        counted = await asyncio.gather(*map(used, running.values()))
+        return dict(zip(running, counted, strict=True))
 
     async def _probed(self, identity: Identity, attrs: dict[str, Any]) -> Instance:
         state = attrs["State"]

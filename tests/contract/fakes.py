@@ -90,7 +90,7 @@ class FakeRuntime:
     created: int = 0
     down: bool = False
     removed_images: list[str] = field(default_factory=list)
-    cpu: dict[str, float] = field(default_factory=dict)
+    cpu: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def _up(self) -> None:
         if self.down:
@@ -150,9 +150,9 @@ class FakeRuntime:
         self._up()
         self.containers.pop(name, None)
 
-    async def cpu_seconds(self, service: str) -> dict[str, float]:
+    async def cpu_seconds(self, service: str) -> dict[str, tuple[float, float]]:
         self._up()
-        return {name: self.cpu.get(name, 0.0) for name, c in self.containers.items() if c.running}
+        return {name: self.cpu.get(name, (0.0, 0.0)) for name, c in self.containers.items() if c.running}
 
     async def remove_images(self, digests: Sequence[str]) -> None:
         self._up()

@@ -93,6 +93,20 @@ async def test_an_instance_gets_ready_after_enough_probes_and_starting_again_cha
     assert (again.container, again.started_at) == (ready.container, ready.started_at)
 
 
+async def test_cpu_seconds_grow_and_are_those_of_running_instances(kit: Any) -> None:
+    runtime, image, die = kit
+    digest = (await runtime.resolve(image)).digest
+    await runtime.start(want(digest))
+    await seen(runtime, "api-1-0", health="ready", running=True)
+    began, first = (await runtime.cpu_seconds("api"))["api-1-0"]
+    later, again = (await runtime.cpu_seconds("api"))["api-1-0"]
+    assert 0 <= first <= again
+    assert began <= later
+    die("api-1-0")
+    await seen(runtime, "api-1-0", running=False)
+    assert await runtime.cpu_seconds("api") == {}
+
+
 async def test_a_dead_instance_is_seen_and_replaced_by_a_new_process(kit: Any) -> None:
     runtime, image, die = kit
     digest = (await runtime.resolve(image)).digest

@@ -1,16 +1,10 @@
 """`ports.Metrics` on a real Prometheus, with the counters that break others."""
 
-import asyncio
-import contextlib
 import socket
-import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from aiohttp import web
 
 from examples.playground.stack import free_port
 from orchestrator.analysis.presets import PRESETS
@@ -18,92 +12,9 @@ from orchestrator.analysis.prometheus import Prometheus
 from orchestrator.daemon.clock import SystemClock
 from orchestrator.ports import Fault, MetricQuery
 from orchestrator.rollout.counts import count, missing_data
-from orchestrator.rollout.observation import Reading
-
-CONFIG = """\
-global: {{scrape_interval: 1s, scrape_timeout: 900ms}}
-scrape_configs:
-  - job_name: t
-    static_configs:
-{targets}
-"""
-
-
-class Exporter:
-    """Says what a test tells it to say."""
-
-    def __init__(self) -> None:
-        self.text = ""
-        self.up = True
-
-    async def metrics(self, _: web.Request) -> web.Response:
-        return web.Response(text=self.text, status=200 if self.up else 500)
-
-
-class Kit:
-    def __init__(self, prometheus: Prometheus, exporters: dict[str, Exporter]) -> None:
-        self.prometheus, self.exporters = prometheus, exporters
-        self.readings: list[Reading] = []
-
-    async def read(self, query: MetricQuery) -> Reading:
-        reading = (await self.prometheus.read([query]))[query.service]
-        self.readings.append(reading)
-        return reading
-
-    async def until(self, query: MetricQuery, look: Callable[[Reading], bool]) -> Reading:
-        limit = time.monotonic() + 15
-        while time.monotonic() < limit:
-            reading = await self.read(query)
-            if look(reading):
-                return reading
-            await asyncio.sleep(0.3)
-        raise AssertionError(f"never seen; last: {self.readings[-1]}")
-
-
-@pytest.fixture
-async def kit(tmp_path: Path) -> AsyncIterator[Kit]:
-    exporters = {"api-1-0": Exporter(), "api-2-0": Exporter()}
-    async with contextlib.AsyncExitStack() as exits:
-        targets = ""
-        for name, exporter in exporters.items():
-            port = free_port()
-            app = web.Application()
-            app.router.add_get("/metrics", exporter.metrics)
-            runner = web.AppRunner(app)
-            await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", port).start()
-            exits.push_async_callback(runner.cleanup)
-            labels = f"{{service: api, release: {name[:-2]}, instance: {name}, track: x}}"
-            targets += f"      - {{targets: ['127.0.0.1:{port}'], labels: {labels}}}\n"
-        config, port = tmp_path / "prometheus.yml", free_port()
-        config.write_text(CONFIG.format(targets=targets))
-        process = subprocess.Popen(
-            [
-                "prometheus",
-                f"--config.file={config}",
-                f"--storage.tsdb.path={tmp_path}/tsdb",
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            prometheus = Prometheus(f"http://127.0.0.1:{port}", SystemClock(), timeout=2.0)
-            yield Kit(prometheus, exporters)
-            prometheus.close()
-        finally:
-            process.kill()
-            process.wait()
-
+from tests.integration.conftest import Kit, requests
 
 API = MetricQuery(service="api", source=PRESETS["client_golang"])
-
-
-def requests(total: int, errors: int | None = None, path: str = "/ping") -> str:
-    text = f'http_requests_total{{path="{path}",code="200"}} {total - (errors or 0)}\n'
-    if errors is not None:
-        text += f'http_requests_total{{path="{path}",code="503"}} {errors}\n'
-    return text
 
 
 async def test_an_error_series_that_is_born_with_500_counts_500(kit: Kit) -> None:

@@ -109,7 +109,7 @@ class Ports:
 
         await self.world.effect(self.host, f"stop {name}", work)
 
-    async def cpu_seconds(self, service: str) -> dict[str, float]:
+    async def cpu_seconds(self, service: str) -> dict[str, tuple[float, float]]:
         self._reach_docker()
         return await self.world.runtime.cpu_seconds(service)
 

@@ -153,8 +153,12 @@ class Stage(Stack):
     def __init__(self, folder: Path, redis: Redis) -> None:
         settings = {"redis": {"url": f"redis://127.0.0.1:{redis.port}/0", "lease_ttl": f"{TTL:g}s"}}
         quick = {
-            "strategy": {"steps": [20, 50, 100], "first_hold": "4s", "hold": "2s", "bake": "2s"}
-            | {"min_requests": 5, "step_deadline": "60s"},
+            "strategy": {"steps": [20, 50, 100], "min_step": "3s", "bake": "3s", "step_deadline": "60s"},
+            "gates": [
+                {"metric": "error_rate", "budget": "5%"},
+                {"metric": "latency", "quantile": 0.95, "warm_up": "3s", "budget": "5%"},
+                {"metric": "error_rate", "max": "10%", "for": "2s", "window": "8s", "min_requests": 10},
+            ],
             "keep_previous": "5s",
             "keep_images": 1000,  # there is no registry to pull from again
             "deadlines": {"drain": "2s", "confirm": "60s", "start": "60s", "pause": "60s"},
@@ -226,7 +230,7 @@ class Stage(Stack):
 def scene() -> Iterator[tuple[Path, Engine]]:
     """A folder and an Engine in it, to which everything that follows talks."""
     folder = Path(tempfile.mkdtemp(prefix="orchestrator-soak-"))
-    images = SmallDisk(folder / "redis", "64m")
+    images = SmallDisk(folder / "redis", "512m")
     engine = Engine(folder)
     try:
         engine.start()

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from orchestrator.daemon.config import ConfigError, load
+from orchestrator.daemon.gate_section import ComparisonSection
 from orchestrator.daemon.units import limit, seconds, size
-from orchestrator.rollout.policy import Policy
+from orchestrator.rollout.policy import Certainty, Policy
 
 SERVICE: dict[str, Any] = {"service": "api", "images": ["reg/api"], "container": {"port": 8080}}
 
@@ -254,8 +255,11 @@ def test_the_shipped_examples_are_right() -> None:
     config = load(Path(__file__).parents[2] / "config" / "orchestrator.yaml")
     assert set(config.services) == {"minimal", "api"}
     policy = config.services["api"].plan().policies[""]
-    assert [(s.weight, s.hold) for s in policy.steps] == [(5, 1800), (15, 900), (40, 900), (100, 900)]
-    errors, p99 = policy.limits
+    assert [(s.weight, s.hold) for s in policy.steps] == [(5, 30), (15, 30), (40, 30), (95, 120), (100, 0)]
+    bare = ComparisonSection.model_validate({"metric": "error_rate"}).gate()
+    assert [r.name for r in policy.comparisons] == ["error_rate", "p95", "p99"]
+    assert policy.comparisons[0] == bare
+    assert policy.certainty == Certainty()
+    errors, p99, cpu = policy.limits
     assert (errors.max, errors.sustained) == (0.005, 120)
-    assert p99.max is not None
-    assert p99.max_ratio is not None
+    assert (p99.max, cpu.dry_run) == (0.8, True)

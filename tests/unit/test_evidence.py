@@ -19,6 +19,7 @@ from orchestrator.rollout.evidence import (
     enter_step,
     harm,
     harm_bet,
+    harm_of_all,
     hesitation,
     interval,
     log_harm,
@@ -26,7 +27,6 @@ from orchestrator.rollout.evidence import (
     safety,
     safety_bet,
     take,
-    total_harm,
 )
 from orchestrator.rollout.policy import P99_EFFECTS, Certainty, Comparison
 
@@ -57,7 +57,8 @@ class Factor:
 
     def __call__(self, block: Block) -> float:
         if self.tolerance is None:
-            return log_harm(self.rule, block, self.bet)
+            load = self.rule.ratio * block.requests / block.stable_requests
+            return log_harm(block, load, self.rule.margin, self.bet)
         return log_safety(block, self.bet, self.tolerance)
 
 
@@ -72,7 +73,7 @@ def test_a_good_release_is_never_expected_to_gain_evidence_of_harm(
 ) -> None:
     for p_s, guess, (effect, _) in product(RATES, RATES, rule.effects):
         p_c = min(rule.ratio * p_s + rule.margin, 1.0)
-        bet = harm_bet(rule, n_c / n_s, guess, effect)
+        bet = harm_bet(rule.ratio * n_c / n_s, rule.ratio * guess, rule.margin, effect)
         assert 0 < bet < n_s / (rule.ratio * n_c)
         for worst in (p_c, p_c / 2, 0.0):
             assert expectation(n_c, n_s, worst, p_s, Factor(rule, bet)) <= 1 + 1e-12
@@ -91,7 +92,7 @@ def test_a_harmful_release_is_never_expected_to_gain_evidence_of_safety(n_c: int
 
 @pytest.mark.parametrize("dispersion", [1.5, 4.0])
 def test_dispersion_makes_evidence_weaker_and_keeps_the_bound(dispersion: float) -> None:
-    bet = harm_bet(ERRORS, 0.1, 0.01, 0.1)
+    bet = harm_bet(0.1, 0.01, ERRORS.margin, 0.1)
     plain = Factor(ERRORS, bet)
     p_s = 0.05
     tempered = math.fsum(
@@ -108,8 +109,7 @@ def test_bets_are_the_best_of_their_kind(
     a: float, q_s: float, effect: float, margin: float, ratio: float
 ) -> None:
     """The derivative of the growth is 0 at the bet, or the bet is at its edge and growth still rises."""
-    rule = replace(ERRORS, margin=margin, ratio=ratio)
-    b = harm_bet(rule, a, q_s, effect)
+    b = harm_bet(ratio * a, ratio * q_s, margin, effect)
     q_c = ratio * q_s + margin + effect
     slope = q_c / (1 + b) - ratio * q_s / (1 - ratio * a * b) - margin
     scale = q_c + ratio * q_s + margin
@@ -129,14 +129,14 @@ def steady(
 
 def test_nothing_seen_says_nothing() -> None:
     assert harm(ERRORS, begin(ERRORS)) == 1.0
-    assert total_harm([ERRORS, P99], []) == 1.0
-    assert total_harm([], []) == 0.0
+    assert harm_of_all([ERRORS, P99], []) == 1.0
+    assert harm_of_all([], []) == 0.0
 
 
 def test_one_block_never_decides_and_two_may() -> None:
     disaster = Block(500, 500, 9500, 1)
-    assert total_harm([ERRORS], [steady(ERRORS, disaster, 1)]) < 1 / SURE.alpha
-    assert total_harm([ERRORS], [steady(ERRORS, disaster, 2)]) >= 1 / SURE.alpha
+    assert harm_of_all([ERRORS], [steady(ERRORS, disaster, 1)]) < 1 / SURE.alpha
+    assert harm_of_all([ERRORS], [steady(ERRORS, disaster, 2)]) >= 1 / SURE.alpha
 
 
 def test_a_good_release_loses_evidence_of_harm_and_gains_safety() -> None:
@@ -231,8 +231,8 @@ def test_what_stable_did_before_is_worth_a_thousand_requests_at_most() -> None:
 def test_a_dry_run_is_not_in_the_total_and_delays_nothing() -> None:
     trial = replace(P99, dry_run=True)
     bad = steady(P99, Block(100, 90, 900, 1), 5)
-    assert total_harm([ERRORS, P99], [bad]) > 100
-    assert total_harm([ERRORS, trial], [bad]) == 1.0
+    assert harm_of_all([ERRORS, P99], [bad]) > 100
+    assert harm_of_all([ERRORS, trial], [bad]) == 1.0
     safe = steady(ERRORS, Block(25, 0, 475, 0), 10)
     assert hesitation([ERRORS, trial], [safe, bad], SURE, held=30, max_hold=1800) == ""
 
@@ -240,7 +240,7 @@ def test_a_dry_run_is_not_in_the_total_and_delays_nothing() -> None:
 def test_why_a_step_is_not_left() -> None:
     safe, little = steady(ERRORS, Block(25, 0, 475, 0), 10), steady(ERRORS, Block(25, 0, 475, 0), 1)
     suspect = steady(ERRORS, Block(25, 1, 475, 0), 9)
-    assert total_harm([ERRORS], [suspect]) > 10
+    assert harm_of_all([ERRORS], [suspect]) > 10
 
     def ask(*found: Evidence, held: float = 30.0, max_hold: float | None = 1800.0) -> str:
         return hesitation([ERRORS], found, SURE, held=held, max_hold=max_hold)
@@ -253,7 +253,7 @@ def test_why_a_step_is_not_left() -> None:
     assert "has had no requests" in ask()
     assert "has had no requests" in ask(steady(ERRORS, Block(0, 0, 500, 0), 9), held=9999.0)
     mild = steady(ERRORS, Block(25, 1, 475, 4), 2)
-    assert total_harm([ERRORS], [mild]) > 1
+    assert harm_of_all([ERRORS], [mild]) > 1
     assert "evidence of safety is" in ask(mild, held=9999.0)
 
 

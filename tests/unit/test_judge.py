@@ -171,7 +171,7 @@ def test_a_value_below_a_minimum_is_broken() -> None:
 
 
 def cpu(at: float, seconds: float | None) -> Reading:
-    return Reading(at=at, samples={"a": Sample(at, 0, 0, cpu=seconds, stamp=at)})
+    return Reading(at=at, samples={"a": Sample(at, 0, 0, cpu=None if seconds is None else (at, seconds))})
 
 
 def test_cpu_is_the_share_of_the_limit_that_was_used() -> None:

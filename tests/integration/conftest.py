@@ -1,0 +1,111 @@
+"""A real Prometheus that scrapes exporters which say what a test tells them to say."""
+
+import asyncio
+import contextlib
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from examples.playground.stack import free_port
+from orchestrator.analysis.prometheus import Prometheus
+from orchestrator.daemon.clock import SystemClock
+from orchestrator.ports import MetricQuery
+from orchestrator.rollout.observation import Reading
+
+CONFIG = """\
+global: {{scrape_interval: 1s, scrape_timeout: 900ms}}
+scrape_configs:
+  - job_name: t
+    static_configs:
+{targets}
+"""
+
+
+class Exporter:
+    """Says what a test tells it to say."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.up = True
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        return web.Response(text=self.text, status=200 if self.up else 500)
+
+
+class Kit:
+    """A Prometheus, its exporters, and all that was read."""
+
+    def __init__(self, folder: Path, exporters: dict[str, Exporter]) -> None:
+        self.folder, self.port, self.exporters = folder, free_port(), exporters
+        self.prometheus = Prometheus(f"http://127.0.0.1:{self.port}", SystemClock(), timeout=2.0)
+        self.readings: list[Reading] = []
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={self.folder}/prometheus.yml",
+                f"--storage.tsdb.path={self.folder}/tsdb",
+                f"--web.listen-address=127.0.0.1:{self.port}",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    async def read(self, query: MetricQuery) -> Reading:
+        reading = (await self.prometheus.read([query]))[query.service]
+        self.readings.append(reading)
+        return reading
+
+    async def until(self, query: MetricQuery, look: Callable[[Reading], bool]) -> Reading:
+        limit = time.monotonic() + 15
+        while time.monotonic() < limit:
+            reading = await self.read(query)
+            if look(reading):
+                return reading
+            await asyncio.sleep(0.3)
+        raise AssertionError(f"never seen; last: {self.readings[-1]}")
+
+
+@pytest.fixture
+async def kit(tmp_path: Path) -> AsyncIterator[Kit]:
+    """One exporter for an instance of stable, one for an instance of the candidate; a scrape a second."""
+    exporters = {"api-1-0": Exporter(), "api-2-0": Exporter()}
+    async with contextlib.AsyncExitStack() as exits:
+        targets = ""
+        for name, exporter in exporters.items():
+            port = free_port()
+            app = web.Application()
+            app.router.add_get("/metrics", exporter.metrics)
+            runner = web.AppRunner(app)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", port).start()
+            exits.push_async_callback(runner.cleanup)
+            labels = f"{{service: api, release: {name[:-2]}, instance: {name}, track: x}}"
+            targets += f"      - {{targets: ['127.0.0.1:{port}'], labels: {labels}}}\n"
+        (tmp_path / "prometheus.yml").write_text(CONFIG.format(targets=targets))
+        found = Kit(tmp_path, exporters)
+        found.start()
+        try:
+            yield found
+        finally:
+            found.prometheus.close()
+            found.kill()
+
+
+def requests(total: int, errors: int | None = None, path: str = "/ping") -> str:
+    """An exposition of client_golang's usual counter."""
+    text = f'http_requests_total{{path="{path}",code="200"}} {total - (errors or 0)}\n'
+    if errors is not None:
+        text += f'http_requests_total{{path="{path}",code="503"}} {errors}\n'
+    return text
