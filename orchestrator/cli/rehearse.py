@@ -114,10 +114,10 @@ def report(service: str, days: float, past: Past, rehearsal: Rehearsal, found: F
     if not tried:
         out.print("[yellow]never two instances at a time[/]: what clusters on one of them can't be seen")
     for dispersion, replays in tried.items():
-        causes = ", ".join(f"{name} {n}" for name, n in replays.by.items())
+        causes = "".join(f", {name} {n}" for name, n in replays.by.items())
         out.print(
             f"an instance as the candidate, phi {dispersion:g}: {replays.rolled_back} of {replays.number} good"
-            f" releases rolled back, {replays.false_rate:.1%}{f' ({causes})' if causes else ''}"
+            f" releases rolled back, {replays.false_rate:.1%}{causes}"
         )
     if phi is not None:
         now = policy.certainty.dispersion

@@ -150,7 +150,7 @@ def _comparisons(turn: Turn, seen: Observation) -> Looks:
     elif all(last.samples[n].later_than(base.samples[n]) for n in (*candidate, *stable)):
         blocks = _blocks(turn, evidences, base, last)
     turn.roll(evidence=tuple(evidences.values()))
-    return _judged(turn, evidences, begun, blocks)
+    return _judged(turn, last, evidences, begun, blocks)
 
 
 def _unknown(rule: Comparison, result: Result, text: str, generation: int) -> tuple[Verdict, GateLook]:
@@ -163,18 +163,19 @@ def _evidences(
 ) -> dict[str, Evidence]:
     """The evidence by gate; begun for those that can be judged from now on.
 
-    A latency bound that is not known yet, because stable has no requests, is looked for again next time.
+    A latency bound that is not known yet, because a side has no requests, is looked for again next time.
     """
     rollout = turn.rollout
     found = {e.gate: e for e in rollout.evidence}
+    timed = [last.samples[n] for n in candidate if last.samples[n].buckets]
     before = lifetime(last.samples, stable)
     for rule in rollout.release.policy.comparisons:
         if rule.name in found:
             continue
         bound = None
         if rule.metric == "latency":
-            bound = slow_bound(rule, before, [last.samples[n] for n in candidate])
-            if bound is None:
+            bound = slow_bound(rule, before, timed)
+            if bound is None or not timed:
                 continue
         if rule.history:
             if rule.name not in last.history:
@@ -225,14 +226,18 @@ def _blocks(turn: Turn, evidences: dict[str, Evidence], base: Reading, last: Rea
 
 
 def _judged(
-    turn: Turn, evidences: dict[str, Evidence], begun: dict[str, Evidence], blocks: dict[str, Taken]
+    turn: Turn,
+    last: Reading,
+    evidences: dict[str, Evidence],
+    begun: dict[str, Evidence],
+    blocks: dict[str, Taken],
 ) -> Looks:
     policy, weight = turn.rollout.release.policy, current_step(turn.state, turn.rollout).weight
     found = verdicts(policy, evidences, weight / FULL, turn.state.confirmed)
     looks: Looks = []
     for rule in policy.comparisons:
         if rule.name not in found:
-            looks.append(_unknown(rule, Result.NO_DATA, _why_unknown(rule), turn.state.confirmed))
+            looks.append(_unknown(rule, *_why_unknown(turn, rule, last), turn.state.confirmed))
             continue
         looked = replace(GateLook.of(found[rule.name]), begun=begun.get(rule.name))
         taken = blocks.get(rule.name)
@@ -242,10 +247,13 @@ def _judged(
     return looks
 
 
-def _why_unknown(rule: Comparison) -> str:
+def _why_unknown(turn: Turn, rule: Comparison, last: Reading) -> tuple[Result, str]:
     if rule.history:
-        return f"Prometheus has no history of {rule.history:.0f} s"
-    return f"stable's histogram has no bound above its p{rule.quantile * 100:g} that the candidate's has too"
+        return Result.NO_DATA, f"Prometheus has no history of {rule.history:.0f} s"
+    if not any(last.samples[n].buckets for n in instance_names(turn.rollout.release)):
+        return Result.INCONCLUSIVE, "the candidate has no histogram yet; it is born with its first request"
+    text = f"stable's histogram has no bound above its p{rule.quantile * 100:g} that the candidate's has too"
+    return Result.NO_DATA, text
 
 
 def failing(found: Sequence[Verdict]) -> Verdict | None:

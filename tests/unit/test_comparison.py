@@ -245,6 +245,27 @@ def test_a_histogram_without_a_bound_above_the_quantile_is_no_data(sim: Sim) -> 
     assert "no bound above its p99.9" in state.rollout.verdicts[0].text
 
 
+def test_a_candidate_without_a_histogram_yet_is_waited_for(sim: Sim, monkeypatch: pytest.MonkeyPatch) -> None:
+    scrape = Sim._scrape
+
+    def born_with_a_request(sim: Sim) -> None:
+        scrape(sim)
+        last = sim.readings[-1]
+        samples = {n: s if s.requests else replace(s, buckets={}) for n, s in last.samples.items()}
+        sim.readings[-1] = replace(last, samples=samples)
+
+    monkeypatch.setattr(Sim, "_scrape", born_with_a_request)
+    sim.behave("api-2").rate = 0.0
+    sim.send(submit(2, policy=compared(P99)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(2)
+    assert sim.state.rollout is not None
+    assert sim.state.rollout.verdicts[0].result is Result.INCONCLUSIVE
+    assert "no histogram yet" in sim.state.rollout.verdicts[0].text
+    sim.behave("api-2").rate = 100.0
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
 def test_a_gate_on_trial_reports_and_does_not_decide(sim: Sim) -> None:
     sim.behave("api-2").errors = 0.2
     trial = Limit(name="limit", metric="error_rate", max=0.01, min_requests=1, dry_run=True)
