@@ -115,10 +115,9 @@ def report(service: str, days: float, past: Past, rehearsal: Rehearsal, found: F
         out.print("[yellow]never two instances at a time[/]: what clusters on one of them can't be seen")
     for dispersion, replays in tried.items():
         causes = "".join(f", {name} {n}" for name, n in replays.by.items())
-        out.print(
-            f"an instance as the candidate, phi {dispersion:g}: {replays.rolled_back} of {replays.number} good"
-            f" releases rolled back, {replays.false_rate:.1%}{causes}"
-        )
+        back = f"{replays.rolled_back} of {replays.number} good releases rolled back"
+        who = f"an instance as the candidate, phi {dispersion:g}"
+        out.print(f"{who}: {back}, {replays.false_rate:.1%}{causes}")
     if phi is not None:
         now = policy.certainty.dispersion
         advice = "that is what is set" if phi == now else f"set evidence: {{phi: {phi:g}}}; it is {now:g} now"
