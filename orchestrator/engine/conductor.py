@@ -24,7 +24,7 @@ from orchestrator.ports import (
     Usage,
 )
 from orchestrator.rollout.command import Command, handle
-from orchestrator.rollout.decide import decide
+from orchestrator.rollout.decide import decide, watch
 from orchestrator.rollout.desired import desired
 from orchestrator.rollout.events import Event, StateRestored
 from orchestrator.rollout.model import Phase, Rollout, ServiceState
@@ -62,6 +62,7 @@ class _Memory:
 
     readings: list[Reading] = field(default_factory=list)
     cpu: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    watched: ServiceState | None = None
     seen: Observation = field(default_factory=lambda: Observation(runtime_ok=False))
 
 
@@ -161,6 +162,7 @@ class Conductor:
         told |= await self._decide(seen)
         if self._parts.may_act():
             self._converger.converge(desired(self._state, self._parts.clock.now()), self._state, seen)
+        self._memory.watched = None
         return told
 
     async def _obey(self) -> bool:
@@ -217,13 +219,14 @@ class Conductor:
     async def _fail_static(self) -> None:
         """Without the store nothing is committed, so no step is taken; but a bad candidate still goes back.
 
-        What would be decided now is not kept: it is decided again from what is seen when the store is back.
+        What is decided now is forgotten when the store is back, and decided again from what is seen then.
         """
         if not self._version:
             return
         seen = await self._look()
         before = self._state.rollout
-        after = decide(self._state, seen, self._parts.clock.now())[0].rollout
+        watched = watch(self._memory.watched or self._state, seen, self._parts.clock.now())
+        self._memory.watched, after = watched, watched.rollout
         if before is None or after is None or after.retreat is None or seen.edge.local is not None:
             return
         stable = self._state.stable.id if self._state.stable else ""

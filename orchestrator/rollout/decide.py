@@ -59,6 +59,19 @@ def decide(state: ServiceState, seen: Observation, now: float) -> tuple[ServiceS
     return turn.state, tuple(turn.events)
 
 
+def watch(state: ServiceState, seen: Observation, now: float) -> ServiceState:
+    """Decide without taking a step, while nothing can be committed.
+
+    Gates and instances are watched, so that the rollout that is returned may be on its way back; no more than
+    that may be done about it. It is the state to go on watching from.
+    """
+    if state.rollout is None:
+        return state
+    why = "nothing can be committed"
+    still = replace(state.rollout, mark=Mark(kind="paused", actor=DAEMON, reason=why, since=now))
+    return decide(replace(state, rollout=still), seen, now)[0]
+
+
 def _take_from_queue(turn: Turn) -> None:
     state, now = turn.state, turn.now
     late = [r for r in state.queue if now - r.submitted_at > r.policy.queue_deadline]

@@ -141,9 +141,9 @@ def _comparisons(turn: Turn, seen: Observation) -> Looks:
     if missing or unread or last is None:
         result = Result.NO_DATA if missing else Result.INCONCLUSIVE  # stable unreadable: hold
         return [_unknown(rule, result, missing or unread, state.confirmed) for rule in policy.comparisons]
-    evidences = _evidences(turn, last, candidate, stable)
-    begun = {name: e for name, e in evidences.items() if e not in rollout.evidence}
     base = _base(rollout, seen.readings, (*candidate, *stable))
+    evidences = _evidences(turn, base or last, last, candidate, stable)
+    begun = {name: e for name, e in evidences.items() if e not in rollout.evidence}
     blocks: dict[str, Taken] = {}
     if base is None:
         turn.roll(block_from=last.at)
@@ -159,19 +159,20 @@ def _unknown(rule: Comparison, result: Result, text: str, generation: int) -> tu
 
 
 def _evidences(
-    turn: Turn, last: Reading, candidate: Sequence[str], stable: Sequence[str]
+    turn: Turn, base: Reading, last: Reading, candidate: Sequence[str], stable: Sequence[str]
 ) -> dict[str, Evidence]:
-    """The evidence by gate; begun for those that can be judged from now on.
+    """The evidence by gate; begun for those that can be judged from now on, with what stable counted before.
 
     A latency bound that is not known yet, because a side has no requests, is looked for again next time.
     """
     rollout = turn.rollout
     found = {e.gate: e for e in rollout.evidence}
+    new = [r for r in rollout.release.policy.comparisons if r.name not in found]
+    if not new:
+        return found
     timed = [last.samples[n] for n in candidate if last.samples[n].buckets]
-    before = lifetime(last.samples, stable)
-    for rule in rollout.release.policy.comparisons:
-        if rule.name in found:
-            continue
+    before = lifetime(base.samples, stable)
+    for rule in new:
         bound = None
         if rule.metric == "latency":
             bound = slow_bound(rule, before, timed)

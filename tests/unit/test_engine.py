@@ -1,6 +1,7 @@
 """The engine on the fakes: committing before acting, redelivery, failing parts, bounded queues."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,8 +18,8 @@ from orchestrator.rollout.command import Abort, Rollback
 from orchestrator.rollout.desired import Wanted, desired
 from orchestrator.rollout.events import Event, ReleaseAccepted, ReleaseEnded
 from orchestrator.rollout.model import Outcome, Phase, Route, Server, ServiceState
-from orchestrator.rollout.observation import Edge, Observation
-from orchestrator.rollout.policy import Step
+from orchestrator.rollout.observation import Edge, Observation, Sample
+from orchestrator.rollout.policy import Comparison, Step
 from tests.builders import LADDER, policy, release, submit, template
 from tests.contract.fakes import FakeClock, FakeMetrics, FakeRuntime, FakeStore, FakeTraffic
 
@@ -38,6 +39,7 @@ class Kit:
     runtime: FakeRuntime = field(default_factory=FakeRuntime)
     traffic: FakeTraffic = field(default_factory=FakeTraffic)
     published: list[Event] = field(default_factory=list)
+    metrics: FakeMetrics = field(init=False)
     parts: Parts = field(init=False)
     conductor: Conductor = field(init=False)
 
@@ -46,7 +48,8 @@ class Kit:
             self.published.extend(events)
             self.clock.time += 0.1
 
-        measurer = Measurer(FakeMetrics(self.clock), 0.01)
+        self.metrics = FakeMetrics(self.clock)
+        measurer = Measurer(self.metrics, 0.01)
         self.parts = Parts(
             store=self.store,
             runtime=self.runtime,
@@ -201,6 +204,36 @@ async def test_a_candidate_that_dies_while_the_store_is_away_loses_its_traffic(k
     assert state.history[-1].outcome is Outcome.ROLLED_BACK
     assert "died" in state.history[-1].reason
     await kit.until(lambda s: s.confirmed == s.route.generation and "api" not in kit.traffic.local)
+
+
+async def test_gates_go_on_gathering_evidence_while_the_store_is_away(kit: Kit) -> None:
+    metrics = kit.metrics
+    measuring = asyncio.create_task(kit.parts.measurer.run())
+    rule = Comparison(name="errors", metric="error_rate")
+    steps = (Step(weight=20, hold=900.0, max_hold=900.0, deadline=9e5), LADDER[-1])
+    kit.conductor.submit(small(1))
+    await kit.until(ended("api-1"))
+    metrics.samples = {name: Sample(kit.clock.now(), 0, 0, stamp=0.0) for name in ("api-1-0", "api-2-0")}
+    kit.conductor.submit(small(2, steps=steps, comparisons=(rule,), sample_max_age=1e9))
+    await kit.until(lambda s: s.rollout is not None and bool(s.rollout.verdicts))
+    before = await kit.state()
+    kit.store.fail_before = 10**6
+    try:
+        async with asyncio.timeout(5):
+            for scrape in itertools.count(1):
+                at = kit.clock.now()
+                metrics.samples = {
+                    "api-1-0": Sample(at, 400.0 * scrape, 0, stamp=float(scrape)),
+                    "api-2-0": Sample(at, 100.0 * scrape, 50.0 * scrape, stamp=float(scrape)),
+                }
+                await asyncio.sleep(0.1)
+                if "api" in kit.traffic.local:
+                    break
+    finally:
+        measuring.cancel()
+    assert scrape >= 2
+    assert {s.release for s in kit.traffic.plans["api"].route.servers} == {"api-1"}
+    assert await kit.state() == before
 
 
 async def test_without_a_fresh_lease_the_world_is_not_touched() -> None:
