@@ -318,16 +318,17 @@ def hesitation(
     total = harm_of_all(rules, found.values())
     if total >= certainty.suspicion:
         return f"evidence of harm is {total:.3g}, and from {certainty.suspicion:g} on no step is left"
-    if max_hold is None:
-        return ""
     for rule in rules:
         evidence = found.get(rule.name)
-        if rule.dry_run or (evidence is not None and safety(evidence) >= 1.0 / certainty.beta):
+        if rule.dry_run:
             continue
         if evidence is None or not evidence.step.requests:
             return f"{rule.name}: the candidate has had no requests"
+        found_safe = safety(evidence)
+        if max_hold is None or found_safe >= 1.0 / certainty.beta:
+            continue
         if held < max_hold or total > 1.0:
-            return f"{rule.name}: evidence of safety is {safety(evidence):.2g} of {1.0 / certainty.beta:g}"
+            return f"{rule.name}: evidence of safety is {found_safe:.2g} of {1.0 / certainty.beta:g}"
     return ""
 
 

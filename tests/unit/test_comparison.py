@@ -306,6 +306,15 @@ def test_fixed_holds_wait_their_time_and_need_no_certificate(sim: Sim) -> None:
     assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
 
 
+def test_fixed_holds_do_not_pass_without_a_request(sim: Sim) -> None:
+    sim.behave("api-1").rate = sim.behave("api-2").rate = 0.0
+    steps = ladder([5], holds=(30, 30), bake=10, holdback=5, max_hold=None, min_requests=0, deadline=60)
+    sim.send(submit(2, policy=policy(steps=steps, limits=(), comparisons=(ERRORS,))))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(200)
+    assert weights(sim) == [5]
+
+
 def test_business_counters_are_compared_with_stable_or_with_the_past(
     sim: Sim, monkeypatch: pytest.MonkeyPatch
 ) -> None:

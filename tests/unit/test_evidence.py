@@ -251,6 +251,7 @@ def test_why_a_step_is_not_left() -> None:
     assert ask(little, max_hold=None) == ""
     assert "from 10 on no step is left" in ask(suspect, max_hold=None)
     assert "has had no requests" in ask()
+    assert "has had no requests" in ask(max_hold=None)
     assert "has had no requests" in ask(steady(ERRORS, Block(0, 0, 500, 0), 9), held=9999.0)
     mild = steady(ERRORS, Block(25, 1, 475, 4), 2)
     assert harm_of_all([ERRORS], [mild]) > 1
