@@ -75,7 +75,9 @@ def event_text(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line f
             return f"route {event.generation} confirmed"
         case GateJudged():
             colour = RESULTS.get(event.verdict.result, "yellow")
-            return f"[{colour}]{event.verdict.gate} {event.verdict.result}[/]: {escape(event.verdict.text)}"
+            trial = " (dry run)" if event.verdict.dry_run else ""
+            said = f"[{colour}]{event.verdict.gate} {event.verdict.result}[/]{trial}"
+            return f"{said}: {escape(event.verdict.text)}"
         case GatesLooked():
             said = ", ".join(f"{look.gate} {look.result}" for look in event.looks)
             return f"[dim]{said}; evidence of harm {event.harm:.3g}[/]"
@@ -183,7 +185,10 @@ def note(state: ServiceState) -> str:
 def verdict_lines(rollout: Rollout) -> list[Text]:
     """The gates at the last look."""
     return [
-        Text.from_markup(f"  [{RESULTS.get(v.result, 'yellow')}]{v.result:<13}[/] {v.gate}: {escape(v.text)}")
+        Text.from_markup(
+            f"  [{RESULTS.get(v.result, 'yellow')}]{v.result:<13}[/] {v.gate}"
+            f"{' (dry run)' if v.dry_run else ''}: {escape(v.text)}"
+        )
         for v in rollout.verdicts
     ]
 

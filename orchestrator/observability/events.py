@@ -60,6 +60,8 @@ def spread(verdict: Verdict) -> dict[str, Any]:
         "baseline_samples": verdict.baseline_samples,
         "bad": verdict.bad,
         "baseline_bad": verdict.baseline_bad,
+        "interval": verdict.interval,
+        "baseline_interval": verdict.baseline_interval,
         "harm": verdict.harm,
         "safety": verdict.safety,
         "dry_run": verdict.dry_run,

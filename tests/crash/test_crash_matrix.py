@@ -12,6 +12,7 @@ from tests.crash.matrix import run
 
 ELSEWHERE = {
     "gate_judged": "simulation: `bad`",
+    "gates_looked": "simulation: every story",
     "instance_died": "simulation: `kill instance`",
     "instance_recovered": "simulation: `kill instance`",
     "approval_wanted": "a mark like `rollout_paused`, committed the same way",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.ports import Fault as Refused
 from orchestrator.ports import MetricSource, Request, ServicePlan
-from orchestrator.rollout.policy import Limit, Policy, Step
+from orchestrator.rollout.policy import Comparison, Limit, Policy, Step
 from tests.builders import policy, template
 from tests.simulation import loop
 from tests.simulation.daemon import Daemon
@@ -17,6 +17,7 @@ RESTART = 0.5
 """Seconds until the service manager starts a killed daemon again."""
 
 GATE = Limit(name="errors", metric="error_rate", max=0.02, window=10.0, min_requests=5)
+EVIDENCE = Comparison(name="evidence", metric="error_rate")
 LADDER = (
     Step(weight=20, hold=3.0, min_requests=5, deadline=200.0),
     Step(weight=100, hold=2.0, deadline=200.0),
@@ -24,6 +25,7 @@ LADDER = (
 POLICY: Policy = policy(
     steps=LADDER,
     limits=(GATE,),
+    comparisons=(EVIDENCE,),
     no_data_after=120.0,
     start_deadline=120.0,
     preflight_deadline=120.0,
