@@ -1,6 +1,7 @@
 """What outlives a daemon: Redis, Docker, nginx and its disk, the users; and what must always hold of them."""
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -29,6 +30,10 @@ LONG = 16.0
 
 OUT_OF_ROUTE = 3 * LONG
 """Seconds after which a dead instance has left the route, daemons that sleep or are restarted included."""
+
+
+parsed = functools.lru_cache(maxsize=8)(load_state)
+"""The same bytes are looked at many times, and a state is immutable."""
 
 
 class Mode(StrEnum):
@@ -206,7 +211,7 @@ class World:
 
     def state(self) -> ServiceState:
         data = self.store.states.get("api")
-        return load_state(data[0]) if data else ServiceState(service="api")
+        return parsed(data[0]) if data else ServiceState(service="api")
 
     # what must hold
 
