@@ -95,6 +95,7 @@ class Evidence:
         safe: The bets on safety that have begun in this step.
         unsafe: The share of that capital that begins later.
         step: Sum of this step's blocks.
+        step_blocks: How many these are.
         past: Stable's requests and bad ones that the bets go by.
         pending: Counts that wait for a first request of stable.
         last: Stable's requests and bad ones in the last block.
@@ -109,6 +110,7 @@ class Evidence:
     safe: float = 0.0
     unsafe: float = 1.0
     step: Block = NO_COUNTS
+    step_blocks: int = 0
     past: tuple[float, float] = (0.0, 0.0)
     pending: Block = NO_COUNTS
     last: tuple[float, float] = (0.0, 0.0)
@@ -209,7 +211,9 @@ def enter_step(evidence: Evidence, step: int, steps: int) -> Evidence:
         steps: How many steps are compared in all.
     """
     mass = FIRST_STEP_MASS if step == 0 else (1.0 - LATE_MASS - FIRST_STEP_MASS) / max(steps - 1, 1)
-    return replace(evidence, waiting=evidence.waiting + mass, safe=0.0, unsafe=1.0, step=NO_COUNTS)
+    return replace(
+        evidence, waiting=evidence.waiting + mass, safe=0.0, unsafe=1.0, step=NO_COUNTS, step_blocks=0
+    )
 
 
 def take(
@@ -258,6 +262,7 @@ def take(
         safe=safe,
         unsafe=unsafe,
         step=evidence.step.plus(block),
+        step_blocks=evidence.step_blocks + 1,
         past=(known * kept, (past_bad + block.stable_bad) * kept),
         last=(block.stable_requests, block.stable_bad),
     )

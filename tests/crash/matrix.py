@@ -162,7 +162,7 @@ async def _kill(teller: Teller, story: str, point: str, again: int, report: Repo
     (report.points if first else report.unreached).append(f"{story}: {point}")
     if first:
         await stack.launch(CRASH_AT=f"any {again}:{point.rpartition(':')[2]}")
-        if await _died(stack, telling, stopping=False, patience=3.0):
+        if await _died(stack, telling, stopping=False):
             report.doubles += 1
             began = asyncio.get_running_loop().time()
             await stack.start_daemon(deadline=RECOVERY)
@@ -170,13 +170,11 @@ async def _kill(teller: Teller, story: str, point: str, again: int, report: Repo
     await telling
 
 
-async def _died(
-    stack: Stack, telling: "asyncio.Task[None]", *, stopping: bool, patience: float = 60.0
-) -> bool:
-    """Whether the daemon is killed before the story is over."""
+async def _died(stack: Stack, telling: "asyncio.Task[None]", *, stopping: bool) -> bool:
+    """Whether the daemon is killed before the story is over; each wait of a story has a deadline."""
     assert stack.daemon is not None
     death = asyncio.create_task(stack.daemon.wait(), name="death")
-    await asyncio.wait({death, telling}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({death, telling}, return_when=asyncio.FIRST_COMPLETED)
     if telling.done() and stopping and not death.done():
         stack.daemon.terminate()
         await asyncio.wait({death}, timeout=20.0)

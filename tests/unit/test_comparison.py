@@ -152,6 +152,16 @@ def test_no_request_at_the_candidate_where_some_were_expected_is_a_failure(sim: 
     assert "no request reached the candidate" in ended.reason
 
 
+def test_a_lull_just_after_a_step_is_not_taken_for_a_candidate_without_requests(sim: Sim) -> None:
+    """At a large share few requests of stable are many expected ones, and a scrape may have begun before."""
+    sim.send(submit(2, policy=compared(ERRORS)))
+    sim.until_phase(Phase.SHIFTING, 2, held=True)
+    sim.behave("api-2").rate = 0.0
+    sim.run(2)
+    sim.behave("api-2").rate = 100.0
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
 def test_no_traffic_at_all_is_not_a_failure_but_never_a_pass(sim: Sim) -> None:
     sim.behave("api-1").rate = sim.behave("api-2").rate = 0.0
     sim.send(submit(2, policy=compared(ERRORS)))
