@@ -103,8 +103,8 @@ def verdicts(
 def unreached(evidence: Evidence, share: float) -> float:
     """Requests that a candidate without any should have had by its share; 0 for one that has some.
 
-    A step's first blocks do not suffice: they may have begun long before it, at another share, and the two sides
-    are scraped at different moments.
+    A step's first blocks do not suffice: they may have begun long before it, at another share, and the two
+    sides are scraped at different moments.
     """
     if evidence.step.requests or evidence.step_blocks <= PARTIAL_BLOCKS:
         return 0.0
