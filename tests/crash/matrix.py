@@ -9,7 +9,7 @@ from examples.playground.load import Load
 from examples.playground.service import service_file
 from examples.playground.stack import Stack
 from orchestrator.rollout.model import Ended, Outcome
-from tests.acceptance.observer import Observer
+from tests.acceptance.observer import DEATH_LIMIT, Observer
 
 SERVICE = {
     "container": {"port": 8080, "memory": "64MiB", "stop_grace": "3s", "probe": {"successes": 2}},
@@ -20,6 +20,10 @@ SERVICE = {
 }
 RECOVERY = 15.0
 """Seconds within which a daemon that is started again must drive."""
+
+
+RESTART = 5.0
+"""Seconds for one of the two starts of a daemon that may lie between a death and its end of traffic."""
 
 
 class CrashStack(Stack):
@@ -120,7 +124,7 @@ async def run(moment: str, image: Callable[..., str]) -> Report:
     """The whole matrix for `before` or `after`; raises if an invariant is violated."""
     stack = CrashStack(lambda port: {"api": service_file("api", port("api"), **SERVICE)})
     report = Report()
-    async with stack, Observer(stack) as observer:
+    async with stack, Observer(stack, limit=DEATH_LIMIT + 2 * RESTART) as observer:
         teller = Teller(stack, image)
         await teller.push(teller.good())
         await teller.idle()
