@@ -49,6 +49,7 @@ def good_cells() -> dict[str, Scenario]:
         "500/s, outage, scraped 5 s apart": replace(odd, outage=True, skew=5.0),
         "500/s, slow for its first 20 s": replace(odd, cold=20.0),
         "50/s, 1.0%, errors in bursts of 5": replace(odd, rate=50, baseline=0.01, burst=5.0),
+        "the same, phi 8": replace(odd, rate=50, baseline=0.01, burst=5.0, phi=8.0),
     }
 
 

@@ -1,12 +1,14 @@
 """This project's rule with its defaults, on a stream."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from bench.gates.stream import BOUNDS, LATENCIES, SCRAPE, Counts, End, Scenario, Stream
 from orchestrator.daemon.gate_section import ComparisonSection, EvidenceSection
 from orchestrator.rollout.evidence import Block, begin
 from orchestrator.rollout.plan import ladder
-from orchestrator.rollout.policy import Certainty, Comparison, Policy
+from orchestrator.rollout.policy import Comparison, Policy
 from orchestrator.rollout.trial import Trial
 
 GATES = ({"metric": "error_rate"}, {"metric": "latency", "quantile": 0.95}, {"metric": "latency"})
@@ -24,7 +26,7 @@ def bad(rule: Comparison, side: Counts, bound: int) -> float:
     return float(side[LATENCIES + bound + 1 :].sum())
 
 
-def run(scenario: Scenario, seed: int, certainty: Certainty = CERTAINTY) -> End:
+def run(scenario: Scenario, seed: int) -> End:
     """One release from its first traffic to its end."""
     stream = Stream(scenario, seed)
     before = stream.before(3600.0)
@@ -39,6 +41,7 @@ def run(scenario: Scenario, seed: int, certainty: Certainty = CERTAINTY) -> End:
         )
         for r in RULES
     }
+    certainty = replace(CERTAINTY, dispersion=scenario.phi)
     trial = Trial(Policy(kind="canary", steps=STEPS, comparisons=RULES, certainty=certainty), begun)
     shares: list[float] = []
     while True:

@@ -33,6 +33,7 @@ class Scenario:
         skew: Seconds by which the candidate is scraped later than stable.
         burst: Mean number of requests that fail together; 1: independent errors.
         cold: Seconds in which a good candidate is three times slower at first.
+        phi: What evidence is divided by; rivals have no such thing.
     """
 
     rate: float
@@ -43,6 +44,7 @@ class Scenario:
     skew: float = 0.0
     burst: float = 1.0
     cold: float = 0.0
+    phi: float = 1.0
 
     @property
     def good(self) -> bool:
