@@ -53,7 +53,10 @@ async def rehearse(
             found = _play(rehearsal, replays, progress)
     finally:
         prometheus.close()
-    report(service, days, past, rehearsal, found, output)
+    if output is Output.JSON:
+        out.print(json.dumps(document(service, days, past, rehearsal, found), indent=2), markup=False)
+    else:
+        report(service, days, past, rehearsal, found)
 
 
 Found = dict[str, Any]
@@ -84,26 +87,28 @@ def _last(replays: Iterator[Replays], task: Any, progress: Progress) -> Replays:
     return found
 
 
-def report(service: str, days: float, past: Past, rehearsal: Rehearsal, found: Found, output: Output) -> None:
+def document(service: str, days: float, past: Past, rehearsal: Rehearsal, found: Found) -> dict[str, Any]:
+    """What the replays say, as JSON."""
+    routed: Replays = found["routed"]
+    tried: dict[float, Replays] = found["tried"]
+    return {
+        "service": service,
+        "days": days,
+        "requests_a_second": past.rate,
+        "false_rollbacks": {
+            f"{phi:g}": {"replays": r.number, "rolled_back": r.rolled_back} for phi, r in tried.items()
+        },
+        "phi": found["phi"],
+        "good_release_seconds": {"median": routed.quantile(0.5), "p95": routed.quantile(0.95)},
+        "good_releases_held": routed.held / routed.number,
+        "good_releases_rolled_back": routed.false_rate,
+        "undecidable": rehearsal.undecidable(),
+        "unusable": rehearsal.unusable,
+    }
+
+
+def report(service: str, days: float, past: Past, rehearsal: Rehearsal, found: Found) -> None:
     """Print what the replays say."""
-    tried, phi, routed = found["tried"], found["phi"], found["routed"]
-    policy: Policy = rehearsal.policy
-    if output is Output.JSON:
-        rows = {f"{d:g}": {"replays": r.number, "rolled_back": r.rolled_back} for d, r in tried.items()}
-        known = {
-            "service": service,
-            "days": days,
-            "requests_a_second": past.rate,
-            "false_rollbacks": rows,
-            "phi": phi,
-            "good_release_seconds": {"median": routed.quantile(0.5), "p95": routed.quantile(0.95)},
-            "good_releases_held": routed.held / routed.number,
-            "good_releases_rolled_back": routed.false_rate,
-            "undecidable": rehearsal.undecidable(),
-            "unusable": rehearsal.unusable,
-        }
-        out.print(json.dumps(known, indent=2), markup=False)
-        return
     total = past.total
     out.print(
         f"[bold]{service}[/]: {total.requests:,.0f} requests in {len(past.moments):,} scrape intervals of the"
@@ -111,21 +116,8 @@ def report(service: str, days: float, past: Past, rehearsal: Rehearsal, found: F
     )
     for name in rehearsal.unusable:
         out.print(f"[yellow]{name} can't be judged[/]: the histogram has no bound above it")
-    if not tried:
-        out.print("[yellow]never two instances at a time[/]: what clusters on one of them can't be seen")
-    for dispersion, replays in tried.items():
-        causes = "".join(f", {name} {n}" for name, n in replays.by.items())
-        back = f"{replays.rolled_back} of {replays.number} good releases rolled back"
-        who = f"an instance as the candidate, phi {dispersion:g}"
-        out.print(f"{who}: {back}, {replays.false_rate:.1%}{causes}")
-    if phi is not None:
-        now = policy.certainty.dispersion
-        advice = "that is what is set" if phi == now else f"set evidence: {{phi: {phi:g}}}; it is {now:g} now"
-        out.print(
-            f"[green]phi {phi:g}[/] keeps false rollbacks below {policy.certainty.alpha / 2:.2%}: {advice}"
-        )
-    elif tried:
-        out.print(f"[red]no phi up to {DISPERSIONS[-1]:g} suffices[/]: the instances differ too much")
+    _report_instances(rehearsal.policy, found["tried"], found["phi"])
+    routed: Replays = found["routed"]
     median, late = routed.quantile(0.5), routed.quantile(0.95)
     if median is None or late is None:
         out.print("[red]no good release was promoted[/] in the replays")
@@ -136,3 +128,20 @@ def report(service: str, days: float, past: Past, rehearsal: Rehearsal, found: F
         )
     for text in rehearsal.undecidable():
         out.print(f"[yellow]too little traffic[/]: {text}")
+
+
+def _report_instances(policy: Policy, tried: dict[float, Replays], phi: float | None) -> None:
+    if not tried:
+        out.print("[yellow]never two instances at a time[/]: what clusters on one of them can't be seen")
+    for dispersion, replays in tried.items():
+        causes = "".join(f", {name} {n}" for name, n in replays.by.items())
+        back = f"{replays.rolled_back} of {replays.number} good releases rolled back"
+        who = f"an instance as the candidate, phi {dispersion:g}"
+        out.print(f"{who}: {back}, {replays.false_rate:.1%}{causes}")
+    if phi is not None:
+        now = policy.certainty.dispersion
+        advice = "that is what is set" if phi == now else f"set evidence: {{phi: {phi:g}}}; it is {now:g} now"
+        most = policy.certainty.alpha / 2
+        out.print(f"[green]phi {phi:g}[/] keeps false rollbacks below {most:.2%}: {advice}")
+    elif tried:
+        out.print(f"[red]no phi up to {DISPERSIONS[-1]:g} suffices[/]: the instances differ too much")

@@ -63,6 +63,9 @@ async def _explained(s: Stack) -> None:
     assert code == 0, text
     assert "good releases rolled back" in text
     assert "a good release takes" in text
+    code, text = await s.cli("rehearse", "api", "--days", "0.01", "--output", "json", deadline=120)
+    assert code == 0, text
+    assert json.loads(text)["good_releases_rolled_back"] <= 0.02
 
 
 async def test_twenty_good_releases_are_all_promoted(images: Images) -> None:
