@@ -23,6 +23,11 @@ def _tag(expression: str, stat: str) -> str:
     return f'label_replace({expression}, "{STAT}", {quote(stat)}, "", "")'
 
 
+def once(selector: str) -> str:
+    """Each series once: for some scrapes after a release has changed its track there are two of each."""
+    return f"max without (track) ({selector})"
+
+
 def requests(source: MetricSource, which: str, *, failed: bool = False) -> str:
     """The selector of the counter of users' requests, or of the failed ones.
 
@@ -45,13 +50,13 @@ def counters(source: MetricSource, services: Sequence[str], *, cpu: bool = False
     parts = [
         _tag(f"max by ({BY}) (up{{{which}}})", "up"),
         _tag(f"max by ({BY}) (timestamp(up{{{which}}}))", "at"),
-        _tag(f"sum by ({BY}) ({requests(source, which)})", "requests"),
-        _tag(f"sum by ({BY}) ({requests(source, which, failed=True)})", "errors"),
+        _tag(f"sum by ({BY}) ({once(requests(source, which))})", "requests"),
+        _tag(f"sum by ({BY}) ({once(requests(source, which, failed=True))})", "errors"),
     ]
     if source.latency:
-        parts.append(_tag(f"sum by ({BY}, le) ({latencies(source, which)})", "bucket"))
+        parts.append(_tag(f"sum by ({BY}, le) ({once(latencies(source, which))})", "bucket"))
     if cpu and source.cpu != ENGINE:
-        parts.append(_tag(f"sum by ({BY}) ({source.cpu}{{{which}}})", "cpu"))
+        parts.append(_tag(f"sum by ({BY}) ({once(source.cpu + '{' + which + '}')})", "cpu"))
     return parts
 
 
@@ -65,8 +70,8 @@ def own(query: MetricQuery) -> list[str]:
     counts = {gate: (total, bad) for gate, total, bad in query.counts}
     parts = [tagged(text, f"query:{gate}") for gate, text in query.queries]
     for gate, (total, bad) in counts.items():
-        parts.append(tagged(f"sum by (release, instance) ({total})", f"total:{gate}"))
-        parts.append(tagged(f"sum by (release, instance) ({bad})", f"bad:{gate}"))
+        parts.append(tagged(f"sum by (release, instance) ({once(total)})", f"total:{gate}"))
+        parts.append(tagged(f"sum by (release, instance) ({once(bad)})", f"bad:{gate}"))
     which = f"service={quote(query.service)}"
     users = (requests(query.source, which), requests(query.source, which, failed=True))
     for gate, seconds in query.history:
@@ -99,14 +104,15 @@ def history_counters(query: MetricQuery) -> dict[str, str]:
     """The counters of one service for a look at its past, by what they count."""
     which, source = f"service={quote(query.service)}", query.source
     found = {
-        "requests": f"sum by ({BY}) ({requests(source, which)})",
-        "errors": f"sum by ({BY}) ({requests(source, which, failed=True)})",
+        "requests": f"sum by ({BY}) ({once(requests(source, which))})",
+        "errors": f"sum by ({BY}) ({once(requests(source, which, failed=True))})",
     }
     if source.latency:
-        found["bucket"] = f"sum by ({BY}, le) ({latencies(source, which)})"
+        found["bucket"] = f"sum by ({BY}, le) ({once(latencies(source, which))})"
     for gate, total, bad in query.counts:
-        found[f"total:{gate}"] = f"sum by (release, instance) ({total})".replace("$service", query.service)
-        found[f"bad:{gate}"] = f"sum by (release, instance) ({bad})".replace("$service", query.service)
+        for kind, counter in (("total", total), ("bad", bad)):
+            summed = f"sum by (release, instance) ({once(counter)})"
+            found[f"{kind}:{gate}"] = summed.replace("$service", query.service)
     return found
 
 

@@ -79,7 +79,10 @@ class Kit:
 
 @pytest.fixture
 async def kit(tmp_path: Path) -> AsyncIterator[Kit]:
-    """One exporter for an instance of stable, one for an instance of the candidate; a scrape a second."""
+    """One exporter for an instance of stable, one for an instance of the candidate; a scrape a second.
+
+    Stable's has just changed its track: it is scraped under both, as in the seconds after a promotion.
+    """
     exporters = {"api-1-0": Exporter(), "api-2-0": Exporter()}
     async with contextlib.AsyncExitStack() as exits:
         targets = ""
@@ -91,8 +94,9 @@ async def kit(tmp_path: Path) -> AsyncIterator[Kit]:
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", port).start()
             exits.push_async_callback(runner.cleanup)
-            labels = f"{{service: api, release: {name[:-2]}, instance: {name}, track: x}}"
-            targets += f"      - {{targets: ['127.0.0.1:{port}'], labels: {labels}}}\n"
+            for track in ("stable", "candidate") if name == "api-1-0" else ("candidate",):
+                labels = f"{{service: api, release: {name[:-2]}, instance: {name}, track: {track}}}"
+                targets += f"      - {{targets: ['127.0.0.1:{port}'], labels: {labels}}}\n"
         (tmp_path / "prometheus.yml").write_text(CONFIG.format(targets=targets))
         found = Kit(tmp_path, exporters)
         found.start()
