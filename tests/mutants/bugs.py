@@ -168,6 +168,13 @@ BUGS = (
         ENGINE,
     ),
     Bug(
+        "a series counts twice while its target changes its track",
+        "analysis/query.py",
+        'return f"max without (track) ({selector})"',
+        "return selector",
+        "tests/integration/test_prometheus.py -k born",
+    ),
+    Bug(
         "one scrape may decide",
         "rollout/evidence.py",
         "capital[i] * math.exp(min(factor, most))",
