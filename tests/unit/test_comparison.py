@@ -8,10 +8,12 @@ import pytest
 from orchestrator.rollout.command import Pause, Resume
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.events import GateJudged, GatesLooked, PhaseEntered, RolloutPaused
+from orchestrator.rollout.gates import unmet
 from orchestrator.rollout.model import Outcome, Phase, Result
 from orchestrator.rollout.observation import Reading, Sample
 from orchestrator.rollout.plan import ladder
 from orchestrator.rollout.policy import P95_EFFECTS, P99_EFFECTS, Certainty, Comparison, Limit, Policy
+from orchestrator.rollout.turn import Turn
 from tests.builders import policy, submit
 from tests.unit.sim import Sim
 
@@ -29,6 +31,8 @@ P95 = Comparison(
     effects=P95_EFFECTS,
 )
 P99 = replace(P95, name="p99", quantile=0.99, usual=0.01, effects=P99_EFFECTS)
+
+STALE = "the gates have not been looked at since the route changed"
 
 
 def compared(*rules: Comparison, **changes: object) -> Policy:
@@ -407,3 +411,14 @@ def test_a_stable_instance_that_is_replaced_in_mid_step_counts_anew(sim: Sim) ->
     sim.run(2)
     sim.counters["api-1-0"].requests = sim.counters["api-1-0"].errors = 0.0
     assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+def test_verdicts_on_another_route_do_not_pass_a_step(sim: Sim) -> None:
+    limit = Limit(name="limit", metric="error_rate", max=0.02, min_requests=1, window=10.0)
+    sim.send(submit(2, policy=policy(limits=(limit,))))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(2)
+    route = sim.state.route
+    assert unmet(Turn(sim.state, sim.now), sim.observe(), 2.0) != STALE
+    later = replace(sim.state, route=replace(route, generation=route.generation + 1))
+    assert unmet(Turn(later, sim.now), sim.observe(), 2.0) == STALE

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from orchestrator.rollout.counts import Counts, count, cpu_share, difference, missing_data, quantile
 from orchestrator.rollout.judge import Measured, judge, show, value_of
-from orchestrator.rollout.model import Result, Verdict
+from orchestrator.rollout.model import Outcome, Result, Verdict
 from orchestrator.rollout.observation import Reading, Sample
 from orchestrator.rollout.policy import Limit
+from tests.builders import policy, submit, template
+from tests.unit.sim import Sim
 
 INF = math.inf
 RATE = Limit(
@@ -221,3 +223,18 @@ def test_a_pass_means_finite_enough_and_within_the_limit(
             assert found.limit is not None
             assert found.value <= found.limit
             assert gate.metric == "query" or found.samples >= gate.min_requests
+
+
+def test_a_limit_on_cpu_rolls_back_what_is_over_it_for_the_time_given(
+    sim: Sim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scrape(sim: Sim) -> None:
+        samples = {name: Sample(sim.now, 0, 0, cpu=(sim.now, sim.now * 0.9)) for name in sim.instances}
+        sim.readings.append(Reading(at=sim.now, samples=samples))
+
+    monkeypatch.setattr(Sim, "_scrape", scrape)
+    limit = Limit(name="cpu", metric="cpu", max=0.85, sustained=5.0, window=10.0)
+    sim.send(submit(2, template=template(cpus=1.0), policy=policy(limits=(limit,))))
+    ended = sim.until_ended("api-2")
+    assert ended.outcome is Outcome.ROLLED_BACK
+    assert ended.reason.startswith("cpu 90")
