@@ -57,7 +57,7 @@ class ComparisonSection(Section):
     budget: Limit | None = Field(None, gt=0, description="How much worse is harm, at full traffic")
     effects: list[Limit] = Field([], description="Excesses that are watched for; unset: by the metric")
     weight: float | None = Field(
-        None, gt=0, description="Part of the evidence; unset: 0.6 errors, 0.2 others"
+        None, gt=0, description="Part of the evidence; unset: 0.48 errors, 0.26 others"
     )
     warm_up: Duration | None = Field(None, description="Not judged at first; unset: 30s for latency")
     dry_run: bool = Field(False, description="Report, never decide")
@@ -97,13 +97,13 @@ class ComparisonSection(Section):
 
 def _usual(metric: str, quantile: float, margin: float | None) -> dict[str, Any]:
     if metric == "error_rate":
-        return {"ratio": 1.0, "margin": 0.001, "budget": 0.005, "effects": ERROR_EFFECTS, "weight": 0.6}
+        return {"ratio": 1.0, "margin": 0.001, "budget": 0.005, "effects": ERROR_EFFECTS, "weight": 0.48}
     if metric == "counts":
         wide = 0.002 if margin is None else margin
-        effects = {"effects": P95_EFFECTS, "weight": 0.2, "usual": 0.01}
+        effects = {"effects": P95_EFFECTS, "weight": 0.26, "usual": 0.01}
         return {"ratio": 1.0, "margin": wide, "budget": 2 * wide + 0.005, **effects}
     tail = P99_EFFECTS if quantile > 0.97 else P95_EFFECTS  # noqa: PLR2004  between the two that were studied
-    effects = {"effects": tail, "weight": 0.2, "usual": 1.0 - quantile, "warm_up": 30.0}
+    effects = {"effects": tail, "weight": 0.26, "usual": 1.0 - quantile, "warm_up": 30.0}
     return {"ratio": 1.25, "margin": 0.002, "budget": 0.02, **effects}
 
 

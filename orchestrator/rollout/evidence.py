@@ -30,11 +30,11 @@ from orchestrator.rollout.policy import Certainty, Comparison
 EDGE = 0.98
 """How near a bet may come to the one that loses everything with one request."""
 
-LATE_MASS = 0.1
+LATE_MASS = 0.05
 LATE_BLOCKS = 720
 """A share of the capital is put on harm that begins in mid-step: evenly on the first hour of 5 s scrapes."""
 
-FIRST_STEP_MASS = 0.84
+FIRST_STEP_MASS = 0.92
 """The share that is put on harm that shows at once; later steps share what is left of `1 - LATE_MASS`."""
 
 LATE_SAFETY = 0.1

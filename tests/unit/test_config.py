@@ -236,7 +236,7 @@ def test_a_comparison_has_the_values_that_are_usual_for_its_metric(tmp_path: Pat
         1.0,
         0.001,
         0.005,
-        0.6,
+        0.48,
         0.0,
     )
     assert (p95.name, p95.ratio, p95.margin, p95.budget, p95.warm_up) == ("p95", 1.25, 0.002, 0.02, 30.0)
