@@ -147,6 +147,21 @@ class Target:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Process ids of an nginx' workers: those that accept, and those that only finish what they have."""
+
+    accepting: frozenset[int] = frozenset()
+    retiring: frozenset[int] = frozenset()
+
+    @classmethod
+    def by_title(cls, titles: Mapping[int, str]) -> "Workers":
+        """Those among processes, by what nginx writes over their command lines."""
+        workers = {pid for pid, text in titles.items() if "worker process" in text}
+        retiring = frozenset(pid for pid in workers if "shutting down" in titles[pid])
+        return cls(frozenset(workers) - retiring, retiring)
+
+
 class Clock(Protocol):
     """The time."""
 
@@ -238,8 +253,8 @@ class EdgeProcess(Protocol):
         """Ask for a reload; that it returns does not mean that it took effect."""
         ...
 
-    async def retiring_workers(self) -> frozenset[int]:
-        """Process ids of workers that no longer accept and finish what they have."""
+    async def workers(self) -> Workers:
+        """The worker processes; none where they can't be seen."""
         ...
 
 

@@ -1,6 +1,6 @@
 """`python -m bench.gates [GOOD] [BAD]`: this rule and three rivals on the same streams, in one run.
 
-GOOD and BAD are how many releases a cell has (default 1000 and 200). A cell's figures come with the seeds
+GOOD and BAD are how many releases a cell has (default 1000 and 400). A cell's figures come with the seeds
 0, 1, 2 …, so that every way sees the same streams.
 """
 
@@ -146,4 +146,4 @@ def main(good: int, bad: int) -> int:
 
 if __name__ == "__main__":
     numbers = [int(arg) for arg in sys.argv[1:]]
-    sys.exit(main(*numbers, *(1000, 200)[len(numbers) :]))
+    sys.exit(main(*numbers, *(1000, 400)[len(numbers) :]))

@@ -133,6 +133,7 @@ class Stack:
             "nginx": {
                 "directory": str(self.root / "edge"),
                 "listen": f"127.0.0.1:{self.generation}",
+                "closing_wait": "200ms",
                 "conf": str(self.root / "nginx.conf"),
                 "pid_file": str(self.root / "nginx.pid"),
             },

@@ -295,6 +295,7 @@ def make_edge(settings: Settings, docker: DockerClient, options: Callable[[str],
         listen=nginx.listen,
         probe=nginx.probe,
         confirm_deadline=nginx.confirm_deadline,
+        closing_wait=nginx.closing_wait,
         seen_as=nginx.directory_in_container,
     )
 

@@ -51,6 +51,10 @@ class NginxSection(Section):
     )
     probe: str = Field("", description="URL of that listener as the daemon reaches it; unset: from listen")
     confirm_deadline: Duration = Field(10.0, description="From a reload to its confirmation")
+    closing_wait: Duration = Field(
+        1.0,
+        description="Before a reload, how long answers close their connections; 0: by keepalive_min_timeout",
+    )
     binary: str = Field("nginx", description="Program for nginx -t")
     conf: str = Field("", description="Main configuration file; unset: the program's own default")
     pid_file: Path = Field(Path("/run/nginx.pid"), description="The master's pid, which gets SIGHUP")

@@ -232,7 +232,7 @@ class Conductor:
         stable = self._state.stable.id if self._state.stable else ""
         leads_there = {s.release for s in seen.edge.fallback} == {stable}
         if before.phase is not Phase.ROLLING_BACK and leads_there:
-            self._converger.retreat(self.plan.service, after.retreat)
+            self._converger.retreat(self.plan.service, after.retreat.actor, after.retreat.reason)
 
     def doubt(self) -> None:
         """The store may have lost something: read it again before anything else."""

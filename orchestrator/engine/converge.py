@@ -3,7 +3,7 @@
 from orchestrator.engine.tasks import Jobs
 from orchestrator.ports import Away, Images, RoutePlan, Runtime, Store, Traffic
 from orchestrator.rollout.desired import Wanted, World
-from orchestrator.rollout.model import Retreat, ServiceState
+from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.observation import Image, Instance, Observation
 
 ROUTE = "route "
@@ -37,12 +37,10 @@ class Converger:
         current = {f"{START}{w.name}" for w in world.instances} | {f"{ROUTE}{world.route.generation}"}
         self._jobs.forget(lambda job: not job.startswith((START, ROUTE)) or job in current)
 
-    def retreat(self, service: str, why: Retreat) -> None:
-        """Take the traffic back at the edge alone, while nothing can be committed."""
+    def retreat(self, service: str, actor: str, reason: str) -> None:
+        """Take the traffic back at the edge alone, while nothing can be committed or a person has begun."""
         self._jobs.cancel(lambda job: job.startswith(ROUTE))
-        self._jobs.start(
-            RETREAT, lambda: self._traffic.retreat(service, why.actor, why.reason, self._store.token)
-        )
+        self._jobs.start(RETREAT, lambda: self._traffic.retreat(service, actor, reason, self._store.token))
 
     def start_errors(self) -> dict[str, str]:
         """Instances that can't be started, with the reason; not those whose answer is still open."""
@@ -59,6 +57,10 @@ class Converger:
 
     def _route(self, world: World, state: ServiceState, seen: Observation) -> None:
         route, edge = world.route, seen.edge
+        active = {s.release for s in route.servers if not s.backup}
+        if edge.switched_to and edge.local is None and active != {edge.switched_to}:
+            self.retreat(world.service, "host", "the rollback switch was turned on by hand")
+            return
         if not route.generation or edge.floor > route.generation:
             return
         pending = state.confirmed < route.generation

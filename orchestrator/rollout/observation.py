@@ -80,6 +80,7 @@ class Edge:
         error: Why the last apply failed; empty when it did not.
         on_disk: What the file says of itself; None when there is none or it can't be read.
         fallback: The servers of the file that a rollback on the host would put in place.
+        switched_to: The release that has all traffic because the rollback switch is on; empty when it is off.
     """
 
     served: int | None = None
@@ -90,6 +91,7 @@ class Edge:
     error: str = ""
     on_disk: OnDisk | None = None
     fallback: tuple[Server, ...] = ()
+    switched_to: str = ""
 
     @property
     def local(self) -> LocalRollback | None:

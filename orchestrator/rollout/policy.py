@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 ERROR_EFFECTS = ((0.005, 0.22), (0.01, 0.18), (0.04, 0.26), (0.4, 0.34))
-"""Excesses and the shares of the capital that are on them. A bet on one grows nearly as fast as the best bet for
-all excesses from half to twice as large; placed so that `bench.gates` shows no cell that is slow beside others."""
+"""Excesses and the shares of the capital that are on them. A bet on one grows nearly as fast as the best bet
+for all excesses from half to twice as large; placed so that no cell of `bench.gates` is slow beside
+others."""
 
 P95_EFFECTS = ((0.025, 0.3), (0.07, 0.25), (0.2, 0.3), (0.5, 0.15))
 P99_EFFECTS = ((0.0125, 0.3), (0.04, 0.3), (0.1, 0.25), (0.4, 0.15))

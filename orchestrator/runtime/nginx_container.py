@@ -3,7 +3,7 @@
 import docker
 from docker.errors import NotFound
 
-from orchestrator.ports import Fault
+from orchestrator.ports import Fault, Workers
 from orchestrator.runtime.client import DockerClient
 
 
@@ -26,20 +26,20 @@ class ContainerNginx:
 
         await self._docker.call(work)
 
-    async def retiring_workers(self) -> frozenset[int]:
+    async def workers(self) -> Workers:
         """See `ports.EdgeProcess`."""
 
-        def work(client: docker.DockerClient) -> frozenset[int]:
+        def work(client: docker.DockerClient) -> Workers:
             try:
                 processes = client.api.top(self._name, "-eo pid,args")["Processes"] or []
             except NotFound:
-                return frozenset()
-            return frozenset(int(row[0]) for row in processes if "shutting down" in " ".join(row[1:]))
+                return Workers()
+            return Workers.by_title({int(row[0]): " ".join(row[1:]) for row in processes})
 
         try:
             return await self._docker.call(work)
         except Fault:
-            return frozenset()
+            return Workers()
 
     def _exec(self, client: docker.DockerClient, command: list[str]) -> None:
         try:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ import aiohttp
 import structlog
 
 from orchestrator.ports import EdgeProcess, Fault, RoutePlan, Stale
-from orchestrator.rollout.model import Route
+from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import Edge, LocalRollback, OnDisk
 from orchestrator.traffic.files import locked, read, remove, replace, to_the_end, write
 from orchestrator.traffic.render import (
@@ -20,22 +20,28 @@ from orchestrator.traffic.render import (
     EdgeOptions,
     Header,
     check_service,
+    closing_path,
     probe_host,
     read_header,
     render,
+    switch_path,
+    switch_snippet,
 )
 
 log = structlog.get_logger()
 
 SPACING = 0.025
-"""Seconds between confirming requests. Old and new workers both accept for about 100 ms after a reload, so
-the confirming run must be longer than that."""
+"""Seconds between confirming requests where workers can't be seen. Old and new ones both accept for about
+100 ms after a reload, so that the confirming run must be longer than that."""
+
+WATCHING = 0.005
+"""Seconds between looks at the workers."""
 
 ASK_DEADLINE = 1.0
 """Seconds for one request to the private listener."""
 
-RUN = 8
-"""Fresh requests in a row that must show the generation."""
+RUN, RUN_WATCHED = 8, 2
+"""Fresh requests in a row that must show the generation; the second is for when no old worker accepts."""
 
 FALLBACK = ".rollback"
 """Suffix of the file that a rollback on the host puts in place."""
@@ -68,6 +74,8 @@ class NginxEdge:
         listen: `address:port` for nginx' private listener.
         probe: URL at which the daemon reaches that listener.
         confirm_deadline: Seconds from the reload to the confirmation.
+        closing_wait: Seconds before a reload in which answers close their connections; longer than most
+            clients pause between requests. 0 with nginx' own `keepalive_min_timeout` (from 1.27.4 on).
         seen_as: The directory as nginx sees it, when that differs (nginx in a container).
     """
 
@@ -80,6 +88,7 @@ class NginxEdge:
         listen: str = "127.0.0.1:18100",
         probe: str = "",
         confirm_deadline: float = 10.0,
+        closing_wait: float = 1.0,
         seen_as: str = "",
     ) -> None:
         self._process = process
@@ -88,7 +97,8 @@ class NginxEdge:
         self._listen = listen
         self._probe = probe or f"http://{listen}"
         self._deadline = confirm_deadline
-        self._snippet = f"{seen_as or directory}/snippets/proxy.conf"
+        self._folder = seen_as or str(directory)
+        self._closing_wait = closing_wait
         self._session: aiohttp.ClientSession | None = None
         self._lock = asyncio.Lock()
         self._served: dict[str, _Served] = {}
@@ -100,12 +110,27 @@ class NginxEdge:
             Fault: The folder can't be written.
         """
         try:
-            (self._dir / "snippets").mkdir(parents=True, exist_ok=True)
+            for part in (self._dir / "snippets", self._dir / "switch"):
+                part.mkdir(parents=True, exist_ok=True)
+                for folder in (self._dir, part):  # nginx' workers look for files in it
+                    mode = folder.stat().st_mode
+                    if mode & 0o011 != 0o011:  # noqa: PLR2004
+                        folder.chmod(mode | 0o011)
+            self._closing.unlink(missing_ok=True)  # of a process that was killed while it reloaded
             snippet = self._dir / "snippets" / "proxy.conf"
             if not snippet.exists() or snippet.read_text(encoding="utf-8") != PROXY_SNIPPET:
                 replace(snippet, PROXY_SNIPPET)
         except OSError as error:
             raise Fault(f"traffic.directory {self._dir}: {error.strerror}") from error
+
+    @property
+    def _closing(self) -> Path:
+        return Path(closing_path(str(self._dir)))
+
+    def switch(self, service: str) -> Path:
+        """The file that takes a service's traffic back while it is there."""
+        check_service(service)
+        return Path(switch_path(str(self._dir), service))
 
     def file(self, service: str) -> Path:
         """The file of a service."""
@@ -153,15 +178,53 @@ class NginxEdge:
     async def _apply(self, plan: RoutePlan, token: int, state: _Served) -> None:
         path = self.file(plan.service)
         old = read(path)
-        self._fence(plan, token, read_header(old) if old is not None else None)
+        header = read_header(old) if old is not None else None
+        self._fence(plan, token, header)
+        switched = self._take_back_at_once(plan, header)
         generation = plan.route.generation
-        text = self._render(plan.service, OnDisk(route=plan.route, stable=plan.stable), token)
+        back = plan.fallback.servers if plan.fallback and not switched else ()
+        text = self._render(plan.service, OnDisk(route=plan.route, stable=plan.stable), token, back)
+        snippet = self._dir / "snippets" / f"{plan.service}.conf"
+        wanted = switch_snippet(plan.service, self._folder)
+        if read(snippet) != wanted:
+            await to_the_end(lambda: write(snippet, wanted))
         await self._keep_fallback(plan, token)
         if old == text and _generation(await self._ask(plan.service), plan.service) == generation:
             await self._confirm(plan.service, generation)
         else:
             await self._change(path, old, text, plan.service, generation)
         await self._confirmed(path, text, generation, state)
+
+    def _take_back_at_once(self, plan: RoutePlan, header: Header | None) -> bool:
+        """Turn the rollback switch on if the route is where it leads. Returns whether it is on.
+
+        Raises:
+            Fault: It is on and the route leads elsewhere: somebody has rolled back here.
+        """
+        switch, wanted = self.switch(plan.service), _active(plan.route)
+        served = _active(header.on_disk.route) if header is not None and header.on_disk else frozenset()
+        if switch.exists():
+            to = self._switched_to(plan.service)
+            if to == wanted:
+                return True
+            if to != served:
+                raise Fault(f"{switch} is there: traffic goes back until that is followed or it is removed")
+            remove(switch)
+        elif served not in (wanted, frozenset()) and wanted == self._leads_to(plan.service):
+            write(switch, "".join(wanted))
+            return True
+        return False
+
+    def _leads_to(self, service: str) -> frozenset[str]:
+        """The release that a rollback on this host leads to; empty when there is none."""
+        kept = read(self.file(service).with_suffix(FALLBACK))
+        found = read_header(kept) if kept is not None else None
+        return _active(found.on_disk.route) if found is not None and found.on_disk else frozenset()
+
+    def _switched_to(self, service: str) -> frozenset[str]:
+        """The release that the switch sends all traffic to; a person leaves the file empty."""
+        written = (read(self.switch(service)) or "").strip()
+        return frozenset({written}) if written else self._leads_to(service)
 
     async def _keep_fallback(self, plan: RoutePlan, token: int) -> None:
         """Let the fallback lie there, or none, before anything changes that makes it wanted."""
@@ -195,6 +258,7 @@ class NginxEdge:
         local = LocalRollback(to=disk.local.to, actor=actor, reason=reason)
         route = dataclasses.replace(disk.route, generation=floor + 1)
         text = self._render(service, OnDisk(route=route, stable=disk.stable, local=local), known)
+        write(self.switch(service), disk.local.to)
         await self._change(path, old, text, service, floor + 1)
         await self._confirmed(path, text, floor + 1, state)
         return local
@@ -202,12 +266,14 @@ class NginxEdge:
     async def _confirmed(self, path: Path, text: str, generation: int, state: _Served) -> None:
         """Remember what is served; on the disk too, for a restore after a crash."""
         await to_the_end(lambda: write(path.with_suffix(LAST_GOOD), text))
-        state.old_workers = await self._process.retiring_workers()
+        state.old_workers = (await self._process.workers()).retiring
         state.confirmed, state.text = generation, text
 
-    def _render(self, service: str, disk: OnDisk, token: int) -> str:
+    def _render(self, service: str, disk: OnDisk, token: int, back: Sequence[Server] = ()) -> str:
         options = self._options(service)
-        return render(service, disk, options, token=token, listen=self._listen, snippet=self._snippet)
+        return render(
+            service, disk, options, token=token, listen=self._listen, folder=self._folder, back=back
+        )
 
     @staticmethod
     def _fence(plan: RoutePlan, token: int, header: Header | None) -> None:
@@ -244,9 +310,13 @@ class NginxEdge:
         try:
             await to_the_end(lambda: write(path, text))
             await self._process.test()
+            before = (await self._process.workers()).accepting
+            if self._calm(service, header, text):
+                write(self._closing, "")
+                await asyncio.sleep(self._closing_wait)
             reloaded = True
             await self._process.reload()
-            await self._confirm(service, generation)
+            await self._confirm(service, generation, before)
         except BaseException as error:
             log.warning("edge_restored", service=service, reason=str(error) or type(error).__name__)
             state.text = known
@@ -258,6 +328,19 @@ class NginxEdge:
                 with contextlib.suppress(Fault):
                     await self._process.reload()
             raise
+        finally:
+            with contextlib.suppress(Fault):
+                remove(self._closing)
+
+    def _calm(self, service: str, header: Header | None, text: str) -> bool:
+        """Whether the reload may wait: nobody who is served is gone, or the switch has acted already."""
+        if not self._closing_wait or header is None or header.on_disk is None:
+            return False
+        if self.switch(service).exists():
+            return True
+        new = read_header(text)
+        stay = {s.instance for s in new.on_disk.route.servers} if new and new.on_disk else set()
+        return all(s.instance in stay for s in header.on_disk.route.servers)
 
     def _last_good(self, path: Path, old: str | None, header: Header | None, service: str) -> str | None:
         """What to restore: the file as it is, unless a crash left one that was never confirmed."""
@@ -265,16 +348,21 @@ class NginxEdge:
             return old
         return read(path.with_suffix(LAST_GOOD)) or old
 
-    async def _confirm(self, service: str, generation: int) -> None:
-        """Wait until fresh requests in a row all show the generation."""
+    async def _confirm(self, service: str, generation: int, before: frozenset[int] = frozenset()) -> None:
+        """Wait until fresh requests in a row all show it, and none of the workers `before` accepts."""
         row = 0
         last: str = "no answer"
         try:
             async with asyncio.timeout(self._deadline):
-                while row < RUN:
+                while before & (await self._process.workers()).accepting:
+                    last = "workers from before the reload still accept"
+                    await asyncio.sleep(WATCHING)
+                while True:
                     last = await self._ask(service)
                     row = row + 1 if _generation(last, service) == generation else 0
-                    await asyncio.sleep(SPACING)
+                    if row == (RUN_WATCHED if before else RUN):
+                        return
+                    await asyncio.sleep(WATCHING if before else SPACING)
         except TimeoutError:
             raise Fault(
                 f"nginx does not show generation {generation} within {self._deadline:.0f} s: {last}"
@@ -312,16 +400,24 @@ class NginxEdge:
         kept = read(self.file(service).with_suffix(FALLBACK))
         fallback = read_header(kept) if kept is not None else None
         served = _generation(await self._ask(service), service) if text is not None else None
-        retiring = await self._process.retiring_workers()
+        retiring = (await self._process.workers()).retiring
+        drained = not (retiring if state.old_workers is None else state.old_workers & retiring)
+        route = header.on_disk.route if header and header.on_disk else Route()
+        switched = frozenset[str]()
+        if not state.changing and self.switch(service).exists():
+            switched = self._switched_to(service)
+            if drained and switched == _active(route):  # no worker is left that it says anything to
+                remove(self.switch(service))
         return Edge(
             served=served,
             confirmed=state.confirmed,
             file=_file_state(text, header, state),
-            drained=not (retiring if state.old_workers is None else state.old_workers & retiring),
+            drained=drained,
             floor=header.generation if header else 0,
             error=state.error,
             on_disk=header.on_disk if header else None,
             fallback=fallback.on_disk.route.servers if fallback and fallback.on_disk else (),
+            switched_to="".join(switched),
         )
 
     def highest_token(self) -> int:
@@ -341,6 +437,11 @@ def _file_state(
     if state.text:
         return "ours" if text == state.text else "edited"
     return "ours" if header is not None and header.intact else "edited"
+
+
+def _active(route: Route) -> frozenset[str]:
+    """The releases that have traffic."""
+    return frozenset(s.release for s in route.servers if not s.backup)
 
 
 def _same(one: Route, other: Route) -> bool:

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.ports import Fault
+from orchestrator.ports import Fault, Workers
 
 
 class HostNginx:
@@ -51,13 +51,13 @@ class HostNginx:
         except OSError as error:
             raise Fault(f"nginx does not run or may not be signalled: {error}") from error
 
-    async def retiring_workers(self) -> frozenset[int]:
+    async def workers(self) -> Workers:
         """See `ports.EdgeProcess`."""
         try:
             master = self.master()
         except Fault:
-            return frozenset()
-        return frozenset(pid for pid in children(master) if "shutting down" in title(pid))
+            return Workers()
+        return Workers.by_title({pid: title(pid) for pid in children(master)})
 
     def master(self) -> int:
         """The master's process id.

@@ -3,6 +3,7 @@
 import hashlib
 import ipaddress
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jinja2 import Environment, StrictUndefined
@@ -69,7 +70,23 @@ class EdgeOptions:
     server: ServerBlock | None = None
 
 
+SWITCH = """\
+# Include this beside proxy.conf, then `proxy_pass http://$release_pool;`. While the file {switch} is there,
+# every new request goes where a rollback leads, before any reload. `-f` must look at the disk each time.
+open_file_cache off;
+set $release_pool {service};
+if (-f {switch}) {{
+    set $release_pool {service}_back;
+}}
+"""
+
 TEMPLATE = """\
+{% macro proxy() -%}
+        include {{ folder }}/snippets/proxy.conf;
+        include {{ folder }}/snippets/{{ service }}.conf;
+        proxy_read_timeout {{ (options.server.read_timeout * 1000) | int }}ms;
+        proxy_pass http://$release_pool;
+{%- endmacro -%}
 {% macro pool(name, servers) -%}
 upstream {{ name }} {
     zone {{ name }} 128k;
@@ -86,6 +103,7 @@ fail_timeout={{ options.fail_timeout }}s{{ " backup" if s.backup }};  # {{ s.rel
 }
 {%- endmacro -%}
 {{ pool(service, route.servers) }}
+{{ pool(service ~ "_back", back) }}
 {% if route.preview %}
 {{ pool(service ~ "_preview", route.preview) }}
 {% endif %}
@@ -95,6 +113,10 @@ server {
     access_log off;
     location = /generation {
         default_type text/plain;
+        open_file_cache off;
+        if (-f {{ switch }}) {
+            return 200 "{{ service }} {{ route.generation }} {{ token }} back";
+        }
         return 200 "{{ service }} {{ route.generation }} {{ token }}";
     }
 }
@@ -103,9 +125,16 @@ server {
     listen {{ options.server.listen }};
     server_name {{ options.server.server_name }};
     location {{ options.server.path }} {
-        include {{ snippet }};
-        proxy_read_timeout {{ (options.server.read_timeout * 1000) | int }}ms;
-        proxy_pass http://{{ service }};
+        # before a reload clients are asked to close their connections, so that none is closed on them
+        error_page 418 = @{{ service }}_closing;
+        if (-f {{ closing }}) {
+            return 418;
+        }
+        {{ proxy() }}
+    }
+    location @{{ service }}_closing {
+        keepalive_timeout 0;
+        {{ proxy() }}
     }
 }
 {% endif %}
@@ -120,7 +149,32 @@ def probe_host(service: str) -> str:
     return f"{service}.release-orchestrator.internal"
 
 
-def render(service: str, disk: OnDisk, options: EdgeOptions, *, token: int, listen: str, snippet: str) -> str:
+def switch_path(folder: str, service: str) -> str:
+    """The file that takes a service's traffic back while it is there."""
+    return f"{folder}/switch/{service}"
+
+
+def closing_path(folder: str) -> str:
+    """The file that makes answers close their connection while it is there."""
+    return f"{folder}/switch/.closing"
+
+
+def switch_snippet(service: str, folder: str) -> str:
+    """What goes into a `location` for the rollback switch."""
+    check_service(service)
+    return SWITCH.format(service=service, switch=switch_path(folder, service))
+
+
+def render(
+    service: str,
+    disk: OnDisk,
+    options: EdgeOptions,
+    *,
+    token: int,
+    listen: str,
+    folder: str,
+    back: Sequence[Server] = (),
+) -> str:
     """The file for one service.
 
     Args:
@@ -129,18 +183,27 @@ def render(service: str, disk: OnDisk, options: EdgeOptions, *, token: int, list
         options: How.
         token: The fencing token of the daemon that asks.
         listen: The private address that answers with the generation.
-        snippet: Path of the proxy snippet, for a generated server block.
+        folder: Our folder as nginx sees it.
+        back: Where the traffic goes while the rollback switch is on; empty is no different from off.
 
     Raises:
         Fault: A name or an address is not what it must be; nothing was rendered.
     """
     check_service(service)
     route = disk.route
-    for server in (*route.servers, *route.preview):
+    for server in (*route.servers, *route.preview, *back):
         check_server(server)
     about = _ON_DISK.dump_json(disk).decode()
     body = f"{ABOUT}{about}\n" + _template.render(
-        service=service, route=route, options=options, token=int(token), listen=listen, snippet=snippet
+        service=service,
+        route=route,
+        back=back or route.servers,
+        options=options,
+        token=int(token),
+        listen=listen,
+        folder=folder,
+        switch=switch_path(folder, service),
+        closing=closing_path(folder),
     )
     digest = hashlib.sha256(body.encode()).hexdigest()
     about = f"service={service} generation={route.generation} token={token} sha256={digest}"

@@ -33,7 +33,7 @@ def text(route: Route, service: str = "api", options: EdgeOptions | None = None)
         options or EdgeOptions(),
         token=3,
         listen="127.0.0.1:1",
-        snippet="/x/proxy.conf",
+        folder="/x",
     )
 
 
@@ -117,4 +117,4 @@ def test_options_are_rendered() -> None:
     rendered = text(Route(generation=1, servers=(server(),)), options=options)
     assert "least_conn;" in rendered
     assert "proxy_read_timeout 1500ms;" in rendered
-    assert "include /x/proxy.conf;" in rendered
+    assert "include /x/snippets/proxy.conf;" in rendered

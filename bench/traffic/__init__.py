@@ -1,0 +1,1 @@
+"""What a change of traffic costs the users, by the ways that nginx offers."""

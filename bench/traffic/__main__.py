@@ -1,0 +1,253 @@
+"""`python -m bench.traffic [STEPS]`: what weight steps and rollbacks cost keepalive clients, on real parts.
+
+The daemon's edge without the daemon, beside what a script does (`sed`, `nginx -s reload`), on the same nginx
+and the same two Gin containers. Clients keep their connections and count only true losses; once they are
+near, once behind a network of 10 ms round trip.
+"""
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import docker
+from rich.console import Console
+from rich.table import Table
+
+from bench.recovery import percentile
+from examples.playground import gin
+from examples.playground.stack import NGINX, ROOT, free_port
+from orchestrator.ports import RoutePlan
+from orchestrator.rollout.model import Route, Server
+from orchestrator.traffic.edge import NginxEdge
+from orchestrator.traffic.process import HostNginx, run
+from orchestrator.traffic.render import EdgeOptions, ServerBlock
+
+out = Console(highlight=False, width=110)
+
+STEPS = 100
+ROLLBACKS = 40
+RELOADS = 20
+PACE = 1.4
+"""Seconds from one step of the script to the next: about what one of ours takes."""
+
+WEIGHTS = (5, 50)
+CONNECTIONS = 64
+RATE = {"near": 1000.0, "10 ms": 500.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What the clients saw: totals, and for each request when it was sent and who answered."""
+
+    sent: int
+    lost: dict[str, int]
+    marks: list[tuple[float, str]]
+
+
+class Stage:
+    """nginx, two containers, and an edge over them."""
+
+    def __init__(self, root: Path, addresses: dict[str, str]) -> None:
+        self.root, self.addresses = root, addresses
+        self.port, self.generation = free_port(), 0
+        self.process = HostNginx(conf=str(root / "nginx.conf"), pid_file=root / "nginx.pid")
+        self.edge = self.make_edge(1.0)
+
+    def make_edge(self, closing_wait: float) -> NginxEdge:
+        """Another edge on the same folder."""
+        options = EdgeOptions(server=ServerBlock(listen=f"127.0.0.1:{self.port}"))
+        listen = f"127.0.0.1:{self.port + 1}"
+        return NginxEdge(
+            self.process, self.root / "edge", lambda _: options, listen=listen, closing_wait=closing_wait
+        )
+
+    def plan(self, weight: int) -> RoutePlan:
+        """The candidate has `weight` percent."""
+        self.generation += 1
+        shares = {"v1": 100 - weight, "v2": weight}
+        servers = tuple(
+            Server(
+                address=self.addresses[v], weight=w, release=v, instance=f"{v}-0", container=v, started_at="t"
+            )
+            for v, w in shares.items()
+        )
+        fallback = Route(generation=self.generation, servers=servers[:1])
+        return RoutePlan(
+            service="api", route=Route(generation=self.generation, servers=servers), fallback=fallback
+        )
+
+    async def script(self, weight: int) -> None:
+        """What a deploy script does: write the weights, reload, hope."""
+        file = self.root / "edge" / "api.conf"
+        text = file.read_text()
+        old = WEIGHTS[1] if weight == WEIGHTS[0] else WEIGHTS[0]
+        text = text.replace(f"weight={100 - old} ", f"weight={100 - weight} ")
+        file.write_text(text.replace(f"weight={old} ", f"weight={weight} "))
+        await run(["nginx", "-c", str(self.root / "nginx.conf"), "-t", "-q"], 10)
+        await run(["nginx", "-c", str(self.root / "nginx.conf"), "-s", "reload"], 10)
+
+    @contextlib.asynccontextmanager
+    async def clients(self, network: str) -> AsyncIterator[list[Heard]]:
+        """Load; what was heard is in the list at the end."""
+        heard: list[Heard] = []
+        relay, port = None, self.port
+        if network != "near":
+            port = free_port()
+            target = ["bench.traffic.relay", str(port), f"127.0.0.1:{self.port}", "5"]
+            relay = subprocess.Popen([sys.executable, "-m", *target], cwd=ROOT)  # noqa: ASYNC220  returns at once
+            await asyncio.sleep(1.0)
+        log = self.root / "clients.log"
+        what = ["bench.traffic.clients", f"127.0.0.1:{port}", str(CONNECTIONS), str(RATE[network]), str(log)]
+        load = subprocess.Popen([sys.executable, "-m", *what], cwd=ROOT, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
+        try:
+            await asyncio.sleep(2.0)
+            yield heard
+            await asyncio.sleep(1.0)
+        finally:
+            load.terminate()
+            said, _ = await asyncio.to_thread(load.communicate, timeout=30)
+            if relay is not None:
+                relay.kill()
+                relay.wait()
+        total = json.loads(said)
+        marks = [(float(at), who) for at, who in (line.split() for line in log.read_text().splitlines())]
+        heard.append(Heard(total["sent"], total["lost"], marks))
+
+
+@contextlib.asynccontextmanager
+async def stage() -> AsyncIterator[Stage]:
+    """Everything up; and gone afterwards."""
+    client = docker.from_env()
+    images = {v: gin.build(client, v) for v in ("v1", "v2")}
+    with tempfile.TemporaryDirectory(prefix="bench-traffic-") as name:
+        root = Path(name)
+        root.chmod(0o755)
+        (root / "edge").mkdir()
+        (root / "tmp").mkdir()
+        (root / "tmp").chmod(0o777)
+        network = client.networks.create(root.name)
+        started = [client.containers.run(i, detach=True, network=root.name) for i in images.values()]
+        (root / "nginx.conf").write_text(NGINX.format(root=root, extra=""))
+        try:
+            addresses = {}
+            for version, container in zip(images, started, strict=True):
+                container.reload()
+                own = container.attrs["NetworkSettings"]["Networks"][root.name]["IPAddress"]
+                addresses[version] = f"{own}:8080"
+            found = Stage(root, addresses)
+            await run(["nginx", "-c", str(root / "nginx.conf")], 10)
+            found.edge.prepare()
+            await asyncio.sleep(1.0)
+            await found.edge.apply(found.plan(WEIGHTS[0]), 1)
+            yield found
+            await found.edge.close()
+        finally:
+            with contextlib.suppress(Exception):
+                await run(["nginx", "-c", str(root / "nginx.conf"), "-s", "stop"], 10)
+            for container in started:
+                container.remove(force=True)
+            network.remove()
+            client.close()
+
+
+async def steps(on: Stage, number: int, network: str, step: Callable[[int], Awaitable[None]]) -> Heard:
+    """So many weight steps under load."""
+    async with on.clients(network) as heard:
+        for n in range(number):
+            began = time.monotonic()
+            await step(WEIGHTS[n % 2])
+            await asyncio.sleep(max(PACE - (time.monotonic() - began), 0.0))
+    return heard[0]
+
+
+async def losses(on: Stage, number: int) -> None:
+    """Print requests lost over many steps."""
+    table = Table(
+        title=f"{number} weight steps by reload, {CONNECTIONS} keepalive connections, a fourth POST"
+    )
+    for column in ("way", "clients", "requests", "lost"):
+        table.add_column(column, justify="right" if column in ("requests", "lost") else "left")
+
+    async def ours(weight: int) -> None:
+        await on.edge.apply(on.plan(weight), 1)
+
+    for network in RATE:
+        for way, step in (("this edge", ours), ("script: sed, reload", on.script)):
+            await ours(WEIGHTS[1])
+            heard = await steps(on, number, network, step)
+            why = ", ".join(f"{k} {n}" for k, n in heard.lost.items())
+            table.add_row(way, network, str(heard.sent), f"{sum(heard.lost.values())} {why}".strip())
+    out.print(table)
+
+
+async def rollbacks(on: Stage) -> None:
+    """Print how long after a rollback begins a request may still reach the candidate."""
+    began: list[float] = []
+    ended: list[float] = []
+    confirmed: list[float] = []
+    async with on.clients("near") as heard:
+        for _ in range(ROLLBACKS):
+            await on.edge.apply(on.plan(WEIGHTS[1]), 1)
+            await asyncio.sleep(0.3)
+            began.append(time.monotonic())
+            await on.edge.retreat("api", "bench", "measured")
+            ended.append(time.monotonic())
+            confirmed.append(ended[-1] - began[-1])
+            on.generation += 1
+            while (await on.edge.observe("api")).switched_to:
+                await asyncio.sleep(0.02)
+    late = []
+    for start, end in zip(began, ended, strict=True):
+        wrong = [at for at, who in heard[0].marks if who == "v2" and start <= at <= end]
+        late.append(max(wrong, default=start) - start)
+    table = Table(title=f"{ROLLBACKS} rollbacks of a candidate that has 50 %, milliseconds")
+    for column in ("", "median", "p99"):
+        table.add_column(column, justify="right" if column else "left")
+    for what, values in (("the last request that reaches the candidate", late), ("confirmed", confirmed)):
+        table.add_row(what, *(f"{percentile(values, q) * 1000:.1f}" for q in (0.5, 0.99)))
+    out.print(table)
+    out.print(f"{heard[0].sent} requests, {sum(heard[0].lost.values())} lost")
+
+
+async def speed(on: Stage) -> None:
+    """Print a step without its wait beside a bare reload, one after the other."""
+    edge, took = on.make_edge(0.0), {"step": [], "reload": []}  # type: ignore[var-annotated]
+    async with on.clients("near"):
+        for n in range(RELOADS):
+            began = time.monotonic()
+            await edge.apply(on.plan(WEIGHTS[n % 2]), 1)
+            took["step"].append(time.monotonic() - began)
+            await asyncio.sleep(0.5)
+            before = (await on.process.workers()).accepting
+            began = time.monotonic()
+            await run(["nginx", "-c", str(on.root / "nginx.conf"), "-t", "-q"], 10)
+            await on.process.reload()
+            while before & (await on.process.workers()).accepting:
+                await asyncio.sleep(0.001)
+            took["reload"].append(time.monotonic() - began)
+            await asyncio.sleep(0.5)
+    await edge.close()
+    step, bare = (percentile(took[k], 0.5) * 1000 for k in ("step", "reload"))
+    out.print(
+        f"a step without its wait: {step:.0f} ms; nginx -t and a bare reload until no old worker accepts:"
+    )
+    out.print(f"{bare:.0f} ms; ratio {step / bare:.2f}")
+
+
+async def main(number: int) -> None:
+    """Print everything."""
+    async with stage() as on:
+        await speed(on)
+        await rollbacks(on)
+        await losses(on, number)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else STEPS))
