@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,10 +123,20 @@ async def _nginx(config: Config) -> list[Check]:
         mend = f"add to http {{}}: include {section.directory}/*.conf;"
         shown = "reads" if included else "does not read"
         checks.append(Check("nginx include", included, f"{shown} {section.directory}/*.conf", mend))
+        blocked = _closed_to_others(section.directory)
+        mend = f"chmod o+x {blocked}" if blocked else ""
+        shown = f"nginx' workers can't reach {blocked}" if blocked else "nginx' workers see it"
+        checks.append(Check("nginx switch", not blocked, shown, mend))
         bounded = "worker_shutdown_timeout" in whole
         mend = "add to the main context: worker_shutdown_timeout 60s;"
         checks.append(Check("nginx old workers", bounded, "bounded" if bounded else "may pile up", mend))
     return checks
+
+
+def _closed_to_others(folder: Path) -> Path | None:
+    """The first folder on the way that an unprivileged worker can't pass through."""
+    way = [p for p in (*reversed(folder.parents), folder, folder / "switch") if p.is_dir()]
+    return next((p for p in way if not p.stat().st_mode & stat.S_IXOTH), None)
 
 
 async def _prometheus(config: Config) -> list[Check]:

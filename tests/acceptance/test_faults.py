@@ -202,7 +202,11 @@ async def test_secrets_stay_secret_and_containers_are_hardened(
     assert host["LogConfig"]["Config"]["max-size"] == "10m"
     assert found.attrs["Config"]["User"] == "65534:65534"
     assert [m["Destination"] for m in found.attrs["Mounts"] if not m["RW"]] == ["/run/secrets/db"]
-    assert host["RestartPolicy"]["Name"] == "unless-stopped"
+
+    async def supervised() -> bool:
+        return bool(s.containers()[0].attrs["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped")
+
+    await s.until(supervised, 10, "Docker starts it again by itself")
     assert secret not in str(found.attrs)
     assert secret not in s.log.read_text()
     assert secret not in str(await s.events())
@@ -384,3 +388,33 @@ async def test_redis_killed_in_mid_rollout_loses_nothing(stack: Stacks, images: 
         assert (await s.cli("release", "api", images("v3"), "--key", "k"))[0] == 0
         assert (await s.cli("abort", "api"))[0] == 0
     assert load.seen.failed == 0, load.seen
+
+
+async def test_one_touch_takes_the_traffic_back_while_the_daemon_is_dead(
+    stack: Stacks, images: Images
+) -> None:
+    """The worst night: no daemon, no command, a shell. The daemon follows when it is back."""
+    steps = {"steps": [50, 100], "first_hold": "60s", "bake": "1s", "min_requests": 0}
+    s = await stack(strategy=steps, gates=[])
+    await s.push("api", images("v1"))
+    await s.ended("api-1")
+    async with Load(s.url("api"), 100) as load:
+        await s.push("api", images("v2"))
+        await _shifting(s, "api-2")
+        await s.stop_daemon(signal.SIGKILL)
+        (s.root / "edge" / "switch" / "api").touch()
+        await asyncio.sleep(0.3)
+        before = load.seen.good["api-2"]
+        await asyncio.sleep(2)
+        assert load.seen.good["api-2"] == before > 0
+        await s.start_daemon()
+        ended = await s.ended("api-2", 30)
+        assert load.seen.good["api-2"] == before
+    assert (ended.outcome, ended.actor) == (Outcome.ROLLED_BACK, "host")
+    assert ended.reason == "the rollback switch was turned on by hand"
+    assert load.seen.failed == 0, load.seen
+
+    async def put_away() -> bool:
+        return not (s.root / "edge" / "switch" / "api").exists()
+
+    await s.until(put_away, 15, "the switch is put away")

@@ -175,6 +175,7 @@ class FakeTraffic:
     local: dict[str, LocalRollback] = field(default_factory=dict)
     refuses: str = ""
     errors: dict[str, str] = field(default_factory=dict)
+    switched: set[str] = field(default_factory=set)
 
     async def apply(self, plan: RoutePlan, token: int) -> None:
         check_service(plan.service)
@@ -187,6 +188,8 @@ class FakeTraffic:
                 raise Stale("a newer token is known")
             if known > new or (plan.service in self.local and known == new):
                 raise Fault("a newer generation is served")
+        if plan.service in self.switched:
+            raise Fault("the switch is on")
         self._refuse(plan.service)
         self.plans[plan.service], self.tokens[plan.service] = copy.copy(plan), token
         self.local.pop(plan.service, None)
@@ -207,6 +210,7 @@ class FakeTraffic:
         if {s.instance for s in plan.route.servers if not s.backup} == {s.instance for s in fallback.servers}:
             raise Fault("it has all the traffic already")
         self._refuse(service)
+        self.switched.discard(service)
         route = replace(fallback, generation=plan.route.generation + 1)
         self.plans[service] = replace(plan, route=route)
         self.local[service] = LocalRollback(to=fallback.servers[0].release, actor=actor, reason=reason)
@@ -225,6 +229,9 @@ class FakeTraffic:
             error=self.errors.get(service, ""),
             on_disk=OnDisk(route=plan.route, stable=plan.stable, local=self.local.get(service)),
             fallback=plan.fallback.servers if plan.fallback else (),
+            switched_to=plan.fallback.servers[0].release
+            if plan.fallback and service in self.switched
+            else "",
         )
 
 

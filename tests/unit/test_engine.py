@@ -206,6 +206,18 @@ async def test_a_candidate_that_dies_while_the_store_is_away_loses_its_traffic(k
     await kit.until(lambda s: s.confirmed == s.route.generation and "api" not in kit.traffic.local)
 
 
+async def test_a_switch_that_a_person_turned_is_followed(kit: Kit) -> None:
+    kit.conductor.submit(small(1))
+    await kit.until(ended("api-1"))
+    kit.conductor.submit(small(2, steps=(Step(weight=20, hold=900.0, deadline=901.0), LADDER[-1])))
+    await kit.until(lambda s: s.rollout is not None and s.rollout.held_since is not None)
+    kit.traffic.switched.add("api")
+    state = await kit.until(ended("api-2"))
+    last = state.history[-1]
+    assert (last.outcome, last.actor) == (Outcome.ROLLED_BACK, "host")
+    assert last.reason == "the rollback switch was turned on by hand"
+
+
 async def test_gates_go_on_gathering_evidence_while_the_store_is_away(kit: Kit) -> None:
     metrics = kit.metrics
     measuring = asyncio.create_task(kit.parts.measurer.run())
