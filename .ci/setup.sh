@@ -12,6 +12,7 @@ for program in "${!wanted[@]}"; do
     PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || missing+=("${wanted[$program]}")
 done
 [ -d /usr/share/gocode/src/github.com/gin-gonic/gin ] || missing+=(golang-github-gin-gonic-gin-dev)
+[ -e /usr/lib/nginx/modules/ngx_http_lua_module.so ] || missing+=(libnginx-mod-http-lua)
 [ -d /usr/share/gocode/src/github.com/prometheus/client_golang ] \
     || missing+=(golang-github-prometheus-client-golang-dev)
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)

@@ -162,6 +162,11 @@ class Workers:
         return cls(frozenset(workers) - retiring, retiring)
 
 
+def mentions_lua(text: str) -> bool:
+    """Whether what nginx tells of itself (`-V`, `-T`) has the Lua module, loaded or built in."""
+    return "ngx_http_lua_module" in text or "/ngx_lua" in text
+
+
 class Clock(Protocol):
     """The time."""
 
@@ -251,6 +256,10 @@ class EdgeProcess(Protocol):
 
     async def reload(self) -> None:
         """Ask for a reload; that it returns does not mean that it took effect."""
+        ...
+
+    async def has_lua(self) -> bool:
+        """Whether it can choose servers by Lua; raises `Fault` when its configuration can't be read."""
         ...
 
     async def workers(self) -> Workers:

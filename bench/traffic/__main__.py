@@ -6,6 +6,7 @@ near, once behind a network of 10 ms round trip.
 """
 
 import asyncio
+import bisect
 import contextlib
 import json
 import subprocess
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import docker
@@ -22,7 +23,7 @@ from rich.table import Table
 
 from bench.recovery import percentile
 from examples.playground import gin
-from examples.playground.stack import NGINX, ROOT, free_port
+from examples.playground.stack import LUA, NGINX, ROOT, free_port
 from orchestrator.ports import RoutePlan
 from orchestrator.rollout.model import Route, Server
 from orchestrator.traffic.edge import NginxEdge
@@ -32,6 +33,7 @@ from orchestrator.traffic.render import EdgeOptions, ServerBlock
 out = Console(highlight=False, width=110)
 
 STEPS = 100
+CHANGES = 500
 ROLLBACKS = 40
 RELOADS = 20
 PACE = 1.4
@@ -54,8 +56,8 @@ class Heard:
 class Stage:
     """nginx, two containers, and an edge over them."""
 
-    def __init__(self, root: Path, addresses: dict[str, str]) -> None:
-        self.root, self.addresses = root, addresses
+    def __init__(self, root: Path, addresses: dict[str, str], *, dynamic: bool) -> None:
+        self.root, self.addresses, self.dynamic = root, addresses, dynamic
         self.port, self.generation = free_port(), 0
         self.process = HostNginx(conf=str(root / "nginx.conf"), pid_file=root / "nginx.pid")
         self.edge = self.make_edge(1.0)
@@ -122,8 +124,8 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def stage() -> AsyncIterator[Stage]:
-    """Everything up; and gone afterwards."""
+async def stage(*, dynamic: bool) -> AsyncIterator[Stage]:
+    """Everything up, with weights in nginx' memory or not; and gone afterwards."""
     client = docker.from_env()
     images = {v: gin.build(client, v) for v in ("v1", "v2")}
     with tempfile.TemporaryDirectory(prefix="bench-traffic-") as name:
@@ -134,14 +136,14 @@ async def stage() -> AsyncIterator[Stage]:
         (root / "tmp").chmod(0o777)
         network = client.networks.create(root.name)
         started = [client.containers.run(i, detach=True, network=root.name) for i in images.values()]
-        (root / "nginx.conf").write_text(NGINX.format(root=root, extra=""))
+        (root / "nginx.conf").write_text((LUA if dynamic else "") + NGINX.format(root=root, extra=""))
         try:
             addresses = {}
             for version, container in zip(images, started, strict=True):
                 container.reload()
                 own = container.attrs["NetworkSettings"]["Networks"][root.name]["IPAddress"]
                 addresses[version] = f"{own}:8080"
-            found = Stage(root, addresses)
+            found = Stage(root, addresses, dynamic=dynamic)
             await run(["nginx", "-c", str(root / "nginx.conf")], 10)
             found.edge.prepare()
             await asyncio.sleep(1.0)
@@ -165,6 +167,35 @@ async def steps(on: Stage, number: int, network: str, step: Callable[[int], Awai
             await step(WEIGHTS[n % 2])
             await asyncio.sleep(max(PACE - (time.monotonic() - began), 0.0))
     return heard[0]
+
+
+async def changes(on: Stage) -> None:
+    """Print requests lost over many changes in nginx' memory, and how long each takes to have effect."""
+    took: list[float] = []
+    late: list[float] = []
+    async with on.clients("near") as heard:
+        for n in range(CHANGES):
+            to = ("v1", "v2")[n % 2]
+            plan = on.plan(50)
+            only = tuple(s for s in plan.route.servers if s.release == to)
+            began = time.monotonic()
+            await on.edge.apply(replace(plan, route=replace(plan.route, servers=only)), 1)
+            took.append(time.monotonic() - began)
+            late.append(began)
+            await asyncio.sleep(0.05)
+    marks = [at for at, _ in heard[0].marks]
+    effect = []
+    for n, began in enumerate(late):
+        span = heard[0].marks[bisect.bisect(marks, began) : bisect.bisect(marks, began + took[n] + 0.05)]
+        wrong = [at for at, who in span if who != ("v1", "v2")[n % 2]]
+        effect.append(max(wrong, default=began) - began)
+    table = Table(title=f"{CHANGES} changes of all weights in nginx' memory, milliseconds")
+    for column in ("", "median", "p99"):
+        table.add_column(column, justify="right" if column else "left")
+    for what, values in (("the last request by the old weights", effect), ("confirmed", took)):
+        table.add_row(what, *(f"{percentile(values, q) * 1000:.1f}" for q in (0.5, 0.99)))
+    out.print(table)
+    out.print(f"{heard[0].sent} requests, {sum(heard[0].lost.values())} lost")
 
 
 async def losses(on: Stage, number: int) -> None:
@@ -207,7 +238,8 @@ async def rollbacks(on: Stage) -> None:
     for start, end in zip(began, ended, strict=True):
         wrong = [at for at, who in heard[0].marks if who == "v2" and start <= at <= end]
         late.append(max(wrong, default=start) - start)
-    table = Table(title=f"{ROLLBACKS} rollbacks of a candidate that has 50 %, milliseconds")
+    how = "in nginx' memory" if on.dynamic else "by the switch"
+    table = Table(title=f"{ROLLBACKS} rollbacks of a candidate that has 50 %, {how}, milliseconds")
     for column in ("", "median", "p99"):
         table.add_column(column, justify="right" if column else "left")
     for what, values in (("the last request that reaches the candidate", late), ("confirmed", confirmed)):
@@ -243,7 +275,10 @@ async def speed(on: Stage) -> None:
 
 async def main(number: int) -> None:
     """Print everything."""
-    async with stage() as on:
+    async with stage(dynamic=True) as on:
+        await changes(on)
+        await rollbacks(on)
+    async with stage(dynamic=False) as on:
         await speed(on)
         await rollbacks(on)
         await losses(on, number)

@@ -47,6 +47,11 @@ http {{
 }}
 """
 
+LUA = "".join(
+    f"load_module /usr/lib/nginx/modules/{name}.so;\n" for name in ("ndk_http_module", "ngx_http_lua_module")
+)
+"""Debian's libnginx-mod-http-lua, before the rest of a configuration."""
+
 PROMETHEUS = """\
 global: {{scrape_interval: {scrape}, scrape_timeout: 900ms}}
 scrape_configs:
@@ -192,10 +197,11 @@ class Stack:
         )
 
     def start_nginx(self, extra: str = "") -> None:
-        """Start nginx with the daemon's folder included."""
+        """Start nginx with the daemon's folder included, with Lua where weights change in its memory."""
+        lua = LUA if self._settings.get("nginx", {}).get("mode") == "dynamic" else ""
         (self.root / "edge").mkdir(exist_ok=True)
         (self.root / "tmp").mkdir(exist_ok=True)
-        (self.root / "nginx.conf").write_text(NGINX.format(root=self.root, extra=extra))
+        (self.root / "nginx.conf").write_text(lua + NGINX.format(root=self.root, extra=extra))
         if os.geteuid() == 0:  # workers drop to another account and still need their temporary files
             self.root.chmod(0o755)
             (self.root / "tmp").chmod(0o777)

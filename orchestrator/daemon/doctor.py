@@ -13,7 +13,7 @@ from orchestrator.analysis.prometheus import Prometheus
 from orchestrator.daemon.clock import SystemClock
 from orchestrator.daemon.config import Config
 from orchestrator.daemon.serve import make_process
-from orchestrator.ports import Fault
+from orchestrator.ports import Fault, mentions_lua
 from orchestrator.runtime.client import DockerClient
 from orchestrator.store.redis_store import connect
 from orchestrator.store.server import check_settings, private_socket
@@ -123,6 +123,7 @@ async def _nginx(config: Config) -> list[Check]:
         mend = f"add to http {{}}: include {section.directory}/*.conf;"
         shown = "reads" if included else "does not read"
         checks.append(Check("nginx include", included, f"{shown} {section.directory}/*.conf", mend))
+        checks.append(_weights(section.mode, whole))
         blocked = _closed_to_others(section.directory)
         mend = f"chmod o+x {blocked}" if blocked else ""
         shown = f"nginx' workers can't reach {blocked}" if blocked else "nginx' workers see it"
@@ -131,6 +132,18 @@ async def _nginx(config: Config) -> list[Check]:
         mend = "add to the main context: worker_shutdown_timeout 60s;"
         checks.append(Check("nginx old workers", bounded, "bounded" if bounded else "may pile up", mend))
     return checks
+
+
+def _weights(mode: str, whole: str) -> Check:
+    """How weights change, by nginx' whole configuration."""
+    lua = mentions_lua(whole)
+    if mode == "dynamic" and not lua:
+        mend = "apt-get install libnginx-mod-http-lua, or set nginx/mode: auto"
+        return Check("nginx weights", False, "nginx/mode is dynamic and nginx has no Lua module", mend)
+    if mode == "reload" or not lua:
+        hint = "" if lua else "; with libnginx-mod-http-lua without one"
+        return Check("nginx weights", True, f"change by a reload{hint}")
+    return Check("nginx weights", True, "change in nginx' memory, without a reload")
 
 
 def _closed_to_others(folder: Path) -> Path | None:

@@ -296,6 +296,7 @@ def make_edge(settings: Settings, docker: DockerClient, options: Callable[[str],
         probe=nginx.probe,
         confirm_deadline=nginx.confirm_deadline,
         closing_wait=nginx.closing_wait,
+        mode=nginx.mode,
         seen_as=nginx.directory_in_container,
     )
 

@@ -51,6 +51,9 @@ class NginxSection(Section):
     )
     probe: str = Field("", description="URL of that listener as the daemon reaches it; unset: from listen")
     confirm_deadline: Duration = Field(10.0, description="From a reload to its confirmation")
+    mode: Literal["auto", "reload", "dynamic"] = Field(
+        "auto", description="How weights change; dynamic: in nginx' memory, by Lua; auto: where it has Lua"
+    )
     closing_wait: Duration = Field(
         1.0,
         description="Before a reload, how long answers close their connections; 0: by keepalive_min_timeout",

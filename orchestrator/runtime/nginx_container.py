@@ -3,7 +3,7 @@
 import docker
 from docker.errors import NotFound
 
-from orchestrator.ports import Fault, Workers
+from orchestrator.ports import Fault, Workers, mentions_lua
 from orchestrator.runtime.client import DockerClient
 
 
@@ -16,7 +16,11 @@ class ContainerNginx:
 
     async def test(self) -> None:
         """See `ports.EdgeProcess`."""
-        await self._docker.call(lambda client: self._exec(client, ["nginx", "-t", "-q"]))
+
+        def work(client: docker.DockerClient) -> None:
+            self._exec(client, ["nginx", "-t", "-q"])
+
+        await self._docker.call(work)
 
     async def reload(self) -> None:
         """See `ports.EdgeProcess`."""
@@ -25,6 +29,14 @@ class ContainerNginx:
             self._exec(client, ["nginx", "-s", "reload"])
 
         await self._docker.call(work)
+
+    async def has_lua(self) -> bool:
+        """See `ports.EdgeProcess`."""
+
+        def work(client: docker.DockerClient) -> str:
+            return "".join(self._exec(client, ["nginx", how]) for how in ("-V", "-T"))
+
+        return mentions_lua(await self._docker.call(work))
 
     async def workers(self) -> Workers:
         """See `ports.EdgeProcess`."""
@@ -41,11 +53,12 @@ class ContainerNginx:
         except Fault:
             return Workers()
 
-    def _exec(self, client: docker.DockerClient, command: list[str]) -> None:
+    def _exec(self, client: docker.DockerClient, command: list[str]) -> str:
         try:
             code, output = client.containers.get(self._name).exec_run(command)
         except NotFound as error:
             raise Fault(f"nginx container {self._name} is not there") from error
+        shown = output.decode("utf-8", "replace").strip() if isinstance(output, bytes) else ""
         if code:
-            shown = output.decode("utf-8", "replace").strip() if isinstance(output, bytes) else ""
             raise Fault(f"{self._name}: {' '.join(command)}: exit code {code}: {shown}")
+        return shown

@@ -3,30 +3,31 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import aiohttp
 import structlog
 
 from orchestrator.ports import EdgeProcess, Fault, RoutePlan, Stale
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import Edge, LocalRollback, OnDisk
 from orchestrator.traffic.files import locked, read, remove, replace, to_the_end, write
+from orchestrator.traffic.listener import Listener, Told
+from orchestrator.traffic.memory import Memory, Mode
 from orchestrator.traffic.render import (
     PROXY_SNIPPET,
     EdgeOptions,
     Header,
     check_service,
-    closing_path,
-    probe_host,
+    location_snippet,
     read_header,
     render,
-    switch_path,
-    switch_snippet,
+    route_text,
+    shape_of,
 )
+from orchestrator.traffic.switch import Switches
 
 log = structlog.get_logger()
 
@@ -36,9 +37,6 @@ SPACING = 0.025
 
 WATCHING = 0.005
 """Seconds between looks at the workers."""
-
-ASK_DEADLINE = 1.0
-"""Seconds for one request to the private listener."""
 
 RUN, RUN_WATCHED = 8, 2
 """Fresh requests in a row that must show the generation; the second is for when no old worker accepts."""
@@ -64,6 +62,30 @@ class _Served:
     changing: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """One change of a service's file, from the text that is there.
+
+    Attributes:
+        disk: What is to be served, and what the file tells of it.
+        token: The fencing token that the file will have.
+        secret: See `Memory.secret`.
+        back: Where traffic goes while the rollback switch is on.
+    """
+
+    path: Path
+    old: str | None
+    disk: OnDisk
+    token: int
+    secret: str
+    back: tuple[Server, ...] = ()
+
+    @property
+    def service(self) -> str:
+        """Whose it is."""
+        return self.path.stem
+
+
 class NginxEdge:
     """One directory of files that one nginx includes.
 
@@ -76,6 +98,8 @@ class NginxEdge:
         confirm_deadline: Seconds from the reload to the confirmation.
         closing_wait: Seconds before a reload in which answers close their connections; longer than most
             clients pause between requests. 0 with nginx' own `keepalive_min_timeout` (from 1.27.4 on).
+        mode: `dynamic` changes weights in nginx' memory, without a reload, and needs its Lua module; `auto`
+            does so where the module is.
         seen_as: The directory as nginx sees it, when that differs (nginx in a container).
     """
 
@@ -89,17 +113,19 @@ class NginxEdge:
         probe: str = "",
         confirm_deadline: float = 10.0,
         closing_wait: float = 1.0,
+        mode: Mode = "auto",
         seen_as: str = "",
     ) -> None:
         self._process = process
         self._dir = directory
         self._options = options
         self._listen = listen
-        self._probe = probe or f"http://{listen}"
+        self._listener = Listener(probe or f"http://{listen}")
+        self._memory = Memory(process, directory, mode)
+        self._switches = Switches(directory)
         self._deadline = confirm_deadline
         self._folder = seen_as or str(directory)
         self._closing_wait = closing_wait
-        self._session: aiohttp.ClientSession | None = None
         self._lock = asyncio.Lock()
         self._served: dict[str, _Served] = {}
 
@@ -110,27 +136,13 @@ class NginxEdge:
             Fault: The folder can't be written.
         """
         try:
-            for part in (self._dir / "snippets", self._dir / "switch"):
-                part.mkdir(parents=True, exist_ok=True)
-                for folder in (self._dir, part):  # nginx' workers look for files in it
-                    mode = folder.stat().st_mode
-                    if mode & 0o011 != 0o011:  # noqa: PLR2004
-                        folder.chmod(mode | 0o011)
-            self._closing.unlink(missing_ok=True)  # of a process that was killed while it reloaded
+            (self._dir / "snippets").mkdir(parents=True, exist_ok=True)
+            self._switches.prepare()
             snippet = self._dir / "snippets" / "proxy.conf"
             if not snippet.exists() or snippet.read_text(encoding="utf-8") != PROXY_SNIPPET:
                 replace(snippet, PROXY_SNIPPET)
         except OSError as error:
             raise Fault(f"traffic.directory {self._dir}: {error.strerror}") from error
-
-    @property
-    def _closing(self) -> Path:
-        return Path(closing_path(str(self._dir)))
-
-    def switch(self, service: str) -> Path:
-        """The file that takes a service's traffic back while it is there."""
-        check_service(service)
-        return Path(switch_path(str(self._dir), service))
 
     def file(self, service: str) -> Path:
         """The file of a service."""
@@ -180,38 +192,74 @@ class NginxEdge:
         old = read(path)
         header = read_header(old) if old is not None else None
         self._fence(plan, token, header)
-        switched = self._take_back_at_once(plan, header)
-        generation = plan.route.generation
+        secret = await self._secret(plan.service)
+        told = await self._listener.ask(plan.service)
+        direct = header is not None and header.intact and self._same_shape(plan.service, told, secret)
+        switched = self._take_back_at_once(plan, header, flip=not direct)
         back = plan.fallback.servers if plan.fallback and not switched else ()
-        text = self._render(plan.service, OnDisk(route=plan.route, stable=plan.stable), token, back)
-        snippet = self._dir / "snippets" / f"{plan.service}.conf"
-        wanted = switch_snippet(plan.service, self._folder)
+        change = _Change(path, old, OnDisk(route=plan.route, stable=plan.stable), token, secret, back)
+        await self._keep_snippet(plan.service, secret)
+        await self._keep_fallback(plan, token, secret)
+        await self._make(change, state, direct=direct, told=told)
+
+    async def _make(self, change: _Change, state: _Served, *, direct: bool, told: Told) -> None:
+        """Let nginx serve it, in its memory or by a reload, and remember that it does."""
+        text, generation = self._render(change), change.disk.route.generation
+        if direct:
+            await self._put(change, text, state)
+        elif change.old == text and told.generation == generation:
+            await self._confirm(change.service, generation)
+        else:
+            await self._reload(change, text, state)
+        await to_the_end(lambda: write(change.path.with_suffix(LAST_GOOD), text, private=True))
+        state.old_workers = (await self._process.workers()).retiring
+        state.confirmed, state.text = generation, text
+
+    async def _secret(self, service: str) -> str:
+        """See `Memory.secret`; the balancer does round robin alone."""
+        return await self._memory.secret() if self._options(service).method == "round_robin" else ""
+
+    def _same_shape(self, service: str, told: Told, secret: str) -> bool:
+        """Whether nginx runs a file that differs from the wanted one in nothing but its route."""
+        options = self._options(service)
+        shape = shape_of(service, options, listen=self._listen, folder=self._folder, secret=secret)
+        return bool(secret) and told.shape == shape
+
+    async def _put(self, change: _Change, text: str, state: _Served) -> None:
+        """Write the file, then hand the route to nginx, which serves it from the next request on.
+
+        When the outcome is not known the new file stays: it is what a restarted nginx ought to serve.
+        """
+        await to_the_end(lambda: write(change.path, text, private=True))
+        state.text = text
+        options, route = self._options(change.service), change.disk.route
+        put = route_text(route, options, token=change.token, back=change.back)
+        await self._listener.put(change.service, put, change.secret)
+
+    async def _keep_snippet(self, service: str, secret: str) -> None:
+        snippet = self._dir / "snippets" / f"{service}.conf"
+        wanted = location_snippet(service, self._folder, dynamic=bool(secret))
         if read(snippet) != wanted:
             await to_the_end(lambda: write(snippet, wanted))
-        await self._keep_fallback(plan, token)
-        if old == text and _generation(await self._ask(plan.service), plan.service) == generation:
-            await self._confirm(plan.service, generation)
-        else:
-            await self._change(path, old, text, plan.service, generation)
-        await self._confirmed(path, text, generation, state)
 
-    def _take_back_at_once(self, plan: RoutePlan, header: Header | None) -> bool:
-        """Turn the rollback switch on if the route is where it leads. Returns whether it is on.
+    def _take_back_at_once(self, plan: RoutePlan, header: Header | None, *, flip: bool) -> bool:
+        """Turn the rollback switch on if the route is where it leads and `flip`. Returns whether it is on.
 
         Raises:
             Fault: It is on and the route leads elsewhere: somebody has rolled back here.
         """
-        switch, wanted = self.switch(plan.service), _active(plan.route)
+        switches, wanted = self._switches, _active(plan.route)
         served = _active(header.on_disk.route) if header is not None and header.on_disk else frozenset()
-        if switch.exists():
+        if switches.is_on(plan.service):
             to = self._switched_to(plan.service)
             if to == wanted:
                 return True
             if to != served:
-                raise Fault(f"{switch} is there: traffic goes back until that is followed or it is removed")
-            remove(switch)
-        elif served not in (wanted, frozenset()) and wanted == self._leads_to(plan.service):
-            write(switch, "".join(wanted))
+                on = switches.path(plan.service)
+                raise Fault(f"{on} is there: traffic goes back until that is followed or it is removed")
+            switches.put_away(plan.service)
+        elif flip and served not in (wanted, frozenset()) and wanted == self._leads_to(plan.service):
+            switches.turn_on(plan.service, "".join(wanted))
             return True
         return False
 
@@ -223,10 +271,10 @@ class NginxEdge:
 
     def _switched_to(self, service: str) -> frozenset[str]:
         """The release that the switch sends all traffic to; a person leaves the file empty."""
-        written = (read(self.switch(service)) or "").strip()
+        written = self._switches.written(service)
         return frozenset({written}) if written else self._leads_to(service)
 
-    async def _keep_fallback(self, plan: RoutePlan, token: int) -> None:
+    async def _keep_fallback(self, plan: RoutePlan, token: int, secret: str) -> None:
         """Let the fallback lie there, or none, before anything changes that makes it wanted."""
         path = self.file(plan.service).with_suffix(FALLBACK)
         if plan.fallback is None:
@@ -236,7 +284,8 @@ class NginxEdge:
             to=plan.fallback.servers[0].release, actor="host", reason=f"{path.name} was put in place by hand"
         )
         disk = OnDisk(route=plan.fallback, stable=plan.stable, local=by_hand)
-        await to_the_end(lambda: write(path, self._render(plan.service, disk, token)))
+        text = self._render(_Change(self.file(plan.service), None, disk, token, secret))
+        await to_the_end(lambda: write(path, text, private=True))
 
     async def _retreat(
         self, service: str, actor: str, reason: str, token: int | None, state: _Served
@@ -257,22 +306,25 @@ class NginxEdge:
             raise Fault(f"{service}: {disk.local.to} has all the traffic already")
         local = LocalRollback(to=disk.local.to, actor=actor, reason=reason)
         route = dataclasses.replace(disk.route, generation=floor + 1)
-        text = self._render(service, OnDisk(route=route, stable=disk.stable, local=local), known)
-        write(self.switch(service), disk.local.to)
-        await self._change(path, old, text, service, floor + 1)
-        await self._confirmed(path, text, floor + 1, state)
+        secret = await self._secret(service)
+        told = await self._listener.ask(service)
+        direct = header is not None and header.intact and self._same_shape(service, told, secret)
+        if not direct:
+            self._switches.turn_on(service, disk.local.to)
+        change = _Change(path, old, OnDisk(route=route, stable=disk.stable, local=local), known, secret)
+        await self._make(change, state, direct=direct, told=told)
         return local
 
-    async def _confirmed(self, path: Path, text: str, generation: int, state: _Served) -> None:
-        """Remember what is served; on the disk too, for a restore after a crash."""
-        await to_the_end(lambda: write(path.with_suffix(LAST_GOOD), text))
-        state.old_workers = (await self._process.workers()).retiring
-        state.confirmed, state.text = generation, text
-
-    def _render(self, service: str, disk: OnDisk, token: int, back: Sequence[Server] = ()) -> str:
-        options = self._options(service)
+    def _render(self, change: _Change) -> str:
         return render(
-            service, disk, options, token=token, listen=self._listen, folder=self._folder, back=back
+            change.service,
+            change.disk,
+            self._options(change.service),
+            token=change.token,
+            listen=self._listen,
+            folder=self._folder,
+            back=change.back,
+            secret=change.secret,
         )
 
     @staticmethod
@@ -298,49 +350,53 @@ class NginxEdge:
         )
         raise Stale(refused) if header.token > token else Fault(refused)
 
-    async def _change(self, path: Path, old: str | None, text: str, service: str, generation: int) -> None:
-        header = read_header(old) if old is not None else None
-        if old is not None and (header is None or not header.intact):
-            await to_the_end(lambda: write(path.with_suffix(".edited"), old))
-            log.warning("edited_file_kept", service=service, path=str(path.with_suffix(".edited")))
-        good = self._last_good(path, old, header, service)
-        state = self._served[service]
+    async def _reload(self, change: _Change, text: str, state: _Served) -> None:
+        """Write, test, reload, confirm; else put the last good file back."""
+        path, service = change.path, change.service
+        header = await self._keep_edited(path, change.old)
+        good = self._last_good(path, change.old, header, service)
         known, state.text = state.text, text
         reloaded = False
         try:
-            await to_the_end(lambda: write(path, text))
+            await to_the_end(lambda: write(path, text, private=True))
             await self._process.test()
             before = (await self._process.workers()).accepting
-            if self._calm(service, header, text):
-                write(self._closing, "")
+            if self._calm(service, header, change.disk.route):
+                self._switches.close_connections()
                 await asyncio.sleep(self._closing_wait)
             reloaded = True
             await self._process.reload()
-            await self._confirm(service, generation, before)
+            await self._confirm(service, change.disk.route.generation, before)
         except BaseException as error:
             log.warning("edge_restored", service=service, reason=str(error) or type(error).__name__)
             state.text = known
             if good is None:
                 remove(path)
             else:
-                write(path, good)
+                write(path, good, private=True)
             if reloaded:
                 with contextlib.suppress(Fault):
                     await self._process.reload()
             raise
         finally:
-            with contextlib.suppress(Fault):
-                remove(self._closing)
+            self._switches.keep_connections()
 
-    def _calm(self, service: str, header: Header | None, text: str) -> bool:
+    async def _keep_edited(self, path: Path, old: str | None) -> Header | None:
+        """Put a text that is not ours aside. Returns the header of what is there."""
+        header = read_header(old) if old is not None else None
+        if old is not None and (header is None or not header.intact):
+            aside = path.with_suffix(".edited")
+            await to_the_end(lambda: write(aside, old, private=True))
+            log.warning("edited_file_kept", service=path.stem, path=str(aside))
+        return header
+
+    def _calm(self, service: str, header: Header | None, route: Route) -> bool:
         """Whether the reload may wait: nobody who is served is gone, or the switch has acted already."""
         if not self._closing_wait or header is None or header.on_disk is None:
             return False
-        if self.switch(service).exists():
-            return True
-        new = read_header(text)
-        stay = {s.instance for s in new.on_disk.route.servers} if new and new.on_disk else set()
-        return all(s.instance in stay for s in header.on_disk.route.servers)
+        stay = {s.instance for s in route.servers}
+        gone = any(s.instance not in stay for s in header.on_disk.route.servers)
+        return self._switches.is_on(service) or not gone
 
     def _last_good(self, path: Path, old: str | None, header: Header | None, service: str) -> str | None:
         """What to restore: the file as it is, unless a crash left one that was never confirmed."""
@@ -351,15 +407,16 @@ class NginxEdge:
     async def _confirm(self, service: str, generation: int, before: frozenset[int] = frozenset()) -> None:
         """Wait until fresh requests in a row all show it, and none of the workers `before` accepts."""
         row = 0
-        last: str = "no answer"
+        last = "no answer"
         try:
             async with asyncio.timeout(self._deadline):
                 while before & (await self._process.workers()).accepting:
                     last = "workers from before the reload still accept"
                     await asyncio.sleep(WATCHING)
                 while True:
-                    last = await self._ask(service)
-                    row = row + 1 if _generation(last, service) == generation else 0
+                    told = await self._listener.ask(service)
+                    last = told.text
+                    row = row + 1 if told.generation == generation else 0
                     if row == (RUN_WATCHED if before else RUN):
                         return
                     await asyncio.sleep(WATCHING if before else SPACING)
@@ -368,29 +425,9 @@ class NginxEdge:
                 f"nginx does not show generation {generation} within {self._deadline:.0f} s: {last}"
             ) from None
 
-    async def _ask(self, service: str) -> str:
-        """What nginx answers on a fresh connection; the failure in words when it does not."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(force_close=True),
-                timeout=aiohttp.ClientTimeout(total=None),
-            )
-        url = f"{self._probe}/generation"
-        try:
-            async with (
-                asyncio.timeout(ASK_DEADLINE),
-                self._session.get(url, headers={"Host": probe_host(service)}) as answer,
-            ):
-                return (await answer.text())[:200]
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            return f"{self._probe}: {error or type(error).__name__}"
-
     async def close(self) -> None:
-        """Close the connections to the private listener; one that does not close in time is left."""
-        if self._session is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ASK_DEADLINE):
-                    await self._session.close()
+        """Close the connections to the private listener."""
+        await self._listener.close()
 
     async def observe(self, service: str) -> Edge:
         """See `ports.Traffic`."""
@@ -399,17 +436,18 @@ class NginxEdge:
         header = read_header(text) if text is not None else None
         kept = read(self.file(service).with_suffix(FALLBACK))
         fallback = read_header(kept) if kept is not None else None
-        served = _generation(await self._ask(service), service) if text is not None else None
+        told = await self._listener.ask(service) if text is not None else Told("")
         retiring = (await self._process.workers()).retiring
         drained = not (retiring if state.old_workers is None else state.old_workers & retiring)
+        drained = drained and not told.draining
         route = header.on_disk.route if header and header.on_disk else Route()
         switched = frozenset[str]()
-        if not state.changing and self.switch(service).exists():
+        if not state.changing and self._switches.is_on(service):
             switched = self._switched_to(service)
             if drained and switched == _active(route):  # no worker is left that it says anything to
-                remove(self.switch(service))
+                self._switches.put_away(service)
         return Edge(
-            served=served,
+            served=told.generation,
             confirmed=state.confirmed,
             file=_file_state(text, header, state),
             drained=drained,
@@ -448,9 +486,3 @@ def _same(one: Route, other: Route) -> bool:
     """Whether two routes send the traffic to the same instances, backups aside."""
     first, second = ({s.instance for s in r.servers if not s.backup} for r in (one, other))
     return first == second
-
-
-def _generation(answer: str, service: str) -> int | None:
-    name, _, rest = answer.partition(" ")
-    number = rest.partition(" ")[0]
-    return int(number) if name == service and number.isascii() and number.isdecimal() else None

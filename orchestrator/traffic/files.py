@@ -62,14 +62,16 @@ def read(path: Path) -> str | None:
         raise Fault(f"{path}: {error.strerror}") from error
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, text: str, *, private: bool = False) -> None:
     """Replace a file so that a reader, a crash or a full disk finds the old one or the new one, whole.
+
+    A private one can be read by its owner and root alone.
 
     Raises:
         Fault: It could not be written; the old file is untouched.
     """
     try:
-        replace(path, text)
+        replace(path, text, private=private)
     except OSError as error:
         raise Fault(f"{path}: {error.strerror}") from error
 
@@ -86,11 +88,13 @@ def remove(path: Path) -> None:
         raise Fault(f"{path}: {error.strerror}") from error
 
 
-def replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str, *, private: bool = False) -> None:
     """Temporary file, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
+            if private:
+                os.fchmod(file.fileno(), 0o600)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

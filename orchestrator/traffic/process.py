@@ -6,7 +6,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.ports import Fault, Workers
+from orchestrator.ports import Fault, Workers, mentions_lua
 
 
 class HostNginx:
@@ -33,6 +33,7 @@ class HostNginx:
         deadline: float = 15.0,
     ) -> None:
         self._test = list(test_command) or [binary, "-t", "-q", *(["-c", conf] if conf else [])]
+        self._program = [binary, *(["-c", conf] if conf else [])]
         self._reload = list(reload_command)
         self._pid_file = pid_file
         self._deadline = deadline
@@ -50,6 +51,11 @@ class HostNginx:
             os.kill(self.master(), signal.SIGHUP)
         except OSError as error:
             raise Fault(f"nginx does not run or may not be signalled: {error}") from error
+
+    async def has_lua(self) -> bool:
+        """See `ports.EdgeProcess`."""
+        built, loaded = [await run([*self._program, how], self._deadline) for how in ("-V", "-T")]
+        return mentions_lua(built + loaded)
 
     async def workers(self) -> Workers:
         """See `ports.EdgeProcess`."""

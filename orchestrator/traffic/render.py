@@ -5,12 +5,14 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.ports import Fault
-from orchestrator.rollout.model import Server
+from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import OnDisk
 
 SERVICE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?", re.ASCII)
@@ -80,6 +82,16 @@ if (-f {switch}) {{
 }}
 """
 
+COUNTED = """\
+# Include this beside proxy.conf, then `proxy_pass http://$release_pool;`. It tells when a request is over, so
+# that an instance which is let go is stopped as soon as it has none.
+set_by_lua_block $release_pool {{ ngx.ctx.release_counted = true return "{service}" }}
+log_by_lua_block {{ {lua}.over("{service}") }}
+"""
+
+BALANCER = Path(__file__).with_name("balancer.lua").read_text(encoding="utf-8")
+"""What chooses servers where nginx has the Lua module."""
+
 TEMPLATE = """\
 {% macro proxy() -%}
         include {{ folder }}/snippets/proxy.conf;
@@ -87,8 +99,14 @@ TEMPLATE = """\
         proxy_read_timeout {{ (options.server.read_timeout * 1000) | int }}ms;
         proxy_pass http://$release_pool;
 {%- endmacro -%}
-{% macro pool(name, servers) -%}
+{% macro pool(name, servers, which) -%}
 upstream {{ name }} {
+{%- if secret %}
+    server 0.0.0.1;  # never asked: the balancer chooses
+    balancer_by_lua_block {
+        {{ lua }}.balance("{{ service }}", "{{ which }}", {{ text }}, "{{ switch }}")
+    }
+{%- else %}
     zone {{ name }} 128k;
 {%- if options.method == "least_conn" %}
     least_conn;
@@ -99,13 +117,14 @@ fail_timeout={{ options.fail_timeout }}s{{ " backup" if s.backup }};  # {{ s.rel
 {%- else %}
     server 127.0.0.1:1 down;  # no release yet
 {%- endfor %}
+{%- endif %}
     keepalive {{ options.keepalive }};
 }
 {%- endmacro -%}
-{{ pool(service, route.servers) }}
-{{ pool(service ~ "_back", back) }}
-{% if route.preview %}
-{{ pool(service ~ "_preview", route.preview) }}
+{{ pool(service, route.servers, "main") }}
+{{ pool(service ~ "_back", back, "back") }}
+{% if route.preview or secret %}
+{{ pool(service ~ "_preview", route.preview, "preview") }}
 {% endif %}
 server {
     listen {{ listen }};
@@ -113,12 +132,26 @@ server {
     access_log off;
     location = /generation {
         default_type text/plain;
+{%- if secret %}
+        content_by_lua_block {
+            {{ lua }}.tell("{{ service }}", {{ text }}, "{{ shape }}", "{{ switch }}")
+        }
+    }
+    location = /route {
+        client_max_body_size 1m;
+        client_body_buffer_size 1m;  # in memory: the balancer does not read files
+        content_by_lua_block {
+            {{ lua }}.take("{{ service }}", {{ text }}, "{{ secret }}")
+        }
+    }
+{%- else %}
         open_file_cache off;
         if (-f {{ switch }}) {
             return 200 "{{ service }} {{ route.generation }} {{ token }} back";
         }
         return 200 "{{ service }} {{ route.generation }} {{ token }}";
     }
+{%- endif %}
 }
 {% if options.server %}
 server {
@@ -159,10 +192,33 @@ def closing_path(folder: str) -> str:
     return f"{folder}/switch/.closing"
 
 
-def switch_snippet(service: str, folder: str) -> str:
-    """What goes into a `location` for the rollback switch."""
+def location_snippet(service: str, folder: str, *, dynamic: bool) -> str:
+    """What goes into a `location` beside the proxy snippet."""
     check_service(service)
+    if dynamic:
+        return COUNTED.format(service=service, lua=_lua(folder))
     return SWITCH.format(service=service, switch=switch_path(folder, service))
+
+
+def balancer_path(folder: str) -> str:
+    """The file that nginx' workers run."""
+    return f"{folder}/lua/balancer.lua"
+
+
+def _lua(folder: str) -> str:
+    return f'(package.loaded.release_orchestrator or dofile("{balancer_path(folder)}"))'
+
+
+def route_text(route: Route, options: EdgeOptions, *, token: int, back: Sequence[Server] = ()) -> str:
+    """A route as the balancer reads it."""
+    lines = [f"generation {route.generation}", f"token {token}"]
+    for pool, servers in (("main", route.servers), ("back", back), ("preview", route.preview)):
+        for s in servers:
+            check_server(s)
+            host, _, port = s.address.rpartition(":")
+            name, fails = f"{s.release} {s.instance}", f"{options.max_fails} {options.fail_timeout}"
+            lines.append(f"{pool} {host} {port} {s.weight} {name} {int(s.backup)} {fails}")
+    return "\n".join(lines)
 
 
 def render(
@@ -174,6 +230,7 @@ def render(
     listen: str,
     folder: str,
     back: Sequence[Server] = (),
+    secret: str = "",
 ) -> str:
     """The file for one service.
 
@@ -185,6 +242,7 @@ def render(
         listen: The private address that answers with the generation.
         folder: Our folder as nginx sees it.
         back: Where the traffic goes while the rollback switch is on; empty is no different from off.
+        secret: Lets weights be changed in nginx' memory by whoever knows it; empty where a reload does it.
 
     Raises:
         Fault: A name or an address is not what it must be; nothing was rendered.
@@ -194,21 +252,42 @@ def render(
     for server in (*route.servers, *route.preview, *back):
         check_server(server)
     about = _ON_DISK.dump_json(disk).decode()
-    body = f"{ABOUT}{about}\n" + _template.render(
-        service=service,
-        route=route,
-        back=back or route.servers,
-        options=options,
-        token=int(token),
-        listen=listen,
-        folder=folder,
-        switch=switch_path(folder, service),
-        closing=closing_path(folder),
-    )
+    words = _words(service, options, listen=listen, folder=folder, secret=secret)
+    words |= {"route": route, "back": back or route.servers, "token": int(token)}
+    if secret:
+        words["text"] = f"[==[{route_text(route, options, token=token, back=back)}]==]"
+        words["shape"] = shape_of(service, options, listen=listen, folder=folder, secret=secret)
+    body = f"{ABOUT}{about}\n" + _template.render(**words)
     digest = hashlib.sha256(body.encode()).hexdigest()
     about = f"service={service} generation={route.generation} token={token} sha256={digest}"
     notice = "# Written by the daemon: a change by hand is noticed and told."
     return f"# release-orchestrator {about}\n{notice}\n{body}"
+
+
+def _words(service: str, options: EdgeOptions, *, listen: str, folder: str, secret: str) -> dict[str, Any]:
+    """What the template needs, with an empty route."""
+    return {
+        "service": service,
+        "options": options,
+        "listen": listen,
+        "folder": folder,
+        "secret": secret,
+        "switch": switch_path(folder, service),
+        "closing": closing_path(folder),
+        "lua": _lua(folder),
+        "route": Route(),
+        "back": (),
+        "token": 0,
+        "text": "",
+        "shape": "",
+    }
+
+
+def shape_of(service: str, options: EdgeOptions, *, listen: str, folder: str, secret: str) -> str:
+    """What stays the same in a file while only the route changes: a file of this shape needs no reload."""
+    words = _words(service, options, listen=listen, folder=folder, secret=secret)
+    whole = f"{_template.render(**words)}{options.max_fails} {options.fail_timeout}{BALANCER}"
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

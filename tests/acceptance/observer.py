@@ -29,6 +29,12 @@ SERVER = re.compile(
     r"  # (?P<release>\S+) (?P<instance>\S+)"
 )
 
+IN_MEMORY = re.compile(
+    r"^main (?P<host>[0-9.]+) (?P<port>[0-9]+) (?P<weight>[0-9]+)"
+    r" (?P<release>\S+) (?P<instance>\S+) (?P<backup>[01])",
+    re.MULTILINE,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -93,6 +99,17 @@ class Observer:
             return []
         start = text.find(f"upstream {self.service} {{")
         block = text[start : text.find("\n}", start)]
+        if "balancer_by_lua_block" in block:
+            return [
+                Line(
+                    f"{m['host']}:{m['port']}",
+                    int(m["weight"]),
+                    m["backup"] == "1",
+                    m["release"],
+                    m["instance"],
+                )
+                for m in IN_MEMORY.finditer(block)
+            ]
         return [
             Line(m["address"], int(m["weight"]), bool(m["backup"]), m["release"], m["instance"])
             for m in SERVER.finditer(block)

@@ -1,4 +1,4 @@
-"""`ports.Traffic`: the fake, an nginx on this host and an nginx in a container pass one suite."""
+"""`ports.Traffic`: the fake, nginx on this host, with Lua, and in a container pass one suite."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any
 import docker
 import pytest
 
-from examples.playground.stack import NGINX, free_port
+from examples.playground.stack import LUA, NGINX, free_port
 from orchestrator.ports import Fault, RoutePlan, Stale
 from orchestrator.rollout.model import Route, Server
 from orchestrator.runtime.client import DockerClient
@@ -39,7 +39,7 @@ class Kit:
         return self.process is not None
 
 
-@pytest.fixture(params=["fake", "host", "container"])
+@pytest.fixture(params=["fake", "host", "lua", "container"])
 async def kit(
     request: pytest.FixtureRequest, tmp_path: Path, docker_client: docker.DockerClient
 ) -> AsyncIterator[Kit]:
@@ -54,8 +54,9 @@ async def kit(
     (tmp_path / "tmp").chmod(0o777)
     listen = f"127.0.0.1:{free_port()}"
     conf = tmp_path / "nginx.conf"
-    conf.write_text(NGINX.format(root=tmp_path, extra=""))
-    if request.param == "host":
+    lua = LUA if request.param == "lua" else ""
+    conf.write_text(lua + NGINX.format(root=tmp_path, extra=""))
+    if request.param in ("host", "lua"):
         subprocess.run(["nginx", "-c", str(conf)], check=True, timeout=10)
         process: Any = HostNginx(conf=str(conf), pid_file=tmp_path / "nginx.pid")
         edge = NginxEdge(process, folder, lambda _: EdgeOptions(), listen=listen, confirm_deadline=3.0)
@@ -133,6 +134,7 @@ async def test_an_older_generation_or_token_is_refused(kit: Kit) -> None:
     assert (await kit.traffic.observe("api")).served == 6
 
 
+@pytest.mark.parametrize("kit", ["fake", "host", "container"], indirect=True)  # with Lua nothing is reloaded
 async def test_a_refused_change_leaves_the_last_good_one(kit: Kit) -> None:
     await kit.traffic.apply(plan(1), 1)
     broken = kit.folder / "zz.conf"
@@ -171,7 +173,7 @@ async def test_an_edit_is_seen_and_kept_aside(kit: Kit) -> None:
 @pytest.mark.parametrize("kit", ["host"], indirect=True)
 async def test_a_new_daemon_knows_an_edited_file_by_its_header(kit: Kit) -> None:
     await kit.traffic.apply(plan(1), 1)
-    fresh = NginxEdge(kit.process, kit.folder, lambda _: EdgeOptions(), probe=kit.traffic._probe)
+    fresh = NginxEdge(kit.process, kit.folder, lambda _: EdgeOptions(), probe=kit.traffic._listener._url)
     seen = await fresh.observe("api")
     assert (seen.file, seen.floor, seen.served) == ("ours", 1, 1)
     file = kit.folder / "api.conf"

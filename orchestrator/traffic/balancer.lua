@@ -1,0 +1,216 @@
+-- Chooses a server for each request from a route that lies in shared memory, so that weights change without
+-- a reload. Every worker keeps a parsed copy, and looks at each request whether it is still the newest.
+--
+-- A route is text: "generation N", "token N", then "POOL HOST PORT WEIGHT RELEASE INSTANCE BACKUP MAX_FAILS
+-- FAIL_TIMEOUT" a line; POOL is main, back (where traffic goes while the rollback switch is on) or preview. The
+-- configuration holds the route of its own file: after a restart shared memory is empty and that one is served.
+-- Whichever has the higher generation counts.
+
+local balancer = require "ngx.balancer"
+
+local dict = ngx.shared.release_orchestrator
+local LOOK = 0.05 -- seconds between looks for the switch
+local REMEMBER = 600 -- seconds that a request which nobody counts is remembered
+local module = { routes = {}, switches = {}, down = {} }
+
+local function parse(text)
+    local route = { generation = 0, token = 0, pools = {}, addresses = {} }
+    for line in text:gmatch("[^\n]+") do
+        local word, number = line:match("^(%l+) (%d+)$")
+        if word == "generation" or word == "token" then
+            route[word] = tonumber(number)
+        else
+            local pool, host, port, weight, release, backup, max_fails, fail_timeout = line:match(
+                "^(%l+) (%S+) (%d+) (%d+) (%S+) %S+ ([01]) (%d+) (%d+)$")
+            if not pool then
+                return nil, "line not understood: " .. line
+            end
+            local server = {
+                host = host, port = tonumber(port), address = host .. ":" .. port, weight = tonumber(weight),
+                release = release, backup = backup == "1", max_fails = tonumber(max_fails),
+                fail_timeout = tonumber(fail_timeout), current = 0,
+            }
+            route.pools[pool] = route.pools[pool] or {}
+            table.insert(route.pools[pool], server)
+            route.addresses[server.address] = true
+        end
+    end
+    return route
+end
+
+-- The newest route of a service: from shared memory, or the one that the configuration was loaded with.
+local function current(service, loaded)
+    local newest = dict:get(service)
+    local known = module.routes[service]
+    if known and known.newest == newest and known.loaded == loaded then
+        return known
+    end
+    local route = assert(parse(loaded))
+    local text = newest and dict:get(service .. " " .. newest)
+    local other = text and assert(parse(text))
+    if other and (other.generation > route.generation
+            or other.generation == route.generation and other.token > route.token) then
+        route = other
+    end
+    route.newest, route.loaded = newest, loaded
+    module.routes[service] = route
+    return route
+end
+
+local function switched(path)
+    local seen, now = module.switches[path], ngx.now()
+    if not seen or now - seen.at >= LOOK or now < seen.at then
+        local file = io.open(path)
+        if file then file:close() end
+        seen = { at = now, on = file ~= nil }
+        module.switches[path] = seen
+    end
+    return seen.on
+end
+
+-- Smooth weighted round robin, as nginx' own: exact over the sum of the weights.
+local function choose(servers, fits)
+    local best, total = nil, 0
+    for _, server in ipairs(servers) do
+        if fits(server) then
+            server.current = server.current + server.weight
+            total = total + server.weight
+            if not best or server.current > best.current then best = server end
+        end
+    end
+    if best then best.current = best.current - total end
+    return best
+end
+
+local function pick(servers, tried)
+    local now = ngx.now()
+    local function up(server)
+        local down = module.down[server.address]
+        return not down or down.fails < server.max_fails or now >= down["until"]
+    end
+    local function fresh(server) return not tried[server.address] end
+    return choose(servers, function(s)
+            return not s.backup and fresh(s) and up(s) and not tried[s.release] end)
+        or choose(servers, function(s) return not s.backup and fresh(s) and up(s) end)
+        or choose(servers, function(s) return s.backup and fresh(s) and up(s) end)
+        or choose(servers, fresh)
+        or choose(servers, function() return true end)
+end
+
+local function note_failure(server)
+    if server.max_fails == 0 then return end
+    local now, down = ngx.now(), module.down[server.address]
+    if not down or now >= down["until"] then
+        down = { fails = 0 }
+        module.down[server.address] = down
+    end
+    down.fails = down.fails + 1
+    down["until"] = now + server.fail_timeout
+end
+
+local function count(service, address, by)
+    dict:incr(service .. " @" .. address, by, 0)
+end
+
+-- In an upstream: the server of this attempt.
+function module.balance(service, pool, loaded, switch)
+    local route = current(service, loaded)
+    local servers = route.pools[pool]
+    if pool == "main" and route.pools.back and switched(switch) then
+        servers = route.pools.back
+    end
+    if not servers then
+        return ngx.exit(ngx.HTTP_BAD_GATEWAY)
+    end
+    local ctx = ngx.ctx
+    local tried = ctx.release_tried
+    if tried then
+        if balancer.get_last_failure() then note_failure(ctx.release_server) end
+    else
+        tried = {}
+        ctx.release_tried = tried
+        if #servers > 1 then balancer.set_more_tries(math.min(#servers - 1, 9)) end
+    end
+    local server = pick(servers, tried)
+    tried[server.address], tried[server.release] = true, true
+    if ctx.release_counted then -- by the snippet: only with it is this request counted out again
+        if ctx.release_server then count(service, ctx.release_server.address, -1) end
+        count(service, server.address, 1)
+    else
+        dict:set(service .. " uncounted", true, REMEMBER)
+    end
+    ctx.release_server = server
+    local ok, err = balancer.set_current_peer(server.host, server.port)
+    if not ok then ngx.log(ngx.ERR, "release-orchestrator: ", server.address, ": ", err) end
+end
+
+-- In a location, when a request is over.
+function module.over(service)
+    local ctx = ngx.ctx
+    if ctx.release_counted and ctx.release_server then
+        count(service, ctx.release_server.address, -1)
+    end
+end
+
+-- Requests under way at servers that the route does not name any more; -1 when nobody counts them.
+local function draining(service, route)
+    if dict:get(service .. " uncounted") then return -1 end
+    local found, mark = 0, service .. " @"
+    for _, key in ipairs(dict:get_keys(0)) do
+        if key:sub(1, #mark) == mark and not route.addresses[key:sub(#mark + 1)] then
+            local number = dict:get(key)
+            if number and number > 0 then
+                found = found + number
+            else
+                dict:delete(key)
+            end
+        end
+    end
+    return found
+end
+
+-- At the private listener: what is served.
+function module.tell(service, loaded, shape, switch)
+    local route = current(service, loaded)
+    local file = io.open(switch)
+    if file then file:close() end
+    ngx.print(service, " ", route.generation, " ", route.token, " dynamic ", shape, " ",
+        draining(service, route), file and " back" or "")
+end
+
+-- At the private listener: a newer route. An older generation or token is refused here, in nginx.
+function module.take(service, loaded, secret)
+    local function refuse(status, text)
+        ngx.status = status
+        ngx.print(text)
+        return ngx.exit(status)
+    end
+    if ngx.req.get_method() ~= "PUT" or ngx.var.http_x_secret ~= secret then
+        return refuse(ngx.HTTP_FORBIDDEN, "not allowed")
+    end
+    ngx.req.read_body()
+    local text = ngx.req.get_body_data()
+    local route, why = parse(text or "")
+    if not route or route.generation == 0 then
+        return refuse(ngx.HTTP_BAD_REQUEST, why or "no route")
+    end
+    local known = current(service, loaded)
+    if route.token < known.token or route.generation < known.generation then
+        return refuse(ngx.HTTP_CONFLICT, "generation " .. known.generation .. " under token " .. known.token)
+    end
+    local newest = route.generation .. "." .. route.token
+    local ok, err = dict:safe_set(service .. " " .. newest, text)
+    if ok then ok, err = dict:safe_set(service, newest) end
+    if not ok then
+        return refuse(ngx.HTTP_INSUFFICIENT_STORAGE, err)
+    end
+    local mark = service .. " "
+    for _, key in ipairs(dict:get_keys(0)) do -- of generations before the last one
+        local number = key:sub(1, #mark) == mark and tonumber(key:sub(#mark + 1):match("^(%d+)%."))
+        if number and number < route.generation - 1 then dict:delete(key) end
+    end
+    ngx.print("taken")
+end
+
+package.loaded.release_orchestrator = module
+return module

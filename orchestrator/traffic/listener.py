@@ -1,0 +1,86 @@
+"""nginx' private listener: what it serves, and a newer route where it takes one."""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import aiohttp
+
+from orchestrator.ports import Fault
+from orchestrator.traffic.render import probe_host
+
+DEADLINE = 1.0
+"""Seconds for one request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What nginx says of a service.
+
+    Attributes:
+        text: The answer, or why there is none.
+        generation: The generation that it serves; None without a proper answer.
+        shape: What its file is like apart from the route; empty where routes change by a reload.
+        draining: Requests under way at servers that are not in the route any more, where nginx counts them;
+            -1 where it would and can't.
+    """
+
+    text: str
+    generation: int | None = None
+    shape: str = ""
+    draining: int = 0
+
+
+class Listener:
+    """The private listener of one nginx, asked on a fresh connection each time."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._session: aiohttp.ClientSession | None = None
+
+    async def ask(self, service: str) -> Told:
+        """What is served; a failure is in the text, never raised."""
+        _, text = await self._request("GET", "/generation", service)
+        name, number, *rest = [*text.split(" "), "", ""][:6]
+        if name != service or not number.isascii() or not number.isdecimal():
+            return Told(text)
+        if rest[1:2] == ["dynamic"]:
+            return Told(text, int(number), rest[2], int(rest[3]))
+        return Told(text, int(number))
+
+    async def put(self, service: str, route: str, secret: str) -> None:
+        """Let nginx serve a route from the next request on.
+
+        Raises:
+            Fault: It did not take it, or did not say so.
+        """
+        status, text = await self._request("PUT", "/route", service, data=route, headers={"X-Secret": secret})
+        if status != HTTPStatus.OK:
+            raise Fault(f"nginx did not take the route of {service}: {text}")
+
+    async def _request(
+        self, method: str, path: str, service: str, *, headers: dict[str, str] | None = None, **more: Any
+    ) -> tuple[int, str]:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(force_close=True),
+                timeout=aiohttp.ClientTimeout(total=None),
+            )
+        headers = {"Host": probe_host(service), **(headers or {})}
+        try:
+            async with (
+                asyncio.timeout(DEADLINE),
+                self._session.request(method, f"{self._url}{path}", headers=headers, **more) as answer,
+            ):
+                return answer.status, (await answer.text())[:200]
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            return 0, f"{self._url}: {error or type(error).__name__}"
+
+    async def close(self) -> None:
+        """Close the connections; one that does not close in time is left."""
+        if self._session is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DEADLINE):
+                    await self._session.close()

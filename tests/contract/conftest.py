@@ -1,0 +1,134 @@
+"""An nginx with users on one side and a stable and a candidate server on the other."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from examples.playground.stack import LUA, NGINX, free_port
+from orchestrator.ports import Fault, RoutePlan
+from orchestrator.rollout.model import Route, Server
+from orchestrator.traffic.edge import NginxEdge
+from orchestrator.traffic.process import HostNginx
+from orchestrator.traffic.render import EdgeOptions, ServerBlock
+
+GET = b"GET /a%2Fb HTTP/1.1\r\nHost: x\r\n"
+
+
+@dataclass
+class Site:
+    """One edge, its users' port, and the ports of a stable and a candidate server."""
+
+    edge: NginxEdge
+    process: HostNginx
+    folder: Path
+    port: int
+    backends: dict[str, int]
+    dynamic: bool
+    answered: Counter[str] = field(default_factory=Counter)
+
+    def plan(
+        self, generation: int, *releases: str, back: str = "", weights: Sequence[int] = (1, 1)
+    ) -> RoutePlan:
+        """A route with these releases, and where a rollback leads."""
+        servers = {r: self._server(r) for r in self.backends}
+        fallback = Route(generation=generation, servers=(servers[back],)) if back else None
+        shared = (replace(servers[r], weight=w) for r, w in zip(releases, weights, strict=False))
+        route = Route(generation=generation, servers=tuple(shared))
+        return RoutePlan(service="api", route=route, stable="api-1", fallback=fallback)
+
+    def _server(self, release: str) -> Server:
+        address = f"127.0.0.1:{self.backends[release]}"
+        return Server(
+            address=address,
+            weight=1,
+            release=release,
+            instance=f"{release}-0",
+            container="c",
+            started_at="t",
+        )
+
+    async def ask(self, more: bytes = b"") -> tuple[str, str]:
+        """Who answers a fresh connection, and what becomes of the connection."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(GET + more + b"\r\n")
+        async with asyncio.timeout(5):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            length = int(head.lower().partition("content-length: ")[2].partition("\r\n")[0])
+            who = (await reader.readexactly(length)).decode()
+            self.answered[who] += 1
+        writer.close()
+        return who, "close" if "Connection: close" in head else "keep-alive"
+
+    async def answers(self) -> set[str]:
+        """Who answers, over some requests."""
+        return {(await self.ask())[0] for _ in range(8)}
+
+
+def answering(release: str) -> object:
+    """A server that tells its release, and whether something on the way has decoded the path."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            if b"X-Slow" in head:
+                await asyncio.sleep(1.5)
+            path = "" if head.startswith(b"GET /a%2Fb ") else " at another path"
+            body = f"{release}{path}"
+            writer.write(
+                f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
+            )
+            await writer.drain()
+        writer.close()
+
+    return serve
+
+
+@pytest.fixture(params=["reload", "dynamic"])
+async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
+    for part in (tmp_path, *tmp_path.parents[:3]):
+        part.chmod(0o755)
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp").chmod(0o777)
+    conf = tmp_path / "nginx.conf"
+    modules = LUA if request.param == "dynamic" else ""
+    conf.write_text(modules + NGINX.format(root=tmp_path, extra=""))
+    servers = {r: await asyncio.start_server(answering(r), "127.0.0.1", 0) for r in ("api-1", "api-2")}  # type: ignore[arg-type]
+    port = free_port()
+    options = EdgeOptions(server=ServerBlock(listen=f"127.0.0.1:{port}"))
+    process = HostNginx(conf=str(conf), pid_file=tmp_path / "nginx.pid")
+    edge = NginxEdge(
+        process,
+        tmp_path / "edge",
+        lambda _: options,
+        listen=f"127.0.0.1:{free_port()}",
+        confirm_deadline=3.0,
+        closing_wait=0.3,
+    )
+    old = os.umask(0o077)  # as in the systemd unit
+    edge.prepare()
+    os.umask(old)
+    subprocess.run(["nginx", "-c", str(conf)], check=True, timeout=10)
+    site = Site(
+        edge,
+        process,
+        tmp_path / "edge",
+        port,
+        {r: s.sockets[0].getsockname()[1] for r, s in servers.items()},
+        request.param == "dynamic",
+    )
+    await edge.apply(site.plan(1, "api-1"), 1)
+    await edge.apply(site.plan(2, "api-1", "api-2", back="api-1"), 1)
+    yield site
+    await edge.close()
+    with contextlib.suppress(Fault, ProcessLookupError):
+        os.kill(process.master(), signal.SIGTERM)
+    for server in servers.values():
+        server.close()

@@ -1,0 +1,208 @@
+"""Weights that change in nginx' memory, by its Lua module, beside the same by a reload."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import stat
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.ports import Fault
+from orchestrator.traffic.process import children
+from orchestrator.traffic.render import EdgeOptions
+from tests.contract.conftest import Site
+
+dynamic = pytest.mark.parametrize("site", ["dynamic"], indirect=True)
+
+
+async def _wait_for(site: Site, number: int, at_once: int = 32) -> None:
+    """So many requests, some at a time."""
+    left = iter(range(number))
+
+    async def user() -> None:
+        for _ in left:
+            await site.ask()
+
+    await asyncio.gather(*(user() for _ in range(at_once)))
+
+
+@dynamic
+async def test_weights_change_without_a_reload(site: Site) -> None:
+    before = (await site.process.workers()).accepting
+    await site.edge.apply(site.plan(3, "api-2", back="api-1"), 1)
+    assert await site.answers() == {"api-2"}
+    assert (await site.process.workers()).accepting == before
+    seen = await site.edge.observe("api")
+    assert (seen.served, seen.confirmed, seen.drained) == (3, 3, True)
+
+
+async def test_the_share_served_is_the_share_asked(site: Site) -> None:
+    """One percent within half a point over 20,000 requests, two workers, right after the change."""
+    await site.edge.apply(site.plan(3, "api-1", "api-2", back="api-1", weights=(99, 1)), 1)
+    site.answered.clear()
+    await _wait_for(site, 20_000)
+    assert 100 <= site.answered["api-2"] <= 300
+    assert site.answered.total() == 20_000
+
+
+@dynamic
+async def test_a_restarted_nginx_comes_back_with_the_same_weights(site: Site) -> None:
+    await site.edge.apply(site.plan(3, "api-2", back="api-1"), 1)
+    master = site.process.master()
+    for pid in (master, *children(master)):
+        os.kill(pid, signal.SIGKILL)
+    while Path(f"/proc/{master}").exists():
+        await asyncio.sleep(0.02)
+    await asyncio.to_thread(
+        subprocess.run, ["nginx", "-c", str(site.folder.parent / "nginx.conf")], check=True, timeout=10
+    )
+    assert await site.answers() == {"api-2"}
+    assert (await site.edge.observe("api")).served == 3
+    await site.edge.apply(site.plan(4, "api-1", "api-2", back="api-1"), 1)
+    assert await site.answers() == {"api-1", "api-2"}
+
+
+@dynamic
+@pytest.mark.parametrize(
+    ("route", "secret", "why"),
+    [
+        ("generation 1\ntoken 1\nmain 127.0.0.1 1 1 api-1 a 0 1 2", "", "generation 2 under token 1"),
+        ("generation 9\ntoken 0\nmain 127.0.0.1 1 1 api-1 a 0 1 2", "", "generation 2 under token 1"),
+        ("generation 9\ntoken 1\nmain 127.0.0.1", "", "not understood"),
+        ("", "", "no route"),
+        ("generation 9\ntoken 1\nmain 127.0.0.1 1 1 api-1 a 0 1 2", "guessed", "not allowed"),
+    ],
+)
+async def test_nginx_itself_refuses_what_is_older_or_not_ours(
+    site: Site, route: str, secret: str, why: str
+) -> None:
+    right = (site.folder / "secret").read_text()
+    with pytest.raises(Fault, match=why):
+        await site.edge._listener.put("api", route, secret or right)
+    assert (await site.edge.observe("api")).served == 2
+    assert right not in (await site.edge._listener.ask("api")).text
+    for file in ("api.conf", "api.rollback", "api.good", "secret"):
+        assert stat.S_IMODE((site.folder / file).stat().st_mode) == 0o600, file
+
+
+@dynamic
+async def test_a_request_that_fails_is_tried_at_the_other_release(site: Site) -> None:
+    plan = site.plan(3, "api-1", "api-2", back="api-1")
+    dead = replace(plan.route.servers[1], address="127.0.0.1:1")
+    route = replace(plan.route, servers=(plan.route.servers[0], dead))
+    await site.edge.apply(replace(plan, route=route), 1)
+    site.answered.clear()
+    await _wait_for(site, 200)
+    assert site.answered == {"api-1": 200}
+
+
+@dynamic
+async def test_a_backup_is_asked_when_nobody_else_answers(site: Site) -> None:
+    plan = site.plan(3, "api-1", "api-2", back="api-1")
+    dead = replace(plan.route.servers[1], address="127.0.0.1:1")
+    backup = replace(plan.route.servers[0], backup=True)
+    await site.edge.apply(replace(plan, route=replace(plan.route, servers=(dead, backup))), 1)
+    assert await site.answers() == {"api-1"}
+    await site.edge.apply(site.plan(4, "api-2", back="api-1"), 1)
+    assert await site.answers() == {"api-2"}
+
+
+@dynamic
+async def test_a_server_that_is_let_go_drains_before_it_is_stopped(site: Site) -> None:
+    await site.edge.apply(site.plan(3, "api-2", back="api-1"), 1)
+    slow = asyncio.create_task(site.ask(b"X-Slow: yes\r\n"))
+    await asyncio.sleep(0.3)
+    await site.edge.apply(site.plan(4, "api-1"), 1)
+    assert not (await site.edge.observe("api")).drained
+    assert await site.answers() == {"api-1"}
+    assert (await slow)[0] == "api-2"
+    async with asyncio.timeout(3):
+        while not (await site.edge.observe("api")).drained:
+            await asyncio.sleep(0.05)
+
+
+@dynamic
+async def test_without_the_snippet_nobody_knows_whether_a_server_has_drained(site: Site) -> None:
+    text = f"server {{ listen 127.0.0.1:{site.port + 1}; location / {{ proxy_pass http://api; }} }}\n"
+    (site.folder / "zz.conf").write_text(text)
+    await site.process.reload()
+    await asyncio.sleep(0.5)
+    before, site.port = site.port, site.port + 1
+    assert (await site.ask())[0].partition(" ")[0] in {"api-1", "api-2"}
+    site.port = before
+    await site.edge.apply(site.plan(3, "api-1"), 1)
+    seen = await site.edge.observe("api")
+    assert (seen.served, seen.drained) == (3, False)
+
+
+async def test_the_rollback_file_put_in_place_by_hand_is_served(site: Site) -> None:
+    (site.folder / "api.conf").write_text((site.folder / "api.rollback").read_text())
+    await site.process.reload()
+    await asyncio.sleep(0.5)
+    assert await site.answers() == {"api-1"}
+    assert (await site.edge.observe("api")).local is not None
+
+
+async def test_an_edited_file_is_put_right_in_memory_too(site: Site) -> None:
+    file = site.folder / "api.conf"
+    text = file.read_text()
+    other = site.backends["api-1"]
+    for edited in (f"127.0.0.1:{site.backends['api-2']}", f"127.0.0.1 {site.backends['api-2']}"):
+        text = text.replace(edited, edited[:10] + str(other))
+    file.write_text(text)
+    await site.process.reload()
+    await asyncio.sleep(0.5)
+    assert await site.answers() == {"api-1"}
+    await site.edge.apply(site.plan(2, "api-1", "api-2", back="api-1"), 1)
+    assert await site.answers() == {"api-1", "api-2"}
+    assert (site.folder / "api.edited").read_text() == text
+
+
+@dynamic
+async def test_a_reply_that_is_lost_is_asked_for_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = site.edge._listener.put
+
+    async def lose(service: str, route: str, secret: str) -> None:
+        await put(service, route, secret)
+        raise Fault("no answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(site.edge._listener, "put", lose)
+        with pytest.raises(Fault, match="no answer"):
+            await site.edge.apply(site.plan(3, "api-2", back="api-1"), 1)
+    seen = await site.edge.observe("api")
+    assert (seen.served, seen.confirmed, seen.file, seen.error) == (3, 2, "ours", "no answer")
+    await site.edge.apply(site.plan(3, "api-2", back="api-1"), 1)
+    assert (await site.edge.observe("api")).confirmed == 3
+
+
+@dynamic
+async def test_what_is_no_route_needs_a_reload(site: Site) -> None:
+    workers = (await site.process.workers()).accepting
+    options = site.edge._options("api")
+    site.edge._options = lambda _: replace(options, keepalive=8)
+    await site.edge.apply(site.plan(3, "api-2", back="api-1"), 1)
+    assert not workers & (await site.process.workers()).accepting
+    assert await site.answers() == {"api-2"}
+    site.edge._options = lambda _: EdgeOptions(method="least_conn", server=options.server)
+    await site.edge.apply(site.plan(4, "api-1", back="api-1"), 1)
+    assert "least_conn;" in (site.folder / "api.conf").read_text()
+    assert await site.answers() == {"api-1"}
+
+
+@dynamic
+async def test_a_rollback_takes_a_few_milliseconds(site: Site) -> None:
+    """Not a figure, which the bench gives: that nothing is waited for."""
+    site.edge._closing_wait = 60.0
+    began = time.monotonic()
+    with contextlib.suppress(Fault):
+        await site.edge.retreat("api", "ann", "it burns")
+    assert time.monotonic() - began < 5
+    assert await site.answers() == {"api-1"}
+    seen = await site.edge.observe("api")
+    assert (seen.served, seen.on_disk.local.actor) == (3, "ann")  # type: ignore[union-attr]
