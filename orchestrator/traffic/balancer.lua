@@ -47,12 +47,16 @@ local function current(service, loaded)
     end
     local route = assert(parse(loaded))
     local text = newest and dict:get(service .. " " .. newest)
+    if newest and not text then -- replaced between the two looks
+        newest = dict:get(service)
+        text = dict:get(service .. " " .. newest)
+    end
     local other = text and assert(parse(text))
     if other and (other.generation > route.generation
             or other.generation == route.generation and other.token > route.token) then
         route = other
     end
-    route.newest, route.loaded = newest, loaded
+    route.newest, route.loaded = text and newest, loaded
     module.routes[service] = route
     return route
 end
@@ -155,18 +159,26 @@ end
 -- Requests under way at servers that the route does not name any more; -1 when nobody counts them.
 local function draining(service, route)
     if dict:get(service .. " uncounted") then return -1 end
-    local found, mark = 0, service .. " @"
-    for _, key in ipairs(dict:get_keys(0)) do
-        if key:sub(1, #mark) == mark and not route.addresses[key:sub(#mark + 1)] then
-            local number = dict:get(key)
-            if number and number > 0 then
-                found = found + number
-            else
-                dict:delete(key)
-            end
+    local found = 0
+    for address in (dict:get(service .. " gone") or ""):gmatch("%S+") do
+        if not route.addresses[address] then
+            found = found + math.max(dict:get(service .. " @" .. address) or 0, 0)
         end
     end
     return found
+end
+
+-- The servers that a route ceases to name and that may still have requests.
+local function gone(service, before, route)
+    local found, seen = {}, {}
+    for address in (dict:get(service .. " gone") or ""):gmatch("%S+") do
+        seen[address] = (dict:get(service .. " @" .. address) or 0) > 0
+    end
+    for address in pairs(before.addresses) do seen[address] = true end
+    for address, busy in pairs(seen) do
+        if busy and not route.addresses[address] then table.insert(found, address) end
+    end
+    return table.concat(found, " ")
 end
 
 -- At the private listener: what is served.
@@ -198,17 +210,14 @@ function module.take(service, loaded, secret)
     if route.token < known.token or route.generation < known.generation then
         return refuse(ngx.HTTP_CONFLICT, "generation " .. known.generation .. " under token " .. known.token)
     end
-    local newest = route.generation .. "." .. route.token
-    local ok, err = dict:safe_set(service .. " " .. newest, text)
+    local newest, last = route.generation .. "." .. route.token, dict:get(service)
+    local ok, err = dict:safe_set(service .. " gone", gone(service, known, route))
+    if ok then ok, err = dict:safe_set(service .. " " .. newest, text) end
     if ok then ok, err = dict:safe_set(service, newest) end
     if not ok then
         return refuse(ngx.HTTP_INSUFFICIENT_STORAGE, err)
     end
-    local mark = service .. " "
-    for _, key in ipairs(dict:get_keys(0)) do -- of generations before the last one
-        local number = key:sub(1, #mark) == mark and tonumber(key:sub(#mark + 1):match("^(%d+)%."))
-        if number and number < route.generation - 1 then dict:delete(key) end
-    end
+    if last and last ~= newest then dict:delete(service .. " " .. last) end
     ngx.print("taken")
 end
 

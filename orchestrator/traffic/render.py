@@ -1,5 +1,6 @@
 """A route as an nginx file. Pure: everything that goes in is checked, nothing is free text."""
 
+import functools
 import hashlib
 import ipaddress
 import re
@@ -283,6 +284,7 @@ def _words(service: str, options: EdgeOptions, *, listen: str, folder: str, secr
     }
 
 
+@functools.cache
 def shape_of(service: str, options: EdgeOptions, *, listen: str, folder: str, secret: str) -> str:
     """What stays the same in a file while only the route changes: a file of this shape needs no reload."""
     words = _words(service, options, listen=listen, folder=folder, secret=secret)

@@ -1,5 +1,6 @@
 """The nginx renderer: what is parsed back equals the model, and nothing hostile gets through."""
 
+import re
 from pathlib import Path
 
 import crossplane
@@ -10,7 +11,14 @@ from hypothesis import strategies as st
 from orchestrator.ports import Fault
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import OnDisk
-from orchestrator.traffic.render import EdgeOptions, ServerBlock, read_header, render
+from orchestrator.traffic.render import (
+    EdgeOptions,
+    ServerBlock,
+    location_snippet,
+    read_header,
+    render,
+    route_text,
+)
 
 
 def server(**changes: object) -> Server:
@@ -118,3 +126,42 @@ def test_options_are_rendered() -> None:
     assert "least_conn;" in rendered
     assert "proxy_read_timeout 1500ms;" in rendered
     assert "include /x/snippets/proxy.conf;" in rendered
+
+
+@given(pool=st.lists(servers, max_size=6), back=st.lists(servers, max_size=2))
+def test_a_route_in_memory_says_what_the_model_says(pool: list[Server], back: list[Server]) -> None:
+    route = Route(generation=9, servers=tuple(pool))
+    lines = route_text(route, EdgeOptions(), token=3, back=back).split("\n")
+    assert lines[:2] == ["generation 9", "token 3"]
+    expected = [
+        f"{name} {s.address.replace(':', ' ')} {s.weight} {s.release} {s.instance} {int(s.backup)} 1 2"
+        for name, group in (("main", pool), ("back", back))
+        for s in group
+    ]
+    assert lines[2:] == expected
+
+
+def test_a_file_for_memory_differs_in_nothing_but_its_route_while_its_shape_is_the_same() -> None:
+    def dynamic(route: Route, options: EdgeOptions) -> str:
+        return render(
+            "api", OnDisk(route=route), options, token=3, listen="127.0.0.1:1", folder="/x", secret="s3cret"
+        )
+
+    def shape(rendered: str) -> str:
+        return rendered.partition('.tell("api"')[2].partition(']==], "')[2].partition('"')[0]
+
+    one = dynamic(Route(generation=1, servers=(server(),)), EdgeOptions())
+    two = dynamic(Route(generation=2, servers=(server(weight=7), server(instance="b"))), EdgeOptions())
+    other = dynamic(Route(generation=2, servers=(server(),)), EdgeOptions(keepalive=8))
+    assert shape(one) == shape(two) != shape(other)
+    assert len(shape(one)) == 16
+    bare = [re.sub(r"\[==\[.*?\]==\]", "", t.split("\n", 3)[3], flags=re.DOTALL) for t in (one, two)]
+    assert bare[0] == bare[1]
+
+
+def test_what_could_say_anything_else_to_the_balancer_is_refused() -> None:
+    for change in ({"release": "api-1\nmain 1.2.3.4"}, {"instance": "a]==]"}, {"address": "1.2.3.4"}):
+        with pytest.raises(Fault):
+            route_text(Route(generation=1, servers=(server(**change),)), EdgeOptions(), token=1)
+    with pytest.raises(Fault):
+        location_snippet("../api", "/x", dynamic=True)

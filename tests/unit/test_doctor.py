@@ -1,0 +1,39 @@
+"""What the doctor says of nginx."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.daemon.doctor import _closed_to_others, _weights
+
+LUA = "load_module modules/ngx_http_lua_module.so;"
+
+
+@pytest.mark.parametrize(
+    ("mode", "whole", "ok", "says"),
+    [
+        ("auto", LUA, True, "in nginx' memory"),
+        ("auto", "", True, "libnginx-mod-http-lua"),
+        ("reload", LUA, True, "by a reload"),
+        ("dynamic", LUA, True, "in nginx' memory"),
+        ("dynamic", "", False, "no Lua module"),
+    ],
+)
+def test_how_weights_change(mode: str, whole: str, ok: bool, says: str) -> None:
+    check = _weights(mode, whole)
+    assert check.ok is ok
+    assert says in check.detail
+    assert bool(check.mend) is not ok
+
+
+def test_a_folder_that_workers_can_not_pass_is_named(tmp_path: Path) -> None:
+    for part in (tmp_path, *tmp_path.parents[:3]):
+        part.chmod(0o755)
+    folder = tmp_path / "edge"
+    (folder / "switch").mkdir(parents=True)
+    folder.chmod(0o755)
+    assert _closed_to_others(folder) is None
+    (folder / "switch").chmod(0o700)
+    assert _closed_to_others(folder) == folder / "switch"
+    folder.chmod(0o750)
+    assert _closed_to_others(folder) == folder
