@@ -9,6 +9,8 @@ import asyncio
 import bisect
 import contextlib
 import json
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,6 +38,7 @@ STEPS = 100
 CHANGES = 500
 ROLLBACKS = 40
 RELOADS = 20
+ROUNDS = 3
 PACE = 1.4
 """Seconds from one step of the script to the next: about what one of ours takes."""
 
@@ -273,14 +276,43 @@ async def speed(on: Stage) -> None:
     out.print(f"{bare:.0f} ms; ratio {step / bare:.2f}")
 
 
+async def throughput(on: Stage) -> None:
+    """Print requests a second through our server block and through a plain upstream, in turns."""
+    if not shutil.which("wrk"):
+        out.print("throughput: not measured, wrk is not installed")
+        return
+    plain = on.port + 2
+    servers = "".join(f"server {a};" for a in on.addresses.values())
+    (on.root / "edge" / "zz-plain.conf").write_text(
+        f"upstream plain {{ zone plain 64k; {servers} keepalive 32; }}\n"
+        f"server {{ listen 127.0.0.1:{plain}; location / {{"
+        f" include {on.root}/edge/snippets/proxy.conf; proxy_pass http://plain; }} }}\n"
+    )
+    await on.edge.apply(on.plan(50), 1)
+    await on.process.reload()
+    await asyncio.sleep(1.0)
+    found: dict[int, list[float]] = {on.port: [], plain: []}
+    for _ in range(ROUNDS):
+        for port, rates in found.items():
+            said = await run(["wrk", "-t1", "-c32", "-d4s", f"http://127.0.0.1:{port}/ping"], 20)
+            rates.append(float(said.partition("Requests/sec:")[2].split()[0]))
+    ours, bare = (statistics.median(r) for r in found.values())
+    how = "in nginx' memory" if on.dynamic else "with the switch"
+    out.print(
+        f"throughput, weights {how}: {ours:.0f}/s, plain upstream {bare:.0f}/s, ratio {ours / bare:.2f}"
+    )
+
+
 async def main(number: int) -> None:
     """Print everything."""
     async with stage(dynamic=True) as on:
         await changes(on)
         await rollbacks(on)
+        await throughput(on)
     async with stage(dynamic=False) as on:
         await speed(on)
         await rollbacks(on)
+        await throughput(on)
         await losses(on, number)
 
 

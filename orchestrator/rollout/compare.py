@@ -14,7 +14,7 @@ KNOWN = 1e6
 """Requests of the past for each one of the candidate: so many that their rate counts as known."""
 
 
-PARTIAL_BLOCKS = 2
+PARTIAL_BLOCKS = 4
 
 
 def counted(rule: Comparison, bound: float | None, counts: Counts) -> tuple[float, float]:

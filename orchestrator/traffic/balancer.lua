@@ -72,33 +72,36 @@ local function switched(path)
     return seen.on
 end
 
--- Smooth weighted round robin, as nginx' own: exact over the sum of the weights.
-local function choose(servers, fits)
-    local best, total = nil, 0
-    for _, server in ipairs(servers) do
-        if fits(server) then
-            server.current = server.current + server.weight
+local function up(server, now)
+    local down = module.down[server.address]
+    return not down or down.fails < server.max_fails or now >= down["until"]
+end
+
+-- Smooth weighted round robin, as nginx' own: exact over the sum of the weights. On the way of every request.
+local function first(servers)
+    local now, best, total = ngx.now(), nil, 0
+    for i = 1, #servers do
+        local server = servers[i]
+        if not server.backup and up(server, now) then
+            local current = server.current + server.weight
+            server.current = current
             total = total + server.weight
-            if not best or server.current > best.current then best = server end
+            if not best or current > best.current then best = server end
         end
     end
     if best then best.current = best.current - total end
     return best
 end
 
-local function pick(servers, tried)
-    local now = ngx.now()
-    local function up(server)
-        local down = module.down[server.address]
-        return not down or down.fails < server.max_fails or now >= down["until"]
+-- Whom nobody has asked for this request yet: at best one of another release, at worst anybody.
+local function other(servers, tried)
+    local now, best, rank = ngx.now(), nil, -1
+    for _, server in ipairs(servers) do
+        local value = (tried[server.address] and 0 or 8) + (up(server, now) and 4 or 0)
+            + (server.backup and 0 or 2) + (tried[server.release] and 0 or 1)
+        if value > rank then best, rank = server, value end
     end
-    local function fresh(server) return not tried[server.address] end
-    return choose(servers, function(s)
-            return not s.backup and fresh(s) and up(s) and not tried[s.release] end)
-        or choose(servers, function(s) return not s.backup and fresh(s) and up(s) end)
-        or choose(servers, function(s) return s.backup and fresh(s) and up(s) end)
-        or choose(servers, fresh)
-        or choose(servers, function() return true end)
+    return best
 end
 
 local function note_failure(server)
@@ -112,8 +115,9 @@ local function note_failure(server)
     down["until"] = now + server.fail_timeout
 end
 
-local function count(service, address, by)
-    dict:incr(service .. " @" .. address, by, 0)
+local function count(service, server, by)
+    server.key = server.key or (service .. " @" .. server.address)
+    dict:incr(server.key, by, 0)
 end
 
 -- In an upstream: the server of this attempt.
@@ -127,23 +131,23 @@ function module.balance(service, pool, loaded, switch)
         return ngx.exit(ngx.HTTP_BAD_GATEWAY)
     end
     local ctx = ngx.ctx
-    local tried = ctx.release_tried
-    if tried then
-        if balancer.get_last_failure() then note_failure(ctx.release_server) end
-    else
-        tried = {}
+    local last, tried = ctx.release_server, ctx.release_tried
+    if last then
+        if balancer.get_last_failure() then note_failure(last) end
+        tried = tried or {}
+        tried[last.address], tried[last.release] = true, true
         ctx.release_tried = tried
-        if #servers > 1 then balancer.set_more_tries(math.min(#servers - 1, 9)) end
+    elseif #servers > 1 then
+        balancer.set_more_tries(math.min(#servers - 1, 9))
     end
-    local server = pick(servers, tried)
-    tried[server.address], tried[server.release] = true, true
+    local server = not last and first(servers) or other(servers, tried or {})
+    ctx.release_server = server
     if ctx.release_counted then -- by the snippet: only with it is this request counted out again
-        if ctx.release_server then count(service, ctx.release_server.address, -1) end
-        count(service, server.address, 1)
+        if last then count(service, last, -1) end
+        count(service, server, 1)
     else
         dict:set(service .. " uncounted", true, REMEMBER)
     end
-    ctx.release_server = server
     local ok, err = balancer.set_current_peer(server.host, server.port)
     if not ok then ngx.log(ngx.ERR, "release-orchestrator: ", server.address, ": ", err) end
 end
@@ -152,7 +156,7 @@ end
 function module.over(service)
     local ctx = ngx.ctx
     if ctx.release_counted and ctx.release_server then
-        count(service, ctx.release_server.address, -1)
+        count(service, ctx.release_server, -1)
     end
 end
 
@@ -210,14 +214,14 @@ function module.take(service, loaded, secret)
     if route.token < known.token or route.generation < known.generation then
         return refuse(ngx.HTTP_CONFLICT, "generation " .. known.generation .. " under token " .. known.token)
     end
-    local newest, last = route.generation .. "." .. route.token, dict:get(service)
+    local newest, last = dict:incr(service .. " version", 1, 0), dict:get(service)
     local ok, err = dict:safe_set(service .. " gone", gone(service, known, route))
     if ok then ok, err = dict:safe_set(service .. " " .. newest, text) end
     if ok then ok, err = dict:safe_set(service, newest) end
     if not ok then
         return refuse(ngx.HTTP_INSUFFICIENT_STORAGE, err)
     end
-    if last and last ~= newest then dict:delete(service .. " " .. last) end
+    if last then dict:delete(service .. " " .. last) end
     ngx.print("taken")
 end
 
