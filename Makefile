@@ -35,6 +35,7 @@ check: setup
 
 bench: setup
 	@$(WITH_DOCKER) $(PYTHON) -m bench.handover
+	@$(WITH_DOCKER) $(PYTHON) -m bench.traffic
 	@$(WITH_DOCKER) $(PYTHON) -m bench.footprint
 	@$(WITH_DOCKER) $(PYTHON) -m bench.recovery
 	@$(WITH_DOCKER) $(PYTHON) -m bench.intake

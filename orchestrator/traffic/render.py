@@ -202,8 +202,9 @@ def location_snippet(service: str, folder: str, *, dynamic: bool) -> str:
 
 
 def balancer_path(folder: str) -> str:
-    """The file that nginx' workers run."""
-    return f"{folder}/lua/balancer.lua"
+    """The file that nginx' workers run; another version is another file, so that no worker mixes two."""
+    version = hashlib.sha256(BALANCER.encode()).hexdigest()[:12]
+    return f"{folder}/lua/balancer-{version}.lua"
 
 
 def _lua(folder: str) -> str:
@@ -288,7 +289,7 @@ def _words(service: str, options: EdgeOptions, *, listen: str, folder: str, secr
 def shape_of(service: str, options: EdgeOptions, *, listen: str, folder: str, secret: str) -> str:
     """What stays the same in a file while only the route changes: a file of this shape needs no reload."""
     words = _words(service, options, listen=listen, folder=folder, secret=secret)
-    whole = f"{_template.render(**words)}{options.max_fails} {options.fail_timeout}{BALANCER}"
+    whole = f"{_template.render(**words)}{options.max_fails} {options.fail_timeout}"
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 

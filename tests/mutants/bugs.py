@@ -18,6 +18,8 @@ UNIT = "tests/unit"
 ENGINE = "tests/unit/test_engine.py"
 STORE = "tests/contract/test_store.py"
 TRAFFIC = "tests/contract/test_traffic.py -k 'not container'"
+SWITCH = "tests/contract/test_switch.py"
+MEMORY = "tests/contract/test_memory.py -k 'not share'"
 RUNTIME = "tests/contract/test_runtime.py"
 SIMULATION = "tests/simulation -k one_effect"
 
@@ -107,9 +109,93 @@ BUGS = (
     Bug(
         "a reload that returned is believed",
         "traffic/edge.py",
-        "            await self._process.reload()\n            await self._confirm(service, generation)\n",
-        "            await self._process.reload()\n",
+        "            await self._confirm(service, change.disk.route.generation, before)\n",
+        "",
         TRAFFIC,
+    ),
+    Bug(
+        "a rollback waits for its reload",
+        "traffic/edge.py",
+        '            switches.turn_on(plan.service, "".join(wanted))\n            return True\n',
+        "            return False\n",
+        SWITCH,
+    ),
+    Bug(
+        "a switch that is left over holds the next release back",
+        "traffic/edge.py",
+        "            switches.put_away(plan.service)\n",
+        "",
+        SWITCH,
+    ),
+    Bug(
+        "a step goes on over a switch that a person has turned",
+        "traffic/edge.py",
+        "            if to != served:\n",
+        "            if False:\n",
+        SWITCH,
+    ),
+    Bug(
+        "connections are not closed before a reload",
+        "traffic/edge.py",
+        "                self._switches.close_connections()\n",
+        "",
+        SWITCH,
+    ),
+    Bug(
+        "connections stay closed after a reload",
+        "traffic/edge.py",
+        "            self._switches.keep_connections()\n",
+        "            pass\n",
+        SWITCH,
+    ),
+    Bug(
+        "workers may not look for the switch",
+        "traffic/switch.py",
+        "                folder.chmod(mode | PASS)\n",
+        "                pass\n",
+        SWITCH,
+    ),
+    Bug(
+        "the switch that a person turned is not followed",
+        "engine/converge.py",
+        "if edge.switched_to and edge.local is None and active != {edge.switched_to}:",
+        "if False:",
+        ENGINE,
+    ),
+    Bug(
+        "nginx takes an older route into its memory",
+        "traffic/balancer.lua",
+        "if route.token < known.token or route.generation < known.generation then",
+        "if false then",
+        MEMORY,
+    ),
+    Bug(
+        "nginx takes a route from anybody",
+        "traffic/balancer.lua",
+        "or ngx.var.http_x_secret ~= secret then",
+        "then",
+        MEMORY,
+    ),
+    Bug(
+        "a restarted nginx has forgotten the weights",
+        "traffic/edge.py",
+        "        await to_the_end(lambda: write(change.path, text, private=True))\n",
+        "",
+        MEMORY,
+    ),
+    Bug(
+        "a server in memory is stopped while it has requests",
+        "traffic/edge.py",
+        "        drained = drained and not told.draining\n",
+        "",
+        MEMORY,
+    ),
+    Bug(
+        "a retry asks the release that has failed",
+        "traffic/balancer.lua",
+        "tried[last.address], tried[last.release] = true, true",
+        "local _ = tried",
+        MEMORY,
     ),
     Bug(
         "what was never confirmed is put back after a crash",
@@ -121,7 +207,7 @@ BUGS = (
     Bug(
         "the fallback is not written first",
         "traffic/edge.py",
-        "        await self._keep_fallback(plan, token)\n",
+        "        await self._keep_fallback(plan, token, secret)\n",
         "",
         TRAFFIC,
     ),
