@@ -93,8 +93,8 @@ async def test_nginx_itself_refuses_what_is_older_or_not_ours(
 @dynamic
 async def test_a_request_that_fails_is_tried_at_the_other_release(site: Site) -> None:
     plan = site.plan(3, "api-1", "api-2", back="api-1")
-    dead = replace(plan.route.servers[1], address="127.0.0.1:1")
-    route = replace(plan.route, servers=(plan.route.servers[0], dead))
+    dead = [replace(plan.route.servers[1], address=f"127.0.0.1:{n}") for n in (1, 2, 3)]
+    route = replace(plan.route, servers=(*dead, plan.route.servers[0]))
     await site.edge.apply(replace(plan, route=route), 1)
     site.answered.clear()
     await _wait_for(site, 200)
