@@ -193,21 +193,20 @@ class NginxEdge:
         header = read_header(old) if old is not None else None
         self._fence(plan, token, header)
         secret = await self._secret(plan.service)
-        told = await self._listener.ask(plan.service)
-        direct = header is not None and header.intact and self._same_shape(plan.service, told, secret)
+        direct = await self._takes_routes(plan.service, header, secret)
         switched = self._take_back_at_once(plan, header, flip=not direct)
         back = plan.fallback.servers if plan.fallback and not switched else ()
         change = _Change(path, old, OnDisk(route=plan.route, stable=plan.stable), token, secret, back)
         await self._keep_snippet(plan.service, secret)
         await self._keep_fallback(plan, token, secret)
-        await self._make(change, state, direct=direct, told=told)
+        await self._make(change, state, direct=direct)
 
-    async def _make(self, change: _Change, state: _Served, *, direct: bool, told: Told) -> None:
+    async def _make(self, change: _Change, state: _Served, *, direct: bool) -> None:
         """Let nginx serve it, in its memory or by a reload, and remember that it does."""
         text, generation = self._render(change), change.disk.route.generation
         if direct:
             await self._put(change, text, state)
-        elif change.old == text and told.generation == generation:
+        elif change.old == text and (await self._listener.ask(change.service)).generation == generation:
             await self._confirm(change.service, generation)
         else:
             await self._reload(change, text, state)
@@ -219,11 +218,13 @@ class NginxEdge:
         """See `Memory.secret`; the balancer does round robin alone."""
         return await self._memory.secret() if self._options(service).method == "round_robin" else ""
 
-    def _same_shape(self, service: str, told: Told, secret: str) -> bool:
+    async def _takes_routes(self, service: str, header: Header | None, secret: str) -> bool:
         """Whether nginx runs a file that differs from the wanted one in nothing but its route."""
+        if not secret or header is None or not header.intact:
+            return False
         options = self._options(service)
         shape = shape_of(service, options, listen=self._listen, folder=self._folder, secret=secret)
-        return bool(secret) and told.shape == shape
+        return (await self._listener.ask(service)).shape == shape
 
     async def _put(self, change: _Change, text: str, state: _Served) -> None:
         """Write the file, then hand the route to nginx, which serves it from the next request on.
@@ -307,12 +308,11 @@ class NginxEdge:
         local = LocalRollback(to=disk.local.to, actor=actor, reason=reason)
         route = dataclasses.replace(disk.route, generation=floor + 1)
         secret = await self._secret(service)
-        told = await self._listener.ask(service)
-        direct = header is not None and header.intact and self._same_shape(service, told, secret)
+        direct = await self._takes_routes(service, header, secret)
         if not direct:
             self._switches.turn_on(service, disk.local.to)
         change = _Change(path, old, OnDisk(route=route, stable=disk.stable, local=local), known, secret)
-        await self._make(change, state, direct=direct, told=told)
+        await self._make(change, state, direct=direct)
         return local
 
     def _render(self, change: _Change) -> str:
