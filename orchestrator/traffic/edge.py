@@ -210,7 +210,7 @@ class NginxEdge:
             await self._confirm(change.service, generation)
         else:
             await self._reload(change, text, state)
-        await to_the_end(lambda: write(change.path.with_suffix(LAST_GOOD), text, private=True))
+        await to_the_end(lambda: write(change.path.with_suffix(LAST_GOOD), text, private=bool(change.secret)))
         state.old_workers = (await self._process.workers()).retiring
         state.confirmed, state.text = generation, text
 
@@ -286,7 +286,7 @@ class NginxEdge:
         )
         disk = OnDisk(route=plan.fallback, stable=plan.stable, local=by_hand)
         text = self._render(_Change(self.file(plan.service), None, disk, token, secret))
-        await to_the_end(lambda: write(path, text, private=True))
+        await to_the_end(lambda: write(path, text, private=bool(secret)))
 
     async def _retreat(
         self, service: str, actor: str, reason: str, token: int | None, state: _Served
@@ -358,7 +358,7 @@ class NginxEdge:
         known, state.text = state.text, text
         reloaded = False
         try:
-            await to_the_end(lambda: write(path, text, private=True))
+            await to_the_end(lambda: write(path, text, private=bool(change.secret)))
             await self._process.test()
             before = (await self._process.workers()).accepting
             if self._calm(service, header, change.disk.route):

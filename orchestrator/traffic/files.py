@@ -89,12 +89,15 @@ def remove(path: Path) -> None:
 
 
 def replace(path: Path, text: str, *, private: bool = False) -> None:
-    """Temporary file, fsync, rename, fsync of the folder."""
+    """Temporary file, fsync, rename, fsync of the folder. Root leaves it to the folder's owner."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             if private:
                 os.fchmod(file.fileno(), 0o600)
+            if os.geteuid() == 0:  # a person's command; the daemon has to read it, whoever it runs as
+                owner = path.parent.stat()
+                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -5,6 +5,7 @@ import contextlib
 import os
 import random
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import AsyncIterator
@@ -340,3 +341,13 @@ async def test_a_full_disk_leaves_the_live_file_whole(tmp_path: Path) -> None:
         assert [p.name for p in disk.iterdir()] == ["api.conf"]
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_what_root_writes_belongs_to_the_owner_of_the_folder(tmp_path: Path) -> None:
+    """`rollback --local` by root leaves files that a daemon without root reads and replaces."""
+    os.chown(tmp_path, 65534, 65534)
+    for private, mode in ((True, 0o600), (False, 0o644)):
+        file = tmp_path / "api.conf"
+        write(file, "text\n", private=private)
+        found = file.stat()
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 65534, mode)

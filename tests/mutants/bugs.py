@@ -151,8 +151,8 @@ BUGS = (
     Bug(
         "workers may not look for the switch",
         "traffic/switch.py",
-        "                folder.chmod(mode | PASS)\n",
-        "                pass\n",
+        "                    folder.chmod(mode | PASS)\n",
+        "                    pass\n",
         SWITCH,
     ),
     Bug(
