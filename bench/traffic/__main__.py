@@ -172,6 +172,17 @@ async def steps(on: Stage, number: int, network: str, step: Callable[[int], Awai
     return heard[0]
 
 
+def print_delays(title: str, delays: dict[str, list[float]], heard: Heard) -> None:
+    """Print medians and tails of delays in seconds, and what the clients lost meanwhile."""
+    table = Table(title=f"{title}, milliseconds")
+    for column in ("", "median", "p99"):
+        table.add_column(column, justify="right" if column else "left")
+    for what, values in delays.items():
+        table.add_row(what, *(f"{percentile(values, q) * 1000:.1f}" for q in (0.5, 0.99)))
+    out.print(table)
+    out.print(f"{heard.sent} requests, {sum(heard.lost.values())} lost")
+
+
 async def changes(on: Stage) -> None:
     """Print requests lost over many changes in nginx' memory, and how long each takes to have effect."""
     took: list[float] = []
@@ -192,13 +203,8 @@ async def changes(on: Stage) -> None:
         span = heard[0].marks[bisect.bisect(marks, began) : bisect.bisect(marks, began + took[n] + 0.05)]
         wrong = [at for at, who in span if who != ("v1", "v2")[n % 2]]
         effect.append(max(wrong, default=began) - began)
-    table = Table(title=f"{CHANGES} changes of all weights in nginx' memory, milliseconds")
-    for column in ("", "median", "p99"):
-        table.add_column(column, justify="right" if column else "left")
-    for what, values in (("the last request by the old weights", effect), ("confirmed", took)):
-        table.add_row(what, *(f"{percentile(values, q) * 1000:.1f}" for q in (0.5, 0.99)))
-    out.print(table)
-    out.print(f"{heard[0].sent} requests, {sum(heard[0].lost.values())} lost")
+    title = f"{CHANGES} changes of all weights in nginx' memory"
+    print_delays(title, {"the last request by the old weights": effect, "confirmed": took}, heard[0])
 
 
 async def losses(on: Stage, number: int) -> None:
@@ -242,13 +248,10 @@ async def rollbacks(on: Stage) -> None:
         wrong = [at for at, who in heard[0].marks if who == "v2" and start <= at <= end]
         late.append(max(wrong, default=start) - start)
     how = "in nginx' memory" if on.dynamic else "by the switch"
-    table = Table(title=f"{ROLLBACKS} rollbacks of a candidate that has 50 %, {how}, milliseconds")
-    for column in ("", "median", "p99"):
-        table.add_column(column, justify="right" if column else "left")
-    for what, values in (("the last request that reaches the candidate", late), ("confirmed", confirmed)):
-        table.add_row(what, *(f"{percentile(values, q) * 1000:.1f}" for q in (0.5, 0.99)))
-    out.print(table)
-    out.print(f"{heard[0].sent} requests, {sum(heard[0].lost.values())} lost")
+    title = f"{ROLLBACKS} rollbacks of a candidate that has 50 %, {how}"
+    print_delays(
+        title, {"the last request that reaches the candidate": late, "confirmed": confirmed}, heard[0]
+    )
 
 
 async def speed(on: Stage) -> None:

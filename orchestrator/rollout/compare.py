@@ -13,8 +13,8 @@ from orchestrator.rollout.policy import Certainty, Comparison, Policy
 KNOWN = 1e6
 """Requests of the past for each one of the candidate: so many that their rate counts as known."""
 
-
 PARTIAL_BLOCKS = 4
+"""First blocks of a step that do not yet tell of a candidate without requests: see `unreached`."""
 
 
 def counted(rule: Comparison, bound: float | None, counts: Counts) -> tuple[float, float]:
