@@ -100,11 +100,17 @@ async def test_a_container_that_burns_its_cpu_goes_back_by_what_docker_counts(
 ) -> None:
     s = await stack(
         metrics={"cpu": "docker"},
+        container={  # a fifth of a CPU, which the kernel grants on a busy machine as well
+            "port": 8080,
+            "memory": "64MiB",
+            "cpus": 0.2,
+            "probe": {"successes": 2},
+        },
         gates=[
-            {"metric": "cpu", "max": "85%", "for": "2s", "window": "5s"},
+            {"metric": "cpu", "max": "60%", "for": "2s", "window": "5s"},
             {"metric": "cpu", "name": "trial", "max": "1%", "dry_run": True},
         ],
-        strategy={"steps": [20, 100], "first_hold": "15s", "bake": "2s"},
+        strategy={"steps": [20, 100], "first_hold": "40s", "bake": "2s"},
     )
     await s.push("api", images("v1"))
     await s.ended("api-1")
@@ -113,4 +119,4 @@ async def test_a_container_that_burns_its_cpu_goes_back_by_what_docker_counts(
         ended = await s.ended("api-2")
     assert ended.outcome is Outcome.ROLLED_BACK
     assert ended.reason.startswith("cpu_limit ")
-    assert "limit 85.00 %" in ended.reason
+    assert "limit 60.00 %" in ended.reason
