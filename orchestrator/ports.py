@@ -3,6 +3,8 @@
 Every method has a deadline of its own and raises `Fault` when the other side can't do it.
 """
 
+import math
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -74,6 +76,7 @@ class MetricSource:
         path: The path that Prometheus scrapes.
         port: The port that Prometheus scrapes; 0 is the service's own.
         cpu: Counter of CPU seconds, or `ENGINE`.
+        at_edge: Whether the daemon counts them, from what nginx tells, and is scraped for each instance.
     """
 
     requests: str
@@ -85,6 +88,7 @@ class MetricSource:
     path: str = "/metrics"
     port: int = 0
     cpu: str = "process_cpu_seconds_total"
+    at_edge: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,10 +145,31 @@ class RoutePlan:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One address that Prometheus is to scrape."""
+    """One address that Prometheus is to scrape.
+
+    Attributes:
+        at_edge: The daemon answers for it, at the path in its labels.
+    """
 
     address: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    at_edge: bool = False
+
+
+@dataclass(slots=True)
+class AnsweredCounts:
+    """What nginx has seen of one instance: attempts by status code, and by upper bound of their seconds."""
+
+    bounds: tuple[float, ...]
+    codes: Counter[str] = field(default_factory=Counter)
+    buckets: Counter[float] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    def add(self, code: str, seconds: float, number: int) -> None:
+        """Count `number` equal attempts."""
+        self.codes[code] += number
+        self.seconds += seconds * number
+        self.buckets[next((b for b in self.bounds if seconds <= b), math.inf)] += number
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +281,10 @@ class EdgeProcess(Protocol):
 
     async def reload(self) -> None:
         """Ask for a reload; that it returns does not mean that it took effect."""
+        ...
+
+    async def reopen(self) -> None:
+        """Let it open its logs again; raises `Fault` when it can't be asked."""
         ...
 
     async def has_lua(self) -> bool:

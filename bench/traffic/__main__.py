@@ -29,8 +29,8 @@ from examples.playground.stack import LUA, NGINX, ROOT, free_port
 from orchestrator.ports import RoutePlan
 from orchestrator.rollout.model import Route, Server
 from orchestrator.traffic.edge import NginxEdge
+from orchestrator.traffic.options import EdgeOptions, ServerBlock
 from orchestrator.traffic.process import HostNginx, run
-from orchestrator.traffic.render import EdgeOptions, ServerBlock
 
 out = Console(highlight=False, width=110)
 

@@ -17,13 +17,14 @@ def targets(state: ServiceState, instances: Iterable[Instance], source: MetricSo
         host, _, port = instance.address.rpartition(":")
         found.append(
             Target(
-                address=f"{host}:{source.port or port}",
+                address=instance.address if source.at_edge else f"{host}:{source.port or port}",
+                at_edge=source.at_edge,
                 labels={
                     "service": state.service,
                     "release": instance.release,
                     "instance": instance.name,
                     "track": track(state, instance.release),
-                    "__metrics_path__": source.path,
+                    "__metrics_path__": f"/instances/{instance.name}" if source.at_edge else source.path,
                 },
             )
         )
@@ -41,6 +42,6 @@ def track(state: ServiceState, release: str) -> str:
     return "retiring"
 
 
-def document(found: Iterable[Target]) -> list[dict[str, Any]]:
-    """The JSON that `http_sd_configs` expects."""
-    return [{"targets": [t.address], "labels": dict(t.labels)} for t in found]
+def document(found: Iterable[Target], here: str) -> list[dict[str, Any]]:
+    """The JSON that `http_sd_configs` expects of the daemon, which whoever asks calls `here`."""
+    return [{"targets": [here if t.at_edge else t.address], "labels": dict(t.labels)} for t in found]

@@ -1,6 +1,6 @@
 """The metric names that Gin services really expose."""
 
-from orchestrator.ports import MetricSource
+from orchestrator.ports import ENGINE, MetricSource
 
 PRESETS = {
     # promhttp-style middleware around prometheus/client_golang.
@@ -26,5 +26,14 @@ PRESETS = {
         error_pattern="5..",
         latency="http_server_request_duration_seconds",
         ignore=(("http_route", "/metrics|/health|/healthz|/ready|/readyz"),),
+    ),
+    # What the daemon counts from nginx' log, for services that expose nothing themselves.
+    "nginx": MetricSource(
+        requests="nginx_requests_total",
+        status_label="code",
+        error_pattern="5..",
+        latency="nginx_request_duration_seconds",
+        cpu=ENGINE,
+        at_edge=True,
     ),
 }

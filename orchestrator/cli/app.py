@@ -31,7 +31,7 @@ from orchestrator.cli.show import COLOURS, history_rows, status_table, verdict_l
 from orchestrator.cli.watch import watch_events, watch_live
 from orchestrator.daemon.config import Config
 from orchestrator.daemon.doctor import examine
-from orchestrator.daemon.local import roll_back_here
+from orchestrator.daemon.local import reload_here, roll_back_here
 from orchestrator.daemon.serve import serve as serve_daemon
 from orchestrator.daemon.units import seconds
 from orchestrator.observability.logs import configure
@@ -350,6 +350,19 @@ def rehearse_command(
     found = config_or_exit(config)
     _check_known(found, service)
     run(rehearse(found, service, days=days, replays=replays, seed=seed, output=output))
+
+
+@app.command(name="reload-nginx")
+def reload_nginx(config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Let nginx read its files again, on its host: for a certificate that was renewed, also in a rollout."""
+    found = config_or_exit(config)
+
+    async def work() -> int:
+        await reload_here(found)
+        out.print("nginx has read its files again")
+        return OK
+
+    raise typer.Exit(run(work()))
 
 
 @app.command()

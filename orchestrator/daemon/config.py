@@ -75,18 +75,29 @@ def load(path: Path) -> Config:
 
 
 def _clashes(services: dict[str, ServiceFile]) -> list[str]:
-    """Two services whose generated `server` blocks would stand in each other's way."""
-    seen: dict[tuple[str, str, str], str] = {}
+    """Services whose generated `server` blocks would stand in each other's way."""
+    seen: dict[tuple[str, ...], str] = {}
     problems = []
     for name, file in services.items():
         server = file.nginx.server
         if server is None:
             continue
-        place = (server.listen, server.server_name, server.path)
+        place: tuple[str, ...] = (server.listen, server.server_name)
+        if server.join:
+            owner = services.get(server.join)
+            if owner is None or owner.nginx.server is None or owner.nginx.server.join:
+                problems.append(
+                    f"{name}: nginx/server/join: {server.join!r} is no service with a server block of its own"
+                )
+                continue
+            place = (server.join, server.path)
+            if owner.nginx.server.path == server.path:
+                seen.setdefault(place, server.join)
         if place in seen:
+            what = f"path {server.path}" if server.join else f"listen {place[0]}, server_name {place[1]}"
             problems.append(
-                f"{name}: nginx/server: listen {server.listen}, server_name {server.server_name} is that of"
-                f" {seen[place]}; give one another name"
+                f"{name}: nginx/server: {what} is that of {seen[place]}; give one another, or join its block"
+                f" at a path of its own: {{join: {seen[place]}, path: /{name}/}}"
             )
         seen.setdefault(place, name)
     return problems

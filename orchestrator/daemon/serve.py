@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from orchestrator.engine.measure import Measurer
 from orchestrator.engine.tasks import eternal
 from orchestrator.intake.stream import RequestStream
 from orchestrator.observability import stall, systemd
+from orchestrator.observability.certificates import ends_at
 from orchestrator.observability.events import tell
 from orchestrator.observability.http import Views, application, listen
 from orchestrator.observability.logs import LineWriter
-from orchestrator.observability.metrics import DaemonMetrics
+from orchestrator.observability.metrics import DaemonMetrics, seen_by_nginx
 from orchestrator.ports import EdgeProcess, Fault, ServicePlan, Stale, Target
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
@@ -39,14 +40,18 @@ from orchestrator.store.lease import Lease
 from orchestrator.store.redis_store import Client, RedisStore, connect
 from orchestrator.store.server import PrivateRedis, check_settings
 from orchestrator.traffic.edge import NginxEdge
+from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.process import HostNginx
-from orchestrator.traffic.render import EdgeOptions
+from orchestrator.traffic.request_log import RequestLog
 
 log = structlog.get_logger()
 
 STOP_DEADLINE = 15.0
 """Seconds for an orderly stop; then the process leaves whatever still hangs."""
 
+
+CERTIFICATES_EVERY = 60.0
+"""Seconds between looks at the certificates that nginx shows."""
 
 REDIS_TIMEOUT = 2.5
 """Seconds for one answer of Redis; as long as a bad candidate may have to wait for its local rollback."""
@@ -65,6 +70,7 @@ class Daemon:
         self._token = 0
         self._targets: dict[str, list[Target]] = {}
         self._docker = DockerClient(settings.docker.url)
+        self._requests = RequestLog(make_process(settings, self._docker), settings.nginx.directory)
         self._keys = Keys(settings.redis.prefix)
         self._prometheus = make_prometheus(settings, self._clock)
 
@@ -77,7 +83,7 @@ class Daemon:
         """
         settings = self.config.settings
         host, _, port = settings.http.listen.rpartition(":")
-        views = Views(self._metrics, self._target_document, lambda: self._unready)
+        views = Views(self._metrics, self._target_document, self._instance, lambda: self._unready)
         runner = await listen(application(views), host, int(port))
         heartbeat = asyncio.create_task(systemd.heartbeat(), name="heartbeat")
         systemd.notify("READY=1\nSTATUS=waiting for the lease")  # a standby is a healthy service too
@@ -85,6 +91,7 @@ class Daemon:
             async with self._redis() as redis:
                 edge = make_edge(settings, self._docker, self._edge_options)
                 edge.prepare()
+                self._requests.prepare()
                 runtime = self._runtime(settings)
 
                 async def floor() -> int:
@@ -183,9 +190,11 @@ class Daemon:
                 dispatcher.configure({n: s.plan() for n, s in self.config.services.items()}, group)
                 forever("requests", stream.run)
                 forever("measure", measurer.run)
+                forever("request log", self._requests.run)
                 forever("docker events", lambda: dispatcher.listen(docker_events))
                 forever("stall", lambda: stall.watch(self._metrics.stall.set))
                 forever("counts", lambda: self._count(store))
+                forever("certificates", self._watch_certificates)
                 self._on_reload(dispatcher, group)
                 self._unready = ""
                 systemd.notify("STATUS=driving")
@@ -196,6 +205,7 @@ class Daemon:
             self._unready = "stopping"
             await runtime.close()
             await edge.close()
+            self._requests.close()
 
     async def _await_docker(self, runtime: DockerRuntime) -> None:
         """Docker may come up later than the daemon; until then nothing can be driven."""
@@ -240,10 +250,33 @@ class Daemon:
             self._targets[state.service] = targets(state, seen.instances, plan.metrics)
         self._metrics.show(state, seen)
 
-    def _target_document(self) -> list[dict[str, Any]] | None:
+    def _all_targets(self) -> Iterator[Target]:
+        return (t for found in self._targets.values() for t in found)
+
+    def _target_document(self, here: str) -> list[dict[str, Any]] | None:
         if self.config.services.keys() - self._targets.keys():
             return None
-        return document(t for found in self._targets.values() for t in found)
+        return document(self._all_targets(), here)
+
+    def _instance(self, name: str) -> bytes:
+        addresses = {t.labels["instance"]: t.address for t in self._all_targets() if t.at_edge}
+        self._requests.forget(set(addresses.values()))
+        return seen_by_nginx(self._requests.counts(name, addresses[name]))
+
+    async def _watch_certificates(self) -> None:
+        """Tell when those end that nginx shows at generated `server` blocks."""
+        while True:
+            for name, file in self.config.services.items():
+                place = file.edge().server
+                if place is None or place.tls is None:
+                    continue
+                try:
+                    ends = await ends_at(*place.address, place.server_name.split()[0])
+                except (OSError, TimeoutError) as error:
+                    log.warning("certificate_unknown", service=name, reason=str(error) or "no answer")
+                else:
+                    self._metrics.certificate.labels(name).set(ends)
+            await asyncio.sleep(CERTIFICATES_EVERY)
 
     async def _count(self, store: RedisStore) -> None:
         while True:

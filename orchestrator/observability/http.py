@@ -15,17 +15,21 @@ class Views:
     """What the endpoints show.
 
     Attributes:
-        targets: The document for service discovery; None while not all services have been looked at.
+        targets: The document for service discovery, given what the daemon is called by whoever asks; None
+            while not all services have been looked at.
+        instance: What nginx has seen of an instance, as Prometheus reads it; raises `Fault` when it can't be
+            told, and `KeyError` when there is no such instance.
         unready: Why the daemon does not drive; '' when it does.
     """
 
     metrics: DaemonMetrics
-    targets: Callable[[], list[dict[str, Any]] | None]
+    targets: Callable[[str], list[dict[str, Any]] | None]
+    instance: Callable[[str], bytes]
     unready: Callable[[], str]
 
 
 def application(views: Views) -> web.Application:
-    """The endpoints: /healthz, /readyz, /metrics, /targets."""
+    """The endpoints: /healthz, /readyz, /metrics, /targets, /instances/NAME."""
 
     async def healthz(_: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
@@ -36,12 +40,18 @@ def application(views: Views) -> web.Application:
         return web.json_response(body, status=503 if reason else 200)
 
     async def metrics(_: web.Request) -> web.Response:
-        return web.Response(
-            body=views.metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4"}
-        )
+        return _text(views.metrics.render())
 
-    async def targets(_: web.Request) -> web.Response:
-        found = views.targets()
+    async def instance(request: web.Request) -> web.Response:
+        try:
+            return _text(views.instance(request.match_info["name"]))
+        except KeyError:
+            raise web.HTTPNotFound(text="no such instance") from None
+        except Fault as error:
+            raise web.HTTPServiceUnavailable(text=str(error)) from error
+
+    async def targets(request: web.Request) -> web.Response:
+        found = views.targets(request.host)
         if found is None:  # Prometheus keeps the targets that it has; an empty list would drop them
             raise web.HTTPServiceUnavailable(text="not all services have been looked at yet")
         return web.json_response(found)
@@ -53,9 +63,14 @@ def application(views: Views) -> web.Application:
             web.get("/readyz", readyz),
             web.get("/metrics", metrics),
             web.get("/targets", targets),
+            web.get("/instances/{name}", instance),
         ]
     )
     return app
+
+
+def _text(body: bytes) -> web.Response:
+    return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4"})
 
 
 async def listen(app: web.Application, host: str, port: int) -> web.AppRunner:

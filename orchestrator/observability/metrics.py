@@ -1,9 +1,14 @@
 """What the daemon tells Prometheus of itself."""
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from orchestrator.ports import AnsweredCounts
 from orchestrator.rollout.events import (
     Event,
     GateJudged,
@@ -60,6 +65,12 @@ class DaemonMetrics:
             buckets=(5, 15, 60, 300, 900, 1800, 3600, 7200, 14400, 43200),
             **add,
         )
+        self.certificate = Gauge(
+            "orchestrator_certificate_expires_timestamp_seconds",
+            "When the certificate ends that nginx shows",
+            ["service"],
+            **add,
+        )
         self.store = Gauge("orchestrator_store_up", "1 while Redis answers", **add)
         self.trimmed = Counter("orchestrator_requests_trimmed", "Requests removed before their time", **add)
         self.pending = Gauge("orchestrator_requests_pending", "Requests not carried out yet", **add)
@@ -111,3 +122,25 @@ class DaemonMetrics:
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
         return generate_latest(self.registry)
+
+
+def seen_by_nginx(counts: AnsweredCounts) -> bytes:
+    """What nginx has seen of an instance, as Prometheus reads it."""
+    requests = CounterMetricFamily("nginx_requests", "Attempts by status code", labels=["code"])
+    for code, number in sorted(counts.codes.items()):
+        requests.add_metric([code], number)
+    total = 0
+    cumulative = []
+    for bound in (*counts.bounds, math.inf):
+        total += counts.buckets[bound]
+        cumulative.append(("+Inf" if bound == math.inf else f"{bound:g}", float(total)))
+    times = HistogramMetricFamily("nginx_request_duration_seconds", "Time to the head of an answer")
+    times.add_metric([], cumulative, counts.seconds)
+
+    class Seen(Collector):
+        def collect(self) -> Iterable[Metric]:
+            return (requests, times)
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Seen())
+    return generate_latest(registry)

@@ -30,6 +30,14 @@ class ContainerNginx:
 
         await self._docker.call(work)
 
+    async def reopen(self) -> None:
+        """See `ports.EdgeProcess`."""
+
+        def work(client: docker.DockerClient) -> None:
+            self._exec(client, ["nginx", "-s", "reopen"])
+
+        await self._docker.call(work)
+
     async def has_lua(self) -> bool:
         """See `ports.EdgeProcess`."""
 

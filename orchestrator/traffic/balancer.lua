@@ -1,10 +1,11 @@
 -- Chooses a server for each request from a route that lies in shared memory, so that weights change without
 -- a reload. Every worker keeps a parsed copy, and looks at each request whether it is still the newest.
 --
--- A route is text: "generation N", "token N", then "POOL HOST PORT WEIGHT RELEASE INSTANCE BACKUP MAX_FAILS
--- FAIL_TIMEOUT" a line; POOL is main, back (where traffic goes while the rollback switch is on) or preview. The
--- configuration holds the route of its own file: after a restart shared memory is empty and that one is served.
--- Whichever has the higher generation counts.
+-- A route is text: "generation N", "token N", "share N" (the candidate's, of 10000), then "POOL HOST PORT WEIGHT
+-- RELEASE INSTANCE BACKUP MAX_FAILS FAIL_TIMEOUT" a line; POOL is main, back (where traffic goes while the
+-- rollback switch is on), preview, and where users are told apart stable and candidate. The configuration holds
+-- the route of its own file: after a restart shared memory is empty and that one is served. Whichever has the
+-- higher generation counts.
 
 local balancer = require "ngx.balancer"
 
@@ -14,10 +15,10 @@ local REMEMBER = 600 -- seconds that a request which nobody counts is remembered
 local module = { routes = {}, switches = {}, down = {} }
 
 local function parse(text)
-    local route = { generation = 0, token = 0, pools = {}, addresses = {} }
+    local route = { generation = 0, token = 0, share = 0, pools = {}, addresses = {} }
     for line in text:gmatch("[^\n]+") do
         local word, number = line:match("^(%l+) (%d+)$")
-        if word == "generation" or word == "token" then
+        if word == "generation" or word == "token" or word == "share" then
             route[word] = tonumber(number)
         else
             local pool, host, port, weight, release, backup, max_fails, fail_timeout = line:match(
@@ -93,6 +94,29 @@ local function first(servers)
     return best
 end
 
+-- The release that a header or a cookie names.
+local function named(pools, variables)
+    for _, variable in ipairs(variables) do
+        local word = (ngx.var[variable] or ""):lower()
+        for _, side in ipairs(word ~= "" and { "candidate", "stable" } or {}) do
+            local servers = pools[side]
+            if servers and (word == side or word == servers[1].release) then return servers end
+        end
+    end
+end
+
+-- The release that a user stays with: by a hash of what tells users apart, salted with the candidate's id.
+local function stuck(route, variables)
+    local candidate, stable = route.pools.candidate, route.pools.stable
+    if not candidate or not stable or route.share == 0 then return end
+    local key = ""
+    for _, variable in ipairs(variables) do key = key .. (ngx.var[variable] or "") end
+    if key == "" then return end
+    local a, b, c, d = ngx.md5_bin(candidate[1].release .. " " .. key):byte(1, 4)
+    local place = ((a * 256 + b) * 256 + c) * 256 + d
+    return place < route.share / 10000 * 4294967296 and candidate or stable
+end
+
 -- Whom nobody has asked for this request yet: at best one of another release, at worst anybody.
 local function other(servers, tried)
     local now, best, rank = ngx.now(), nil, -1
@@ -121,11 +145,13 @@ local function count(service, server, by)
 end
 
 -- In an upstream: the server of this attempt.
-function module.balance(service, pool, loaded, switch)
+function module.balance(service, pool, loaded, switch, audience)
     local route = current(service, loaded)
-    local servers = route.pools[pool]
+    local servers, own = route.pools[pool], nil
     if pool == "main" and route.pools.back and switched(switch) then
         servers = route.pools.back
+    elseif pool == "main" and audience then
+        own = named(route.pools, audience.forced) or stuck(route, audience.sticky)
     end
     if not servers then
         return ngx.exit(ngx.HTTP_BAD_GATEWAY)
@@ -137,10 +163,10 @@ function module.balance(service, pool, loaded, switch)
         tried = tried or {}
         tried[last.address], tried[last.release] = true, true
         ctx.release_tried = tried
-    elseif #servers > 1 then
-        balancer.set_more_tries(math.min(#servers - 1, 9))
+    elseif own or #servers > 1 then
+        balancer.set_more_tries(math.min(#servers - (own and 0 or 1), 9))
     end
-    local server = not last and first(servers) or other(servers, tried or {})
+    local server = not last and first(own or servers) or other(servers, tried or {})
     ctx.release_server = server
     if ctx.release_counted then -- by the snippet: only with it is this request counted out again
         if last then count(service, last, -1) end

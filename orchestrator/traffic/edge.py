@@ -13,33 +13,23 @@ import structlog
 from orchestrator.ports import EdgeProcess, Fault, RoutePlan, Stale
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import Edge, LocalRollback, OnDisk
-from orchestrator.traffic.files import locked, read, remove, replace, to_the_end, write
+from orchestrator.traffic.files import locked, read, remove, to_the_end, write
 from orchestrator.traffic.listener import Listener, Told
 from orchestrator.traffic.memory import Memory, Mode
+from orchestrator.traffic.options import EdgeOptions
+from orchestrator.traffic.reload import Reloader
 from orchestrator.traffic.render import (
-    PROXY_SNIPPET,
-    EdgeOptions,
     Header,
     check_service,
-    location_snippet,
     read_header,
     render,
     route_text,
     shape_of,
 )
+from orchestrator.traffic.snippets import Snippets
 from orchestrator.traffic.switch import Switches
 
 log = structlog.get_logger()
-
-SPACING = 0.025
-"""Seconds between confirming requests where workers can't be seen. Old and new ones both accept for about
-100 ms after a reload, so that the confirming run must be longer than that."""
-
-WATCHING = 0.005
-"""Seconds between looks at the workers."""
-
-RUN, RUN_WATCHED = 8, 2
-"""Fresh requests in a row that must show the generation; the second is for when no old worker accepts."""
 
 FALLBACK = ".rollback"
 """Suffix of the file that a rollback on the host puts in place."""
@@ -125,7 +115,10 @@ class NginxEdge:
         self._switches = Switches(directory)
         self._deadline = confirm_deadline
         self._folder = seen_as or str(directory)
-        self._closing_wait = closing_wait
+        self._snippets = Snippets(directory, self._folder)
+        self._reloader = Reloader(
+            process, self._listener, self._switches, deadline=confirm_deadline, closing_wait=closing_wait
+        )
         self._lock = asyncio.Lock()
         self._served: dict[str, _Served] = {}
 
@@ -136,11 +129,8 @@ class NginxEdge:
             Fault: The folder can't be written.
         """
         try:
-            (self._dir / "snippets").mkdir(parents=True, exist_ok=True)
             self._switches.prepare()
-            snippet = self._dir / "snippets" / "proxy.conf"
-            if not snippet.exists() or snippet.read_text(encoding="utf-8") != PROXY_SNIPPET:
-                replace(snippet, PROXY_SNIPPET)
+            self._snippets.prepare()
         except OSError as error:
             raise Fault(f"traffic.directory {self._dir}: {error.strerror}") from error
 
@@ -169,23 +159,39 @@ class NginxEdge:
         async with self._changing(service) as state:
             return await self._retreat(service, actor, reason, token, state)
 
+    async def reload(self) -> None:
+        """Let nginx read its files again, certificates for example; clients and weights do not notice.
+
+        Raises:
+            Fault: `nginx -t` refuses, or workers from before still accept at the deadline.
+        """
+        async with self._alone():
+            await self._process.test()
+            async with self._reloader.reloaded(gently=True) as before:
+                await self._reloader.gone(before)
+
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """One change of the folder at a time, in this process and among all on this host."""
+        async with self._lock, locked(self._dir / ".lock", self._deadline + LOCK_MARGIN):
+            yield
+
     @contextlib.asynccontextmanager
     async def _changing(self, service: str) -> AsyncIterator[_Served]:
-        """One change of the folder at a time, in this process and among all on this host."""
+        """One change of a service's file; a failure stays to be told."""
         state = self._served.setdefault(service, _Served())
-        async with self._lock:
-            try:
-                async with locked(self._dir / ".lock", self._deadline + LOCK_MARGIN):
-                    for left in self._dir.glob(".*.tmp"):  # by a process that was killed while it wrote
-                        remove(left)
-                    state.changing = True
-                    yield state
-            except Fault as error:
-                state.error = str(error)
-                raise
-            finally:
-                state.changing = False
-            state.error = ""
+        try:
+            async with self._alone():
+                for left in self._dir.glob(".*.tmp"):  # by a process that was killed while it wrote
+                    remove(left)
+                state.changing = True
+                yield state
+        except Fault as error:
+            state.error = str(error)
+            raise
+        finally:
+            state.changing = False
+        state.error = ""
 
     async def _apply(self, plan: RoutePlan, token: int, state: _Served) -> None:
         path = self.file(plan.service)
@@ -197,7 +203,7 @@ class NginxEdge:
         switched = self._take_back_at_once(plan, header, flip=not direct)
         back = plan.fallback.servers if plan.fallback and not switched else ()
         change = _Change(path, old, OnDisk(route=plan.route, stable=plan.stable), token, secret, back)
-        await self._keep_snippet(plan.service, secret)
+        await self._snippets.keep(plan.service, self._options(plan.service), dynamic=bool(secret))
         await self._keep_fallback(plan, token, secret)
         await self._make(change, state, direct=direct)
 
@@ -207,7 +213,7 @@ class NginxEdge:
         if direct:
             await self._put(change, text, state)
         elif change.old == text and (await self._listener.ask(change.service)).generation == generation:
-            await self._confirm(change.service, generation)
+            await self._reloader.confirm(change.service, generation)
         else:
             await self._reload(change, text, state)
         await to_the_end(lambda: write(change.path.with_suffix(LAST_GOOD), text, private=bool(change.secret)))
@@ -215,8 +221,10 @@ class NginxEdge:
         state.confirmed, state.text = generation, text
 
     async def _secret(self, service: str) -> str:
-        """See `Memory.secret`; the balancer does round robin alone."""
-        return await self._memory.secret() if self._options(service).method == "round_robin" else ""
+        """See `Memory.secret`; the balancer does round robin alone, and a mirror is configuration."""
+        options = self._options(service)
+        direct = options.method == "round_robin" and not options.mirror
+        return await self._memory.secret() if direct else ""
 
     async def _takes_routes(self, service: str, header: Header | None, secret: str) -> bool:
         """Whether nginx runs a file that differs from the wanted one in nothing but its route."""
@@ -233,15 +241,9 @@ class NginxEdge:
         """
         await to_the_end(lambda: write(change.path, text, private=True))
         state.text = text
-        options, route = self._options(change.service), change.disk.route
-        put = route_text(route, options, token=change.token, back=change.back)
+        options = self._options(change.service)
+        put = route_text(change.disk, options, token=change.token, back=change.back)
         await self._listener.put(change.service, put, change.secret)
-
-    async def _keep_snippet(self, service: str, secret: str) -> None:
-        snippet = self._dir / "snippets" / f"{service}.conf"
-        wanted = location_snippet(service, self._folder, dynamic=bool(secret))
-        if read(snippet) != wanted:
-            await to_the_end(lambda: write(snippet, wanted))
 
     def _take_back_at_once(self, plan: RoutePlan, header: Header | None, *, flip: bool) -> bool:
         """Turn the rollback switch on if the route is where it leads and `flip`. Returns whether it is on.
@@ -356,17 +358,14 @@ class NginxEdge:
         header = await self._keep_edited(path, change.old)
         good = self._last_good(path, change.old, header, service)
         known, state.text = state.text, text
-        reloaded = False
+        calm = self._calm(service, header, change.disk.route)
+        tested = False
         try:
             await to_the_end(lambda: write(path, text, private=bool(change.secret)))
             await self._process.test()
-            before = (await self._process.workers()).accepting
-            if self._calm(service, header, change.disk.route):
-                self._switches.close_connections()
-                await asyncio.sleep(self._closing_wait)
-            reloaded = True
-            await self._process.reload()
-            await self._confirm(service, change.disk.route.generation, before)
+            tested = True
+            async with self._reloader.reloaded(gently=calm) as before:
+                await self._reloader.confirm(service, change.disk.route.generation, before)
         except BaseException as error:
             log.warning("edge_restored", service=service, reason=str(error) or type(error).__name__)
             state.text = known
@@ -374,12 +373,10 @@ class NginxEdge:
                 remove(path)
             else:
                 write(path, good, private=True)
-            if reloaded:
+            if tested:
                 with contextlib.suppress(Fault):
                     await self._process.reload()
             raise
-        finally:
-            self._switches.keep_connections()
 
     async def _keep_edited(self, path: Path, old: str | None) -> Header | None:
         """Put a text that is not ours aside. Returns the header of what is there."""
@@ -392,7 +389,7 @@ class NginxEdge:
 
     def _calm(self, service: str, header: Header | None, route: Route) -> bool:
         """Whether the reload may wait: nobody who is served is gone, or the switch has acted already."""
-        if not self._closing_wait or header is None or header.on_disk is None:
+        if header is None or header.on_disk is None:
             return False
         stay = {s.instance for s in route.servers}
         gone = any(s.instance not in stay for s in header.on_disk.route.servers)
@@ -403,27 +400,6 @@ class NginxEdge:
         if header is None or not header.intact or old == self._served[service].text:
             return old
         return read(path.with_suffix(LAST_GOOD)) or old
-
-    async def _confirm(self, service: str, generation: int, before: frozenset[int] = frozenset()) -> None:
-        """Wait until fresh requests in a row all show it, and none of the workers `before` accepts."""
-        row = 0
-        last = "no answer"
-        try:
-            async with asyncio.timeout(self._deadline):
-                while before & (await self._process.workers()).accepting:
-                    last = "workers from before the reload still accept"
-                    await asyncio.sleep(WATCHING)
-                while True:
-                    told = await self._listener.ask(service)
-                    last = told.text
-                    row = row + 1 if told.generation == generation else 0
-                    if row == (RUN_WATCHED if before else RUN):
-                        return
-                    await asyncio.sleep(WATCHING if before else SPACING)
-        except TimeoutError:
-            raise Fault(
-                f"nginx does not show generation {generation} within {self._deadline:.0f} s: {last}"
-            ) from None
 
     async def close(self) -> None:
         """Close the connections to the private listener."""

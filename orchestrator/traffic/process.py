@@ -44,11 +44,18 @@ class HostNginx:
 
     async def reload(self) -> None:
         """See `ports.EdgeProcess`."""
+        await self._signal(signal.SIGHUP)
+
+    async def reopen(self) -> None:
+        """See `ports.EdgeProcess`. A reload does it too, where the daemon may not send signals."""
+        await self._signal(signal.SIGUSR1)
+
+    async def _signal(self, number: signal.Signals) -> None:
         if self._reload:
             await run(self._reload, self._deadline)
             return
         try:
-            os.kill(self.master(), signal.SIGHUP)
+            os.kill(self.master(), number)
         except OSError as error:
             raise Fault(f"nginx does not run or may not be signalled: {error}") from error
 

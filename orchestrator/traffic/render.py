@@ -5,16 +5,18 @@ import hashlib
 import ipaddress
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.ports import Fault
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import OnDisk
+from orchestrator.traffic.audience import Sides, choice, sides
+from orchestrator.traffic.options import Audience, EdgeOptions
 
 SERVICE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?", re.ASCII)
 HEADER = re.compile(
@@ -26,161 +28,35 @@ HEADER = re.compile(
 ABOUT = "# "
 """Begins the line of a file that tells in JSON what it serves: an `OnDisk`."""
 
+HTTPS = 443
+"""The port that an https URL need not name."""
+
 _ON_DISK: TypeAdapter[OnDisk] = TypeAdapter(OnDisk)
 
-PROXY_SNIPPET = """\
-# Include this in the location that proxies to a service of release-orchestrator.
-# Only connection errors and timeouts are retried, and only for idempotent requests. An application's own
-# 5xx is never retried: that would hide a bad release from its gates. Three tries, because a candidate may
-# die with both its instances; no more, so that a request which kills whoever answers can't reach them all.
-proxy_http_version 1.1;
-proxy_set_header Connection "";
-proxy_set_header Host $host;
-proxy_set_header X-Real-IP $remote_addr;
-proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-proxy_set_header X-Forwarded-Proto $scheme;
-proxy_connect_timeout 1s;
-proxy_next_upstream error timeout;
-proxy_next_upstream_tries 3;
-"""
+_HERE = Path(__file__).parent
+_environment = Environment(  # what goes in is checked: nothing is escaped
+    loader=FileSystemLoader(_HERE / "templates"),
+    undefined=StrictUndefined,
+    autoescape=False,  # noqa: S701
+    keep_trailing_newline=True,
+)
 
+PROXY_SNIPPET = (_HERE / "templates" / "proxy.conf").read_text(encoding="utf-8")
+"""What a `location` that proxies to a service includes, whichever service it is."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerBlock:
-    """A whole `server` block, for those who have none yet. `path` is the location that is proxied."""
+REQUESTS_FORMAT = (_HERE / "templates" / "requests.conf").read_text(encoding="utf-8")
+"""How nginx writes down a request that is counted."""
 
-    listen: str = "80"
-    server_name: str = "_"
-    path: str = "/"
-    read_timeout: float = 60.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EdgeOptions:
-    """How one service is served.
-
-    Attributes:
-        method: How nginx chooses among servers.
-        max_fails: Failed attempts that take a server out for `fail_timeout` seconds.
-        keepalive: Idle connections to the servers that a worker keeps.
-        server: The generated `server` block; None leaves it to the operator's own configuration.
-    """
-
-    method: str = "round_robin"
-    max_fails: int = 1
-    fail_timeout: int = 2
-    keepalive: int = 32
-    server: ServerBlock | None = None
-
-
-SWITCH = """\
-# Include this beside proxy.conf, then `proxy_pass http://$release_pool;`. While the file {switch} is there,
-# every new request goes where a rollback leads, before any reload. `-f` must look at the disk each time.
-open_file_cache off;
-set $release_pool {service};
-if (-f {switch}) {{
-    set $release_pool {service}_back;
-}}
-"""
-
-COUNTED = """\
-# Include this beside proxy.conf, then `proxy_pass http://$release_pool;`. It tells when a request is over, so
-# that an instance which is let go is stopped as soon as it has none.
-set_by_lua_block $release_pool {{ ngx.ctx.release_counted = true return "{service}" }}
-log_by_lua_block {{ {lua}.over("{service}") }}
-"""
-
-BALANCER = Path(__file__).with_name("balancer.lua").read_text(encoding="utf-8")
+BALANCER = (_HERE / "balancer.lua").read_text(encoding="utf-8")
 """What chooses servers where nginx has the Lua module."""
-
-TEMPLATE = """\
-{% macro proxy() -%}
-        include {{ folder }}/snippets/proxy.conf;
-        include {{ folder }}/snippets/{{ service }}.conf;
-        proxy_read_timeout {{ (options.server.read_timeout * 1000) | int }}ms;
-        proxy_pass http://$release_pool;
-{%- endmacro -%}
-{% macro pool(name, servers, which) -%}
-upstream {{ name }} {
-{%- if secret %}
-    server 0.0.0.1;  # never asked: the balancer chooses
-    balancer_by_lua_block {
-        {{ lua }}.balance("{{ service }}", "{{ which }}", {{ text }}, "{{ switch }}")
-    }
-{%- else %}
-    zone {{ name }} 128k;
-{%- if options.method == "least_conn" %}
-    least_conn;
-{%- endif %}
-{%- for s in servers %}
-    server {{ s.address }} weight={{ s.weight }} max_fails={{ options.max_fails }} \
-fail_timeout={{ options.fail_timeout }}s{{ " backup" if s.backup }};  # {{ s.release }} {{ s.instance }}
-{%- else %}
-    server 127.0.0.1:1 down;  # no release yet
-{%- endfor %}
-{%- endif %}
-    keepalive {{ options.keepalive }};
-}
-{%- endmacro -%}
-{{ pool(service, route.servers, "main") }}
-{{ pool(service ~ "_back", back, "back") }}
-{% if route.preview or secret %}
-{{ pool(service ~ "_preview", route.preview, "preview") }}
-{% endif %}
-server {
-    listen {{ listen }};
-    server_name {{ service }}.release-orchestrator.internal;
-    access_log off;
-    location = /generation {
-        default_type text/plain;
-{%- if secret %}
-        content_by_lua_block {
-            {{ lua }}.tell("{{ service }}", {{ text }}, "{{ shape }}", "{{ switch }}")
-        }
-    }
-    location = /route {
-        client_max_body_size 1m;
-        client_body_buffer_size 1m;  # in memory: the balancer does not read files
-        content_by_lua_block {
-            {{ lua }}.take("{{ service }}", {{ text }}, "{{ secret }}")
-        }
-    }
-{%- else %}
-        open_file_cache off;
-        if (-f {{ switch }}) {
-            return 200 "{{ service }} {{ route.generation }} {{ token }} back";
-        }
-        return 200 "{{ service }} {{ route.generation }} {{ token }}";
-    }
-{%- endif %}
-}
-{% if options.server %}
-server {
-    listen {{ options.server.listen }};
-    server_name {{ options.server.server_name }};
-    location {{ options.server.path }} {
-        # before a reload clients are asked to close their connections, so that none is closed on them
-        error_page 418 = @{{ service }}_closing;
-        if (-f {{ closing }}) {
-            return 418;
-        }
-        {{ proxy() }}
-    }
-    location @{{ service }}_closing {
-        keepalive_timeout 0;
-        {{ proxy() }}
-    }
-}
-{% endif %}
-"""
-
-_environment = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)  # noqa: S701
-_template = _environment.from_string(TEMPLATE)
 
 
 def probe_host(service: str) -> str:
-    """The Host header that a service's generation is asked for with."""
-    return f"{service}.release-orchestrator.internal"
+    """The Host header that a service's generation is asked for with.
+
+    The longest has 45 characters: nginx refuses names of more than 46 while its hash has its usual size.
+    """
+    return f"{service}.edge"
 
 
 def switch_path(folder: str, service: str) -> str:
@@ -188,17 +64,33 @@ def switch_path(folder: str, service: str) -> str:
     return f"{folder}/switch/{service}"
 
 
+def maintenance_path(folder: str, service: str) -> str:
+    """The file that answers for a service while it is there."""
+    return f"{folder}/switch/{service}.maintenance"
+
+
+def requests_path(folder: str) -> str:
+    """The log of requests that are counted."""
+    return f"{folder}/log/requests.log"
+
+
 def closing_path(folder: str) -> str:
     """The file that makes answers close their connection while it is there."""
     return f"{folder}/switch/.closing"
 
 
-def location_snippet(service: str, folder: str, *, dynamic: bool) -> str:
+def location_snippet(service: str, folder: str, options: EdgeOptions, *, dynamic: bool) -> str:
     """What goes into a `location` beside the proxy snippet."""
     check_service(service)
-    if dynamic:
-        return COUNTED.format(service=service, lua=_lua(folder))
-    return SWITCH.format(service=service, switch=switch_path(folder, service))
+    words = _words(service, options, listen="", folder=folder, secret="lua" if dynamic else "")
+    return _environment.get_template("snippet.conf").render(**words)
+
+
+def joined_location(service: str, folder: str, options: EdgeOptions) -> str:
+    """The location of a service that another one's `server` block includes."""
+    check_service(service)
+    words = _words(service, options, listen="", folder=folder, secret="")
+    return _environment.get_template("location.conf").render(**words)
 
 
 def balancer_path(folder: str) -> str:
@@ -211,15 +103,25 @@ def _lua(folder: str) -> str:
     return f'(package.loaded.release_orchestrator or dofile("{balancer_path(folder)}"))'
 
 
-def route_text(route: Route, options: EdgeOptions, *, token: int, back: Sequence[Server] = ()) -> str:
+def route_text(disk: OnDisk, options: EdgeOptions, *, token: int, back: Sequence[Server] = ()) -> str:
     """A route as the balancer reads it."""
-    lines = [f"generation {route.generation}", f"token {token}"]
-    for pool, servers in (("main", route.servers), ("back", back), ("preview", route.preview)):
+    route, who = disk.route, sides(disk) if options.audience else Sides()
+    lines = [
+        f"generation {route.generation}",
+        f"token {token}",
+        *([f"share {who.share}"] if who.share else []),
+    ]
+    pools = {"main": route.servers, "back": back, "preview": route.preview}
+    for pool, servers in {**pools, "stable": who.stable, "candidate": who.candidate}.items():
         for s in servers:
             check_server(s)
             host, _, port = s.address.rpartition(":")
             name, fails = f"{s.release} {s.instance}", f"{options.max_fails} {options.fail_timeout}"
             lines.append(f"{pool} {host} {port} {s.weight} {name} {int(s.backup)} {fails}")
+        lines += [
+            f"{pool} {address.replace(':', ' ')} 1 - - 1 {options.max_fails} {options.fail_timeout}"
+            for address in (options.backup if servers and pool in ("main", "back") else ())
+        ]
     return "\n".join(lines)
 
 
@@ -255,10 +157,15 @@ def render(
         check_server(server)
     about = _ON_DISK.dump_json(disk).decode()
     words = _words(service, options, listen=listen, folder=folder, secret=secret)
+    route = _served(route, options)
     words |= {"route": route, "back": back or route.servers, "token": int(token)}
     if secret:
-        words["text"] = f"[==[{route_text(route, options, token=token, back=back)}]==]"
+        words["text"] = f"[==[{route_text(disk, options, token=token, back=back)}]==]"
         words["shape"] = shape_of(service, options, listen=listen, folder=folder, secret=secret)
+    else:
+        chosen = choice(service, words["variable"], options.audience, sides(disk))
+        pools = [(side, _served(Route(servers=found), options).servers) for side, found in chosen.sides]
+        words |= {"maps": chosen.maps, "split": chosen.split, "sides": pools}
     body = f"{ABOUT}{about}\n" + _template.render(**words)
     digest = hashlib.sha256(body.encode()).hexdigest()
     about = f"service={service} generation={route.generation} token={token} sha256={digest}"
@@ -266,30 +173,69 @@ def render(
     return f"# release-orchestrator {about}\n{notice}\n{body}"
 
 
+def _served(route: Route, options: EdgeOptions) -> Route:
+    """`ip_hash` knows no backups."""
+    if options.method != "ip_hash":
+        return route
+    return replace(route, servers=tuple(s for s in route.servers if not s.backup))
+
+
 def _words(service: str, options: EdgeOptions, *, listen: str, folder: str, secret: str) -> dict[str, Any]:
-    """What the template needs, with an empty route."""
+    """What the templates need, with an empty route."""
+    port = options.server.address[1] if options.server else HTTPS
     return {
         "service": service,
+        "variable": _variable(service),
         "options": options,
+        "server": options.server,
         "listen": listen,
+        "probe_host": probe_host(service),
+        "https_port": "" if port == HTTPS else f":{port}",
         "folder": folder,
         "secret": secret,
         "switch": switch_path(folder, service),
         "closing": closing_path(folder),
+        "requests_log": requests_path(folder),
+        "maintenance": maintenance_path(folder, service),
         "lua": _lua(folder),
+        "audience": _audience(options.audience),
         "route": Route(),
         "back": (),
+        "sides": (),
+        "maps": (),
+        "split": None,
         "token": 0,
         "text": "",
         "shape": "",
     }
 
 
+def _variable(service: str) -> str:
+    """A service's name as the end of nginx variables, which may have 46 characters in all as hosts may."""
+    name = service.replace("-", "_")
+    if len(name) <= 24:  # noqa: PLR2004
+        return name
+    return f"{name[:15]}_{hashlib.sha256(service.encode()).hexdigest()[:8]}"
+
+
+def _audience(audience: Audience | None) -> str:
+    """As the balancer reads it."""
+    if audience is None:
+        return "nil"
+    forced, sticky = (
+        ", ".join(f'"{name}"' for name in names) for names in (audience.forced_by.values(), audience.sticky)
+    )
+    return f"{{ forced = {{ {forced} }}, sticky = {{ {sticky} }} }}"
+
+
+_template = _environment.get_template("service.conf")
+
+
 @functools.cache
 def shape_of(service: str, options: EdgeOptions, *, listen: str, folder: str, secret: str) -> str:
     """What stays the same in a file while only the route changes: a file of this shape needs no reload."""
     words = _words(service, options, listen=listen, folder=folder, secret=secret)
-    whole = f"{_template.render(**words)}{options.max_fails} {options.fail_timeout}"
+    whole = f"{_template.render(**words)}{options}"
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 

@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +17,10 @@ from examples.playground.stack import LUA, NGINX, free_port
 from orchestrator.ports import Fault, RoutePlan
 from orchestrator.rollout.model import Route, Server
 from orchestrator.traffic.edge import NginxEdge
+from orchestrator.traffic.options import EdgeOptions, ServerBlock
 from orchestrator.traffic.process import HostNginx
-from orchestrator.traffic.render import EdgeOptions, ServerBlock
+
+Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
 GET = b"GET /a%2Fb HTTP/1.1\r\nHost: x\r\n"
 
@@ -33,6 +36,8 @@ class Site:
     backends: dict[str, int]
     dynamic: bool
     answered: Counter[str] = field(default_factory=Counter)
+    got: list[tuple[str, str]] = field(default_factory=list)
+    """Who was asked, and the head of the request."""
 
     def plan(
         self, generation: int, *releases: str, back: str = "", weights: Sequence[int] = (1, 1)
@@ -55,36 +60,58 @@ class Site:
             started_at="t",
         )
 
+    async def request(self, more: bytes = b"", start: bytes = GET) -> tuple[str, str]:
+        """Head and body of the answer on a fresh connection."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        with contextlib.closing(writer):
+            writer.write(start + more + b"\r\n")
+            async with asyncio.timeout(5):
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                length = int(head.lower().partition("content-length: ")[2].partition("\r\n")[0])
+                body = "" if start.startswith(b"HEAD") else (await reader.readexactly(length)).decode()
+        return head, body
+
     async def ask(self, more: bytes = b"") -> tuple[str, str]:
         """Who answers a fresh connection, and what becomes of the connection."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        writer.write(GET + more + b"\r\n")
-        async with asyncio.timeout(5):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            length = int(head.lower().partition("content-length: ")[2].partition("\r\n")[0])
-            who = (await reader.readexactly(length)).decode()
-            self.answered[who] += 1
-        writer.close()
+        head, who = await self.request(more)
+        self.answered[who] += 1
         return who, "close" if "Connection: close" in head else "keep-alive"
+
+    async def who(self, more: bytes = b"") -> str:
+        """Who answers a request with these headers."""
+        return (await self.ask(more))[0]
+
+    async def settled(self) -> None:
+        """Wait until no old worker is left and the switch has been put away."""
+        async with asyncio.timeout(5):
+            while (await self.edge.observe("api")).switched_to:
+                await asyncio.sleep(0.05)
+
+    def change(self, **options: Any) -> None:
+        """Serve otherwise from the next route on."""
+        now = replace(self.edge._options("api"), **options)
+        self.edge._options = lambda _: now
 
     async def answers(self) -> set[str]:
         """Who answers, over some requests."""
         return {(await self.ask())[0] for _ in range(8)}
 
 
-def answering(release: str) -> object:
+def answering(release: str, got: list[tuple[str, str]]) -> Answer:
     """A server that tells its release, and whether something on the way has decoded the path."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, OSError):
             head = await reader.readuntil(b"\r\n\r\n")
+            got.append((release, head.decode()))
             if b"X-Slow" in head:
                 await asyncio.sleep(1.5)
             path = "" if head.startswith(b"GET /a%2Fb ") else " at another path"
-            body = f"{release}{path}"
-            writer.write(
-                f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
-            )
+            if b" /long " in head:
+                path *= 100
+            body = "" if head.startswith(b"HEAD") else f"{release}{path}"
+            start = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n"
+            writer.write(f"{start}Connection: close\r\n\r\n{body}".encode())
             await writer.drain()
         writer.close()
 
@@ -100,7 +127,9 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     conf = tmp_path / "nginx.conf"
     modules = LUA if request.param == "dynamic" else ""
     conf.write_text(modules + NGINX.format(root=tmp_path, extra=""))
-    servers = {r: await asyncio.start_server(answering(r), "127.0.0.1", 0) for r in ("api-1", "api-2")}  # type: ignore[arg-type]
+    got: list[tuple[str, str]] = []
+    releases = ("api-1", "api-2", "api-3")
+    servers = {r: await asyncio.start_server(answering(r, got), "127.0.0.1", 0) for r in releases}
     port = free_port()
     options = EdgeOptions(server=ServerBlock(listen=f"127.0.0.1:{port}"))
     process = HostNginx(conf=str(conf), pid_file=tmp_path / "nginx.pid")
@@ -123,6 +152,7 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         port,
         {r: s.sockets[0].getsockname()[1] for r, s in servers.items()},
         request.param == "dynamic",
+        got=got,
     )
     await edge.apply(site.plan(1, "api-1"), 1)
     await edge.apply(site.plan(2, "api-1", "api-2", back="api-1"), 1)

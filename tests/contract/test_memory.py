@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.ports import Fault
+from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.process import children
-from orchestrator.traffic.render import EdgeOptions
 from tests.contract.conftest import Site
 
 dynamic = pytest.mark.parametrize("site", ["dynamic"], indirect=True)
@@ -198,7 +198,7 @@ async def test_what_is_no_route_needs_a_reload(site: Site) -> None:
 @dynamic
 async def test_a_rollback_takes_a_few_milliseconds(site: Site) -> None:
     """Not a figure, which the bench gives: that nothing is waited for."""
-    site.edge._closing_wait = 60.0
+    site.edge._reloader._closing_wait = 60.0
     began = time.monotonic()
     with contextlib.suppress(Fault):
         await site.edge.retreat("api", "ann", "it burns")

@@ -8,13 +8,6 @@ from orchestrator.ports import Fault
 from tests.contract.conftest import Site
 
 
-async def drained(site: Site) -> None:
-    """Wait until no old worker is left and the switch has been put away."""
-    async with asyncio.timeout(5):
-        while (await site.edge.observe("api")).switched_to:
-            await asyncio.sleep(0.05)
-
-
 async def test_an_empty_file_takes_the_traffic_back_without_a_daemon(site: Site) -> None:
     assert await site.answers() == {"api-1", "api-2"}
     switch = site.folder / "switch" / "api"
@@ -36,7 +29,7 @@ async def test_no_step_goes_on_over_a_switch_that_a_person_has_turned(site: Site
     assert await site.answers() == {"api-1"}
     assert (await site.edge.retreat("api", "host", "followed", 1)).to == "api-1"
     assert (await site.edge.observe("api")).on_disk.local.reason == "followed"  # type: ignore[union-attr]
-    await drained(site)
+    await site.settled()
     assert not (site.folder / "switch" / "api").exists()
     assert await site.answers() == {"api-1"}
 
@@ -52,7 +45,7 @@ async def test_a_rollback_takes_effect_before_its_reload(site: Site, monkeypatch
             await site.edge.apply(site.plan(3, "api-1"), 1)
         assert await site.answers() == {"api-1"}
     await site.edge.apply(site.plan(3, "api-1"), 1)  # the second try goes on from there
-    await drained(site)
+    await site.settled()
     assert await site.answers() == {"api-1"}
     await site.edge.apply(site.plan(4, "api-1", "api-2", back="api-1"), 1)
     assert await site.answers() == {"api-1", "api-2"}
@@ -75,7 +68,7 @@ async def test_going_back_to_the_previous_release_is_a_switch_too(site: Site) ->
     seen = await site.edge.observe("api")
     assert seen.switched_to == "api-1"  # still there: it says something that nobody has followed
     assert (await site.edge.retreat("api", "host", "back", 1)).to == "api-1"
-    await drained(site)
+    await site.settled()
     assert await site.answers() == {"api-1"}
 
 
@@ -99,7 +92,7 @@ async def test_connections_are_closed_by_an_answer_before_a_reload(
 
 @pytest.mark.parametrize("site", ["reload"], indirect=True)
 async def test_a_server_that_is_gone_is_not_waited_for(site: Site) -> None:
-    site.edge._closing_wait = 60.0
+    site.edge._reloader._closing_wait = 60.0
     async with asyncio.timeout(5):
         await site.edge.apply(site.plan(3, "api-2"), 1)
     assert await site.answers() == {"api-2"}

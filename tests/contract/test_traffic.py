@@ -23,8 +23,8 @@ from orchestrator.runtime.client import DockerClient
 from orchestrator.runtime.nginx_container import ContainerNginx
 from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.files import write
+from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.process import HostNginx
-from orchestrator.traffic.render import EdgeOptions
 from tests.contract.fakes import FakeTraffic
 from tests.nginx_image import NGINX_IMAGE, nginx_image
 

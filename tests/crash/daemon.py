@@ -21,8 +21,8 @@ from orchestrator.runtime.docker_runtime import DockerRuntime
 from orchestrator.store.lease import Lease
 from orchestrator.store.redis_store import RedisStore
 from orchestrator.traffic import files
-from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.process import HostNginx
+from orchestrator.traffic.reload import Reloader
 
 NAME, _, MOMENT = os.environ.get("CRASH_AT", "").rpartition(":")
 LOG = os.environ.get("CRASH_LOG", "")
@@ -98,7 +98,7 @@ effect(files, "replace", lambda path, _, **__: f"write {path.suffix or path.pare
 effect(files, "remove", lambda path: f"remove {path.suffix}")
 effect(HostNginx, "test", fixed("nginx test"))
 effect(HostNginx, "reload", fixed("nginx reload"))
-effect(NginxEdge, "_confirm", fixed("nginx confirm"))
+effect(Reloader, "confirm", fixed("nginx confirm"))
 effect(DockerRuntime, "resolve", fixed("resolve"))
 effect(APIClient, "create_volume", fixed("docker fence"))
 effect(APIClient, "create_container", fixed("docker create"))

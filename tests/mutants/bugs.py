@@ -19,6 +19,8 @@ ENGINE = "tests/unit/test_engine.py"
 STORE = "tests/contract/test_store.py"
 TRAFFIC = "tests/contract/test_traffic.py -k 'not container'"
 SWITCH = "tests/contract/test_switch.py"
+AUDIENCE = "tests/contract/test_audience.py"
+PLACES = "tests/contract/test_places.py"
 MEMORY = "tests/contract/test_memory.py -k 'not share'"
 RUNTIME = "tests/contract/test_runtime.py"
 SIMULATION = "tests/simulation -k one_effect"
@@ -109,8 +111,8 @@ BUGS = (
     Bug(
         "a reload that returned is believed",
         "traffic/edge.py",
-        "            await self._confirm(service, change.disk.route.generation, before)\n",
-        "",
+        "                await self._reloader.confirm(service, change.disk.route.generation, before)\n",
+        "                pass\n",
         TRAFFIC,
     ),
     Bug(
@@ -451,5 +453,76 @@ BUGS = (
         "        self._converger.converge(desired(state, self._parts.clock.now()), state, seen)\n"
         "        if state != self._state:\n",
         SIMULATION,
+    ),
+    Bug(
+        "the same users are first in every release",
+        "traffic/audience.py",
+        "Split(who.candidate[0].release, key,",
+        'Split("salt", key,',
+        AUDIENCE,
+    ),
+    Bug(
+        "the same users are first in every release, by Lua",
+        "traffic/balancer.lua",
+        'ngx.md5_bin(candidate[1].release .. " " .. key)',
+        "ngx.md5_bin(key)",
+        AUDIENCE,
+    ),
+    Bug(
+        "users leave the candidate while its share grows",
+        "traffic/templates/service.conf",
+        """    {{ split.percent }}% {{ service }}_candidate;
+    * {{ service }}_stable;""",
+        """    {{ 100 - (split.percent | float) }}% {{ service }}_stable;
+    * {{ service }}_candidate;""",
+        AUDIENCE + " -k 'keeps and reload'",
+    ),
+    Bug(
+        "a version cookie outlives the rollback switch",
+        "traffic/balancer.lua",
+        """    if pool == "main" and route.pools.back and switched(switch) then
+        servers = route.pools.back
+    elseif pool == "main" and audience then
+        own = named(route.pools, audience.forced) or stuck(route, audience.sticky)
+    end""",
+        """    if pool == "main" and audience then
+        own = named(route.pools, audience.forced) or stuck(route, audience.sticky)
+    end
+    if pool == "main" and not own and route.pools.back and switched(switch) then
+        servers = route.pools.back
+    end""",
+        AUDIENCE,
+    ),
+    Bug(
+        "a cookie for any release names the next one",
+        "traffic/audience.py",
+        '(?:{name}|{servers[0].release})$"',
+        '(?:{name}|{servers[0].release[:-1]}.*)$"',
+        AUDIENCE,
+    ),
+    Bug(
+        "the other release does not stand by",
+        "traffic/audience.py",
+        "yield name, (*own, *(replace(s, backup=True) for s in other))",
+        "yield name, own",
+        AUDIENCE,
+    ),
+    Bug(
+        "requests that write are copied",
+        "traffic/templates/service.conf",
+        """    default "";
+{%- if route.preview %}
+    GET""",
+        """    default {{ service }}_preview;
+{%- if route.preview %}
+    GET""",
+        PLACES + " -k copies",
+    ),
+    Bug(
+        "a location in another's block is left behind",
+        "traffic/snippets.py",
+        "            for path in left:\n                remove(path)\n",
+        "            pass\n",
+        PLACES + " -k share",
     ),
 )

@@ -17,8 +17,9 @@ from orchestrator.observability import systemd
 from orchestrator.observability.events import tell
 from orchestrator.observability.http import Views, application
 from orchestrator.observability.logs import LineWriter, configure
-from orchestrator.observability.metrics import DaemonMetrics
+from orchestrator.observability.metrics import DaemonMetrics, seen_by_nginx
 from orchestrator.observability.stall import watch
+from orchestrator.ports import AnsweredCounts, Fault
 from orchestrator.rollout.events import GateJudged, ReleaseEnded
 from orchestrator.rollout.model import Outcome, Result, ServiceState, Verdict
 from orchestrator.rollout.observation import Observation
@@ -120,7 +121,7 @@ async def test_a_held_loop_is_seen() -> None:
 async def test_targets_are_withheld_until_every_service_was_looked_at() -> None:
     """Prometheus keeps its targets on an error; an empty list would end every series in mid-rollout."""
     found: list[list[dict[str, Any]] | None] = [None]
-    views = Views(DaemonMetrics(), lambda: found[0], lambda: "starting")
+    views = Views(DaemonMetrics(), lambda _: found[0], _nothing, lambda: "starting")
     async with TestClient(TestServer(application(views))) as client:
         assert (await client.get("/targets")).status == 503
         assert (await client.get("/readyz")).status == 503
@@ -128,3 +129,27 @@ async def test_targets_are_withheld_until_every_service_was_looked_at() -> None:
         found[0] = [{"targets": ["10.0.0.1:8080"], "labels": {"service": "api"}}]
         answer = await client.get("/targets")
         assert await answer.json() == found[0]
+
+
+def _nothing(name: str) -> bytes:
+    if name == "api-1-0":
+        counts = AnsweredCounts((0.01, 0.1))
+        counts.add("200", 0.02, 3)
+        counts.add("503", 0.5, 1)
+        return seen_by_nginx(counts)
+    raise Fault("requests.log: No such file") if name == "api-2-0" else KeyError(name)
+
+
+async def test_what_nginx_has_seen_of_an_instance_is_told_as_prometheus_reads_it() -> None:
+    views = Views(DaemonMetrics(), lambda here: [{"targets": [here]}], _nothing, lambda: "")
+    async with TestClient(TestServer(application(views))) as client:
+        text = await (await client.get("/instances/api-1-0")).text()
+        assert 'nginx_requests_total{code="200"} 3.0' in text
+        assert 'nginx_requests_total{code="503"} 1.0' in text
+        for le, number in (("0.01", 0), ("0.1", 3), ("+Inf", 4)):
+            assert f'nginx_request_duration_seconds_bucket{{le="{le}"}} {number}.0' in text
+        assert "nginx_request_duration_seconds_sum 0.56" in text
+        assert (await client.get("/instances/api-2-0")).status == 503
+        assert (await client.get("/instances/api-3-0")).status == 404
+        targets = await (await client.get("/targets", headers={"Host": "release-host:9180"})).json()
+        assert targets == [{"targets": ["release-host:9180"]}]

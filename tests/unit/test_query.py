@@ -108,8 +108,14 @@ def test_targets_carry_service_release_instance_and_track() -> None:
         )
         for n in (1, 2, 3, 4, 9)
     ]
-    found = document(targets(state, instances, PRESETS["client_golang"]))
+    found = document(targets(state, instances, PRESETS["client_golang"]), "here:9180")
     tracks = {row["labels"]["release"]: row["labels"]["track"] for row in found}
     assert tracks == {"api-1": "previous", "api-2": "stable", "api-3": "candidate", "api-4": "retiring"}
     assert found[0]["targets"] == ["10.0.0.1:8080"]
     assert found[0]["labels"]["__metrics_path__"] == "/metrics"
+    at_edge = document(targets(state, instances, PRESETS["nginx"]), "here:9180")
+    assert (at_edge[0]["targets"], at_edge[0]["labels"]["__metrics_path__"]) == (
+        ["here:9180"],
+        "/instances/api-1-0",
+    )
+    assert [row["labels"]["release"] for row in at_edge] == [row["labels"]["release"] for row in found]

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from orchestrator.ports import Fault
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import OnDisk
+from orchestrator.traffic.options import EdgeOptions, ServerBlock
 from orchestrator.traffic.render import (
-    EdgeOptions,
-    ServerBlock,
     location_snippet,
     read_header,
     render,
@@ -131,7 +130,7 @@ def test_options_are_rendered() -> None:
 @given(pool=st.lists(servers, max_size=6), back=st.lists(servers, max_size=2))
 def test_a_route_in_memory_says_what_the_model_says(pool: list[Server], back: list[Server]) -> None:
     route = Route(generation=9, servers=tuple(pool))
-    lines = route_text(route, EdgeOptions(), token=3, back=back).split("\n")
+    lines = route_text(OnDisk(route=route), EdgeOptions(), token=3, back=back).split("\n")
     assert lines[:2] == ["generation 9", "token 3"]
     expected = [
         f"{name} {s.address.replace(':', ' ')} {s.weight} {s.release} {s.instance} {int(s.backup)} 1 2"
@@ -162,6 +161,6 @@ def test_a_file_for_memory_differs_in_nothing_but_its_route_while_its_shape_is_t
 def test_what_could_say_anything_else_to_the_balancer_is_refused() -> None:
     for change in ({"release": "api-1\nmain 1.2.3.4"}, {"instance": "a]==]"}, {"address": "1.2.3.4"}):
         with pytest.raises(Fault):
-            route_text(Route(generation=1, servers=(server(**change),)), EdgeOptions(), token=1)
+            route_text(OnDisk(route=Route(generation=1, servers=(server(**change),))), EdgeOptions(), token=1)
     with pytest.raises(Fault):
-        location_snippet("../api", "/x", dynamic=True)
+        location_snippet("../api", "/x", EdgeOptions(), dynamic=True)

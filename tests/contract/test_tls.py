@@ -1,0 +1,230 @@
+"""Generated `server` blocks that speak TLS, on a real nginx with certificates of a private CA."""
+
+import asyncio
+import datetime as dt
+import gzip
+import ssl
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from examples.playground.stack import free_port
+from orchestrator.observability.certificates import ends_at
+from orchestrator.traffic.options import ServerBlock, Tls
+from tests.contract.conftest import Site
+
+NAME = "api.example.com"
+DAY = dt.timedelta(days=1)
+
+
+@dataclass
+class Authority:
+    """A private CA that writes certificates for one name into a folder."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a private CA")])
+        self._own = self._certificate(self._name, self._key, days=30, ca=True)
+
+    def _certificate(
+        self, name: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: int, ca: bool = False
+    ) -> x509.Certificate:
+        now = dt.datetime.fromtimestamp(1_700_000_000, dt.UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now)
+            .not_valid_after(now + 3650 * DAY + days * DAY)
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        )
+        if not ca:
+            builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
+        return builder.sign(self._key, hashes.SHA256())
+
+    def issue(self, days: int) -> float:
+        """Write a new certificate and key; returns when it ends."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
+        certificate = self._certificate(name, key, days=days)
+        pem = serialization.Encoding.PEM
+        self.folder.joinpath("chain.pem").write_bytes(certificate.public_bytes(pem))
+        form, open_ = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        self.folder.joinpath("key.pem").write_bytes(key.private_bytes(pem, form, open_))
+        return certificate.not_valid_after_utc.timestamp()
+
+    def context(self) -> ssl.SSLContext:
+        """A client's that trusts this CA alone."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        pem = self._own.public_bytes(serialization.Encoding.PEM)
+        context.load_verify_locations(cadata=pem.decode())
+        return context
+
+
+@dataclass
+class Secure:
+    """A site behind TLS."""
+
+    site: Site
+    authority: Authority
+    ends: float
+    plain: int
+
+    async def get(
+        self, path: str = "/a%2Fb", more: str = "", context: ssl.SSLContext | None = None
+    ) -> tuple[str, bytes]:
+        """Head and body of an answer over TLS."""
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1",
+            self.site.port,
+            ssl=context or self.authority.context(),
+            server_hostname=NAME,
+        )
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n{more}\r\n".encode())
+        async with asyncio.timeout(5):
+            answer = await reader.read()
+        writer.close()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        return head.decode(), body
+
+
+@pytest.fixture
+async def secure(site: Site) -> Secure:
+    authority = Authority(site.folder.parent)
+    ends, plain = authority.issue(days=1), free_port()
+    (site.folder.parent / "acme" / ".well-known" / "acme-challenge").mkdir(parents=True)
+    (site.folder.parent / "acme" / ".well-known" / "acme-challenge" / "token").write_text("proof")
+    tls = Tls(
+        certificate=str(site.folder.parent / "chain.pem"),
+        key=str(site.folder.parent / "key.pem"),
+        hsts=15552000,
+        redirect_from=f"127.0.0.1:{plain}",
+        acme_webroot=str(site.folder.parent / "acme"),
+    )
+    server = ServerBlock(
+        listen=f"127.0.0.1:{site.port}",
+        server_name=NAME,
+        tls=tls,
+        gzip=True,
+        static_path="/static/",
+        static_age=3600,
+    )
+    site.change(server=server)
+    await site.edge.apply(site.plan(3, "api-1", "api-2", back="api-1"), 1)
+    return Secure(site, authority, ends, plain)
+
+
+async def test_a_client_that_trusts_the_ca_is_served_and_others_are_not(secure: Secure) -> None:
+    head, body = await secure.get()
+    assert head.startswith("HTTP/1.1 200")
+    assert body in {b"api-1", b"api-2"}
+    assert "Strict-Transport-Security: max-age=15552000" in head
+    asked = secure.site.got[-1][1]
+    assert "X-Forwarded-Proto: https" in asked
+    assert "X-Forwarded-For: 127.0.0.1" in asked
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await secure.get(context=ssl.create_default_context())
+
+
+@pytest.mark.parametrize(
+    ("version", "ciphers", "welcome"),
+    [
+        (ssl.TLSVersion.TLSv1_3, None, True),
+        (ssl.TLSVersion.TLSv1_2, None, True),
+        (ssl.TLSVersion.TLSv1_2, "AES128-SHA", False),
+        (ssl.TLSVersion.TLSv1_1, "ALL:@SECLEVEL=0", False),
+    ],
+)
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1")
+async def test_old_protocols_and_ciphers_are_refused(
+    secure: Secure, version: ssl.TLSVersion, ciphers: str | None, welcome: bool
+) -> None:
+    context = secure.authority.context()
+    context.minimum_version = context.maximum_version = version
+    if ciphers:
+        context.set_ciphers(ciphers)
+    if welcome:
+        assert (await secure.get(context=context))[0].startswith("HTTP/1.1 200")
+    else:
+        with pytest.raises(ssl.SSLError):
+            await secure.get(context=context)
+
+
+async def test_http_2_is_offered(secure: Secure) -> None:
+    context = secure.authority.context()
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    _, writer = await asyncio.open_connection(
+        "127.0.0.1", secure.site.port, ssl=context, server_hostname=NAME
+    )
+    assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == "h2"
+    writer.close()
+
+
+async def test_plain_requests_are_sent_to_https_and_challenges_are_answered(secure: Secure) -> None:
+    site = replace(secure.site, port=secure.plain)
+    head, _ = await site.request(start=f"POST /a?b=c HTTP/1.1\r\nHost: {NAME}\r\n".encode())
+    assert head.startswith("HTTP/1.1 308")
+    assert f"Location: https://{NAME}:{secure.site.port}/a?b=c\r\n" in head
+    start = f"GET /.well-known/acme-challenge/token HTTP/1.1\r\nHost: {NAME}\r\n".encode()
+    assert (await site.request(start=start))[1] == "proof"
+
+
+async def test_text_is_compressed_and_static_answers_may_be_kept(secure: Secure) -> None:
+    head, body = await secure.get("/long", "Accept-Encoding: gzip\r\n")
+    assert "Content-Encoding: gzip" in head
+    size, _, chunk = body.partition(b"\r\n")
+    assert gzip.decompress(chunk[: int(size, 16)]).startswith(b"api-")
+    head, _ = await secure.get("/static/x.js")
+    assert "Cache-Control: max-age=3600" in head
+    assert "Strict-Transport-Security" in head
+    assert "Cache-Control" not in (await secure.get())[0]
+
+
+async def test_a_certificate_that_is_renewed_in_mid_rollout_disturbs_nothing(secure: Secure) -> None:
+    site = secure.site
+    shown = await ends_at("127.0.0.1", site.port, NAME)
+    assert shown == secure.ends
+    answered, done = 0, asyncio.Event()
+
+    async def user() -> None:
+        nonlocal answered
+        while not done.is_set():
+            head, _ = await secure.get()
+            assert head.startswith("HTTP/1.1 200")
+            answered += 1
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(4):
+            group.create_task(user())
+        renewed = secure.authority.issue(days=90)
+        assert await ends_at("127.0.0.1", site.port, NAME) == secure.ends, "written is not loaded"
+        before = (await site.edge.observe("api")).served
+        await site.edge.reload()
+        assert await ends_at("127.0.0.1", site.port, NAME) == renewed
+        seen = await site.edge.observe("api")
+        assert (seen.served, seen.file) == (before, "ours")
+        await site.edge.apply(site.plan(4, "api-2", back="api-1"), 1)
+        done.set()
+    assert answered > 20
+    assert (await secure.get())[1] == b"api-2"
+
+
+async def test_a_broken_certificate_is_refused_before_anything_changes(secure: Secure) -> None:
+    site = secure.site
+    (site.folder.parent / "chain.pem").write_text("not a certificate")
+    with pytest.raises(Exception, match=r"chain\.pem"):
+        await site.edge.reload()
+    assert await ends_at("127.0.0.1", site.port, NAME) == secure.ends
+    secure.authority.issue(days=5)
+    await site.edge.reload()
+    assert (await secure.get())[0].startswith("HTTP/1.1 200")
