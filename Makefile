@@ -36,6 +36,9 @@ check: setup
 bench: setup
 	@$(WITH_DOCKER) $(PYTHON) -m bench.handover
 	@$(WITH_DOCKER) $(PYTHON) -m bench.traffic
+	@$(WITH_DOCKER) $(PYTHON) -m bench.traffic.faults
+	@$(WITH_DOCKER) $(PYTHON) -m bench.edge_metrics
+	@$(PYTHON) -m bench.services
 	@$(WITH_DOCKER) $(PYTHON) -m bench.footprint
 	@$(WITH_DOCKER) $(PYTHON) -m bench.recovery
 	@$(WITH_DOCKER) $(PYTHON) -m bench.intake

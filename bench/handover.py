@@ -1,18 +1,20 @@
 """`python -m bench.handover`: what a promote and a rollback cost the users, against what teams use today.
 
-Three ways in one run, under the same load on the same images:
+Four ways in one run, under the same load on the same images:
 
-- this daemon;
-- a shell script: start the new container, `sed` its address into nginx' upstream, `nginx -s reload`, stop
-  the old one; the same the other way to go back;
-- Docker Swarm: `service update` (host ports, stop-first: what a plain host without IPVS can do) and its
-  `rollback`.
+- this daemon, two instances for two, all at once;
+- this daemon, two instances for two, by 5, 15, 40 and 100 %;
+- a shell script, two instances for two: start the new containers, `sed` their addresses into nginx' upstream,
+  `nginx -s reload`, stop the old ones; the same the other way to go back;
+- Docker Swarm, one instance: `service update` (host ports, stop-first: what a plain host without IPVS can do)
+  and its `rollback`.
 
 Each number is one run; "seconds" is from the command to the moment when only the wanted version answers.
 """
 
 import asyncio
 import contextlib
+import functools
 import subprocess
 import tempfile
 import time
@@ -20,6 +22,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import docker
 from rich.console import Console
@@ -30,6 +33,9 @@ from examples.playground.load import Load
 from examples.playground.service import service_file
 from examples.playground.stack import NGINX, Stack, free_port
 
+INSTANCES = 2
+LADDER = {"steps": [5, 15, 40, 100], "first_hold": "1s", "hold": "1s", "bake": "1s", "min_requests": 0}
+AT_ONCE = {"kind": "blue-green", "bake": "0s"}
 RATE = 200.0
 ROUNDS = 3
 SETTLE = 2.0
@@ -86,9 +92,9 @@ async def only(url: str, version: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def daemon(images: dict[str, str]) -> AsyncIterator[Way]:
-    """This daemon, blue-green without gates: the switch alone, as the others have no gates either."""
-    quick = {"strategy": {"kind": "blue-green", "bake": "0s"}, "gates": [], "deadlines": {"drain": "5s"}}
+async def daemon(images: dict[str, str], strategy: dict[str, Any]) -> AsyncIterator[Way]:
+    """This daemon without gates: the change alone, as the others have no gates either."""
+    quick = {"strategy": strategy, "gates": [], "deadlines": {"drain": "5s"}}
 
     async with Stack(lambda port: {"api": service_file("api", port("api"), **quick)}) as stack:
         await stack.push("api", images["v1"])
@@ -138,9 +144,10 @@ async def script(images: dict[str, str]) -> AsyncIterator[Way]:
                     return container, address
                 await asyncio.sleep(0.1)
 
-        running, address = await start("v1")
+        running = [await start("v1") for _ in range(INSTANCES)]
+        servers = " ".join(f"server {address}:8080;" for _, address in running)
         upstream.write_text(
-            f"upstream api {{ server {address}:8080; keepalive 32; }}\n"
+            f"upstream api {{ {servers} keepalive 32; }}\n"
             f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_http_version 1.1;"
             ' proxy_set_header Connection ""; proxy_pass http://api; } }\n'
         )
@@ -149,12 +156,12 @@ async def script(images: dict[str, str]) -> AsyncIterator[Way]:
         await sh("nginx", "-c", str(conf))
 
         async def switch(version: str) -> None:
-            nonlocal running, address
-            old, old_address = running, address
-            running, address = await start(version)
-            await sh("sed", "-i", f"s/{old_address}:/{address}:/", str(upstream))
+            nonlocal running
+            old, running = running, [await start(version) for _ in range(INSTANCES)]
+            for (_, before), (_, after) in zip(old, running, strict=True):
+                await sh("sed", "-i", f"s/{before}:/{after}:/", str(upstream))
             await sh("nginx", "-c", str(conf), "-s", "reload")
-            await sh("docker", "stop", "-t", "10", old)
+            await sh("docker", "stop", "-t", "10", *(container for container, _ in old))
 
         try:
             yield Way(f"http://127.0.0.1:{port}/ping", lambda: switch("v2"), lambda: switch("v1"))
@@ -201,7 +208,12 @@ async def main() -> None:
     client = docker.from_env()
     images = {version: gin.build(client, version) for version in ("v1", "v2")}
     client.close()
-    ways = {"this daemon": daemon, "sed + nginx -s reload": script, "Docker Swarm": swarm}
+    ways: dict[str, Callable[[dict[str, str]], contextlib.AbstractAsyncContextManager[Way]]] = {
+        "this daemon": functools.partial(daemon, strategy=AT_ONCE),
+        "this daemon, by steps": functools.partial(daemon, strategy=LADDER),
+        "sed + nginx -s reload": script,
+        "Docker Swarm": swarm,
+    }
     costs: dict[str, dict[str, list[Cost]]] = {}
     for name, make in ways.items():
         out.print(f"measuring {name}: {ROUNDS} promotes and {ROUNDS} rollbacks at {RATE:.0f} requests/s")

@@ -7,30 +7,19 @@ near, once behind a network of 10 ms round trip.
 
 import asyncio
 import bisect
-import contextlib
-import json
 import shutil
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
-import docker
 from rich.console import Console
 from rich.table import Table
 
 from bench.recovery import percentile
-from examples.playground import gin
-from examples.playground.stack import LUA, NGINX, ROOT, free_port
-from orchestrator.ports import RoutePlan
-from orchestrator.rollout.model import Route, Server
-from orchestrator.traffic.edge import NginxEdge
-from orchestrator.traffic.options import EdgeOptions, ServerBlock
-from orchestrator.traffic.process import HostNginx, run
+from bench.traffic.stage import CONNECTIONS, RATE, WEIGHTS, Heard, Stage, stage
+from orchestrator.traffic.process import run
 
 out = Console(highlight=False, width=110)
 
@@ -41,125 +30,6 @@ RELOADS = 20
 ROUNDS = 3
 PACE = 1.4
 """Seconds from one step of the script to the next: about what one of ours takes."""
-
-WEIGHTS = (5, 50)
-CONNECTIONS = 64
-RATE = {"near": 1000.0, "10 ms": 500.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """What the clients saw: totals, and for each request when it was sent and who answered."""
-
-    sent: int
-    lost: dict[str, int]
-    marks: list[tuple[float, str]]
-
-
-class Stage:
-    """nginx, two containers, and an edge over them."""
-
-    def __init__(self, root: Path, addresses: dict[str, str], *, dynamic: bool) -> None:
-        self.root, self.addresses, self.dynamic = root, addresses, dynamic
-        self.port, self.generation = free_port(), 0
-        self.process = HostNginx(conf=str(root / "nginx.conf"), pid_file=root / "nginx.pid")
-        self.edge = self.make_edge(1.0)
-
-    def make_edge(self, closing_wait: float) -> NginxEdge:
-        """Another edge on the same folder."""
-        options = EdgeOptions(server=ServerBlock(listen=f"127.0.0.1:{self.port}"))
-        listen = f"127.0.0.1:{self.port + 1}"
-        return NginxEdge(
-            self.process, self.root / "edge", lambda _: options, listen=listen, closing_wait=closing_wait
-        )
-
-    def plan(self, weight: int) -> RoutePlan:
-        """The candidate has `weight` percent."""
-        self.generation += 1
-        shares = {"v1": 100 - weight, "v2": weight}
-        servers = tuple(
-            Server(
-                address=self.addresses[v], weight=w, release=v, instance=f"{v}-0", container=v, started_at="t"
-            )
-            for v, w in shares.items()
-        )
-        fallback = Route(generation=self.generation, servers=servers[:1])
-        return RoutePlan(
-            service="api", route=Route(generation=self.generation, servers=servers), fallback=fallback
-        )
-
-    async def script(self, weight: int) -> None:
-        """What a deploy script does: write the weights, reload, hope."""
-        file = self.root / "edge" / "api.conf"
-        text = file.read_text()
-        old = WEIGHTS[1] if weight == WEIGHTS[0] else WEIGHTS[0]
-        text = text.replace(f"weight={100 - old} ", f"weight={100 - weight} ")
-        file.write_text(text.replace(f"weight={old} ", f"weight={weight} "))
-        await run(["nginx", "-c", str(self.root / "nginx.conf"), "-t", "-q"], 10)
-        await run(["nginx", "-c", str(self.root / "nginx.conf"), "-s", "reload"], 10)
-
-    @contextlib.asynccontextmanager
-    async def clients(self, network: str) -> AsyncIterator[list[Heard]]:
-        """Load; what was heard is in the list at the end."""
-        heard: list[Heard] = []
-        relay, port = None, self.port
-        if network != "near":
-            port = free_port()
-            target = ["bench.traffic.relay", str(port), f"127.0.0.1:{self.port}", "5"]
-            relay = subprocess.Popen([sys.executable, "-m", *target], cwd=ROOT)  # noqa: ASYNC220  returns at once
-            await asyncio.sleep(1.0)
-        log = self.root / "clients.log"
-        what = ["bench.traffic.clients", f"127.0.0.1:{port}", str(CONNECTIONS), str(RATE[network]), str(log)]
-        load = subprocess.Popen([sys.executable, "-m", *what], cwd=ROOT, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
-        try:
-            await asyncio.sleep(2.0)
-            yield heard
-            await asyncio.sleep(1.0)
-        finally:
-            load.terminate()
-            said, _ = await asyncio.to_thread(load.communicate, timeout=30)
-            if relay is not None:
-                relay.kill()
-                relay.wait()
-        total = json.loads(said)
-        marks = [(float(at), who) for at, who in (line.split() for line in log.read_text().splitlines())]
-        heard.append(Heard(total["sent"], total["lost"], marks))
-
-
-@contextlib.asynccontextmanager
-async def stage(*, dynamic: bool) -> AsyncIterator[Stage]:
-    """Everything up, with weights in nginx' memory or not; and gone afterwards."""
-    client = docker.from_env()
-    images = {v: gin.build(client, v) for v in ("v1", "v2")}
-    with tempfile.TemporaryDirectory(prefix="bench-traffic-") as name:
-        root = Path(name)
-        root.chmod(0o755)
-        (root / "edge").mkdir()
-        (root / "tmp").mkdir()
-        (root / "tmp").chmod(0o777)
-        network = client.networks.create(root.name)
-        started = [client.containers.run(i, detach=True, network=root.name) for i in images.values()]
-        (root / "nginx.conf").write_text((LUA if dynamic else "") + NGINX.format(root=root, extra=""))
-        try:
-            addresses = {}
-            for version, container in zip(images, started, strict=True):
-                container.reload()
-                own = container.attrs["NetworkSettings"]["Networks"][root.name]["IPAddress"]
-                addresses[version] = f"{own}:8080"
-            found = Stage(root, addresses, dynamic=dynamic)
-            await run(["nginx", "-c", str(root / "nginx.conf")], 10)
-            found.edge.prepare()
-            await asyncio.sleep(1.0)
-            await found.edge.apply(found.plan(WEIGHTS[0]), 1)
-            yield found
-            await found.edge.close()
-        finally:
-            with contextlib.suppress(Exception):
-                await run(["nginx", "-c", str(root / "nginx.conf"), "-s", "stop"], 10)
-            for container in started:
-                container.remove(force=True)
-            network.remove()
-            client.close()
 
 
 async def steps(on: Stage, number: int, network: str, step: Callable[[int], Awaitable[None]]) -> Heard:

@@ -68,7 +68,7 @@ class Clients:
         self._log = log
         self.sent = 0
         self.lost: Counter[str] = Counter()
-        self.served: Counter[str] = Counter()
+        self.slowest = 0.0
         self._marks: list[tuple[float, str]] = []
 
     async def run(self) -> None:
@@ -78,20 +78,20 @@ class Clients:
     async def _one(self, client: Client, chance: random.Random) -> None:
         await asyncio.sleep(chance.random() * self._pause)
         while True:
-            request = POST if self.sent % 4 == 3 else GET
+            method, request = ("POST", POST) if self.sent % 4 == 3 else ("GET", GET)
             self.sent += 1
             began = time.monotonic()
             try:
                 async with asyncio.timeout(DEADLINE):
                     status, release = await client.ask(request)
             except (OSError, EOFError, TimeoutError) as error:
-                self.lost[type(error).__name__] += 1
+                self.lost[f"{method} {type(error).__name__}"] += 1
                 await client.close()
             else:
                 if status >= 500:
-                    self.lost[str(status)] += 1
-                self.served[release] += 1
+                    self.lost[f"{method} {status}"] += 1
                 self._marks.append((began, release))
+                self.slowest = max(self.slowest, time.monotonic() - began)
             await asyncio.sleep(chance.expovariate(1.0 / self._pause))
 
     def write(self) -> None:
@@ -109,7 +109,7 @@ async def main(address: str, connections: int, rate: float, log: str) -> None:
         async with asyncio.timeout(LIMIT):
             await task
     clients.write()
-    print(json.dumps({"sent": clients.sent, "lost": clients.lost, "served": clients.served}), flush=True)
+    print(json.dumps({"sent": clients.sent, "lost": clients.lost, "slowest": clients.slowest}), flush=True)
 
 
 if __name__ == "__main__":

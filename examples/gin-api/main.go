@@ -5,13 +5,16 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log"
 	"math/rand"
 	"net/http"
 	"os"
 	"os/signal"
+	"strconv"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -87,7 +90,12 @@ func router(faults *misbehaviour, stopping *atomic.Bool) http.Handler {
 	})
 	engine.GET("/metrics", gin.WrapH(promhttp.Handler()))
 
-	users := engine.Group("/", identify, measure, faults.apply)
+	late := func(c *gin.Context) {
+		if stopping.Load() {
+			log.Printf("asked after SIGTERM: %s", c.FullPath())
+		}
+	}
+	users := engine.Group("/", late, identify, measure, faults.apply)
 	users.GET("/ping", func(c *gin.Context) { c.JSON(http.StatusOK, gin.H{"message": "pong"}) })
 	users.POST("/echo", func(c *gin.Context) {
 		c.DataFromReader(http.StatusOK, c.Request.ContentLength, c.ContentType(), c.Request.Body, nil)
@@ -95,7 +103,32 @@ func router(faults *misbehaviour, stopping *atomic.Bool) http.Handler {
 	users.GET("/version", func(c *gin.Context) {
 		c.JSON(http.StatusOK, gin.H{"version": version, "commit": commit, "release": os.Getenv("RELEASE")})
 	})
+	users.GET("/events", func(c *gin.Context) {
+		c.Header("Content-Type", "text/event-stream")
+		c.Header("X-Accel-Buffering", "no") // nginx passes each event on at once
+		stream(c, func(n int) []byte { return []byte(fmt.Sprintf("id: %d\ndata: tick\n\n", n)) })
+	})
+	users.GET("/download", func(c *gin.Context) {
+		part := bytes.Repeat([]byte("x"), 64*1024)
+		stream(c, func(int) []byte { return part })
+	})
 	return engine
+}
+
+// stream sends as many parts as the query asks for, one every 50 ms.
+func stream(c *gin.Context, part func(n int) []byte) {
+	parts, err := strconv.Atoi(c.DefaultQuery("parts", "20"))
+	if err != nil || parts < 1 {
+		c.JSON(http.StatusBadRequest, gin.H{"error": "parts: a number from 1 on"})
+		return
+	}
+	for n := 1; n <= parts; n++ {
+		if _, err := c.Writer.Write(part(n)); err != nil {
+			return
+		}
+		c.Writer.Flush()
+		time.Sleep(50 * time.Millisecond)
+	}
 }
 
 // identify tells which release answered, so that a client can count what each one did.

@@ -446,7 +446,7 @@ class ServiceFile(Section):
             preview=Preview(hold=preview.hold, approve=preview.approve) if preview else None,
             limits=tuple(g.gate() for g in self.gates if isinstance(g, LimitSection)),
             comparisons=tuple(g.gate() for g in self.gates if isinstance(g, ComparisonSection)),
-            certainty=self.evidence.certainty(),
+            certainty=replace(self.evidence.certainty(), sticky=self.nginx.sticky is not None),
             no_data_after=self.no_data.after,
             on_no_data=self.no_data.do,
             on_inconclusive=self.on_inconclusive,

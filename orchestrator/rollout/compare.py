@@ -151,7 +151,8 @@ def _sentence(
         text += f", stable {_share(step.stable_bad, step.stable_requests)}"
     if result is Result.FAIL:
         odds = 1.0 / certainty.alpha
-        return f"{text}: the odds of this on a good release are below 1 in {odds:.0f}"
+        alike = ", as far as its sticky users are like stable's" if certainty.sticky else ""
+        return f"{text}: the odds of this on a good release are below 1 in {odds:.0f}{alike}"
     if result is Result.PASS:
         return f"{text}: safe, evidence {proof:.3g} of {1.0 / certainty.beta:g}"
     return (

@@ -182,6 +182,7 @@ class Certainty:
         suspicion: Evidence of harm from which on no step is left.
         dispersion: By how much counts vary more than those of independent requests; 1 or more.
         no_traffic: Requests that the candidate should have had when none at all is a failure.
+        sticky: Whether users stay with a release, so that requests are not independent; verdicts tell it.
     """
 
     alpha: float = 0.01
@@ -189,6 +190,7 @@ class Certainty:
     suspicion: float = 10.0
     dispersion: float = 1.0
     no_traffic: float = 20.0
+    sticky: bool = False
 
     @property
     def most_a_block(self) -> float:

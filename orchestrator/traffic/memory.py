@@ -14,7 +14,7 @@ log = structlog.get_logger()
 
 Mode = Literal["auto", "reload", "dynamic"]
 
-SHARED = "_shared.conf"
+SHARED = "_lua.conf"
 """Beside the services' files; no service can have that name."""
 
 SHARED_MEMORY = "lua_shared_dict release_orchestrator 4m;\n"

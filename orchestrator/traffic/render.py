@@ -44,8 +44,8 @@ _environment = Environment(  # what goes in is checked: nothing is escaped
 PROXY_SNIPPET = (_HERE / "templates" / "proxy.conf").read_text(encoding="utf-8")
 """What a `location` that proxies to a service includes, whichever service it is."""
 
-REQUESTS_FORMAT = (_HERE / "templates" / "requests.conf").read_text(encoding="utf-8")
-"""How nginx writes down a request that is counted."""
+HTTP = (_HERE / "templates" / "http.conf").read_text(encoding="utf-8")
+"""What the snippets need beside the services' files."""
 
 BALANCER = (_HERE / "balancer.lua").read_text(encoding="utf-8")
 """What chooses servers where nginx has the Lua module."""

@@ -11,8 +11,7 @@ from typing import BinaryIO
 import structlog
 
 from orchestrator.ports import AnsweredCounts, EdgeProcess, Fault
-from orchestrator.traffic.files import read, write
-from orchestrator.traffic.render import REQUESTS_FORMAT, requests_path
+from orchestrator.traffic.render import requests_path
 
 log = structlog.get_logger()
 
@@ -63,7 +62,6 @@ class RequestLog:
 
     def __init__(self, process: EdgeProcess, directory: Path, *, largest: int = LARGEST) -> None:
         self._process = process
-        self._dir = directory
         self._path = Path(requests_path(str(directory)))
         self._largest = largest
         self._files: list[_File] = []
@@ -71,14 +69,11 @@ class RequestLog:
         self._error = "not read yet"
 
     def prepare(self) -> None:
-        """Tell nginx the format, and let there be a log, so that no requests are told from no log.
+        """Let there be a log, so that no requests are told from no log.
 
         Raises:
             Fault: The folder can't be written.
         """
-        shared = self._dir / "_requests.conf"
-        if read(shared) != REQUESTS_FORMAT:
-            write(shared, REQUESTS_FORMAT)
         try:
             self._path.parent.mkdir(mode=0o755, exist_ok=True)
             self._path.parent.chmod(0o755)  # workers open it again when it is rotated

@@ -5,7 +5,10 @@ from pathlib import Path
 from orchestrator.ports import Fault
 from orchestrator.traffic.files import read, remove, to_the_end, write
 from orchestrator.traffic.options import EdgeOptions
-from orchestrator.traffic.render import PROXY_SNIPPET, joined_location, location_snippet
+from orchestrator.traffic.render import HTTP, PROXY_SNIPPET, joined_location, location_snippet
+
+HTTP_FILE = "_http.conf"
+"""Beside the services' files; no service can have that name."""
 
 
 class Snippets:
@@ -17,6 +20,7 @@ class Snippets:
 
     def prepare(self) -> None:
         """Write what all services share."""
+        _keep(self._dir / HTTP_FILE, HTTP)
         _keep(self._dir / "snippets" / "proxy.conf", PROXY_SNIPPET)
 
     async def keep(self, service: str, options: EdgeOptions, *, dynamic: bool) -> None:

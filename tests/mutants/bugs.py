@@ -138,14 +138,14 @@ BUGS = (
     ),
     Bug(
         "connections are not closed before a reload",
-        "traffic/edge.py",
+        "traffic/reload.py",
         "                self._switches.close_connections()\n",
         "",
         SWITCH,
     ),
     Bug(
         "connections stay closed after a reload",
-        "traffic/edge.py",
+        "traffic/reload.py",
         "            self._switches.keep_connections()\n",
         "            pass\n",
         SWITCH,

@@ -136,6 +136,13 @@ def test_suspicion_keeps_a_step_until_a_person_is_asked(sim: Sim) -> None:
     assert [e for e in sim.events if isinstance(e, RolloutPaused)]
 
 
+def test_a_verdict_says_that_sticky_users_are_fewer_than_their_requests(sim: Sim) -> None:
+    sim.behave("api-2").errors = 0.3
+    sim.send(submit(2, policy=compared(ERRORS, certainty=Certainty(sticky=True))))
+    reason = sim.until_ended("api-2").reason
+    assert reason.endswith("below 1 in 100, as far as its sticky users are like stable's")
+
+
 @pytest.mark.parametrize(("action", "outcome"), [("rollback", Outcome.ROLLED_BACK), ("hold", None)])
 def test_what_happens_when_it_stays_undecided_is_a_policy(
     sim: Sim, action: str, outcome: Outcome | None

@@ -10,6 +10,7 @@ from orchestrator.daemon.config import ConfigError, load
 from orchestrator.daemon.gate_section import ComparisonSection
 from orchestrator.daemon.units import limit, seconds, size
 from orchestrator.rollout.policy import Certainty, Policy
+from orchestrator.traffic.options import Audience, ServerBlock, Tls
 
 SERVICE: dict[str, Any] = {"service": "api", "images": ["reg/api"], "container": {"port": 8080}}
 
@@ -119,6 +120,26 @@ def test_bare_and_full_steps_mix(tmp_path: Path) -> None:
         ({"images": []}, "images"),
         ({"nginx": {"method": "least_conn"}}, "least_conn does not keep small weights"),
         ({"nginx": {"server": {"server_name": "a; } server {"}}}, "nginx/server/server_name"),
+        ({"nginx": {"sticky": {"by": "address", "name": "x"}}}, "nginx/sticky: name: an address has none"),
+        ({"nginx": {"sticky": {"by": "header"}}}, "nginx/sticky: name: which header?"),
+        ({"nginx": {"sticky": {"by": "cookie", "name": "a-b"}}}, "name: 'a-b' does not match [A-Za-z0-9_]+"),
+        ({"nginx": {"force": {"header": "X Release"}}}, "nginx/force/header"),
+        ({"nginx": {"backup": ["host:80"]}}, "backup: 'host:80' is not an IPv4 address and port"),
+        ({"nginx": {"backup": ["10.0.0.9:0"]}}, "backup: '10.0.0.9:0' is not an IPv4 address and port"),
+        ({"nginx": {"method": "ip_hash", "backup": ["10.0.0.9:80"]}}, "nginx knows no backup servers with"),
+        ({"nginx": {"mirror": True}}, "mirror: needs a generated block; set server"),
+        (
+            {"nginx": {"mirror": True, "server": {}}},
+            "nginx/mirror: copies requests to a candidate in preview",
+        ),
+        ({"nginx": {"server": {"join": "shop", "tls": None}}}, "tls: is that of the block of 'shop'"),
+        ({"nginx": {"server": {"static": {"path": "/", "max_age": 1}}}}, "static/path: / is the path of all"),
+        ({"nginx": {"server": {"maintenance_page": "/a b"}}}, "nginx/server/maintenance_page"),
+        (
+            {"nginx": {"server": {"tls": {"certificate": "/c", "key": "/k", "acme_webroot": "/a"}}}},
+            'nginx/server/tls: acme_webroot: needs redirect_from, for example "80"',
+        ),
+        ({"metrics": {"preset": "nginx", "port": 1}}, "metrics: port: is not asked for where nginx counts"),
     ],
 )
 def test_every_problem_names_its_file_and_path(tmp_path: Path, change: dict[str, Any], words: str) -> None:
@@ -140,6 +161,56 @@ def test_two_generated_servers_may_not_be_the_same(tmp_path: Path) -> None:
     (tmp_path / "services" / "b.yaml").write_text(yaml.safe_dump({**service, "service": "b"}))
     with pytest.raises(ConfigError, match="is that of api"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("joined", "words"),
+    [
+        ({"join": "api", "path": "/"}, "path / is that of api"),
+        ({"join": "shop", "path": "/b/"}, "join: 'shop' is no service with a server block of its own"),
+        ({"join": "b", "path": "/b/"}, "join: 'b' is no service with a server block of its own"),
+    ],
+)
+def test_a_path_in_anothers_block_is_one_that_is_free(
+    tmp_path: Path, joined: dict[str, str], words: str
+) -> None:
+    path = write(tmp_path, {**SERVICE, "nginx": {"server": {}}})
+    other = tmp_path / "services" / "b.yaml"
+    other.write_text(yaml.safe_dump({**SERVICE, "service": "b", "nginx": {"server": joined}}))
+    with pytest.raises(ConfigError, match=words):
+        load(path)
+    free = {"join": "api", "path": "/b/"}
+    other.write_text(yaml.safe_dump({**SERVICE, "service": "b", "nginx": {"server": free}}))
+    assert load(path).services["b"].edge().server == ServerBlock(join="api", path="/b/")
+
+
+def test_who_goes_where_becomes_variables_of_nginx(tmp_path: Path) -> None:
+    def audience(**nginx: Any) -> Audience | None:
+        return load(write(tmp_path, {**SERVICE, "nginx": nginx})).services["api"].edge().audience
+
+    assert audience() is None
+    assert audience(force={"header": "X-Release"}) == Audience(header="X-Release")
+    assert audience(sticky={"by": "cookie"}) == Audience(sticky=("uid_got", "uid_set"), issued="release_user")
+    assert audience(sticky={"by": "cookie", "name": "sid"}) == Audience(sticky=("cookie_sid",))
+    assert audience(sticky={"by": "header", "name": "X-User-Id"}) == Audience(sticky=("http_x_user_id",))
+    assert audience(sticky={"by": "address"}) == Audience(sticky=("remote_addr",))
+    assert load(tmp_path / "orchestrator.yaml").services["api"].plan().policies[""].certainty.sticky
+
+
+@pytest.mark.parametrize(
+    ("listen", "tls", "address"),
+    [
+        ("80", False, ("127.0.0.1", 80)),
+        ("10.0.0.1:8443", True, ("10.0.0.1", 8443)),
+        ("[::]:443", True, ("::1", 443)),
+        ("*:443 default_server", True, ("127.0.0.1", 443)),
+        ("10.0.0.1", True, ("10.0.0.1", 443)),
+        ("localhost", False, ("localhost", 80)),
+    ],
+)
+def test_where_a_generated_block_is_reached(listen: str, tls: bool, address: tuple[str, int]) -> None:
+    block = ServerBlock(listen=listen, tls=Tls(certificate="/c", key="/k") if tls else None)
+    assert block.address == address
 
 
 def test_the_same_service_twice_is_refused(tmp_path: Path) -> None:
