@@ -2,7 +2,7 @@
 # make test   every test, on real parts
 # make check  ruff, mypy, import-linter, systemd, promtool, shell syntax
 # make bench  the figures that the documentation quotes
-# make soak MINUTES=30       random faults on real parts under load, as root
+# make soak MINUTES=30 MODE=reload   random faults on real parts under load, as root
 # make simulate MINUTES=10   random schedules of faults on a virtual clock
 # make mutants               planted bugs, each of which a test must notice
 
@@ -45,7 +45,7 @@ bench: setup
 	@$(PYTHON) -m bench.gates
 
 soak: setup
-	@$(WITH_DOCKER) $(PYTHON) -m tests.soak $(or $(MINUTES),30) $(SEED)
+	@$(WITH_DOCKER) $(PYTHON) -m tests.soak $(or $(MINUTES),30) $(or $(MODE),reload) $(SEED)
 
 simulate: setup
 	@$(PYTHON) -m tests.simulation random $(or $(MINUTES),10) $(SEED)

@@ -1,6 +1,6 @@
-"""`python -m tests.soak [MINUTES] [SEED]`: a fault every 20 seconds under load, then a table.
+"""`python -m tests.soak [MINUTES] [MODE] [SEED]`: a fault every 20 seconds under load, then a table.
 
-Needs root: it mounts small disks and starts an Engine of its own. Exits with 1 when an invariant was
+MODE is how weights change: `reload` or `dynamic`. Needs root: it mounts small disks and starts an Engine of its own. Exits with 1 when an invariant was
 violated, a request was lost outside a fault that kills nginx itself, or something did not come to its end.
 """
 
@@ -264,9 +264,9 @@ class Soak:
         return {c.labels["io.release-orchestrator.release"] for c in found} == kept
 
 
-def report(soak: Soak, observer: Observer, outcomes: Counter[str], minutes: float, seed: int) -> bool:
+def report(soak: Soak, observer: Observer, outcomes: Counter[str], title: str) -> bool:
     """Print the table; whether all is well."""
-    table = Table(title=f"{minutes:g} minutes, seed {seed}", show_header=False)
+    table = Table(title=title, show_header=False)
     for kind, number in sorted(soak.faults.items()):
         table.add_row(kind.replace("_", " "), str(number))
     table.add_section()
@@ -296,7 +296,7 @@ def report(soak: Soak, observer: Observer, outcomes: Counter[str], minutes: floa
     return not observer.violations and not lost
 
 
-async def main(minutes: float, seed: int) -> bool:
+async def main(minutes: float, mode: str, seed: int) -> bool:
     with scene() as (folder, engine):
         client = docker.from_env()
         images = [gin.build(client, "v1"), gin.build(client, "v2")] * 2
@@ -307,7 +307,7 @@ async def main(minutes: float, seed: int) -> bool:
         client.close()
         redis = Redis(folder / "redis")
         await redis.start()
-        stage = Stage(folder, redis)
+        stage = Stage(folder, redis, mode)
         try:
             async with stage:
                 await stage.push("api", images[0])
@@ -324,7 +324,7 @@ async def main(minutes: float, seed: int) -> bool:
                             (Path("/tmp") / "soak-daemon.log").write_bytes(stage.log.read_bytes())
                 events = await stage.events()
                 outcomes = Counter(str(e.outcome) for e in events if isinstance(e, ReleaseEnded))
-                return report(soak, observer, outcomes, minutes, seed)
+                return report(soak, observer, outcomes, f"{minutes:g} minutes, {mode}, seed {seed}")
         except BaseException:
             out.print_exception()
             raise
@@ -335,5 +335,6 @@ async def main(minutes: float, seed: int) -> bool:
 if __name__ == "__main__":
     for program in ("dockerd", "redis-server", "prometheus", "nginx"):
         subprocess.run(["which", program], check=True, stdout=subprocess.DEVNULL)
-    chosen = int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(2**32)
-    sys.exit(0 if asyncio.run(main(float(sys.argv[1]) if len(sys.argv) > 1 else 30.0, chosen)) else 1)
+    minutes, mode, seed, *_ = [*sys.argv[1:], "", "", ""]
+    chosen = int(seed) if seed else random.randrange(2**32)
+    sys.exit(0 if asyncio.run(main(float(minutes or 30), mode or "reload", chosen)) else 1)

@@ -150,8 +150,11 @@ class SmallDisk:
 class Stage(Stack):
     """The stack with two daemons that a supervisor starts again whenever they end."""
 
-    def __init__(self, folder: Path, redis: Redis) -> None:
-        settings = {"redis": {"url": f"redis://127.0.0.1:{redis.port}/0", "lease_ttl": f"{TTL:g}s"}}
+    def __init__(self, folder: Path, redis: Redis, mode: str) -> None:
+        settings = {
+            "redis": {"url": f"redis://127.0.0.1:{redis.port}/0", "lease_ttl": f"{TTL:g}s"},
+            "nginx": {"mode": mode},
+        }
         quick = {
             "strategy": {"steps": [20, 50, 100], "min_step": "3s", "bake": "3s", "step_deadline": "60s"},
             "gates": [
