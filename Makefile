@@ -2,7 +2,7 @@
 # make test   every test, on real parts
 # make check  ruff, mypy, import-linter, systemd, promtool, shell syntax
 # make bench  the figures that the documentation quotes
-# make soak MINUTES=30 MODE=reload   random faults on real parts under load, as root
+# make soak MINUTES=30       random faults on real parts under load, as root; MODE=dynamic: weights by Lua
 # make simulate MINUTES=10   random schedules of faults on a virtual clock
 # make mutants               planted bugs, each of which a test must notice
 

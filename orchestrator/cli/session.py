@@ -78,7 +78,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         err.print(f"[red]refused[/]: {error}")
         raise typer.Exit(REFUSED) from None
     except Fault as error:
-        err.print(f"[red]error[/]: {error} (does the daemon run?)")
+        hint = " (does the daemon run?)" if str(error).startswith("Redis") else ""
+        err.print(f"[red]error[/]: {error}{hint}")
         raise typer.Exit(UNREACHABLE) from None
     except TimeoutError:
         err.print("[red]error[/]: timed out")

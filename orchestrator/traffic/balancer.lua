@@ -15,7 +15,7 @@ local REMEMBER = 600 -- seconds that a request which nobody counts is remembered
 local module = { routes = {}, switches = {}, down = {} }
 
 local function parse(text)
-    local route = { generation = 0, token = 0, share = 0, pools = {}, addresses = {} }
+    local route = { generation = 0, token = 0, share = 0, pools = {}, servers = {} }
     for line in text:gmatch("[^\n]+") do
         local word, number = line:match("^(%l+) (%d+)$")
         if word == "generation" or word == "token" or word == "share" then
@@ -33,7 +33,7 @@ local function parse(text)
             }
             route.pools[pool] = route.pools[pool] or {}
             table.insert(route.pools[pool], server)
-            route.addresses[server.address] = true
+            route.servers[server.address] = server
         end
     end
     return route
@@ -62,6 +62,7 @@ local function current(service, loaded)
     return route
 end
 
+-- Whether a file is there, by a look that is at most LOOK seconds old.
 local function switched(path)
     local seen, now = module.switches[path], ngx.now()
     if not seen or now - seen.at >= LOOK or now < seen.at then
@@ -139,9 +140,29 @@ local function note_failure(server)
     down["until"] = now + server.fail_timeout
 end
 
-local function count(service, server, by)
-    server.key = server.key or (service .. " @" .. server.address)
-    dict:incr(server.key, by, 0)
+-- Whether this request is counted out when it is over: the snippet sees to that.
+local function counted()
+    return ngx.var.release_counted == "1"
+end
+
+local function count(service, address, by)
+    dict:incr(service .. " @" .. address, by, 0)
+end
+
+-- The addresses that have been asked for this request, in order.
+local function asked()
+    return (ngx.var.upstream_addr or ""):gmatch("[^%s,]+:%d+")
+end
+
+-- The next server for a request that has failed at others; and the last of those.
+local function retry(route, servers)
+    local tried, last = {}, nil
+    for address in asked() do
+        last = route.servers[address] or { address = address, max_fails = 0 }
+        tried[address], tried[last.release or address] = true, true
+    end
+    if last then note_failure(last) end
+    return other(servers, tried), last
 end
 
 -- In an upstream: the server of this attempt.
@@ -156,21 +177,18 @@ function module.balance(service, pool, loaded, switch, audience)
     if not servers then
         return ngx.exit(ngx.HTTP_BAD_GATEWAY)
     end
-    local ctx = ngx.ctx
-    local last, tried = ctx.release_server, ctx.release_tried
-    if last then
-        if balancer.get_last_failure() then note_failure(last) end
-        tried = tried or {}
-        tried[last.address], tried[last.release] = true, true
-        ctx.release_tried = tried
-    elseif own or #servers > 1 then
-        balancer.set_more_tries(math.min(#servers - (own and 0 or 1), 9))
+    local server, last
+    if balancer.get_last_failure() then
+        server, last = retry(route, servers)
+    else
+        server = first(own or servers) or other(servers, {})
+        if own or #servers > 1 then
+            balancer.set_more_tries(math.min(#servers - (own and 0 or 1), 9))
+        end
     end
-    local server = not last and first(own or servers) or other(servers, tried or {})
-    ctx.release_server = server
-    if ctx.release_counted then -- by the snippet: only with it is this request counted out again
-        if last then count(service, last, -1) end
-        count(service, server, 1)
+    if counted() then
+        if last then count(service, last.address, -1) end
+        count(service, server.address, 1)
     else
         dict:set(service .. " uncounted", true, REMEMBER)
     end
@@ -180,10 +198,14 @@ end
 
 -- In a location, when a request is over.
 function module.over(service)
-    local ctx = ngx.ctx
-    if ctx.release_counted and ctx.release_server then
-        count(service, ctx.release_server, -1)
-    end
+    local last
+    for address in asked() do last = address end
+    if last and counted() then count(service, last, -1) end
+end
+
+-- In a location: whether clients are asked to close their connections.
+function module.closing(path)
+    return switched(path) and "1" or ""
 end
 
 -- Requests under way at servers that the route does not name any more; -1 when nobody counts them.
@@ -191,7 +213,7 @@ local function draining(service, route)
     if dict:get(service .. " uncounted") then return -1 end
     local found = 0
     for address in (dict:get(service .. " gone") or ""):gmatch("%S+") do
-        if not route.addresses[address] then
+        if not route.servers[address] then
             found = found + math.max(dict:get(service .. " @" .. address) or 0, 0)
         end
     end
@@ -204,9 +226,9 @@ local function gone(service, before, route)
     for address in (dict:get(service .. " gone") or ""):gmatch("%S+") do
         seen[address] = (dict:get(service .. " @" .. address) or 0) > 0
     end
-    for address in pairs(before.addresses) do seen[address] = true end
+    for address in pairs(before.servers) do seen[address] = true end
     for address, busy in pairs(seen) do
-        if busy and not route.addresses[address] then table.insert(found, address) end
+        if busy and not route.servers[address] then table.insert(found, address) end
     end
     return table.concat(found, " ")
 end

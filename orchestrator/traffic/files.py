@@ -25,6 +25,7 @@ async def locked(path: Path, deadline: float) -> AsyncIterator[None]:
     except OSError as error:
         raise Fault(f"{path}: {error.strerror}") from error
     with file:
+        _give(file.fileno(), path.parent)
         try:
             async with asyncio.timeout(deadline):
                 while not _lock(file.fileno()):
@@ -32,6 +33,13 @@ async def locked(path: Path, deadline: float) -> AsyncIterator[None]:
         except TimeoutError:
             raise Fault(f"another process has held {path} for {deadline:.0f} s") from None
         yield
+
+
+def _give(file: int, folder: Path) -> None:
+    """What root makes by a person's command is the folder's owner's: the daemon has to work with it."""
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.fchown(file, owner.st_uid, owner.st_gid)
 
 
 def _lock(file: int) -> bool:
@@ -89,15 +97,13 @@ def remove(path: Path) -> None:
 
 
 def replace(path: Path, text: str, *, private: bool = False) -> None:
-    """Temporary file, fsync, rename, fsync of the folder. Root leaves it to the folder's owner."""
+    """Temporary file, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             if private:
                 os.fchmod(file.fileno(), 0o600)
-            if os.geteuid() == 0:  # a person's command; the daemon has to read it, whoever it runs as
-                owner = path.parent.stat()
-                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+            _give(file.fileno(), path.parent)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -86,10 +86,10 @@ def location_snippet(service: str, folder: str, options: EdgeOptions, *, dynamic
     return _environment.get_template("snippet.conf").render(**words)
 
 
-def joined_location(service: str, folder: str, options: EdgeOptions) -> str:
+def joined_location(service: str, folder: str, options: EdgeOptions, *, dynamic: bool) -> str:
     """The location of a service that another one's `server` block includes."""
     check_service(service)
-    words = _words(service, options, listen="", folder=folder, secret="")
+    words = _words(service, options, listen="", folder=folder, secret="lua" if dynamic else "")
     return _environment.get_template("location.conf").render(**words)
 
 

@@ -31,7 +31,7 @@ class Snippets:
         }
         if options.server and options.server.join:
             place = self._dir / "locations" / options.server.join / name
-            texts[place] = joined_location(service, self._folder, options)
+            texts[place] = joined_location(service, self._folder, options, dynamic=dynamic)
         left = [path for path in self._dir.glob(f"locations/*/{name}") if path not in texts]
 
         def work() -> None:

@@ -26,11 +26,17 @@ class FakeClock:
 
 @dataclass(slots=True)
 class FakeStore:
-    """What Redis would hold. `holder`: the token of the lease; 0 when nobody has it."""
+    """What Redis would hold.
+
+    Attributes:
+        holder: The token of the lease; 0 when nobody has it.
+        written: What each text of a state was written from.
+    """
 
     token: int = 1
     holder: int = 1
     states: dict[str, tuple[bytes, int]] = field(default_factory=dict)
+    written: dict[bytes, ServiceState] = field(default_factory=dict)
     stream: list[bytes] = field(default_factory=list)
     pending: set[str] = field(default_factory=set)
     dead: list[dict[str, str]] = field(default_factory=list)
@@ -55,7 +61,8 @@ class FakeStore:
             raise Stale("another daemon has taken over: version")
         if known < version:
             raise Fault(f"Redis: BEHIND version {known}")
-        self.states[state.service] = (dump_state(state), version + 1)
+        text = dump_state(state)
+        self.states[state.service], self.written[text] = (text, version + 1), state
         self.stream += [dump_event(e) for e in events]
         self.pending -= set(acks)
         if self.fail_after:

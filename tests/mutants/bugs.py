@@ -195,7 +195,7 @@ BUGS = (
     Bug(
         "a retry asks the release that has failed",
         "traffic/balancer.lua",
-        "tried[last.address], tried[last.release] = true, true",
+        "tried[address], tried[last.release or address] = true, true",
         "local _ = tried",
         MEMORY,
     ),

@@ -1,7 +1,6 @@
 """What outlives a daemon: Redis, Docker, nginx and its disk, the users; and what must always hold of them."""
 
 import asyncio
-import functools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,7 +17,6 @@ from orchestrator.rollout.events import (
 )
 from orchestrator.rollout.model import FULL, Outcome, Phase, Server, ServiceState
 from orchestrator.rollout.observation import Sample
-from orchestrator.store.codec import load_state
 from tests.contract.fakes import FakeRuntime, FakeStore, FakeTraffic
 from tests.journal import NEXT
 
@@ -30,10 +28,6 @@ LONG = 16.0
 
 OUT_OF_ROUTE = 3 * LONG
 """Seconds after which a dead instance has left the route, daemons that sleep or are restarted included."""
-
-
-parsed = functools.lru_cache(maxsize=8)(load_state)
-"""The same bytes are looked at many times, and a state is immutable."""
 
 
 class Mode(StrEnum):
@@ -211,7 +205,7 @@ class World:
 
     def state(self) -> ServiceState:
         data = self.store.states.get("api")
-        return parsed(data[0]) if data else ServiceState(service="api")
+        return self.store.written[data[0]] if data else ServiceState(service="api")
 
     # what must hold
 

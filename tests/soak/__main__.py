@@ -1,7 +1,8 @@
 """`python -m tests.soak [MINUTES] [MODE] [SEED]`: a fault every 20 seconds under load, then a table.
 
-MODE is how weights change: `reload` or `dynamic`. Needs root: it mounts small disks and starts an Engine of its own. Exits with 1 when an invariant was
-violated, a request was lost outside a fault that kills nginx itself, or something did not come to its end.
+MODE is how weights change: `reload` or `dynamic`. Needs root: it mounts small disks and starts an Engine of
+its own. Exits with 1 when an invariant was violated, a request was lost outside a fault that kills nginx
+itself, or something did not come to its end.
 """
 
 import asyncio
