@@ -4,9 +4,10 @@
 # make bench  the figures that the documentation quotes
 # make soak MINUTES=30       random faults on real parts under load, as root; MODE=dynamic: weights by Lua
 # make simulate MINUTES=10   random schedules of faults on a virtual clock
+# make pairs                 every pair of faults of every story on it; hours
 # make mutants               planted bugs, each of which a test must notice
 
-.PHONY: help setup demo test check bench soak simulate mutants clean
+.PHONY: help setup demo test check bench soak simulate pairs mutants clean
 .DEFAULT_GOAL := help
 
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -49,6 +50,11 @@ soak: setup
 
 simulate: setup
 	@$(PYTHON) -m tests.simulation random $(or $(MINUTES),10) $(SEED)
+
+pairs: setup
+	@$(PYTHON) -m tests.simulation pairs bad
+	@$(PYTHON) -m tests.simulation pairs good
+	@$(PYTHON) -m tests.simulation pairs people
 
 mutants: setup
 	@$(WITH_DOCKER) $(PYTHON) -m tests.mutants

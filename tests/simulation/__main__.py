@@ -1,21 +1,28 @@
-"""Tell a story again under given faults, or random scripts for some minutes.
+"""Tell a story again under given faults, all pairs of faults of a story, or random scripts for some minutes.
 
 `python -m tests.simulation bad 20:lost_reply 23:crash_after` prints the effects and what was violated.
+`python -m tests.simulation pairs STORY` tells it with every pair of faults, on all cores.
 `python -m tests.simulation random MINUTES [SEED]` tells scripts with three to six faults, each from a seed of
 its own, and `python -m tests.simulation script SEED` tells one of them again.
 Exits with 1 when anything was violated.
 """
 
 import logging
+import os
 import random
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import structlog
 
 from tests.simulation.chaos import script
 from tests.simulation.journey import STORIES, simulate
+from tests.simulation.pairs import all_pairs
 from tests.simulation.world import Fault, Mode, World
+
+PARTS = 64
+"""Enough for the cores to end at about the same time."""
 
 
 def many(minutes: float, seed: int) -> bool:
@@ -32,6 +39,27 @@ def many(minutes: float, seed: int) -> bool:
     return bool(wrong)
 
 
+def pairs(name: str) -> bool:
+    """All pairs of a story, on all cores; whether any violated anything."""
+    began = time.monotonic()
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(_pairs, [name] * PARTS, range(PARTS)))
+    wrong = [line for _, lines in found for line in lines]
+    print(*wrong[:100], sep="\n")
+    told = sum(number for number, _ in found)
+    print(f"{name}: {told} pairs of faults, {len(wrong)} violations, {time.monotonic() - began:.0f} s")
+    return bool(wrong)
+
+
+def _pairs(name: str, part: int) -> tuple[int, list[str]]:
+    _quiet()
+    return all_pairs(name, part, PARTS)
+
+
+def _quiet() -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+
+
 def show(world: World, faults: list[Fault]) -> bool:
     """Print what was done and what was violated."""
     planned = {f.effect: f.mode for f in faults}
@@ -43,10 +71,12 @@ def show(world: World, faults: list[Fault]) -> bool:
 
 def main() -> bool:
     """Whether anything was violated."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    _quiet()
     what, *given = sys.argv[1:]
     if what == "random":
         return many(float(given[0]), int(given[1]) if len(given) > 1 else random.randrange(2**32))
+    if what == "pairs":
+        return pairs(given[0])
     if what == "script":
         return show(script(int(given[0])), [])
     faults = [Fault(int(n), Mode(mode)) for n, _, mode in (g.partition(":") for g in given)]
