@@ -20,7 +20,7 @@ PARTS = 16
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """Without a log, and without coverage, which takes longer than the stories; tests/unit covers the core."""
+    """Without a log, and without coverage, which takes as long as the stories; tests/unit has it."""
     before, trace = structlog.get_config(), sys.gettrace()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     sys.settrace(None)
