@@ -1,6 +1,7 @@
 """Docker's blocking SDK behind a small executor, so that a hung call never holds the loop."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -30,20 +31,22 @@ class DockerClient:
         self._url = url
         self._timeout = timeout
         self._client: docker.DockerClient | None = None
+        self._connecting = threading.Lock()
         self._looks = ThreadPoolExecutor(threads, thread_name_prefix="docker-look")
         self._slow = ThreadPoolExecutor(threads, thread_name_prefix="docker-slow")
 
     @property
     def sdk(self) -> docker.DockerClient:
         """The SDK's client, connected at first use. Only for code that runs in the executor."""
-        if self._client is None:
-            settings: dict[str, Any] = {"timeout": int(self._timeout), "max_pool_size": 16}
-            self._client = (
-                docker.DockerClient(base_url=self._url, **settings)
-                if self._url
-                else docker.from_env(**settings)
-            )
-        return self._client
+        with self._connecting:
+            if self._client is None:
+                settings: dict[str, Any] = {"timeout": int(self._timeout), "max_pool_size": 16}
+                self._client = (
+                    docker.DockerClient(base_url=self._url, **settings)
+                    if self._url
+                    else docker.from_env(**settings)
+                )
+            return self._client
 
     async def call(
         self, work: Callable[[docker.DockerClient], T], deadline: float | None = None, *, slow: bool = False
