@@ -272,6 +272,26 @@ class Traffic(Protocol):
         ...
 
 
+class Board(Protocol):
+    """Where several edges are told what to serve, and say what they do."""
+
+    async def want(self, service: str, text: str) -> None:
+        """Tell all edges; raises `Stale` where somebody newer drives."""
+        ...
+
+    async def news(self, known: str) -> tuple[str, Mapping[str, str]] | None:
+        """The version of what is wanted, and that by service; None when it is the known one."""
+        ...
+
+    async def report(self, edge: str, texts: Mapping[str, str]) -> None:
+        """Say what an edge serves, by service."""
+        ...
+
+    async def reports(self) -> Mapping[str, Mapping[str, str]]:
+        """What they have said, by edge and service; those that are away are absent."""
+        ...
+
+
 class EdgeProcess(Protocol):
     """The nginx that serves an edge, wherever it runs."""
 

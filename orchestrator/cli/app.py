@@ -12,6 +12,7 @@ from rich.table import Table
 import orchestrator
 from orchestrator.cli import config as config_command
 from orchestrator.cli.ask import ask, follow, report
+from orchestrator.cli.edges import show_edges
 from orchestrator.cli.exits import OK, OUTCOMES
 from orchestrator.cli.explain import Story, explain, run_again, story_of
 from orchestrator.cli.rehearse import rehearse
@@ -31,6 +32,7 @@ from orchestrator.cli.show import COLOURS, history_rows, status_table, verdict_l
 from orchestrator.cli.watch import watch_events, watch_live
 from orchestrator.daemon.config import Config
 from orchestrator.daemon.doctor import examine
+from orchestrator.daemon.edge import run_edge
 from orchestrator.daemon.local import reload_here, roll_back_here
 from orchestrator.daemon.serve import serve as serve_daemon
 from orchestrator.daemon.units import seconds
@@ -350,6 +352,30 @@ def rehearse_command(
     found = config_or_exit(config)
     _check_known(found, service)
     run(rehearse(found, service, days=days, replays=replays, seed=seed, output=output))
+
+
+@app.command()
+def edge(
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Write what nginx has to start with, and end")
+    ] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Run beside an nginx on another host: serve what the daemon wants, and say that it is served."""
+    found = config_or_exit(config)
+    if not prepare:
+        configure(found.settings.log.format, found.settings.log.level)
+    run(run_edge(found, once=prepare))
+
+
+@app.command()
+def edges(
+    forget: Annotated[str, typer.Option(help="An edge that is no more")] = "",
+    output: OutputOption = Output.TEXT,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """What the nginx of other hosts serve, and which of them are away."""
+    raise typer.Exit(run(show_edges(config_or_exit(config), forget, output)))
 
 
 @app.command(name="reload-nginx")

@@ -17,7 +17,7 @@ from orchestrator.cli.exits import REFUSED, TIMED_OUT, UNREACHABLE, USAGE
 from orchestrator.daemon.config import Config, ConfigError, load
 from orchestrator.ports import Conflict, Fault
 from orchestrator.store.keys import Keys
-from orchestrator.store.redis_store import RedisStore, connect
+from orchestrator.store.redis_store import Client, RedisStore, connect
 from orchestrator.store.server import private_socket
 
 T = TypeVar("T")
@@ -61,11 +61,17 @@ def config_or_exit(path: Path) -> Config:
 @contextlib.asynccontextmanager
 async def store_of(config: Config) -> AsyncIterator[RedisStore]:
     """The store that the daemon uses."""
+    async with redis_of(config) as redis:
+        yield RedisStore(redis, Keys(config.settings.redis.prefix))
+
+
+@contextlib.asynccontextmanager
+async def redis_of(config: Config) -> AsyncIterator[Client]:
+    """The Redis that the daemon uses."""
     settings = config.settings
-    url = settings.redis.url or f"unix://{private_socket(settings.state_dir)}"
-    redis = connect(url)
+    redis = connect(settings.redis.url or f"unix://{private_socket(settings.state_dir)}")
     try:
-        yield RedisStore(redis, Keys(settings.redis.prefix))
+        yield redis
     finally:
         await redis.aclose()
 

@@ -26,7 +26,7 @@ from orchestrator.observability.events import tell
 from orchestrator.observability.http import Views, application, listen
 from orchestrator.observability.logs import LineWriter
 from orchestrator.observability.metrics import DaemonMetrics, seen_by_nginx
-from orchestrator.ports import EdgeProcess, Fault, ServicePlan, Stale, Target
+from orchestrator.ports import EdgeProcess, Fault, ServicePlan, Stale, Target, Traffic
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.observation import Observation
@@ -35,11 +35,13 @@ from orchestrator.runtime.docker_events import DockerEvents
 from orchestrator.runtime.docker_runtime import DockerRuntime
 from orchestrator.runtime.network import Network
 from orchestrator.runtime.nginx_container import ContainerNginx
+from orchestrator.store.board import RedisBoard
 from orchestrator.store.keys import Keys
 from orchestrator.store.lease import Lease
 from orchestrator.store.redis_store import Client, RedisStore, connect
 from orchestrator.store.server import PrivateRedis, check_settings
 from orchestrator.traffic.edge import NginxEdge
+from orchestrator.traffic.fleet import Fleet
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.process import HostNginx
 from orchestrator.traffic.request_log import RequestLog
@@ -162,7 +164,7 @@ class Daemon:
             runtime=runtime,
             images=runtime,
             usage=runtime,
-            traffic=edge,
+            traffic=self._traffic(redis, edge),
             measurer=measurer,
             clock=self._clock,
             tick=settings.tick,
@@ -206,6 +208,19 @@ class Daemon:
             await runtime.close()
             await edge.close()
             self._requests.close()
+
+    def _traffic(self, redis: Client, own: NginxEdge) -> Traffic:
+        """This host's edge, or all of them."""
+        settings = self.config.settings
+        if not settings.edges.enabled:
+            return own
+        return Fleet(
+            own,
+            RedisBoard(redis, self._keys, settings.edges.ttl, self._token),
+            self._edge_options,
+            deadline=settings.nginx.confirm_deadline,
+            on_failure=settings.edges.on_failure,
+        )
 
     async def _await_docker(self, runtime: DockerRuntime) -> None:
         """Docker may come up later than the daemon; until then nothing can be driven."""

@@ -67,6 +67,19 @@ class NginxSection(Section):
     directory_in_container: str = Field("", description="Our folder as that container sees it")
 
 
+class EdgesSection(Section):
+    """nginx on other hosts, each with `orchestrator edge` beside it."""
+
+    enabled: bool = Field(default=False, description="The daemon tells them, and waits for them")
+    name: str = Field(
+        "", pattern=r"^[A-Za-z0-9_.-]*$", description="Of this host's edge; unset: its host name"
+    )
+    ttl: Duration = Field(10.0, gt=0.5, description="An edge that says nothing for as long is away")
+    on_failure: Literal["all_back", "go_on"] = Field(
+        "all_back", description="go_on: an edge that can't follow is left behind"
+    )
+
+
 class PrometheusSection(Section):
     """Where gates are measured."""
 
@@ -106,6 +119,7 @@ class Settings(Section):
     redis: RedisSection = RedisSection()
     docker: DockerSection = DockerSection()
     nginx: NginxSection = NginxSection()
+    edges: EdgesSection = EdgesSection()
     prometheus: PrometheusSection = PrometheusSection()
     http: HttpSection = HttpSection()
     log: LogSection = LogSection()
@@ -114,3 +128,5 @@ class Settings(Section):
         """Nothing here may be guessed: a relative state folder would depend on where the daemon starts."""
         if not self.state_dir.is_absolute():
             raise ValueError(f"state_dir: {self.state_dir} must be an absolute path")
+        if self.edges.enabled and not self.redis.url:
+            raise ValueError("edges/enabled: other hosts need a Redis that they can reach; set redis/url")

@@ -37,7 +37,13 @@ def notice_host(turn: Turn, seen: Observation) -> None:
 
 
 def notice_edge(turn: Turn, seen: Observation) -> None:
-    """Tell a confirmation, a change that is not confirmed, and a file that somebody edited."""
+    """Tell a confirmation, a change that is not confirmed, and a file that somebody edited.
+
+    A release that one of several edges can't follow goes back; what goes back already is not turned round.
+    """
+    rollout = turn.state.rollout
+    if seen.edge.failed and rollout and rollout.kind == "release" and turn.state.stable:
+        turn.retreat(Outcome.ROLLED_BACK, seen.edge.failed)
     state, edge, now = turn.state, seen.edge, turn.now
     pending = state.route.generation > state.confirmed
     if pending and edge.confirmed == state.route.generation:

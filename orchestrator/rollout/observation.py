@@ -81,6 +81,7 @@ class Edge:
         on_disk: What the file says of itself; None when there is none or it can't be read.
         fallback: The servers of the file that a rollback on the host would put in place.
         switched_to: The release that has all traffic because the rollback switch is on; empty when it is off.
+        failed: Why a rollout has to go back, because one of several edges can't follow; empty when all can.
     """
 
     served: int | None = None
@@ -92,6 +93,7 @@ class Edge:
     on_disk: OnDisk | None = None
     fallback: tuple[Server, ...] = ()
     switched_to: str = ""
+    failed: str = ""
 
     @property
     def local(self) -> LocalRollback | None:

@@ -44,6 +44,20 @@ class Keys:
         """Set of the services that have a state."""
         return f"{self.prefix}:services"
 
+    @property
+    def wanted(self) -> str:
+        """Hash of what edges are to serve, by service."""
+        return f"{self.prefix}:wanted"
+
+    @property
+    def edges(self) -> str:
+        """Set of the edges that have said anything."""
+        return f"{self.prefix}:edges"
+
+    def edge(self, name: str) -> str:
+        """Hash of what an edge says that it serves, by service; it expires when the edge is away."""
+        return f"{self.prefix}:edge:{name}"
+
     def receipt(self, service: str, key: str) -> str:
         """Hash of `fingerprint` and `entry`: what an idempotency key was used for."""
         return f"{self.prefix}:receipt:{service}:{key}"

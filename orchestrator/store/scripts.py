@@ -48,6 +48,14 @@ redis.call('XACK', KEYS[4], ARGV[2], ARGV[3])
 return 1
 """
 
+WANT = f"""
+-- KEYS: lease, wanted   ARGV: token, service, text
+{_CHECK_LEASE}
+local now = redis.call('TIME')
+redis.call('HSET', KEYS[2], '', now[1] .. '.' .. now[2])
+return redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+"""
+
 ACQUIRE = """
 -- KEYS: lease, epoch   ARGV: ttl in ms, floor, token known to be dead ('' for none)
 local holder = redis.call('GET', KEYS[1])

@@ -149,6 +149,25 @@ class NginxEdge:
         async with self._changing(plan.service) as state:
             await self._apply(plan, token, state)
 
+    async def put_down(self, plan: RoutePlan, token: int) -> None:
+        """Write what an nginx that does not run yet has to start with; one that runs does not read it.
+
+        Raises:
+            Stale: The disk holds a newer token.
+            Fault: The disk holds a newer generation, or can't be written.
+        """
+        async with self._changing(plan.service):
+            path = self.file(plan.service)
+            old = read(path)
+            self._fence(plan, token, read_header(old) if old is not None else None)
+            if self._switches.is_on(plan.service):
+                return  # somebody has rolled back here
+            secret = await self._lay_beside(plan, token)
+            disk = OnDisk(route=plan.route, stable=plan.stable)
+            back = plan.fallback.servers if plan.fallback else ()
+            text = self._render(_Change(path, old, disk, token, secret, back))
+            await to_the_end(lambda: write(path, text, private=bool(secret)))
+
     async def retreat(self, service: str, actor: str, reason: str, token: int | None = None) -> LocalRollback:
         """See `ports.Traffic`. What is written keeps the token that the disk knows.
 
@@ -203,9 +222,15 @@ class NginxEdge:
         switched = self._take_back_at_once(plan, header, flip=not direct)
         back = plan.fallback.servers if plan.fallback and not switched else ()
         change = _Change(path, old, OnDisk(route=plan.route, stable=plan.stable), token, secret, back)
+        await self._lay_beside(plan, token)
+        await self._make(change, state, direct=direct)
+
+    async def _lay_beside(self, plan: RoutePlan, token: int) -> str:
+        """Write all of a service's files but its own, which they must not come after. Returns the secret."""
+        secret = await self._secret(plan.service)
         await self._snippets.keep(plan.service, self._options(plan.service), dynamic=bool(secret))
         await self._keep_fallback(plan, token, secret)
-        await self._make(change, state, direct=direct)
+        return secret
 
     async def _make(self, change: _Change, state: _Served, *, direct: bool) -> None:
         """Let nginx serve it, in its memory or by a reload, and remember that it does."""

@@ -52,6 +52,7 @@ class Sim:
     edge_up: bool = True
     file: str = "ours"
     drained: bool = True
+    failed: str = ""
     runtime_ok: bool = True
     prometheus_up: bool = True
     image_error: str = ""
@@ -92,6 +93,7 @@ class Sim:
                 confirmed=self.served,
                 file=self.file,  # type: ignore[arg-type]
                 drained=self.drained,
+                failed=self.failed,
                 floor=self.disk.route.generation if self.disk else 0,
                 on_disk=self.disk,
             ),

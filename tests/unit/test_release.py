@@ -625,6 +625,24 @@ def test_rollback_takes_a_retiring_release_back(sim: Sim) -> None:
     assert sim.starts == starts
 
 
+def test_a_release_that_an_edge_cannot_follow_goes_back(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.failed = "edge b: nginx -t refuses"
+    ended = sim.until_ended("api-2")
+    assert (ended.outcome, ended.reason) == (Outcome.ROLLED_BACK, "edge b: nginx -t refuses")
+
+
+def test_a_rollback_that_an_edge_cannot_follow_is_not_turned_round(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.send(Rollback(request="9-0", actor="ann"))
+    sim.failed = "edge b: nginx -t refuses"
+    sim.run(10)
+    assert sim.state.stable is not None
+    assert sim.state.stable.id == "api-1"
+
+
 def test_rollback_and_abort_of_an_active_rollout(sim: Sim) -> None:
     sim.send(submit(2))
     sim.until_phase(Phase.SHIFTING, held=True)

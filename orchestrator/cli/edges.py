@@ -1,0 +1,46 @@
+"""`orchestrator edges`: what the nginx of other hosts serve."""
+
+import json
+from typing import Any
+
+from rich.table import Table
+
+from orchestrator.cli.exits import OK, USAGE
+from orchestrator.cli.session import Output, err, out, redis_of
+from orchestrator.daemon.config import Config
+from orchestrator.store.board import RedisBoard
+from orchestrator.store.keys import Keys
+from orchestrator.traffic.fleet import told
+
+
+async def show_edges(config: Config, forget: str, output: Output) -> int:
+    """Print them, or forget one; returns the exit code.
+
+    Raises:
+        Fault: Redis does not answer.
+    """
+    async with redis_of(config) as redis:
+        board = RedisBoard(redis, Keys(config.settings.redis.prefix), config.settings.edges.ttl)
+        if forget:
+            if not await board.forget(forget):
+                err.print(f"[red]error[/]: no edge {forget!r} is known")
+                return USAGE
+            out.print(f"{forget} is forgotten; it comes back if it says anything")
+            return OK
+        reports = await board.reports()
+        found = {name: told(reports[name]) if name in reports else None for name in await board.known()}
+    rows: list[dict[str, Any]] = []
+    for name, services in found.items():
+        rows += [
+            {"edge": name, "service": s, "away": False, "served": r.edge.served, "error": r.edge.error}
+            for s, r in (services or {}).items()
+        ] or [{"edge": name, "service": "", "away": services is None, "served": None, "error": ""}]
+    if output is Output.JSON:
+        out.print(json.dumps(rows, indent=2), markup=False)
+        return OK
+    table = Table("edge", "service", "generation served", "")
+    for row in rows:
+        note = "away" if row["away"] else row["error"]
+        table.add_row(row["edge"], row["service"], "" if row["served"] is None else str(row["served"]), note)
+    out.print(table)
+    return OK

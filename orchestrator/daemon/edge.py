@@ -1,0 +1,79 @@
+"""`orchestrator edge`: beside an nginx on another host, serves what the daemon wants."""
+
+import asyncio
+import contextlib
+import signal
+
+import structlog
+
+from orchestrator.daemon.config import Config
+from orchestrator.daemon.serve import REDIS_TIMEOUT, make_edge
+from orchestrator.observability import systemd
+from orchestrator.ports import Fault
+from orchestrator.runtime.client import DockerClient
+from orchestrator.store.board import RedisBoard, host_name
+from orchestrator.store.keys import Keys
+from orchestrator.store.redis_store import connect
+from orchestrator.traffic.fleet import Follower
+
+log = structlog.get_logger()
+
+ROUND = 0.1
+"""Seconds between looks at what is wanted."""
+
+PAUSE = 1.0
+"""Seconds between tries while Redis does not answer."""
+
+
+async def run_edge(config: Config, *, once: bool) -> None:
+    """Follow until a signal; with `once`, only write what nginx has to start with.
+
+    Raises:
+        Fault: No Redis is configured; or with `once`, it does not answer.
+    """
+    settings = config.settings
+    if not settings.redis.url:
+        raise Fault("redis/url: an edge needs the daemon's Redis; set it on both hosts")
+    redis = connect(settings.redis.url, REDIS_TIMEOUT)
+    docker = DockerClient(settings.docker.url)
+    name = settings.edges.name or host_name()
+    board = RedisBoard(redis, Keys(settings.redis.prefix), settings.edges.ttl)
+    follower = Follower(board, name, lambda options: make_edge(settings, docker, options))
+    try:
+        if once:
+            await follower.prepare()
+        else:
+            await _until_a_signal(follower, name)
+    finally:
+        await follower.close()
+        await redis.aclose()
+        docker.close()
+
+
+async def _until_a_signal(follower: Follower, name: str) -> None:
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    heartbeat = asyncio.create_task(systemd.heartbeat(), name="heartbeat")
+    follower.make_ready()
+    systemd.notify("READY=1")
+    log.info("edge_ready", edge=name)
+    cut_off = False
+    try:
+        while not stopped.is_set():
+            try:
+                await follower.follow()
+            except Fault as error:
+                if not cut_off:
+                    log.warning("edge_cut_off", edge=name, reason=f"{error}; the traffic stays as it is")
+                cut_off = True
+            else:
+                if cut_off:
+                    log.info("edge_caught_up", edge=name)
+                cut_off = False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PAUSE if cut_off else ROUND):
+                    await stopped.wait()
+    finally:
+        heartbeat.cancel()
+        log.info("edge_stopped", edge=name, reason="the traffic stays as it is")

@@ -1,0 +1,109 @@
+"""`ports.Board` on Redis."""
+
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from orchestrator.ports import Fault, Stale
+from orchestrator.store.keys import Keys
+from orchestrator.store.scripts import WANT
+
+VERSION = ""
+"""The field of a hash that is of no service."""
+
+
+def host_name() -> str:
+    """What an edge is called that was given no name."""
+    return socket.gethostname().partition(".")[0]
+
+
+class RedisBoard:
+    """What edges are to serve, and what they say that they do.
+
+    Args:
+        redis: A client.
+        keys: Names.
+        ttl: Seconds after which an edge that says nothing is away.
+        token: The fencing token of the daemon that drives; 0 for an edge, which wants nothing.
+    """
+
+    def __init__(self, redis: Redis, keys: Keys, ttl: float, token: int = 0) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._ttl = ttl
+        self._token = token
+        self._want = redis.register_script(WANT)
+
+    async def want(self, service: str, text: str) -> None:
+        """See `ports.Board`."""
+        try:
+            await self._want(keys=[self._keys.lease, self._keys.wanted], args=[self._token, service, text])
+        except ResponseError as error:
+            if "STALE" in str(error):
+                raise Stale(f"another daemon has taken over: {error}") from error
+            raise Fault(f"Redis: {error}") from error
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error
+
+    async def news(self, known: str) -> tuple[str, dict[str, str]] | None:
+        """See `ports.Board`."""
+        try:
+            version = await self._redis.hget(self._keys.wanted, VERSION) or "0"
+            if str(version) == known:
+                return None
+            found: dict[Any, Any] = await self._redis.hgetall(self._keys.wanted)
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error
+        texts = {str(service): str(text) for service, text in found.items()}
+        return texts.pop(VERSION, "0"), texts
+
+    async def report(self, edge: str, texts: Mapping[str, str]) -> None:
+        """See `ports.Board`."""
+        key = self._keys.edge(edge)
+        try:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.delete(key)
+                pipe.hset(key, VERSION, "")  # an edge without services is there too
+                for service, text in texts.items():
+                    pipe.hset(key, service, text)
+                pipe.pexpire(key, int(self._ttl * 1000))
+                pipe.sadd(self._keys.edges, edge)
+                await pipe.execute()
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error
+
+    async def reports(self) -> dict[str, dict[str, str]]:
+        """See `ports.Board`."""
+        try:
+            names = sorted(str(n) for n in await self._redis.smembers(self._keys.edges))
+            if not names:
+                return {}
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for name in names:
+                    pipe.hgetall(self._keys.edge(name))
+                found: list[dict[Any, Any]] = await pipe.execute()
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error
+        return {
+            name: {str(s): str(t) for s, t in texts.items() if s != VERSION}
+            for name, texts in zip(names, found, strict=True)
+            if texts
+        }
+
+    async def known(self) -> list[str]:
+        """The edges that have ever said anything and were not forgotten, those that are away too."""
+        try:
+            return sorted(str(n) for n in await self._redis.smembers(self._keys.edges))
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error
+
+    async def forget(self, edge: str) -> bool:
+        """Forget an edge that is no more. Whether it was known."""
+        try:
+            await self._redis.delete(self._keys.edge(edge))
+            return bool(await self._redis.srem(self._keys.edges, edge))
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error

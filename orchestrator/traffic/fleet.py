@@ -1,0 +1,275 @@
+"""Several edges: the daemon's own nginx, and others on hosts of their own that are told through a board.
+
+The board says what is wanted of every service; each edge applies that by itself and says there what it
+serves. An edge that has not said anything for a while is away: it is not waited for, and serves what it
+served last until it is back and has caught up.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import structlog
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator.ports import Board, Fault, RoutePlan, Stale
+from orchestrator.rollout.observation import Edge, LocalRollback
+from orchestrator.traffic.edge import NginxEdge
+from orchestrator.traffic.options import EdgeOptions
+
+log = structlog.get_logger()
+
+POLL = 0.05
+"""Seconds between looks at what the others say while a change is waited for."""
+
+SAY_EVERY = 1.0
+"""Seconds between reports of an edge for which nothing changes, and between tries of one that fails."""
+
+OnFailure = Literal["all_back", "go_on"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedRoute:
+    """What every edge ought to serve for a service.
+
+    Attributes:
+        token: The fencing token of the daemon that wants it.
+        options: How it is served; other hosts have no files of services.
+    """
+
+    plan: RoutePlan
+    token: int
+    options: EdgeOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What one edge says of a service.
+
+    Attributes:
+        tried: The generation that it tried to serve last.
+    """
+
+    edge: Edge
+    tried: int = 0
+
+
+_WANTED: TypeAdapter[WantedRoute] = TypeAdapter(WantedRoute)
+_REPORT: TypeAdapter[Report] = TypeAdapter(Report)
+
+
+class Fleet:
+    """`ports.Traffic` on all edges.
+
+    Args:
+        own: The edge of this host.
+        board: Where the others are told, and say what they serve.
+        options: How each service is served.
+        deadline: Seconds until the others have to serve a change.
+        on_failure: Whether an edge that can't follow takes a rollout back, or is left behind.
+    """
+
+    def __init__(
+        self,
+        own: NginxEdge,
+        board: Board,
+        options: Callable[[str], EdgeOptions],
+        *,
+        deadline: float,
+        on_failure: OnFailure,
+    ) -> None:
+        self._own = own
+        self._board = board
+        self._options = options
+        self._deadline = deadline
+        self._on_failure = on_failure
+        self._left: dict[str, dict[str, str]] = {}
+        self._followed: dict[str, frozenset[str]] = {}
+
+    async def apply(self, plan: RoutePlan, token: int) -> None:
+        """See `ports.Traffic`: every edge that is not away serves it, or was left behind."""
+        wanted = WantedRoute(plan=plan, token=token, options=self._options(plan.service))
+        await self._board.want(plan.service, _WANTED.dump_json(wanted).decode())
+        self._left[plan.service] = {}
+        self._followed[plan.service] = frozenset()
+        await self._own.apply(plan, token)
+        await self._others_follow(plan)
+
+    async def _others_follow(self, plan: RoutePlan) -> None:
+        """Wait for the others.
+
+        Raises:
+            Fault: One of them can't follow and is not to be left behind.
+        """
+        service, generation = plan.service, plan.route.generation
+        late: dict[str, str] = {}
+        found: dict[str, Report] = {}
+        try:
+            async with asyncio.timeout(self._deadline):
+                while True:
+                    found = await self._reports(service)
+                    late = {
+                        name: f"edge {name}: {report.edge.error or f'generation {generation} is not served'}"
+                        for name, report in found.items()
+                        if report.edge.confirmed != generation
+                    }
+                    failed = {n for n in late if found[n].edge.error and found[n].tried == generation}
+                    if failed >= late.keys():
+                        break
+                    await asyncio.sleep(POLL)
+        except TimeoutError:
+            pass
+        self._left[service] = late
+        self._followed[service] = frozenset(found.keys() - late.keys())
+        if late and self._on_failure == "all_back":
+            raise Fault("; ".join(late.values()))
+        for why in late.values():
+            log.warning("edge_left_behind", service=service, generation=generation, reason=why)
+
+    async def retreat(self, service: str, actor: str, reason: str, token: int | None = None) -> LocalRollback:
+        """See `ports.Traffic`. This host's goes back; the others do as soon as the daemon follows."""
+        return await self._own.retreat(service, actor, reason, token)
+
+    async def observe(self, service: str) -> Edge:
+        """See `ports.Traffic`: what is true of all edges that are not away or left behind."""
+        own = await self._own.observe(service)
+        try:
+            found = await self._reports(service)
+        except Fault as error:
+            log.debug("board_unread", service=service, reason=str(error))
+            return own
+        left = self._left.get(service, {})
+        away = self._followed.get(service, frozenset()) - found.keys()
+        others = [report.edge for name, report in found.items() if name not in left]
+        failed = [*left.values(), *(f"edge {name} has not been heard of" for name in sorted(away))]
+        by_hand = max((e for e in (own, *others) if e.local), key=lambda e: e.floor, default=own)
+        behind = next((e.served or 0 for e in others if e.served != own.served), own.served)
+        return replace(
+            own,
+            served=behind,
+            confirmed=min([own.confirmed, *(e.confirmed for e in others)]),
+            file=next((e.file for e in (own, *others) if e.file != "ours"), "ours"),
+            drained=own.drained and all(report.edge.drained for report in found.values()),
+            floor=max([own.floor, *(e.floor for e in others)]),
+            error=own.error or "; ".join(left.values()),
+            on_disk=by_hand.on_disk,
+            switched_to=next((e.switched_to for e in (own, *others) if e.switched_to), ""),
+            failed="; ".join(failed) if self._on_failure == "all_back" else "",
+        )
+
+    async def _reports(self, service: str) -> dict[str, Report]:
+        """By edge, of those that are not away. One that has said nothing of the service has not served it."""
+        return {
+            name: _REPORT.validate_json(texts[service]) if service in texts else Report(edge=Edge())
+            for name, texts in (await self._board.reports()).items()
+        }
+
+
+class Follower:
+    """One of the others: serves what the board wants, and says there what it serves.
+
+    Args:
+        board: Where it is told.
+        name: Its name there.
+        edge: Its nginx, given how each service is served.
+    """
+
+    def __init__(
+        self, board: Board, name: str, edge: Callable[[Callable[[str], EdgeOptions]], NginxEdge]
+    ) -> None:
+        self._board = board
+        self._name = name
+        self._version = ""
+        self._wanted: dict[str, WantedRoute] = {}
+        self._edge = edge(lambda service: self._wanted[service].options)
+        self._serving: dict[str, asyncio.Task[None]] = {}
+        self._tried: dict[str, tuple[int, str]] = {}
+        self._again: dict[str, float] = {}
+        self._next = 0.0
+
+    def make_ready(self) -> None:
+        """See `NginxEdge.prepare`."""
+        self._edge.prepare()
+
+    async def prepare(self) -> None:
+        """Write what is wanted now, for an nginx that is about to start.
+
+        Raises:
+            Fault: The board can't be reached, or a file can't be written.
+        """
+        self.make_ready()
+        await self._read()
+        for wanted in self._wanted.values():
+            await self._edge.put_down(wanted.plan, wanted.token)
+
+    async def follow(self) -> None:
+        """One round: begin to serve what is not served, and say what is, at once after a change.
+
+        Raises:
+            Fault: The board can't be reached; what is served stays.
+        """
+        changed = await self._read() or any(task.done() for task in self._serving.values())
+        now = asyncio.get_running_loop().time()
+        if not changed and now < self._next:
+            return
+        self._next = now + SAY_EVERY
+        self._serving = {name: task for name, task in self._serving.items() if not task.done()}
+        seen = {service: await self._edge.observe(service) for service in self._wanted}
+        for service, edge in seen.items():
+            idle = service not in self._serving and now >= self._again.get(service, 0.0)
+            if idle and self._behind(self._wanted[service], edge):
+                work = self._serve(self._wanted[service])
+                self._serving[service] = asyncio.create_task(work, name=f"serve {service}")
+        await self._board.report(
+            self._name, {service: self._said(service, edge) for service, edge in seen.items()}
+        )
+
+    async def _read(self) -> bool:
+        """Take what is wanted from the board. Whether there is anything new."""
+        news = await self._board.news(self._version)
+        if news is None:
+            return False
+        self._version, texts = news
+        for service, text in texts.items():
+            try:
+                self._wanted[service] = _WANTED.validate_json(text)
+            except ValidationError as error:  # a newer daemon's words: better what was wanted before
+                log.error("wanted_not_understood", service=service, reason=str(error)[:300])
+        return True
+
+    @staticmethod
+    def _behind(wanted: WantedRoute, seen: Edge) -> bool:
+        """Whether there is something to do. A rollback on this host stands until the daemon has followed."""
+        generation = wanted.plan.route.generation
+        if seen.local is not None and seen.floor >= generation:
+            return False
+        return not seen.confirmed == seen.served == generation
+
+    def _said(self, service: str, seen: Edge) -> str:
+        generation, error = self._tried.get(service, (0, ""))
+        return _REPORT.dump_json(Report(edge=replace(seen, error=error), tried=generation)).decode()
+
+    async def _serve(self, wanted: WantedRoute) -> None:
+        service, generation = wanted.plan.service, wanted.plan.route.generation
+        error = ""
+        try:
+            await self._edge.apply(wanted.plan, wanted.token)
+        except (Fault, Stale) as fault:
+            error = str(fault)
+        if (generation, error) != self._tried.get(service):
+            log.info("edge_tried", service=service, generation=generation, error=error)
+        self._tried[service] = generation, error
+        self._again[service] = asyncio.get_running_loop().time() + (SAY_EVERY if error else 0.0)
+
+    async def close(self) -> None:
+        """Leave nginx as it is."""
+        for task in self._serving.values():
+            task.cancel()
+        await asyncio.gather(*self._serving.values(), return_exceptions=True)
+        await self._edge.close()
+
+
+def told(texts: Mapping[str, str]) -> dict[str, Report]:
+    """What an edge has said on the board, by service."""
+    return {service: _REPORT.validate_json(text) for service, text in texts.items()}

@@ -1,0 +1,258 @@
+"""What is true of several edges together, on an own edge and a board that tests write."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.ports import Fault, RoutePlan, Stale
+from orchestrator.rollout.model import Route, Server
+from orchestrator.rollout.observation import Edge, LocalRollback, OnDisk
+from orchestrator.store.board import RedisBoard
+from orchestrator.store.keys import Keys
+from orchestrator.store.redis_store import connect
+from orchestrator.store.server import PrivateRedis
+from orchestrator.traffic.fleet import _REPORT, Fleet, Follower, OnFailure, Report, WantedRoute
+from orchestrator.traffic.options import EdgeOptions
+
+
+@dataclass
+class OneEdge:
+    """An edge that does at once what it is told, or fails."""
+
+    seen: Edge = field(default_factory=lambda: Edge(served=0, drained=True))
+    fails: str = ""
+    applied: list[int] = field(default_factory=list)
+
+    async def apply(self, plan: RoutePlan, token: int) -> None:
+        self.applied.append(plan.route.generation)
+        if self.fails:
+            raise Fault(self.fails)
+        number = plan.route.generation
+        self.seen = replace(
+            self.seen,
+            served=number,
+            confirmed=number,
+            floor=number,
+            on_disk=OnDisk(route=plan.route, stable=plan.stable),
+        )
+
+    async def observe(self, service: str) -> Edge:
+        return self.seen
+
+    async def retreat(self, service: str, actor: str, reason: str, token: int | None = None) -> LocalRollback:
+        return LocalRollback(to="api-1", actor=actor, reason=reason)
+
+    def prepare(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+@dataclass
+class Paper:
+    """A board in memory."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    version: int = 0
+    said: dict[str, dict[str, str]] = field(default_factory=dict)
+    torn: bool = False
+
+    async def want(self, service: str, text: str) -> None:
+        self.texts[service] = text
+        self.version += 1
+
+    async def news(self, known: str) -> tuple[str, Mapping[str, str]] | None:
+        return None if known == str(self.version) else (str(self.version), dict(self.texts))
+
+    async def report(self, edge: str, texts: Mapping[str, str]) -> None:
+        self.said[edge] = dict(texts)
+
+    async def reports(self) -> Mapping[str, Mapping[str, str]]:
+        if self.torn:
+            raise Fault("Redis: connection refused")
+        return self.said
+
+    def say(self, edge: str, **seen: Any) -> None:
+        """What another edge says of api."""
+        tried = seen.pop("tried", seen.get("confirmed", 0))
+        report = Report(edge=Edge(**{"drained": True, **seen}), tried=tried)
+        self.said[edge] = {"api": _REPORT.dump_json(report).decode()}
+
+
+def plan(generation: int) -> RoutePlan:
+    server = Server(
+        address="10.1.0.1:80", weight=1, release="api-1", instance="api-1-0", container="c", started_at="t"
+    )
+    return RoutePlan(service="api", route=Route(generation=generation, servers=(server,)), stable="api-1")
+
+
+def together(on_failure: OnFailure = "all_back") -> tuple[Fleet, OneEdge, Paper]:
+    own, board = OneEdge(), Paper()
+    fleet = Fleet(
+        own,  # type: ignore[arg-type]
+        board,
+        lambda _: EdgeOptions(),
+        deadline=0.3,
+        on_failure=on_failure,
+    )
+    return fleet, own, board
+
+
+async def test_a_change_is_waited_for_until_all_have_confirmed_it() -> None:
+    fleet, own, board = together()
+    board.say("b", served=1, confirmed=1)
+    applying = asyncio.create_task(fleet.apply(plan(2), 1))
+    await asyncio.sleep(0.1)
+    assert own.applied == [2]
+    assert not applying.done()
+    assert (await fleet.observe("api")).confirmed == 1
+    board.say("b", served=2, confirmed=2)
+    await applying
+    seen = await fleet.observe("api")
+    assert (seen.served, seen.confirmed, seen.failed, seen.error) == (2, 2, "", "")
+
+
+async def test_an_edge_that_fails_fails_all_and_at_once() -> None:
+    fleet, _, board = together()
+    fleet._deadline = 60.0
+    board.say("b", served=1, confirmed=1, error="nginx -t: no", tried=2)
+    board.say("c", served=2, confirmed=2)
+    with pytest.raises(Fault, match="edge b: nginx -t: no"):
+        await fleet.apply(plan(2), 1)
+    seen = await fleet.observe("api")
+    assert seen.failed == seen.error == "edge b: nginx -t: no"
+
+
+async def test_one_that_says_nothing_of_it_until_the_deadline_fails_too() -> None:
+    fleet, _, board = together()
+    board.said["b"] = {}
+    with pytest.raises(Fault, match="edge b: generation 2 is not served"):
+        await fleet.apply(plan(2), 1)
+
+
+async def test_or_it_is_left_behind() -> None:
+    fleet, _, board = together("go_on")
+    board.say("b", served=1, confirmed=1, error="nginx -t: no", tried=2)
+    board.say("c", served=2, confirmed=2)
+    await fleet.apply(plan(2), 1)
+    seen = await fleet.observe("api")
+    assert (seen.confirmed, seen.failed) == (2, "")
+    assert seen.error == "edge b: nginx -t: no"
+
+
+async def test_one_that_followed_and_is_away_fails_all() -> None:
+    fleet, _, board = together()
+    board.say("b", served=2, confirmed=2)
+    await fleet.apply(plan(2), 1)
+    board.said.clear()
+    assert (await fleet.observe("api")).failed == "edge b has not been heard of"
+    await fleet.apply(plan(3), 1)  # it is away: nobody waits for it
+    seen = await fleet.observe("api")
+    assert (seen.confirmed, seen.failed) == (3, "")
+
+
+async def test_one_that_comes_late_is_told_again() -> None:
+    fleet, _, board = together()
+    await fleet.apply(plan(2), 1)
+    board.said["b"] = {}
+    assert (await fleet.observe("api")).served == 0, "what is served is not what is wanted"
+
+
+async def test_a_rollback_on_another_host_is_seen() -> None:
+    fleet, _, board = together()
+    board.say("b", served=2, confirmed=2)
+    await fleet.apply(plan(2), 1)
+    by_hand = LocalRollback(to="api-1", actor="ann", reason="it burns")
+    board.say("b", served=3, confirmed=2, floor=3, on_disk=OnDisk(route=plan(3).route, local=by_hand))
+    seen = await fleet.observe("api")
+    assert (seen.local, seen.floor) == (by_hand, 3)
+
+
+async def test_without_the_board_this_hosts_edge_is_what_is_seen() -> None:
+    fleet, _, board = together()
+    await fleet.apply(plan(2), 1)
+    board.torn = True
+    assert (await fleet.observe("api")).confirmed == 2
+
+
+async def test_an_instance_drains_at_every_edge() -> None:
+    fleet, _, board = together()
+    board.say("b", served=2, confirmed=2, drained=False)
+    await fleet.apply(plan(2), 1)
+    assert not (await fleet.observe("api")).drained
+
+
+async def test_a_follower_serves_what_is_wanted_and_says_so() -> None:
+    edge, board = OneEdge(), Paper()
+    follower = Follower(board, "b", lambda _: edge)  # type: ignore[arg-type, return-value]
+    fleet, own, _ = together()
+    fleet._board = board
+    applying = asyncio.create_task(fleet.apply(plan(2), 1))
+    board.said["b"] = {}
+    for _ in range(4):
+        await asyncio.sleep(0.02)
+        await follower.follow()
+    await applying
+    assert (edge.applied, own.applied) == ([2], [2])
+    edge.fails = "nginx -t: no"
+    failing = asyncio.create_task(fleet.apply(plan(3), 1))
+    for _ in range(4):
+        await asyncio.sleep(0.02)
+        await follower.follow()
+    with pytest.raises(Fault, match="edge b: nginx -t: no"):
+        await failing
+    assert edge.applied == [2, 3], "not again and again"
+    board.texts["api"] = '{"words of": "a newer daemon"}'
+    board.version += 1
+    await follower.follow()
+    assert follower._wanted["api"].plan.route.generation == 3
+    await follower.close()
+
+
+@pytest.fixture
+async def board(tmp_path: Path) -> AsyncIterator[RedisBoard]:
+    server = PrivateRedis(tmp_path)
+    await server.start()
+    redis = connect(server.url)
+    yield RedisBoard(redis, Keys("t"), ttl=0.5, token=7)
+    await redis.aclose()
+    await server.stop()
+
+
+async def test_only_the_daemon_that_drives_says_what_is_wanted(board: RedisBoard) -> None:
+    await board._redis.set("t:lease", 8)
+    with pytest.raises(Stale):
+        await board.want("api", "x")
+    await board._redis.set("t:lease", 7)
+    assert await board.news("") == ("0", {})
+    await board.want("api", "x")
+    news = await board.news("0")
+    assert news is not None
+    assert news[1] == {"api": "x"}
+    assert await board.news(news[0]) is None
+    await board.want("api", "y")
+    assert (await board.news(news[0]))[1] == {"api": "y"}  # type: ignore[index]
+
+
+async def test_an_edge_that_says_nothing_is_away_until_it_is_forgotten(board: RedisBoard) -> None:
+    await board.report("b", {"api": "x"})
+    await board.report("c", {})
+    assert await board.reports() == {"b": {"api": "x"}, "c": {}}
+    await asyncio.sleep(0.6)
+    assert await board.reports() == {}
+    assert await board.known() == ["b", "c"]
+    assert await board.forget("b")
+    assert not await board.forget("b")
+    assert await board.known() == ["c"]
+
+
+def test_what_is_wanted_survives_the_way() -> None:
+    from orchestrator.traffic.fleet import _WANTED
+
+    wanted = WantedRoute(plan=plan(3), token=7, options=EdgeOptions(backup=("10.0.0.9:80",)))
+    assert _WANTED.validate_json(_WANTED.dump_json(wanted)) == wanted
