@@ -37,7 +37,7 @@ async def test_a_service_that_exposes_nothing_is_judged_by_what_nginx_has_seen(
         await s.push("api", images("v4", SLOW_RATE="1", SLOW_BY="300ms"))
         ended = await s.ended("api-4", 90)
         assert ended.outcome is Outcome.ROLLED_BACK
-        assert ended.reason.startswith("latency")
+        assert ended.reason.startswith("p95 candidate")
         code, text = await s.cli("explain", "api-3")
         assert code == 0, text
         assert 'nginx_requests_total{service="api", release="api-3"' in text
