@@ -243,7 +243,7 @@ function module.tell(service, loaded, shape, switch)
 end
 
 -- At the private listener: a newer route. An older generation or token is refused here, in nginx.
-function module.take(service, loaded, secret)
+function module.take(service, loaded, shape, secret)
     local function refuse(status, text)
         ngx.status = status
         ngx.print(text)
@@ -254,6 +254,9 @@ function module.take(service, loaded, secret)
     end
     ngx.req.read_body()
     local text = ngx.req.get_body_data()
+    if ngx.var.http_x_shape ~= shape then
+        return refuse(412, "nginx runs another file")
+    end
     local route, why = parse(text or "")
     if not route or route.generation == 0 then
         return refuse(ngx.HTTP_BAD_REQUEST, why or "no route")

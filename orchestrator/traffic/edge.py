@@ -43,10 +43,16 @@ LOCK_MARGIN = 5.0
 
 @dataclass(slots=True)
 class _Served:
-    """What is known of one service since this daemon started. `changing`: its file is being replaced now."""
+    """What is known of one service since this daemon started.
+
+    Attributes:
+        shape: What nginx' file was like apart from its route, when it was known last.
+        changing: Its file is being replaced now.
+    """
 
     confirmed: int = 0
     text: str = ""
+    shape: str = ""
     old_workers: frozenset[int] | None = None
     error: str = ""
     changing: bool = False
@@ -162,7 +168,8 @@ class NginxEdge:
             self._fence(plan, token, read_header(old) if old is not None else None)
             if self._switches.is_on(plan.service):
                 return  # somebody has rolled back here
-            secret = await self._lay_beside(plan, token)
+            secret = await self._secret(plan.service)
+            await self._lay_beside(plan, token, secret)
             disk = OnDisk(route=plan.route, stable=plan.stable)
             back = plan.fallback.servers if plan.fallback else ()
             text = self._render(_Change(path, old, disk, token, secret, back))
@@ -218,32 +225,38 @@ class NginxEdge:
         header = read_header(old) if old is not None else None
         self._fence(plan, token, header)
         secret = await self._secret(plan.service)
-        direct = await self._takes_routes(plan.service, header, secret)
+        direct = await self._takes_routes(plan.service, header, secret, state)
         switched = self._take_back_at_once(plan, header, flip=not direct)
         back = plan.fallback.servers if plan.fallback and not switched else ()
         change = _Change(path, old, OnDisk(route=plan.route, stable=plan.stable), token, secret, back)
-        await self._lay_beside(plan, token)
-        await self._make(change, state, direct=direct)
+        if not direct:
+            await self._lay_beside(plan, token, secret)
+        try:
+            await self._make(change, state, direct=direct)
+        finally:
+            if direct:  # only an nginx that starts again reads them
+                await self._lay_beside(plan, token, secret)
 
-    async def _lay_beside(self, plan: RoutePlan, token: int) -> str:
-        """Write all of a service's files but its own, which they must not come after. Returns the secret."""
-        secret = await self._secret(plan.service)
+    async def _lay_beside(self, plan: RoutePlan, token: int, secret: str) -> None:
+        """Write all of a service's files but its own, which a reload must not find without them."""
         await self._snippets.keep(plan.service, self._options(plan.service), dynamic=bool(secret))
         await self._keep_fallback(plan, token, secret)
-        return secret
 
     async def _make(self, change: _Change, state: _Served, *, direct: bool) -> None:
         """Let nginx serve it, in its memory or by a reload, and remember that it does."""
-        text, generation = self._render(change), change.disk.route.generation
+        generation = change.disk.route.generation
         if direct:
-            await self._put(change, text, state)
-        elif change.old == text and (await self._listener.ask(change.service)).generation == generation:
-            await self._reloader.confirm(change.service, generation)
+            text = await self._put(change, state)
         else:
-            await self._reload(change, text, state)
+            text = self._render(change)
+            if change.old == text and (await self._listener.ask(change.service)).generation == generation:
+                await self._reloader.confirm(change.service, generation)
+            else:
+                await self._reload(change, text, state)
         await to_the_end(lambda: write(change.path.with_suffix(LAST_GOOD), text, private=bool(change.secret)))
         state.old_workers = (await self._process.workers()).retiring
         state.confirmed, state.text = generation, text
+        state.shape = self._shape(change.service, change.secret) if change.secret else ""
 
     async def _secret(self, service: str) -> str:
         """See `Memory.secret`; the balancer does round robin alone, and a mirror is configuration."""
@@ -251,24 +264,40 @@ class NginxEdge:
         direct = options.method == "round_robin" and not options.mirror
         return await self._memory.secret() if direct else ""
 
-    async def _takes_routes(self, service: str, header: Header | None, secret: str) -> bool:
-        """Whether nginx runs a file that differs from the wanted one in nothing but its route."""
+    def _shape(self, service: str, secret: str) -> str:
+        options = self._options(service)
+        return shape_of(service, options, listen=self._listen, folder=self._folder, secret=secret)
+
+    async def _takes_routes(self, service: str, header: Header | None, secret: str, state: _Served) -> bool:
+        """Whether nginx runs a file that differs from the wanted one in nothing but its route.
+
+        What was seen before is believed: nginx itself refuses a route for another file than it runs.
+        """
         if not secret or header is None or not header.intact:
             return False
-        options = self._options(service)
-        shape = shape_of(service, options, listen=self._listen, folder=self._folder, secret=secret)
-        return (await self._listener.ask(service)).shape == shape
+        shape = self._shape(service, secret)
+        return state.shape == shape or (await self._listener.ask(service)).shape == shape
 
-    async def _put(self, change: _Change, text: str, state: _Served) -> None:
-        """Write the file, then hand the route to nginx, which serves it from the next request on.
+    async def _put(self, change: _Change, state: _Served) -> str:
+        """Hand the route to nginx, which serves it from the next request on; then write the file.
 
-        When the outcome is not known the new file stays: it is what a restarted nginx ought to serve.
+        It is written when the outcome is not known too: it is what a restarted nginx ought to serve. Returns
+        its text.
         """
-        await to_the_end(lambda: write(change.path, text, private=True))
-        state.text = text
-        options = self._options(change.service)
-        put = route_text(change.disk, options, token=change.token, back=change.back)
-        await self._listener.put(change.service, put, change.secret)
+        service = change.service
+        route = route_text(change.disk, self._options(service), token=change.token, back=change.back)
+
+        def keep() -> str:
+            text = self._render(change)
+            write(change.path, text, private=True)
+            return text
+
+        shape, state.shape = self._shape(service, change.secret), ""
+        try:
+            await self._listener.put(service, route, secret=change.secret, shape=shape)
+        finally:
+            state.text = await to_the_end(keep)
+        return state.text
 
     def _take_back_at_once(self, plan: RoutePlan, header: Header | None, *, flip: bool) -> bool:
         """Turn the rollback switch on if the route is where it leads and `flip`. Returns whether it is on.
@@ -335,7 +364,7 @@ class NginxEdge:
         local = LocalRollback(to=disk.local.to, actor=actor, reason=reason)
         route = dataclasses.replace(disk.route, generation=floor + 1)
         secret = await self._secret(service)
-        direct = await self._takes_routes(service, header, secret)
+        direct = await self._takes_routes(service, header, secret, state)
         if not direct:
             self._switches.turn_on(service, disk.local.to)
         change = _Change(path, old, OnDisk(route=route, stable=disk.stable, local=local), known, secret)

@@ -6,8 +6,11 @@ import fcntl
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import TypeVar
 
 from orchestrator.ports import Fault
+
+T = TypeVar("T")
 
 LOCK_INTERVAL = 0.02
 """Seconds between tries to get a lock."""
@@ -50,11 +53,11 @@ def _lock(file: int) -> bool:
     return True
 
 
-async def to_the_end(work: Callable[[], None]) -> None:
+async def to_the_end(work: Callable[[], T]) -> T:
     """Run blocking work in a thread; a cancellation waits for it, so that nothing is written afterwards."""
     task = asyncio.ensure_future(asyncio.to_thread(work))
     try:
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait({task})
         raise

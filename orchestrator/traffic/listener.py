@@ -50,13 +50,14 @@ class Listener:
             return Told(text, int(number), rest[2], int(rest[3]))
         return Told(text, int(number))
 
-    async def put(self, service: str, route: str, secret: str) -> None:
-        """Let nginx serve a route from the next request on.
+    async def put(self, service: str, route: str, *, secret: str, shape: str) -> None:
+        """Let nginx serve a route from the next request on, if the rest of its file is of this shape.
 
         Raises:
             Fault: It did not take it, or did not say so.
         """
-        status, text = await self._request("PUT", "/route", service, data=route, headers={"X-Secret": secret})
+        headers = {"X-Secret": secret, "X-Shape": shape}
+        status, text = await self._request("PUT", "/route", service, data=route, headers=headers)
         if status != HTTPStatus.OK:
             raise Fault(f"nginx did not take the route of {service}: {text}")
 

@@ -28,8 +28,8 @@ LINGER = 5.0
 """Seconds without a new line after which a file that has been replaced has no writers left."""
 
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds of the histogram in seconds, as most Go services have them. nginx tells milliseconds: with finer
-bounds one millisecond more would look like harm."""
+"""Upper bounds of the histogram in seconds, as most Go services have them. nginx tells milliseconds: with
+finer bounds one millisecond more would look like harm."""
 
 SEPARATOR = re.compile(r" : |, ")
 """Between attempts of one request; a colon where another location took over."""

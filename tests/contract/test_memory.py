@@ -82,8 +82,9 @@ async def test_nginx_itself_refuses_what_is_older_or_not_ours(
     site: Site, route: str, secret: str, why: str
 ) -> None:
     right = (site.folder / "secret").read_text()
+    shape = (await site.edge._listener.ask("api")).shape
     with pytest.raises(Fault, match=why):
-        await site.edge._listener.put("api", route, secret or right)
+        await site.edge._listener.put("api", route, secret=secret or right, shape=shape)
     assert (await site.edge.observe("api")).served == 2
     assert right not in (await site.edge._listener.ask("api")).text
     for file in ("api.conf", "api.rollback", "api.good", "secret"):
@@ -167,8 +168,8 @@ async def test_an_edited_file_is_put_right_in_memory_too(site: Site) -> None:
 async def test_a_reply_that_is_lost_is_asked_for_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     put = site.edge._listener.put
 
-    async def lose(service: str, route: str, secret: str) -> None:
-        await put(service, route, secret)
+    async def lose(service: str, route: str, *, secret: str, shape: str) -> None:
+        await put(service, route, secret=secret, shape=shape)
         raise Fault("no answer")
 
     with monkeypatch.context() as patched:
@@ -193,6 +194,19 @@ async def test_what_is_no_route_needs_a_reload(site: Site) -> None:
     await site.edge.apply(site.plan(4, "api-1", back="api-1"), 1)
     assert "least_conn;" in (site.folder / "api.conf").read_text()
     assert await site.answers() == {"api-1"}
+
+
+@dynamic
+async def test_a_route_for_another_file_than_nginx_runs_is_refused_and_then_reloaded(site: Site) -> None:
+    await site.edge.apply(site.plan(3, "api-1", "api-2", back="api-1"), 1)
+    site.change(keepalive=8)
+    site.edge._served["api"].shape = site.edge._shape("api", (site.folder / "secret").read_text())
+    with pytest.raises(Fault, match="nginx runs another file"):
+        await site.edge.apply(site.plan(4, "api-2", back="api-1"), 1)
+    assert await site.answers() == {"api-1", "api-2"}
+    await site.edge.apply(site.plan(4, "api-2", back="api-1"), 1)
+    assert await site.answers() == {"api-2"}
+    assert "keepalive 8;" in (site.folder / "api.conf").read_text()
 
 
 @dynamic
