@@ -21,7 +21,8 @@ WEIGHT = 10
 READ_TIMEOUT = 1.0
 """Seconds; a service that answers within tens of milliseconds is given as long."""
 
-LASTS = 6.0
+LASTS = 12.0
+"""Seconds that it lasts; the clients give a request up after ten."""
 
 
 async def killed(on: Stage) -> None:
@@ -39,7 +40,7 @@ async def refuses(on: Stage) -> None:
     on.addresses["v2"] = f"127.0.0.1:{free_port()}"
     await on.edge.apply(on.plan(WEIGHT), 1)
     plain(on)
-    await on.process.reload()
+    await on.edge.reload()
 
 
 def plain(on: Stage) -> int:
