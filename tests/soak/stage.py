@@ -74,6 +74,7 @@ class Engine:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(30)
             self.kill()
+        subprocess.run(["umount", str(self.folder / "data")], check=False)  # dockerd's own bind mount
         pid = self.folder / "exec" / "containerd" / "containerd.pid"
         with contextlib.suppress(OSError, ValueError):
             os.kill(int(pid.read_text()), signal.SIGTERM)
