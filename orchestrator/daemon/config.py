@@ -67,6 +67,10 @@ def load(path: Path) -> Config:
             problems.append(f"{file}: service: {found.service!r} is in another file too")
         if found.gates and not settings.prometheus.url:
             problems.append(f"{file}: gates: need prometheus/url in {path}")
+        if found.metrics.preset == "nginx" and settings.edges.enabled:
+            problems.append(
+                f"{file}: metrics/preset: nginx counts at this host alone; not with edges/enabled"
+            )
         services[found.service] = found
     problems += _clashes(services)
     if problems:

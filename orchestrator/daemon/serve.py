@@ -287,7 +287,7 @@ class Daemon:
                     continue
                 try:
                     ends = await ends_at(*place.address, place.server_name.split()[0])
-                except (OSError, TimeoutError) as error:
+                except (OSError, TimeoutError, ValueError) as error:
                     log.warning("certificate_unknown", service=name, reason=str(error) or "no answer")
                 else:
                     self._metrics.certificate.labels(name).set(ends)

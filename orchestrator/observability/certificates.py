@@ -17,6 +17,7 @@ async def ends_at(host: str, port: int, name: str) -> float:
 
     Raises:
         OSError: Nobody answers, or does not speak TLS.
+        ValueError: What is shown is no certificate.
         TimeoutError: There was no end within the deadline.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

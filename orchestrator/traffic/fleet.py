@@ -139,7 +139,11 @@ class Fleet:
         except Fault as error:
             log.debug("board_unread", service=service, reason=str(error))
             return own
-        left = self._left.get(service, {})
+        left = {
+            name: why
+            for name, why in self._left.get(service, {}).items()
+            if name in found and found[name].edge.confirmed != own.confirmed
+        }
         away = self._followed.get(service, frozenset()) - found.keys()
         others = [report.edge for name, report in found.items() if name not in left]
         failed = [*left.values(), *(f"edge {name} has not been heard of" for name in sorted(away))]
@@ -161,7 +165,7 @@ class Fleet:
     async def _reports(self, service: str) -> dict[str, Report]:
         """By edge, of those that are not away. One that has said nothing of the service has not served it."""
         return {
-            name: _REPORT.validate_json(texts[service]) if service in texts else Report(edge=Edge())
+            name: _understood(texts[service]) if service in texts else Report(edge=Edge())
             for name, texts in (await self._board.reports()).items()
         }
 
@@ -272,4 +276,11 @@ class Follower:
 
 def told(texts: Mapping[str, str]) -> dict[str, Report]:
     """What an edge has said on the board, by service."""
-    return {service: _REPORT.validate_json(text) for service, text in texts.items()}
+    return {service: _understood(text) for service, text in texts.items()}
+
+
+def _understood(text: str) -> Report:
+    try:
+        return _REPORT.validate_json(text)
+    except ValidationError:
+        return Report(edge=Edge(error="what it says is not understood: is it of another version?"))

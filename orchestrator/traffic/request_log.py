@@ -82,11 +82,13 @@ class RequestLog:
         except OSError as error:
             raise Fault(f"{self._path}: {error.strerror}") from error
 
-    def _begin(self) -> None:
-        """Let there be a log that nginx' workers may read once its master has made it theirs."""
-        if not self._path.exists():
-            self._path.touch()
-            self._path.chmod(0o644)
+    def _begin(self) -> bool:
+        """Let there be a log. Whether there was none."""
+        if self._path.exists():
+            return False
+        self._path.touch()
+        self._path.chmod(0o644)
+        return True
 
     async def run(self) -> None:
         """Read for ever; what can't be read is told to whoever asks for counts.
@@ -94,28 +96,25 @@ class RequestLog:
         Raises:
             Fault: It can't be read or rotated now.
         """
-        if not self._files:
-            self._open(at_end=True)  # what was counted before is lost, as with any process that restarts
-        while True:
-            more = self.look()
-            if not more:
+        try:
+            if self._begin():
+                await self._process.reopen()
+            if not self._files:
+                self._open(at_end=True)  # what was counted before is lost, as with any process that restarts
+            while True:
+                if self.look():
+                    await asyncio.sleep(0)
+                    continue
                 await self._rotate()
                 await asyncio.sleep(EVERY)
-            else:
-                await asyncio.sleep(0)
-
-    def look(self) -> bool:
-        """Count what is new. Returns whether there is more already.
-
-        Raises:
-            Fault: The log can't be read.
-        """
-        try:
-            self._open(at_end=False)
-            more = sum(self._read(file) for file in self._files) > 0
         except OSError as error:
             self._error = f"{self._path}: {error.strerror}"
             raise Fault(self._error) from error
+
+    def look(self) -> bool:
+        """Count what is new. Returns whether there is more already; raises OSError."""
+        self._open(at_end=False)
+        more = sum(self._read(file) for file in self._files) > 0
         self._forget_old()
         self._error = ""
         return more
@@ -199,7 +198,8 @@ class RequestLog:
             self._begin()
             await self._process.reopen()
         except (OSError, Fault):
-            old.replace(self._path)
+            if old.exists():
+                old.replace(self._path)
             raise
         old.unlink()
 

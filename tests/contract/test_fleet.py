@@ -145,6 +145,23 @@ async def test_or_it_is_left_behind() -> None:
     assert seen.error == "edge b: nginx -t: no"
 
 
+async def test_one_that_was_left_behind_and_has_caught_up_is_one_of_them_again() -> None:
+    fleet, _, board = together("go_on")
+    board.say("b", served=1, confirmed=1)
+    await fleet.apply(plan(2), 1)
+    assert (await fleet.observe("api")).error == "edge b: generation 2 is not served"
+    board.say("b", served=2, confirmed=2, drained=False)
+    seen = await fleet.observe("api")
+    assert (seen.error, seen.drained) == ("", False)
+
+
+async def test_one_of_another_version_cannot_follow() -> None:
+    fleet, _, board = together()
+    board.said["b"] = {"api": '{"words of": "a newer edge"}'}
+    with pytest.raises(Fault, match="edge b: what it says is not understood"):
+        await fleet.apply(plan(2), 1)
+
+
 async def test_one_that_followed_and_is_away_fails_all() -> None:
     fleet, _, board = together()
     board.say("b", served=2, confirmed=2)

@@ -116,7 +116,7 @@ async def test_a_log_that_cannot_be_read_is_no_log_without_requests(site: Site) 
     with pytest.raises(Fault, match="not read yet"):
         of(site, requests, "api-1")
     with pytest.raises(Fault, match=r"requests\.log"):
-        requests.look()
+        await requests.run()
     with pytest.raises(Fault, match=r"requests\.log"):
         of(site, requests, "api-1")
 
@@ -142,3 +142,28 @@ async def test_a_rotation_that_nginx_cannot_follow_is_taken_back(
         await site.ask()
     first, second = await all_counted(site, counted, 5)
     assert first.codes.total() + second.codes.total() == 5
+
+
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_a_log_that_is_removed_is_told_and_taken_up_again(site: Site) -> None:
+    requests = RequestLog(site.process, site.folder)
+    requests.prepare()
+    site.change(counted=True)
+    await site.edge.apply(site.plan(3, "api-1", back="api-1"), 1)
+    task = asyncio.create_task(requests.run())
+    await asyncio.sleep(0.1)
+    (site.folder / "log" / "requests.log").unlink()
+    with pytest.raises(Fault, match=r"requests\.log"):
+        await task
+    with pytest.raises(Fault, match=r"requests\.log"):
+        of(site, requests, "api-1")
+    task = asyncio.create_task(requests.run())
+    await asyncio.sleep(0.5)
+    seen = of(site, requests, "api-1")
+    for _ in range(10):
+        await site.ask()
+    await asyncio.sleep(0.8)
+    assert seen.codes == {"200": 10}
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    requests.close()

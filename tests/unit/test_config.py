@@ -146,6 +146,18 @@ def test_every_problem_names_its_file_and_path(tmp_path: Path, change: dict[str,
     assert words in problems(tmp_path, {**SERVICE, **change})
 
 
+def test_one_host_alone_counts_at_nginx(tmp_path: Path) -> None:
+    settings = {"redis": {"url": "redis://127.0.0.1:6379/0"}, "edges": {"enabled": True}}
+    service = {**SERVICE, "metrics": {"preset": "nginx"}}
+    assert "metrics/preset: nginx counts at this host alone" in problems(tmp_path, service, settings)
+
+
+def test_edges_need_a_redis_that_they_reach(tmp_path: Path) -> None:
+    assert "edges/enabled: other hosts need a Redis" in problems(
+        tmp_path, SERVICE, {"edges": {"enabled": True}}
+    )
+
+
 def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     assert "key 'service' is there twice" in problems(tmp_path, "service: a\nservice: b\n")
 
