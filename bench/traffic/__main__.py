@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.recovery import percentile
+from bench.traffic.haproxy import haproxy, installed
 from bench.traffic.stage import CONNECTIONS, RATE, WEIGHTS, Heard, Stage, stage
 from orchestrator.traffic.process import run
 
@@ -53,17 +54,14 @@ def print_delays(title: str, delays: dict[str, list[float]], heard: Heard) -> No
     out.print(f"{heard.sent} requests, {sum(heard.lost.values())} lost")
 
 
-async def changes(on: Stage) -> None:
-    """Print requests lost over many changes in nginx' memory, and how long each takes to have effect."""
+async def changes(on: Stage, how: str, port: int, change: Callable[[str], Awaitable[None]]) -> None:
+    """Print requests lost over many changes without a reload, and how long each takes to have effect."""
     took: list[float] = []
     late: list[float] = []
-    async with on.clients("near") as heard:
+    async with on.clients("near", port) as heard:
         for n in range(CHANGES):
-            to = ("v1", "v2")[n % 2]
-            plan = on.plan(50)
-            only = tuple(s for s in plan.route.servers if s.release == to)
             began = time.monotonic()
-            await on.edge.apply(replace(plan, route=replace(plan.route, servers=only)), 1)
+            await change(("v1", "v2")[n % 2])
             took.append(time.monotonic() - began)
             late.append(began)
             await asyncio.sleep(0.05)
@@ -73,8 +71,24 @@ async def changes(on: Stage) -> None:
         span = heard[0].marks[bisect.bisect(marks, began) : bisect.bisect(marks, began + took[n] + 0.05)]
         wrong = [at for at, who in span if who != ("v1", "v2")[n % 2]]
         effect.append(max(wrong, default=began) - began)
-    title = f"{CHANGES} changes of all weights in nginx' memory"
+    title = f"{CHANGES} changes of all weights {how}"
     print_delays(title, {"the last request by the old weights": effect, "confirmed": took}, heard[0])
+
+
+async def without_reload(on: Stage) -> None:
+    """Print that for this edge, and for HAProxy before the same containers."""
+
+    async def change(to: str) -> None:
+        plan = on.plan(50)
+        only = tuple(s for s in plan.route.servers if s.release == to)
+        await on.edge.apply(replace(plan, route=replace(plan.route, servers=only)), 1)
+
+    await changes(on, "in nginx' memory", on.port, change)
+    if not installed():
+        out.print("HAProxy: not measured, it is not installed")
+        return
+    async with haproxy(on) as (port, peer):
+        await changes(on, "by HAProxy's runtime API", port, peer)
 
 
 async def losses(on: Stage, number: int) -> None:
@@ -182,7 +196,7 @@ async def throughput(on: Stage) -> None:
 async def main(number: int) -> None:
     """Print everything."""
     async with stage(dynamic=True) as on:
-        await changes(on)
+        await without_reload(on)
         await rollbacks(on)
         await throughput(on)
     async with stage(dynamic=False) as on:
