@@ -181,8 +181,8 @@ BUGS = (
     Bug(
         "a restarted nginx has forgotten the weights",
         "traffic/edge.py",
-        "        await to_the_end(lambda: write(change.path, text, private=True))\n",
-        "",
+        "            write(change.path, text, private=True)\n            return text\n",
+        "            return text\n",
         MEMORY,
     ),
     Bug(
