@@ -53,7 +53,7 @@ def test_any_one_effect_may_go_wrong(story: str, mode: Mode) -> None:
 @pytest.mark.parametrize("part", range(PARTS))
 def test_any_two_effects_may_go_wrong(part: int) -> None:
     told, wrong = all_pairs("bad", part, PARTS)
-    assert told > 1000
+    assert told > 300
     assert not wrong, "\n".join(wrong[:20])
 
 
