@@ -24,7 +24,7 @@ from tests.acceptance.observer import Observer
 from tests.conftest import Images
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces are root's")
-TTL = 3.0
+TTL = 5.0
 LADDER = {"steps": [20, 100], "first_hold": "2s", "bake": "2s", "min_requests": 0}
 QUICK = {"strategy": LADDER, "gates": []}
 
