@@ -469,13 +469,11 @@ BUGS = (
         AUDIENCE,
     ),
     Bug(
-        "users leave the candidate while its share grows",
-        "traffic/templates/service.conf",
-        """    {{ split.percent }}% {{ service }}_candidate;
-    * {{ service }}_stable;""",
-        """    {{ 100 - (split.percent | float) }}% {{ service }}_stable;
-    * {{ service }}_candidate;""",
-        AUDIENCE + " -k 'keeps and reload'",
+        "users are dealt anew at each step",
+        "traffic/audience.py",
+        "Split(who.candidate[0].release, key,",
+        'Split(f"{who.share}", key,',
+        AUDIENCE,
     ),
     Bug(
         "a version cookie outlives the rollback switch",
