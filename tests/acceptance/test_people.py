@@ -14,7 +14,7 @@ from orchestrator.cli import exits
 from orchestrator.cli.app import app
 from orchestrator.rollout.model import Outcome
 from orchestrator.store.server import private_socket
-from tests.conftest import Images, Stacks
+from tests.conftest import QUICK, Images, Stacks
 
 
 async def test_rolling_back_a_promoted_release(stack: Stacks, images: Images) -> None:
@@ -50,7 +50,8 @@ async def test_rolling_back_a_promoted_release(stack: Stacks, images: Images) ->
 
 
 async def test_pause_resume_and_rollback_of_a_running_rollout(stack: Stacks, images: Images) -> None:
-    s = await stack()
+    slow = {**QUICK["strategy"], "bake": "40s"}  # a command takes seconds to start on a busy machine
+    s = await stack(strategy=slow)
     await s.push("api", images("v1"))
     await s.ended("api-1")
     async with Load(s.url("api"), 100):
