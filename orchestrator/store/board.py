@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
-from orchestrator.ports import Fault, Stale
+from orchestrator.ports import Fault
 from orchestrator.store.keys import Keys
+from orchestrator.store.redis_store import run_script
 from orchestrator.store.scripts import WANT
 
 VERSION = ""
@@ -39,14 +40,7 @@ class RedisBoard:
 
     async def want(self, service: str, text: str) -> None:
         """See `ports.Board`."""
-        try:
-            await self._want(keys=[self._keys.lease, self._keys.wanted], args=[self._token, service, text])
-        except ResponseError as error:
-            if "STALE" in str(error):
-                raise Stale(f"another daemon has taken over: {error}") from error
-            raise Fault(f"Redis: {error}") from error
-        except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+        await run_script(self._want, [self._keys.lease, self._keys.wanted], [self._token, service, text])
 
     async def news(self, known: str) -> tuple[str, dict[str, str]] | None:
         """See `ports.Board`."""

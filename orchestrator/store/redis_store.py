@@ -71,6 +71,23 @@ def fingerprint(fields: Mapping[str, str]) -> str:
     return hashlib.sha256("\0".join(asked).encode()).hexdigest()
 
 
+async def run_script(script: Any, keys: Sequence[str], args: Sequence[object]) -> int:
+    """The answer of one of our scripts.
+
+    Raises:
+        Stale: Another daemon has taken over.
+        Fault: Redis refused or did not answer.
+    """
+    try:
+        return int(await script(keys=keys, args=args))
+    except ResponseError as error:
+        if "STALE" in str(error):
+            raise Stale(f"another daemon has taken over: {error}") from error
+        raise Fault(f"Redis: {error}") from error
+    except RedisError as error:
+        raise Fault(f"Redis: {error}") from error
+
+
 class RedisStore:
     """`ports.Store` on Redis, with what readers need beside it."""
 
@@ -101,7 +118,7 @@ class RedisStore:
         for event in events:
             told += [event.kind, event.release, dump_event(event)]
         return int(
-            await self._run(
+            await run_script(
                 self._commit,
                 [keys.lease, keys.state(state.service), keys.events, keys.requests, keys.services],
                 [
@@ -121,7 +138,7 @@ class RedisStore:
         """See `ports.Store`."""
         keys = self._keys
         letter = [part for pair in fields.items() for part in pair]
-        await self._run(
+        await run_script(
             self._refuse,
             [keys.lease, keys.dead, keys.events, keys.requests],
             [
@@ -136,17 +153,6 @@ class RedisStore:
                 *letter,
             ],
         )
-
-    @staticmethod
-    async def _run(script: Any, keys: Sequence[str], args: Sequence[object]) -> int:
-        try:
-            return int(await script(keys=keys, args=args))
-        except ResponseError as error:
-            if "STALE" in str(error):
-                raise Stale(f"another daemon has taken over: {error}") from error
-            raise Fault(f"Redis: {error}") from error
-        except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
 
     async def services(self) -> list[str]:
         """The services that have a state, sorted."""
