@@ -12,9 +12,9 @@ from rich.progress import Progress
 
 from orchestrator.analysis.rehearsal import DISPERSIONS, Past, Rehearsal, Replays
 from orchestrator.cli.session import Output, out
+from orchestrator.daemon.adapters import make_prometheus
 from orchestrator.daemon.config import Config
 from orchestrator.daemon.rehearse import read_past
-from orchestrator.daemon.serve import make_prometheus
 from orchestrator.engine.conductor import counters_of
 from orchestrator.ports import Fault
 from orchestrator.rollout.policy import Policy

@@ -10,9 +10,9 @@ from pathlib import Path
 import aiohttp
 
 from orchestrator.analysis.prometheus import Prometheus
+from orchestrator.daemon.adapters import make_process
 from orchestrator.daemon.clock import SystemClock
 from orchestrator.daemon.config import Config
-from orchestrator.daemon.serve import make_process
 from orchestrator.ports import Fault, mentions_lua
 from orchestrator.runtime.client import DockerClient
 from orchestrator.store.redis_store import connect

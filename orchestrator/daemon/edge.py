@@ -6,8 +6,8 @@ import signal
 
 import structlog
 
+from orchestrator.daemon.adapters import REDIS_TIMEOUT, make_edge
 from orchestrator.daemon.config import Config
-from orchestrator.daemon.serve import REDIS_TIMEOUT, make_edge
 from orchestrator.observability import systemd
 from orchestrator.ports import Fault
 from orchestrator.runtime.client import DockerClient

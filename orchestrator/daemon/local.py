@@ -1,7 +1,7 @@
 """What can be done on nginx' host with everything else down."""
 
+from orchestrator.daemon.adapters import make_edge
 from orchestrator.daemon.config import Config
-from orchestrator.daemon.serve import make_edge
 from orchestrator.rollout.observation import LocalRollback
 from orchestrator.runtime.client import DockerClient
 

@@ -5,13 +5,12 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import structlog
 
 from orchestrator.analysis.discovery import document, targets
-from orchestrator.analysis.prometheus import Prometheus
+from orchestrator.daemon.adapters import REDIS_TIMEOUT, make_edge, make_process, make_prometheus
 from orchestrator.daemon.clock import SystemClock
 from orchestrator.daemon.config import Config, ConfigError, load
 from orchestrator.daemon.settings import Settings
@@ -26,7 +25,7 @@ from orchestrator.observability.events import tell
 from orchestrator.observability.http import Views, application, listen
 from orchestrator.observability.logs import LineWriter
 from orchestrator.observability.metrics import DaemonMetrics, seen_by_nginx
-from orchestrator.ports import EdgeProcess, Fault, ServicePlan, Stale, Target, Traffic
+from orchestrator.ports import Fault, ServicePlan, Stale, Target, Traffic
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.observation import Observation
@@ -34,7 +33,6 @@ from orchestrator.runtime.client import DockerClient
 from orchestrator.runtime.docker_events import DockerEvents
 from orchestrator.runtime.docker_runtime import DockerRuntime
 from orchestrator.runtime.network import Network
-from orchestrator.runtime.nginx_container import ContainerNginx
 from orchestrator.store.board import RedisBoard
 from orchestrator.store.keys import Keys
 from orchestrator.store.lease import Lease
@@ -43,7 +41,6 @@ from orchestrator.store.server import PrivateRedis, check_settings
 from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.fleet import Fleet
 from orchestrator.traffic.options import EdgeOptions
-from orchestrator.traffic.process import HostNginx
 from orchestrator.traffic.request_log import RequestLog
 
 log = structlog.get_logger()
@@ -54,9 +51,6 @@ STOP_DEADLINE = 15.0
 
 CERTIFICATES_EVERY = 60.0
 """Seconds between looks at the certificates that nginx shows."""
-
-REDIS_TIMEOUT = 2.5
-"""Seconds for one answer of Redis; as long as a bad candidate may have to wait for its local rollback."""
 
 
 class Daemon:
@@ -303,60 +297,6 @@ class Daemon:
             self._metrics.store.set(1)
             self._metrics.dropped.set(self._writer.dropped)
             await asyncio.sleep(2.0)
-
-
-def make_prometheus(settings: Settings, clock: SystemClock | None = None) -> Prometheus:
-    """The Prometheus that the settings describe.
-
-    Raises:
-        Fault: The file with its token can't be read.
-    """
-    return Prometheus(
-        settings.prometheus.url or "http://127.0.0.1:9090",
-        clock or SystemClock(),
-        timeout=settings.prometheus.timeout,
-        headers=_authorization(settings),
-    )
-
-
-def make_process(settings: Settings, docker: DockerClient) -> EdgeProcess:
-    """The nginx that the settings describe."""
-    nginx = settings.nginx
-    if nginx.container:
-        return ContainerNginx(docker, nginx.container)
-    return HostNginx(
-        binary=nginx.binary,
-        conf=nginx.conf,
-        pid_file=nginx.pid_file,
-        reload_command=nginx.reload_command,
-        test_command=nginx.test_command,
-    )
-
-
-def make_edge(settings: Settings, docker: DockerClient, options: Callable[[str], EdgeOptions]) -> NginxEdge:
-    """The edge that the settings describe."""
-    nginx = settings.nginx
-    return NginxEdge(
-        make_process(settings, docker),
-        nginx.directory,
-        options,
-        listen=nginx.listen,
-        probe=nginx.probe,
-        confirm_deadline=nginx.confirm_deadline,
-        closing_wait=nginx.closing_wait,
-        mode=nginx.mode,
-        seen_as=nginx.directory_in_container,
-    )
-
-
-def _authorization(settings: Settings) -> dict[str, str]:
-    path: Path | None = settings.prometheus.bearer_file
-    if path is None:
-        return {}
-    try:
-        return {"Authorization": f"Bearer {path.read_text(encoding='utf-8').strip()}"}
-    except OSError as error:
-        raise Fault(f"prometheus.bearer_file {path}: {error.strerror}") from error
 
 
 def serve(config: Config, writer: LineWriter) -> int:

@@ -1,0 +1,71 @@
+"""The adapters that the settings describe, for the daemon and for verbs that need one of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestrator.analysis.prometheus import Prometheus
+from orchestrator.daemon.clock import SystemClock
+from orchestrator.daemon.settings import Settings
+from orchestrator.ports import EdgeProcess, Fault
+from orchestrator.runtime.client import DockerClient
+from orchestrator.runtime.nginx_container import ContainerNginx
+from orchestrator.traffic.edge import NginxEdge
+from orchestrator.traffic.options import EdgeOptions
+from orchestrator.traffic.process import HostNginx
+
+REDIS_TIMEOUT = 2.5
+"""Seconds for one answer of Redis; as long as a bad candidate may have to wait for its local rollback."""
+
+
+def make_prometheus(settings: Settings, clock: SystemClock | None = None) -> Prometheus:
+    """The Prometheus that the settings describe.
+
+    Raises:
+        Fault: The file with its token can't be read.
+    """
+    return Prometheus(
+        settings.prometheus.url or "http://127.0.0.1:9090",
+        clock or SystemClock(),
+        timeout=settings.prometheus.timeout,
+        headers=_authorization(settings),
+    )
+
+
+def make_process(settings: Settings, docker: DockerClient) -> EdgeProcess:
+    """The nginx that the settings describe."""
+    nginx = settings.nginx
+    if nginx.container:
+        return ContainerNginx(docker, nginx.container)
+    return HostNginx(
+        binary=nginx.binary,
+        conf=nginx.conf,
+        pid_file=nginx.pid_file,
+        reload_command=nginx.reload_command,
+        test_command=nginx.test_command,
+    )
+
+
+def make_edge(settings: Settings, docker: DockerClient, options: Callable[[str], EdgeOptions]) -> NginxEdge:
+    """The edge that the settings describe."""
+    nginx = settings.nginx
+    return NginxEdge(
+        make_process(settings, docker),
+        nginx.directory,
+        options,
+        listen=nginx.listen,
+        probe=nginx.probe,
+        confirm_deadline=nginx.confirm_deadline,
+        closing_wait=nginx.closing_wait,
+        mode=nginx.mode,
+        seen_as=nginx.directory_in_container,
+    )
+
+
+def _authorization(settings: Settings) -> dict[str, str]:
+    path: Path | None = settings.prometheus.bearer_file
+    if path is None:
+        return {}
+    try:
+        return {"Authorization": f"Bearer {path.read_text(encoding='utf-8').strip()}"}
+    except OSError as error:
+        raise Fault(f"prometheus.bearer_file {path}: {error.strerror}") from error
