@@ -32,7 +32,7 @@ class Stale(Fault):
     """A newer daemon or a newer generation has taken over; what was asked must not be done."""
 
 
-Verb = Literal["release", "rollback", "pause", "resume", "approve", "abort", "freeze", "unfreeze"]
+Verb = Literal["release", "rollback", "pause", "resume", "approve", "promote", "abort", "freeze", "unfreeze"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -162,6 +162,7 @@ def _verb(verb: str, doc: str) -> None:
 _verb("pause", "Let the rollout stand still; its gates go on watching.")
 _verb("resume", "Go on after a pause.")
 _verb("approve", "Let a rollout go on that waits for a person.")
+_verb("promote", "Skip the rest of the ladder: all traffic now, watched by the gates of the last step.")
 _verb("freeze", "Start no further release of a service; rollbacks still work.")
 _verb("unfreeze", "Start releases again.")
 

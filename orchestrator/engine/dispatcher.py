@@ -14,6 +14,7 @@ from orchestrator.rollout.command import (
     Command,
     Freeze,
     Pause,
+    Promote,
     Resume,
     Rollback,
     Submit,
@@ -106,6 +107,8 @@ def to_command(request: Request, plan: ServicePlan) -> Command | str:  # noqa: P
             return Resume(**about)
         case "approve":
             return Approve(**about)
+        case "promote":
+            return Promote(**about)
         case "abort":
             return Abort(**about, release=request.release)
         case "freeze":

@@ -5,6 +5,7 @@ from typing import assert_never
 
 from orchestrator.rollout.events import CommandAccepted, Event, ReleaseAccepted, RequestRefused
 from orchestrator.rollout.model import Mark, Outcome, Phase, Receipt, Release, ServiceState
+from orchestrator.rollout.plan import step_count
 from orchestrator.rollout.policy import Policy, Template
 from orchestrator.rollout.turn import Turn
 
@@ -67,6 +68,11 @@ class Approve(_Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Promote(_Command):
+    """Skip the rest of the ladder: the candidate gets all traffic, and its gates watch the last step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Abort(_Command):
     """End the active rollout, or the queued release named by `release`."""
 
@@ -83,7 +89,7 @@ class Unfreeze(_Command):
     """Start releases again."""
 
 
-Command = Submit | Rollback | Pause | Resume | Approve | Abort | Freeze | Unfreeze
+Command = Submit | Rollback | Pause | Resume | Approve | Promote | Abort | Freeze | Unfreeze
 
 
 def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceState, tuple[Event, ...]]:
@@ -137,6 +143,8 @@ def _carry_out(turn: Turn, command: Command) -> str:  # noqa: PLR0911  one case 
             return _resume(turn)
         case Approve():
             return _approve(turn)
+        case Promote():
+            return _promote(turn, command)
         case Abort():
             return _abort(turn, command)
         case Freeze():
@@ -269,6 +277,16 @@ def _approve(turn: Turn) -> str:
     if rollout is None or rollout.mark is None or rollout.mark.kind != "awaiting_approval":
         return "there is no rollout that waits for approval"
     turn.roll(mark=None, approved=True)
+    return ""
+
+
+def _promote(turn: Turn, command: Promote) -> str:
+    rollout = turn.state.rollout
+    if rollout is None or rollout.phase not in (Phase.PREVIEW, Phase.SHIFTING):
+        where = f"{rollout.release.id} is {rollout.phase}" if rollout else "nothing is rolling out"
+        return f"there is nothing to promote: {where}"
+    reason = command.reason or f"promoted by {command.actor}"
+    turn.enter(Phase.BAKING, reason, step=step_count(turn.state, rollout) - 1, actor=command.actor)
     return ""
 
 

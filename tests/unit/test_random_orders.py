@@ -10,6 +10,7 @@ from orchestrator.rollout.command import (
     Command,
     Freeze,
     Pause,
+    Promote,
     Resume,
     Rollback,
     Unfreeze,
@@ -19,7 +20,7 @@ from orchestrator.store.codec import dump_event, dump_state, load_event, load_st
 from tests.builders import policy, submit
 from tests.unit.sim import Behaviour, Sim
 
-VERBS = st.sampled_from([Pause, Resume, Approve, Abort, Freeze, Unfreeze, Rollback])
+VERBS = st.sampled_from([Pause, Resume, Approve, Promote, Abort, Freeze, Unfreeze, Rollback])
 
 
 class Orders(RuleBasedStateMachine):

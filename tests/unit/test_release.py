@@ -4,7 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.rollout.command import Abort, Approve, Freeze, Pause, Resume, Rollback, Unfreeze
+from orchestrator.rollout.command import (
+    Abort,
+    Approve,
+    Freeze,
+    Pause,
+    Promote,
+    Resume,
+    Rollback,
+    Unfreeze,
+)
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.desired import desired
 from orchestrator.rollout.events import (
@@ -26,7 +35,7 @@ from orchestrator.rollout.events import (
 from orchestrator.rollout.model import Outcome, Phase, Result
 from orchestrator.rollout.policy import Limit, Preview, Step
 from tests.builders import ERRORS, LADDER, policy, submit, template
-from tests.unit.sim import Sim
+from tests.unit.sim import Behaviour, Sim
 
 
 def test_first_release_takes_all_traffic_without_gates() -> None:
@@ -855,3 +864,35 @@ def test_without_docker_and_without_an_instance_of_stable_the_route_stays(sim: S
     sim.send(Rollback(request="9-0", actor="ann"))
     seen = sim.observe()
     assert decide(sim.state, seen, sim.now)[0].route.servers == servers
+
+
+@pytest.mark.parametrize("phase", [Phase.PREVIEW, Phase.SHIFTING])
+def test_a_promotion_by_a_person_skips_to_the_last_step_and_its_gates_still_watch(
+    sim: Sim, phase: Phase
+) -> None:
+    preview = Preview(approve=True) if phase is Phase.PREVIEW else None
+    sim.send(submit(2, policy=policy(preview=preview)))
+    sim.until_phase(phase)
+    accepted, entered, *_ = sim.send(Promote(request="9-0", actor="ann", reason="known good"))
+    assert isinstance(accepted, CommandAccepted)
+    assert isinstance(entered, PhaseEntered)
+    assert (entered.phase, entered.weight, entered.actor, entered.reason) == (
+        Phase.BAKING,
+        100,
+        "ann",
+        "known good",
+    )
+    sim.until_phase(Phase.BAKING, len(policy().steps) - 1, held=True)
+    assert sim.share("api-2") == 100
+    sim.behaviours["api-2"] = Behaviour(errors=0.5)
+    assert sim.until_ended("api-2").outcome is Outcome.ROLLED_BACK
+
+
+def test_a_promotion_is_refused_where_there_is_nothing_to_skip(sim: Sim) -> None:
+    assert "nothing is rolling out" in _refusal(sim, Promote(request="9-0", actor="ann"))
+    sim.send(submit(2))
+    sim.until_phase(Phase.STARTING)
+    assert "api-2 is starting" in _refusal(sim, Promote(request="9-1", actor="ann"))
+    sim.until_phase(Phase.SHIFTING)
+    sim.send(Promote(request="9-2", actor="ann"))
+    assert "api-2 is baking" in _refusal(sim, Promote(request="9-3", actor="ann"))
