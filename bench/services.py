@@ -24,6 +24,8 @@ out = Console(highlight=False, width=110)
 
 NUMBER = 1000
 RELOADS = 100
+LOOKS = (1, 25, 50, 75, 100)
+"""Memory is looked at after so many reloads."""
 CHANGES = 20
 
 
@@ -44,7 +46,7 @@ def plan(service: str, generation: int) -> RoutePlan:
 
 
 async def measured(number: int, *, dynamic: bool) -> list[str]:
-    """A row: changes, memory at first, memory after many reloads."""
+    """A row: changes, and memory as reloads go by."""
     with tempfile.TemporaryDirectory(prefix="bench-services-") as name:
         root = Path(name)
         root.chmod(0o755)
@@ -86,12 +88,12 @@ async def measured(number: int, *, dynamic: bool) -> list[str]:
                 began = time.monotonic()
                 await edge.apply(plan("s0", generation), 1)
                 took.append((time.monotonic() - began) * 1000)
-            workers = await settled(process)
-            first = statistics.mean(map(rss, workers)), rss(process.master())
-            for _ in range(RELOADS):
+            seen = []
+            for reloads in range(1, RELOADS + 1):
                 await edge.reload()
-            workers = await settled(process)
-            last = statistics.mean(map(rss, workers)), rss(process.master())
+                if reloads in LOOKS:
+                    workers = await settled(process)
+                    seen.append((statistics.mean(map(rss, workers)), rss(process.master())))
         finally:
             await edge.close()
             await run(["nginx", "-c", str(conf), "-s", "stop"], 30)
@@ -100,7 +102,7 @@ async def measured(number: int, *, dynamic: bool) -> list[str]:
         mode,
         f"{statistics.median(took):.0f}",
         f"{max(took):.0f}",
-        *(f"{a:.0f} -> {b:.0f}" for a, b in zip(first, last, strict=True)),
+        *(" ".join(f"{mib:.0f}" for mib in looks) for looks in zip(*seen, strict=True)),
     ]
 
 
@@ -114,7 +116,8 @@ async def settled(process: HostNginx) -> frozenset[int]:
 
 async def main(number: int) -> None:
     """Print the table."""
-    table = Table(title=f"a change: render, nginx -t, reload, confirm; memory over {RELOADS} reloads")
+    looks = ", ".join(map(str, LOOKS))
+    table = Table(title=f"a change: render, nginx -t, reload, confirm; memory after {looks} reloads")
     for column in ("services", "mode", "median ms", "longest ms", "MiB a worker", "MiB of the master"):
         table.add_column(column, justify="left" if column == "mode" else "right")
     for services in (1, number):

@@ -6,8 +6,9 @@ Every method has a deadline of its own and raises `Fault` when the other side ca
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.events import Event
@@ -33,6 +34,55 @@ class Stale(Fault):
 
 
 Verb = Literal["release", "rollback", "pause", "resume", "approve", "promote", "abort", "freeze", "unfreeze"]
+
+
+Role = Literal["viewer", "submitter", "operator", "admin"]
+
+MAY: Mapping[Role, frozenset[Verb]] = {
+    "viewer": frozenset(),
+    "submitter": frozenset({"release"}),
+    "operator": frozenset(get_args(Verb)),
+    "admin": frozenset(get_args(Verb)),
+}
+"""What a role may ask for; everyone may look, and an admin gives out tokens too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """Somebody who knocked and was recognised.
+
+    Attributes:
+        name: As the audit trail shows it.
+        services: The services that the role is given for; empty is all of them.
+    """
+
+    name: str
+    role: Role
+    services: tuple[str, ...] = ()
+
+    def sees(self, service: str) -> bool:
+        """Whether a service is any of their business."""
+        return not self.services or service in self.services
+
+    def may(self, verb: Verb, service: str) -> bool:
+        """Whether they may ask for this."""
+        return verb in MAY[self.role] and self.sees(service)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """What is kept of an API token; its secret is not. Times in seconds since the epoch.
+
+    Attributes:
+        expires_at: None is never.
+        created_by: Who made it.
+    """
+
+    id: str
+    principal: Principal
+    created_at: float
+    created_by: str
+    expires_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,4 +398,91 @@ class Store(Protocol):
     @property
     def token(self) -> int:
         """The fencing token of the lease."""
+        ...
+
+
+class Inbox(Protocol):
+    """Where requests are put down."""
+
+    async def push(self, fields: Mapping[str, str]) -> str:
+        """Append a request; returns its id once it is durable.
+
+        Raises:
+            Conflict: Its key has been used for something else.
+            Fault: It may have been appended or not.
+        """
+        ...
+
+    async def pushed(self, request: str) -> Mapping[str, str] | None:
+        """The fields of a request by its id; None when there is none."""
+        ...
+
+
+class Journal(Protocol):
+    """What readers see: states, and what happened. Each raises `Fault` when it can't be read."""
+
+    async def load(self, service: str) -> tuple[ServiceState, int]:
+        """The state of a service and its version."""
+        ...
+
+    async def version(self, service: str) -> int:
+        """Of the state of a service; it grows with every change."""
+        ...
+
+    async def last_event_id(self) -> str:
+        """The id of the newest event."""
+        ...
+
+    async def events_after(self, after: str, limit: int = 100) -> list[tuple[str, Event]]:
+        """Events after an id, oldest first."""
+        ...
+
+    async def told(self, release: str, since: float) -> list[Event]:
+        """All events of a release that began at `since`."""
+        ...
+
+
+class Tail(Protocol):
+    """The event stream for many listeners at once."""
+
+    def follow(self, after: str) -> AbstractAsyncContextManager[AsyncIterator[tuple[str, Event] | None]]:
+        """Events after an id, for ever; None when there is none for a while. Ends where one is too slow."""
+        ...
+
+
+class Tokens(Protocol):
+    """Who may knock."""
+
+    async def create(
+        self, principal: Principal, by: str, now: float, expires_at: float | None
+    ) -> tuple[Token, str]:
+        """A new token and its secret, which is shown once."""
+        ...
+
+    async def tokens(self) -> list[Token]:
+        """All that were not revoked, by name."""
+        ...
+
+    async def revoke(self, token: str) -> bool:
+        """Take a token back, by its id; whether there was one."""
+        ...
+
+    async def recognise(self, secret: str, now: float) -> Token | None:
+        """Whose secret this is; None where nobody's, or where it has expired."""
+        ...
+
+    async def open_session(self, token: Token, seconds: float) -> str:
+        """The secret of a session that ends with its token, or after `seconds`."""
+        ...
+
+    async def session(self, secret: str, now: float) -> Token | None:
+        """Whose session this is."""
+        ...
+
+    async def close_session(self, secret: str) -> None:
+        """End a session."""
+        ...
+
+    async def first_time(self, nonce: str, seconds: float) -> bool:
+        """Whether a nonce has not been seen for as long."""
         ...

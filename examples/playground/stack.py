@@ -90,6 +90,7 @@ class Stack:
         self.owner = f"t{os.getpid()}-{random.randrange(16**6):06x}"
         self.ports: dict[str, int] = {}
         self.http, self.generation, self.prometheus = free_port(), free_port(), free_port()
+        self.door = free_port()
         self.docker = docker.from_env()
         self.daemon: asyncio.subprocess.Process | None = None
         self._prometheus: subprocess.Popen[bytes] | None = None
@@ -144,6 +145,7 @@ class Stack:
             },
             "prometheus": {"url": f"http://127.0.0.1:{self.prometheus}", "interval": "500ms"},
             "http": {"listen": f"127.0.0.1:{self.http}"},
+            "api": {"listen": f"127.0.0.1:{self.door}"},
             "log": {"format": "json"},
         }
         for name, section in self._settings.items():

@@ -11,6 +11,7 @@ from rich.table import Table
 
 import orchestrator
 from orchestrator.cli import config as config_command
+from orchestrator.cli import token as token_command
 from orchestrator.cli.ask import ask, follow, report
 from orchestrator.cli.edges import show_edges
 from orchestrator.cli.exits import OK, OUTCOMES
@@ -48,6 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(config_command.app, name="config")
+app.add_typer(token_command.app, name="token")
 app.command("init")(config_command.init)
 
 ServiceArgument = Annotated[str, typer.Argument(help="Name of the service")]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from orchestrator.analysis.prometheus import Prometheus
 from orchestrator.daemon.clock import SystemClock
+from orchestrator.daemon.section import secret_of
 from orchestrator.daemon.settings import Settings
-from orchestrator.ports import EdgeProcess, Fault
+from orchestrator.ports import EdgeProcess
 from orchestrator.runtime.client import DockerClient
 from orchestrator.runtime.nginx_container import ContainerNginx
 from orchestrator.traffic.edge import NginxEdge
@@ -65,7 +66,4 @@ def _authorization(settings: Settings) -> dict[str, str]:
     path: Path | None = settings.prometheus.bearer_file
     if path is None:
         return {}
-    try:
-        return {"Authorization": f"Bearer {path.read_text(encoding='utf-8').strip()}"}
-    except OSError as error:
-        raise Fault(f"prometheus.bearer_file {path}: {error.strerror}") from error
+    return {"Authorization": f"Bearer {secret_of(path, 'prometheus/bearer_file')}"}

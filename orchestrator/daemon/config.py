@@ -73,6 +73,9 @@ def load(path: Path) -> Config:
             )
         services[found.service] = found
     problems += _clashes(services)
+    problems += [
+        f"{path}: {place}: no service {name!r}" for place, name in settings.named() if name not in services
+    ]
     if problems:
         raise ConfigError(problems)
     return Config(path, settings, services)

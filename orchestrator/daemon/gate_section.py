@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
-from orchestrator.daemon.settings import Section
+from orchestrator.daemon.section import Section
 from orchestrator.daemon.units import Duration, Limit
 from orchestrator.rollout import policy
 from orchestrator.rollout.policy import ERROR_EFFECTS, P95_EFFECTS, P99_EFFECTS, Certainty, Comparison

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from orchestrator.daemon.settings import Section
+from orchestrator.daemon.section import Section
 from orchestrator.daemon.units import Duration
 from orchestrator.traffic.options import Audience, EdgeOptions, ServerBlock, Tls
 

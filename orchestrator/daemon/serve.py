@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from typing import Any
 
 import structlog
@@ -13,11 +13,12 @@ from orchestrator.analysis.discovery import document, targets
 from orchestrator.daemon.adapters import REDIS_TIMEOUT, make_edge, make_process, make_prometheus
 from orchestrator.daemon.clock import SystemClock
 from orchestrator.daemon.config import Config, ConfigError, load
+from orchestrator.daemon.doors import Doors
 from orchestrator.daemon.settings import Settings
 from orchestrator.engine.conductor import Parts
 from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.measure import Measurer
-from orchestrator.engine.tasks import eternal
+from orchestrator.engine.tasks import beside, eternal
 from orchestrator.intake.stream import RequestStream
 from orchestrator.observability import stall, systemd
 from orchestrator.observability.certificates import ends_at
@@ -38,6 +39,7 @@ from orchestrator.store.keys import Keys
 from orchestrator.store.lease import Lease
 from orchestrator.store.redis_store import Client, RedisStore, connect
 from orchestrator.store.server import PrivateRedis, check_settings
+from orchestrator.store.tokens import RedisTokens
 from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.fleet import Fleet
 from orchestrator.traffic.options import EdgeOptions
@@ -93,13 +95,17 @@ class Daemon:
                 async def floor() -> int:
                     return max(edge.highest_token(), await runtime.highest_token())
 
+                doors = self._doors(redis)
+                await doors.open()
                 lease = Lease(redis, self._keys, settings.state_dir, settings.redis.lease_ttl, floor=floor)
                 self._unready = "standby: another daemon may hold the lease"
                 try:
-                    self._token = await lease.acquire()
-                    log.info("lease_acquired", token=self._token)
-                    await self._drive(redis, lease, edge, runtime)
+                    async with beside(doors.works()):
+                        self._token = await lease.acquire()
+                        log.info("lease_acquired", token=self._token)
+                        await self._drive(redis, lease, edge, runtime, doors)
                 finally:
+                    await doors.close()
                     await lease.release()
         finally:
             systemd.notify("STOPPING=1")
@@ -148,7 +154,14 @@ class Daemon:
             self._docker, network, docker.owner, lambda: self._token, docker.pull, docker.pull_deadline
         )
 
-    async def _drive(self, redis: Client, lease: Lease, edge: NginxEdge, runtime: DockerRuntime) -> None:
+    def _doors(self, redis: Client) -> Doors:
+        store = RedisStore(redis, self._keys)
+        tokens = RedisTokens(redis, self._keys)
+        return Doors(self.config.settings, store, tokens, self._clock, self._service_names)
+
+    async def _drive(
+        self, redis: Client, lease: Lease, edge: NginxEdge, runtime: DockerRuntime, doors: Doors
+    ) -> None:
         settings = self.config.settings
         store = RedisStore(redis, self._keys, self._token)
         docker_events = DockerEvents(self._docker, settings.docker.owner)
@@ -191,7 +204,7 @@ class Daemon:
                 forever("stall", lambda: stall.watch(self._metrics.stall.set))
                 forever("counts", lambda: self._count(store))
                 forever("certificates", self._watch_certificates)
-                self._on_reload(dispatcher, group)
+                self._on_reload(dispatcher, group, doors)
                 self._unready = ""
                 systemd.notify("STATUS=driving")
                 log.info("ready", services=sorted(self.config.services), token=self._token)
@@ -230,7 +243,7 @@ class Daemon:
             else:
                 return
 
-    def _on_reload(self, dispatcher: Dispatcher, group: asyncio.TaskGroup) -> None:
+    def _on_reload(self, dispatcher: Dispatcher, group: asyncio.TaskGroup, doors: Doors) -> None:
         def reload() -> None:
             systemd.notify("RELOADING=1")
             try:
@@ -242,9 +255,13 @@ class Daemon:
                 self.config = config
                 dispatcher.configure({n: s.plan() for n, s in config.services.items()}, group)
                 log.info("config_reloaded", services=sorted(config.services))
+            doors.reload(self.config.settings)
             systemd.notify("READY=1")
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+
+    def _service_names(self) -> Collection[str]:
+        return self.config.services.keys()
 
     def _edge_options(self, service: str) -> EdgeOptions:
         found = self.config.services.get(service)

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints, model_validator
 from orchestrator.analysis.presets import PRESETS
 from orchestrator.daemon.gate_section import ComparisonSection, EvidenceSection, GateSection, LimitSection
 from orchestrator.daemon.nginx_section import ServiceNginxSection
-from orchestrator.daemon.settings import Section
+from orchestrator.daemon.section import Section
 from orchestrator.daemon.units import Duration, Size
 from orchestrator.ports import MetricSource, ServicePlan
 from orchestrator.rollout.plan import ladder, ladder_errors

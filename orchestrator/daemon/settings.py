@@ -1,17 +1,14 @@
 """`orchestrator.yaml`: where things are. Every key has a default that works on one host."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from orchestrator.daemon.door_section import AlertSection, ApiSection, WebhookKeySection
+from orchestrator.daemon.section import Section, address
 from orchestrator.daemon.units import Duration
-
-
-class Section(BaseModel):
-    """A mapping that knows its keys and refuses others."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class RedisSection(Section):
@@ -96,11 +93,8 @@ class HttpSection(Section):
 
     @field_validator("listen")
     @classmethod
-    def _address(cls, value: str) -> str:
-        host, colon, port = value.rpartition(":")
-        if not colon or not host or not port.isascii() or not port.isdecimal():
-            raise ValueError(f"{value!r} is not address:port")
-        return value
+    def _right(cls, value: str) -> str:
+        return address(value)
 
 
 class LogSection(Section):
@@ -122,11 +116,26 @@ class Settings(Section):
     edges: EdgesSection = EdgesSection()
     prometheus: PrometheusSection = PrometheusSection()
     http: HttpSection = HttpSection()
+    api: ApiSection = ApiSection()
+    webhooks: list[WebhookKeySection] = Field([], description="Keys of signed requests")
+    alerts: list[AlertSection] = Field([], description="What alerts of Alertmanager do; the first that fits")
     log: LogSection = LogSection()
+
+    def named(self) -> Iterator[tuple[str, str]]:
+        """Every service that is named here, with the place."""
+        for n, key in enumerate(self.webhooks):
+            yield from ((f"webhooks/{n}/services", name) for name in key.services)
+        for n, alert in enumerate(self.alerts):
+            if alert.service:
+                yield f"alerts/{n}/service", alert.service
 
     def model_post_init(self, _: Any) -> None:
         """Nothing here may be guessed: a relative state folder would depend on where the daemon starts."""
         if not self.state_dir.is_absolute():
             raise ValueError(f"state_dir: {self.state_dir} must be an absolute path")
+        names = [key.id for key in self.webhooks]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"webhooks: id {twice!r} is there twice")
         if self.edges.enabled and not self.redis.url:
             raise ValueError("edges/enabled: other hosts need a Redis that they can reach; set redis/url")

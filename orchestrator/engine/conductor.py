@@ -23,7 +23,7 @@ from orchestrator.ports import (
     Traffic,
     Usage,
 )
-from orchestrator.rollout.command import Command, handle
+from orchestrator.rollout.command import Abort, Command, Pause, Rollback, handle
 from orchestrator.rollout.decide import decide, watch
 from orchestrator.rollout.desired import desired
 from orchestrator.rollout.events import Event, StateRestored
@@ -105,7 +105,8 @@ class Conductor:
 
     def submit(self, command: Command) -> bool:
         """Take a command; False when too many wait already."""
-        if len(self._inbox) >= INBOX:
+        urgent = isinstance(command, Rollback | Pause | Abort)  # a queue of others must not keep it out
+        if len(self._inbox) >= INBOX * (1 + urgent):
             return False
         self._inbox.append(command)
         self.wake()

@@ -1,8 +1,9 @@
 """Background work that can't be lost sight of."""
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 import structlog
@@ -34,6 +35,31 @@ async def eternal(name: str, work: Callable[[], Awaitable[object]], pause: float
             await asyncio.sleep(pause)
             continue
         raise RuntimeError(f"task {name} returned, which it must never do")
+
+
+@contextlib.asynccontextmanager
+async def beside(works: Mapping[str, Callable[[], Awaitable[object]]]) -> AsyncIterator[None]:
+    """Run eternal work beside a block; if one of it ends, the block is cancelled and that is raised."""
+    owner, ended = asyncio.current_task(), list[asyncio.Task[None]]()
+
+    def note(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and owner is not None:
+            ended.append(task)
+            owner.cancel()
+
+    tasks = [asyncio.create_task(eternal(name, work), name=name) for name, work in works.items()]
+    for task in tasks:
+        task.add_done_callback(note)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not ended:
+            raise
+        ended[0].result()  # it has not been cancelled, and eternal work does not return
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Jobs:

@@ -62,6 +62,23 @@ class Keys:
         """Hash of `fingerprint` and `entry`: what an idempotency key was used for."""
         return f"{self.prefix}:receipt:{service}:{key}"
 
+    @property
+    def tokens(self) -> str:
+        """Hash of API tokens (JSON) by id."""
+        return f"{self.prefix}:tokens"
+
+    def session(self, digest: str) -> str:
+        """Id of the token that a session of the dashboard was opened with."""
+        return f"{self.prefix}:session:{digest}"
+
+    def nonce(self, nonce: str) -> str:
+        """Set while a signed request may not come again."""
+        return f"{self.prefix}:nonce:{nonce}"
+
+    def cursor(self, reader: str) -> str:
+        """Id of the last event that a reader has dealt with."""
+        return f"{self.prefix}:cursor:{reader}"
+
     def state(self, service: str) -> str:
         """Hash of `data` (JSON) and `version` of one service."""
         return f"{self.prefix}:state:{service}"

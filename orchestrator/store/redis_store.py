@@ -109,6 +109,13 @@ class RedisStore:
             return ServiceState(service=service), int(version or 0)
         return load_state(data), int(version or 0)
 
+    async def version(self, service: str) -> int:
+        """See `ports.Journal`."""
+        try:
+            return int(await self._redis.hget(self._keys.state(service), "version") or 0)
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error
+
     async def commit(
         self, state: ServiceState, version: int, events: Sequence[Event], acks: Sequence[str] = ()
     ) -> int:
@@ -189,6 +196,14 @@ class RedisStore:
                 after = str(entry)
                 yield after, load_event(fields["data"])
 
+    async def events_after(self, after: str, limit: int = 100) -> list[tuple[str, Event]]:
+        """See `ports.Journal`."""
+        try:
+            page: Any = await self._redis.xrange(self._keys.events, min=f"({after}", count=limit)
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error
+        return [(str(entry), load_event(fields["data"])) for entry, fields in page]
+
     async def told(self, release: str, since: float) -> list[Event]:
         """All events of a release, oldest first.
 
@@ -236,6 +251,14 @@ class RedisStore:
         if not found:
             raise Conflict(f"key {key!r} was used for another request ({entry}); use a new key")
         return str(entry)
+
+    async def pushed(self, request: str) -> dict[str, str] | None:
+        """See `ports.Inbox`."""
+        try:
+            found: Any = await self._redis.xrange(self._keys.requests, min=request, max=request)
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error
+        return dict(found[0][1]) if found else None
 
     async def waiting(self) -> int:
         """Requests that nobody has carried out yet: not delivered, or delivered and not acknowledged."""

@@ -198,14 +198,13 @@ end
 
 -- In a location, when a request is over.
 function module.over(service)
-    local last
-    for address in asked() do last = address end
-    if last and counted() then count(service, last, -1) end
-end
-
--- In a location: whether clients are asked to close their connections.
-function module.closing(path)
-    return switched(path) and "1" or ""
+    if not counted() then return end
+    local last = ngx.var.upstream_addr
+    if not last or not last:find(":", 1, true) then return end -- nobody was asked
+    if last:find(" ", 1, true) then -- several were; patterns are slow
+        for address in asked() do last = address end
+    end
+    count(service, last, -1)
 end
 
 -- Requests under way at servers that the route does not name any more; -1 when nobody counts them.

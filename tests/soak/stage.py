@@ -182,6 +182,7 @@ class Stage(Stack):
         other = yaml.safe_load(self.config.read_text())
         other["state_dir"] = str(self.root / "state-second")
         other["http"] = {"listen": f"127.0.0.1:{free_port()}"}
+        other["api"] = {"listen": f"127.0.0.1:{free_port()}"}
         self._second.write_text(yaml.safe_dump(other))
         for name, config in (("first", self.config), ("second", self._second)):
             work = self._supervise(name, config)

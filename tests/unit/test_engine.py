@@ -14,7 +14,7 @@ from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.measure import Measurer
 from orchestrator.engine.tasks import Jobs, eternal
 from orchestrator.ports import Fault, MetricSource, Request, ServicePlan, Stale
-from orchestrator.rollout.command import Abort, Rollback
+from orchestrator.rollout.command import Abort, Freeze, Rollback
 from orchestrator.rollout.desired import Wanted, desired
 from orchestrator.rollout.events import Event, ReleaseAccepted, ReleaseEnded
 from orchestrator.rollout.model import Outcome, Phase, Route, Server, ServiceState
@@ -293,7 +293,10 @@ async def test_a_bug_in_a_job_ends_the_daemon(kit: Kit, monkeypatch: pytest.Monk
 async def test_a_conductor_takes_only_so_many_commands() -> None:
     conductor = Kit().conductor
     for number in range(INBOX):
-        assert conductor.submit(Rollback(request=f"{number}-0", actor="ann"))
+        assert conductor.submit(Freeze(request=f"{number}-0", actor="ann"))
+    assert not conductor.submit(Freeze(request="x", actor="ann"))
+    for number in range(INBOX):  # what stops harm is not kept out by a queue of others
+        assert conductor.submit(Rollback(request=f"{number}-1", actor="ann"))
     assert not conductor.submit(Rollback(request="x", actor="ann"))
 
 

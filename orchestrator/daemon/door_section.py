@@ -1,0 +1,70 @@
+"""The doors, in `orchestrator.yaml`."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from orchestrator.daemon.section import Section, address
+from orchestrator.ports import Principal, Role
+
+
+class TlsSection(Section):
+    """A certificate by its files, which SIGHUP reads again."""
+
+    certificate: Path
+    key: Path
+
+
+class ApiSection(Section):
+    """The HTTP API and the dashboard."""
+
+    listen: str = Field("127.0.0.1:9181", description="address:port, or unix:/path; empty: not served")
+    tls: TlsSection | None = Field(None, description="Unset: plain HTTP, for loopback and behind a proxy")
+    rate: float = Field(50.0, gt=0, description="Requests a second that one token may make for ever")
+    burst: int = Field(100, ge=1, description="Requests that one token may make at once")
+
+    @field_validator("listen")
+    @classmethod
+    def _right(cls, value: str) -> str:
+        if value.startswith("unix:") and not value.startswith("unix:/"):
+            raise ValueError(f"{value!r}: the path of a socket is absolute")
+        return value if not value or value.startswith("unix:") else address(value)
+
+    @property
+    def local(self) -> bool:
+        """Whether nobody outside this host can reach it."""
+        host = self.listen.rpartition(":")[0].strip("[]")
+        return self.listen.startswith("unix:") or host == "::1" or host.startswith("127.") or not self.listen
+
+    def model_post_init(self, _: Any) -> None:
+        """Tokens must not cross a network in the clear."""
+        if not self.local and self.tls is None:
+            raise ValueError(f"listen: {self.listen} can be reached from elsewhere; set tls, or use loopback")
+
+
+class PrincipalSection(Section):
+    """Somebody, and what they may do."""
+
+    role: Role
+    services: list[str] = Field([], description="Empty: all of them")
+
+    def principal(self, name: str) -> Principal:
+        """As the doors know them."""
+        return Principal(name=name, role=self.role, services=tuple(self.services))
+
+
+class WebhookKeySection(PrincipalSection):
+    """A key that requests are signed with. Two for one name let it be exchanged."""
+
+    id: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,80}$", description="Sent along, to tell which key it is")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.@/-]{0,79}$", description="For the audit trail")
+    secret_file: Path = Field(description="At least 32 letters")
+
+
+class AlertSection(Section):
+    """What an alert does."""
+
+    match: dict[str, str] = Field(min_length=1, description="Labels that it must have, all of them")
+    service: str = Field("", description="Which service it is about; unset: its label `service`")
+    do: Literal["rollback", "pause"] = "rollback"

@@ -1,0 +1,102 @@
+"""The doors that people and machines come by, and what has to run behind them."""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+
+import structlog
+
+from orchestrator.daemon.section import secret_of
+from orchestrator.daemon.settings import Settings
+from orchestrator.intake import alertmanager, signed
+from orchestrator.intake.alertmanager import AlertRule, Alerts
+from orchestrator.intake.api import Api
+from orchestrator.intake.desk import Desk
+from orchestrator.intake.door import Guard
+from orchestrator.intake.server import Server, Tls
+from orchestrator.intake.signed import Key, Signed
+from orchestrator.ports import Clock, Fault, Tokens
+from orchestrator.store.redis_store import RedisStore
+from orchestrator.store.tail import EventTail
+
+log = structlog.get_logger()
+
+SHORTEST_SECRET = 32
+"""Letters of a secret that requests are signed with."""
+
+
+class Doors:
+    """HTTP, wired once. They are open at a standby too: all that is asked goes through Redis.
+
+    Args:
+        services: The services that are configured now.
+
+    Raises:
+        Fault: A secret can't be read.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: RedisStore,
+        tokens: Tokens,
+        clock: Clock,
+        services: Callable[[], Collection[str]],
+    ) -> None:
+        self._settings = settings
+        self._keys = _keys(settings)
+        section = settings.api
+        desk = Desk(store, services)
+        guard = Guard(tokens, clock, rate=section.rate, burst=section.burst)
+        self._tail = EventTail(store)
+        api = Api(desk, store, store, self._tail, guard, clock)
+        hooks = {
+            signed.PATH: Signed(desk, tokens, clock, lambda: self._keys).handle,
+            alertmanager.PATH: Alerts(desk, store, guard, clock, self._rules).handle,
+        }
+        tls = Tls(section.tls.certificate, section.tls.key) if section.tls else None
+        served = bool(section.listen)
+        self._server = Server(guard, api.operations(), hooks, section.listen, tls) if served else None
+
+    def _rules(self) -> list[AlertRule]:
+        return [AlertRule(rule.match, rule.service, rule.do) for rule in self._settings.alerts]
+
+    async def open(self) -> None:
+        """Begin to serve.
+
+        Raises:
+            Fault: It is not possible; the message names the setting.
+        """
+        if self._server is not None:
+            await self._server.start()
+
+    def works(self) -> Mapping[str, Callable[[], Awaitable[object]]]:
+        """What has to run while they are open, by name."""
+        if self._server is None:
+            return {}
+        return {"event tail": self._tail.run, "idle connections": self._server.watch}
+
+    def reload(self, settings: Settings) -> None:
+        """Take new rules, keys and certificates; where one can't be read all stay as they are."""
+        try:
+            keys = _keys(settings)
+            if self._server is not None:
+                self._server.reload()
+        except Fault as error:
+            log.error("doors_not_reloaded", reason=str(error))
+        else:
+            self._settings, self._keys = settings, keys
+
+    async def close(self) -> None:
+        """Stop serving."""
+        if self._server is not None:
+            await self._server.close()
+
+
+def _keys(settings: Settings) -> dict[str, Key]:
+    found = {}
+    for n, key in enumerate(settings.webhooks):
+        place = f"webhooks/{n}/secret_file"
+        secret = secret_of(key.secret_file, place)
+        if len(secret) < SHORTEST_SECRET:
+            raise Fault(f"{place} {key.secret_file}: is shorter than {SHORTEST_SECRET} letters")
+        found[key.id] = Key(key.principal(key.name), secret.encode())
+    return found

@@ -1,0 +1,173 @@
+"""Alertmanager's webhook: a firing alert takes back, or holds, the release that it is about.
+
+Alertmanager repeats an alert for as long as it fires, so what is asked names the release: a release that is
+on its way back, or was replaced, is not meant a second time.
+"""
+
+import datetime as dt
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated, Any, Literal
+
+import structlog
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from orchestrator.intake.desk import Desk
+from orchestrator.intake.door import Guard, read_body
+from orchestrator.intake.problems import Problem
+from orchestrator.ports import Clock, Journal, Principal
+from orchestrator.rollout.model import Phase, ServiceState
+
+log = structlog.get_logger()
+
+PATH = "/hooks/alertmanager"
+Labels = dict[str, Annotated[str, StringConstraints(max_length=4096)]]
+Action = Literal["rollback", "pause"]
+
+
+@dataclass(frozen=True, slots=True)
+class AlertRule:
+    """Which alerts are about which service.
+
+    Attributes:
+        match: Labels that an alert must have, all of them.
+        service: Which service it is about; '' takes it from the alert's label `service`.
+        action: What is asked for.
+    """
+
+    match: Mapping[str, str]
+    service: str
+    action: Action
+
+
+class Alert(BaseModel):
+    """What is read of an alert."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    status: Literal["firing", "resolved"]
+    labels: Labels = {}
+    annotations: Labels = {}
+    startsAt: dt.datetime | None = None  # noqa: N815  Alertmanager's name
+
+
+class Group(BaseModel):
+    """What is read of a notification, version 4 of its format."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    status: Literal["firing", "resolved"]
+    commonLabels: Labels = {}  # noqa: N815
+    commonAnnotations: Labels = {}  # noqa: N815
+    truncatedAlerts: int = Field(0, ge=0)  # noqa: N815
+    alerts: list[Alert] = Field([], max_length=1000)
+
+    def firing(self) -> list[Alert]:
+        """The alerts that fire. Where some were cut off, what all have in common stands for those."""
+        found = [a for a in self.alerts if a.status == "firing"]
+        if self.truncatedAlerts and self.status == "firing":
+            first = min((a.startsAt for a in found if a.startsAt), default=None)
+            found.append(
+                Alert(
+                    status="firing",
+                    labels=self.commonLabels,
+                    annotations=self.commonAnnotations,
+                    startsAt=first,
+                )
+            )
+        return found
+
+
+def meant(alerts: Sequence[Alert], rules: Sequence[AlertRule]) -> dict[str, tuple[Action, Alert]]:
+    """What firing alerts ask for, by service: the first rule that matches, and a rollback before a pause."""
+    found: dict[str, tuple[Action, Alert]] = {}
+    for alert in alerts:
+        rule = next((r for r in rules if r.match.items() <= alert.labels.items()), None)
+        service = (rule.service or alert.labels.get("service", "")) if rule else ""
+        if rule and service and (service not in found or rule.action == "rollback" != found[service][0]):
+            found[service] = (rule.action, alert)
+    return found
+
+
+def concerns(state: ServiceState, action: Action, alert: Alert, now: float) -> str:
+    """The release that an alert is about; '' when it is about none that can still be helped.
+
+    That is the one that rolls out; or the one that was promoted while the one before it is still warm, if
+    the alert began after its rollout did.
+    """
+    rollout = state.rollout
+    if rollout is not None:
+        stands = rollout.mark is not None and rollout.mark.kind == "paused"
+        done = rollout.phase is Phase.ROLLING_BACK or (action == "pause" and stands)
+        return "" if done else rollout.release.id
+    warm = state.previous is not None and now < (state.previous_until or 0.0)
+    if action == "pause" or not warm or state.stable is None:
+        return ""
+    began = next((e.began_at for e in reversed(state.history) if e.release.id == state.stable.id), None)
+    reverted = any(e.kind == "revert" and e.release.id == state.stable.id for e in state.history[-1:])
+    starts = alert.startsAt.timestamp() if alert.startsAt else 0.0
+    return state.stable.id if began is not None and starts >= began and not reverted else ""
+
+
+class Alerts:
+    """The door for Alertmanager; it carries a token, as it can't sign.
+
+    Args:
+        rules: As they are configured now.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        journal: Journal,
+        guard: Guard,
+        clock: Clock,
+        rules: Callable[[], Sequence[AlertRule]],
+    ) -> None:
+        self._desk = desk
+        self._journal = journal
+        self._guard = guard
+        self._clock = clock
+        self._rules = rules
+
+    async def handle(self, request: web.Request) -> web.Response:
+        """Put down what the alerts ask for. 503 is tried again by Alertmanager, 4xx never."""
+        who = (await self._guard.recognise(request)).principal
+        group: Group = await read_body(request, Group, optional=False)
+        if group.truncatedAlerts:
+            log.warning("alerts_truncated", number=group.truncatedAlerts, reason="raise max_alerts")
+        asked: list[str] = []
+        refused: Problem | None = None
+        for service, (action, alert) in meant(group.firing(), self._rules()).items():
+            try:
+                asked += await self._ask(who, service, action, alert)
+            except Problem as problem:
+                log.warning("alert_refused", service=service, reason=str(problem))
+                refused = problem
+        if refused is not None and not asked:
+            raise refused
+        return web.json_response({"requests": asked}, status=HTTPStatus.OK)
+
+    async def _ask(self, who: Principal, service: str, action: Action, alert: Alert) -> list[str]:
+        self._desk.check(service, who)
+        state, _ = await self._journal.load(service)
+        release = concerns(state, action, alert, self._clock.now())
+        if not release:
+            return []
+        fields: dict[str, Any] = {
+            "verb": action,
+            "service": service,
+            "who": alert.labels.get("alertname", "alert")[:80],
+        }
+        fields["why"] = _why(alert)
+        if action == "rollback":
+            fields["release"] = release
+        return [await self._desk.put(who, fields)]
+
+
+def _why(alert: Alert) -> str:
+    text = alert.annotations.get("summary") or alert.annotations.get("description")
+    labels = ", ".join(f"{k}={v}" for k, v in sorted(alert.labels.items()) if k != "alertname")
+    return f"{text or 'alert'} ({labels})"[:2000]

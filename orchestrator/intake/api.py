@@ -1,0 +1,361 @@
+"""The operations of the HTTP API."""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from aiohttp import web
+from pydantic import BaseModel
+
+from orchestrator.intake.desk import Desk
+from orchestrator.intake.door import Call, Guard, Operation
+from orchestrator.intake.problems import Problem
+from orchestrator.intake.views import (
+    BODIES,
+    RELEASE,
+    REQUEST,
+    Accepted,
+    EventFilter,
+    Me,
+    NewToken,
+    ReleaseList,
+    ReleaseView,
+    RequestView,
+    ServiceList,
+    ServiceView,
+    TokenBody,
+    TokenList,
+    TokenView,
+    Wait,
+    event_json,
+    fields_of,
+    release_view,
+    releases_of,
+    service_view,
+)
+from orchestrator.ports import Clock, Inbox, Journal, Principal, Tail, Verb
+from orchestrator.rollout.events import (
+    CommandAccepted,
+    Event,
+    ReleaseAccepted,
+    ReleaseEnded,
+    RequestRefused,
+)
+from orchestrator.rollout.model import ServiceState
+
+log = structlog.get_logger()
+
+Answer = RequestRefused | CommandAccepted | ReleaseAccepted
+EVENTS = "text/event-stream"
+PAGE, PAGES = 1000, 20
+"""Events that are read to find an answer: a page, and pages."""
+
+DAY = 86400.0
+LONGEST_WAIT = 60.0
+"""Seconds that an answer may wait; what lies between may cut longer ones."""
+
+WRITE_DEADLINE = 10.0
+"""Seconds in which a listener must have taken an event."""
+
+SUMMARIES: dict[Verb, str] = {
+    "release": "Release an image",
+    "rollback": "Go back: from the rollout that is under way, else from stable to the last good release",
+    "promote": "Skip the rest of the ladder; the gates watch the last step",
+    "approve": "Let a rollout go on that waits for a person",
+    "pause": "Let the rollout stand still; its gates go on watching",
+    "resume": "Go on after a pause",
+    "abort": "End the rollout that is under way, or a queued release",
+    "freeze": "Start no further release; rollbacks still work",
+    "unfreeze": "Start releases again",
+}
+
+
+class Api:
+    """What the operations do."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        inbox: Inbox,
+        journal: Journal,
+        tail: Tail,
+        guard: Guard,
+        clock: Clock,
+    ) -> None:
+        self._desk = desk
+        self._inbox = inbox
+        self._journal = journal
+        self._tail = tail
+        self._tokens = guard.tokens
+        self._clock = clock
+        self._known: dict[str, tuple[int, ServiceState]] = {}
+
+    def operations(self) -> list[Operation]:
+        """All of them."""
+        asked = [
+            Operation(
+                name=verb,
+                method="POST",
+                path=f"/v1/services/{{service}}/{'releases' if verb == 'release' else verb}",
+                summary=SUMMARIES[verb],
+                handler=self._asking(verb),
+                answers={202: Accepted},
+                verb=verb,
+                body=body,
+                optional=verb != "release",
+                keyed=verb == "release",
+            )
+            for verb, body in BODIES.items()
+        ]
+        return [*asked, *self._shown(), *self._for_admins()]
+
+    def _shown(self) -> list[Operation]:
+        def get(
+            name: str,
+            path: str,
+            summary: str,
+            handler: Callable[[Call], Awaitable[web.StreamResponse]],
+            answer: type[BaseModel] | str,
+            **more: Any,
+        ) -> Operation:
+            return Operation(
+                name=name,
+                method="GET",
+                path=path,
+                summary=summary,
+                handler=handler,
+                answers={200: answer},
+                **more,
+            )
+
+        return [
+            get("listServices", "/v1/services", "All services", self._list, ServiceList),
+            get("service", "/v1/services/{service}", "What a service is doing", self._service, ServiceView),
+            get(
+                "releases",
+                "/v1/services/{service}/releases",
+                "Those that wait, the one that is under way, and the last fifty that ended",
+                self._releases,
+                ReleaseList,
+            ),
+            get(
+                "showRelease",
+                "/v1/releases/{release}",
+                "One release; with `wait`, once it has ended",
+                self._release,
+                ReleaseView,
+                query=Wait,
+            ),
+            get(
+                "request",
+                "/v1/requests/{request}",
+                "What became of a request; with `wait`, once it was carried out",
+                self._request,
+                RequestView,
+                query=Wait,
+            ),
+            get(
+                "events",
+                "/v1/events",
+                "What happens, as server-sent events; resumes after Last-Event-ID",
+                self._events,
+                EVENTS,
+                query=EventFilter,
+                endless=True,
+            ),
+            get("me", "/v1/me", "Who is asking", self._me, Me),
+        ]
+
+    def _for_admins(self) -> list[Operation]:
+        return [
+            Operation(
+                name="listTokens",
+                method="GET",
+                path="/v1/tokens",
+                summary="All tokens",
+                handler=self._list_tokens,
+                answers={200: TokenList},
+                admin=True,
+            ),
+            Operation(
+                name="createToken",
+                method="POST",
+                path="/v1/tokens",
+                summary="Make a token; its secret is in the answer, and nowhere else",
+                handler=self._create_token,
+                answers={201: NewToken},
+                admin=True,
+                body=TokenBody,
+            ),
+            Operation(
+                name="revokeToken",
+                method="DELETE",
+                path="/v1/tokens/{token}",
+                summary="Take a token back",
+                handler=self._revoke_token,
+                answers={204: ""},
+                admin=True,
+            ),
+        ]
+
+    async def state_of(self, service: str) -> ServiceState:
+        """What is committed for a service; a copy while its version is the same."""
+        version = await self._journal.version(service)
+        known = self._known.get(service)
+        if known is None or known[0] != version:
+            state, version = await self._journal.load(service)
+            known = self._known[service] = (version, state)
+        return known[1]
+
+    def _asking(self, verb: Verb) -> Callable[[Call], Awaitable[web.StreamResponse]]:
+        async def ask(call: Call) -> web.Response:
+            key = call.request.headers.get("Idempotency-Key", "") if verb == "release" else ""
+            if not re.fullmatch(r"[ -~]{0,200}", key):
+                raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Idempotency-Key: at most 200 ASCII letters")
+            return await self._desk.take(call.who, fields_of(verb, call.path("service"), call.body, key))
+
+        return ask
+
+    async def _list(self, call: Call) -> web.Response:
+        names = sorted(name for name in self._desk.services() if call.who.sees(name))
+        return _json(ServiceList(services=[service_view(await self.state_of(name)) for name in names]))
+
+    async def _service(self, call: Call) -> web.Response:
+        self._desk.check(call.path("service"), call.who)
+        return _json(service_view(await self.state_of(call.path("service"))))
+
+    async def _releases(self, call: Call) -> web.Response:
+        self._desk.check(call.path("service"), call.who)
+        return _json(ReleaseList(releases=releases_of(await self.state_of(call.path("service")))))
+
+    async def _release(self, call: Call) -> web.Response:
+        name = call.path("release")
+        service = name.rpartition("-")[0]
+        if not re.fullmatch(RELEASE, name):
+            raise Problem(HTTPStatus.NOT_FOUND, f"{name[:80]!r} is no release, such as api-7")
+        self._desk.check(service, call.who)
+
+        async def look() -> ReleaseView | None:
+            return release_view(await self.state_of(service), name)
+
+        after = await self._journal.last_event_id()
+        found = await look()
+        if found is None:
+            raise Problem(HTTPStatus.NOT_FOUND, f"{name} is not known, or too long ago")
+        if found.state != "ended" and call.query.wait:
+            ended = lambda event: isinstance(event, ReleaseEnded) and event.release == name  # noqa: E731
+            await self._first(ended, after, call.query.wait)
+            found = await look() or found
+        return _json(found)
+
+    async def _request(self, call: Call) -> web.Response:
+        request = call.path("request")
+        known = re.fullmatch(REQUEST, request)
+        fields = await self._inbox.pushed(request) if known else None
+        if fields is None:
+            raise Problem(HTTPStatus.NOT_FOUND, f"{request[:80]!r} is the id of no request")
+        service = fields.get("service", "")
+        if not call.who.sees(service):
+            raise Problem(HTTPStatus.FORBIDDEN, f"{call.who.name} has nothing to do with that request")
+        answers = lambda event: isinstance(event, Answer) and event.request == request  # noqa: E731
+        event = await self._first(answers, f"{request.partition('-')[0]}-0", call.query.wait)
+        if event is None:
+            return _json(RequestView(request=request, state="waiting", service=service))
+        refused = isinstance(event, RequestRefused)
+        return _json(
+            RequestView(
+                request=request,
+                state="refused" if refused else "accepted",
+                service=service,
+                release=event.release,
+                reason=event.reason if refused else "",
+            )
+        )
+
+    async def _first(self, wanted: Callable[[Event], bool], after: str, wait: float) -> Any:
+        """The first such event after an id that has come, or comes within `wait` seconds; else None."""
+        for _ in range(PAGES):
+            page = await self._journal.events_after(after, PAGE)
+            for entry, event in page:
+                after = entry
+                if wanted(event):
+                    return event
+            if not page:
+                break
+        wait = min(wait, LONGEST_WAIT)
+        if not wait:
+            return None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait), self._tail.follow(after) as events:
+                async for told in events:
+                    if told is not None and wanted(told[1]):
+                        return told[1]
+        return None
+
+    async def _events(self, call: Call) -> web.StreamResponse:
+        query: EventFilter = call.query
+        after = call.request.headers.get("Last-Event-ID", "") or query.after or ""
+        if after and not re.fullmatch(REQUEST, after):
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Last-Event-ID: is not the id of an event")
+        if query.service:
+            self._desk.check(query.service, call.who)
+        response = web.StreamResponse(headers={"Content-Type": EVENTS, "Cache-Control": "no-store"})
+        await response.prepare(call.request)
+        await response.write(b"retry: 2000\n\n")
+        async with self._tail.follow(after or await self._journal.last_event_id()) as events:
+            async for told in events:
+                if told is None:
+                    line = b": quiet\n\n"
+                else:
+                    entry, event = told
+                    mine = call.who.sees(event.service) and query.service in (None, event.service)
+                    if not mine or query.release not in (None, event.release):
+                        continue
+                    line = b"id: %s\nevent: %s\ndata: %s\n\n" % (
+                        entry.encode(),
+                        event.kind.encode(),
+                        event_json(event),
+                    )
+                try:
+                    async with asyncio.timeout(WRITE_DEADLINE):
+                        await response.write(line)
+                except (TimeoutError, ConnectionError):
+                    break
+        return response
+
+    async def _me(self, call: Call) -> web.Response:
+        who = call.who
+        return _json(Me(name=who.name, role=who.role, services=list(who.services)))
+
+    async def _list_tokens(self, _: Call) -> web.Response:
+        return _json(TokenList(tokens=[TokenView.of(t) for t in await self._tokens.tokens()]))
+
+    async def _create_token(self, call: Call) -> web.Response:
+        body: TokenBody = call.body
+        now = self._clock.now()
+        principal = Principal(name=body.name, role=body.role, services=tuple(body.services))
+        expires = now + body.days * DAY if body.days else None
+        token, secret = await self._tokens.create(principal, call.who.name, now, expires)
+        log.info("token_created", token=token.id, name=body.name, role=body.role, actor=call.who.name)
+        return _json(NewToken.made(token, secret), HTTPStatus.CREATED)
+
+    async def _revoke_token(self, call: Call) -> web.Response:
+        token = call.path("token")
+        if not await self._tokens.revoke(token):
+            raise Problem(HTTPStatus.NOT_FOUND, f"there is no token {token[:20]!r}")
+        log.info("token_revoked", token=token, actor=call.who.name)
+        return web.Response(status=HTTPStatus.NO_CONTENT)
+
+
+def _json(
+    model: BaseModel, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    return web.Response(
+        body=model.model_dump_json().encode(),
+        status=status,
+        headers={**(headers or {}), "Content-Type": "application/json", "Cache-Control": "no-store"},
+    )

@@ -1,0 +1,68 @@
+"""Where every door puts requests down."""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from http import HTTPStatus
+from typing import cast
+
+from aiohttp import web
+
+from orchestrator.intake.problems import Problem
+from orchestrator.intake.views import SERVICE, Accepted
+from orchestrator.ports import Conflict, Inbox, Principal, Verb
+
+
+class Desk:
+    """Puts requests down in the name of somebody who may.
+
+    Args:
+        services: The services that are configured now.
+    """
+
+    def __init__(self, inbox: Inbox, services: Callable[[], Collection[str]]) -> None:
+        self._inbox = inbox
+        self.services = services
+
+    def check(self, service: str, who: Principal) -> None:
+        """Whether a service is there, and any of their business.
+
+        Raises:
+            Problem: It is not.
+        """
+        if not who.sees(service):
+            raise Problem(HTTPStatus.FORBIDDEN, f"{who.name} has nothing to do with {service[:80]}")
+        if not re.fullmatch(SERVICE, service) or service not in self.services():
+            known = ", ".join(sorted(s for s in self.services() if who.sees(s))) or "none"
+            raise Problem(HTTPStatus.NOT_FOUND, f"{service[:80]!r} is not known; there are: {known}")
+
+    async def take(self, who: Principal, fields: Mapping[str, str]) -> web.Response:
+        """202 once a request is durable.
+
+        Args:
+            who: Whose request it is; a person in `fields` is named before them.
+            fields: Those of the stream.
+
+        Raises:
+            Problem: They may not, or the service is not known, or the key was used for something else.
+        """
+        request = await self.put(who, fields)
+        return web.Response(
+            body=Accepted(request=request).model_dump_json().encode(),
+            status=HTTPStatus.ACCEPTED,
+            headers={"Content-Type": "application/json", "Location": f"/v1/requests/{request}"},
+        )
+
+    async def put(self, who: Principal, fields: Mapping[str, str]) -> str:
+        """As `take`; returns the id of the request."""
+        service, verb = fields["service"], cast("Verb", fields.get("verb", "release"))
+        if not who.may(verb, service):
+            why = f"{who.name} is {who.role} and may not {verb} {service[:80]}"
+            raise Problem(HTTPStatus.FORBIDDEN, why)
+        self.check(service, who)
+        person = fields.get("who", "")
+        try:
+            return await self._inbox.push(
+                {**fields, "who": f"{person} via {who.name}" if person else who.name}
+            )
+        except Conflict as error:
+            raise Problem(HTTPStatus.CONFLICT, str(error)) from None

@@ -1,0 +1,234 @@
+"""The HTTP door: what every operation has in common.
+
+In this order: how much, who, whether they may, what they say. Each refusal is a `Problem`.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from orchestrator.intake import strict_json
+from orchestrator.intake.limits import Buckets, Lane
+from orchestrator.intake.parse import MAX_BYTES
+from orchestrator.intake.problems import Problem
+from orchestrator.intake.views import Nothing
+from orchestrator.ports import Clock, Fault, Principal, Token, Tokens, Verb
+
+log = structlog.get_logger()
+
+BODY_DEADLINE = 10.0
+"""Seconds in which a body must have come."""
+
+URGENT: frozenset[Verb] = frozenset({"rollback", "pause", "abort"})
+"""What stops harm has a lane of its own, so that no load keeps it out."""
+
+SESSION = "orchestrator_session"
+"""The cookie of the dashboard."""
+
+BY_PAGE = "X-Requested-By"
+"""A header that a page of another site can't send; asked for where a cookie says who it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request that was let in."""
+
+    request: web.Request
+    who: Principal
+    token: Token
+    body: Any
+    query: Any
+
+    def path(self, name: str) -> str:
+        """A part of the path."""
+        return self.request.match_info[name]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One thing that can be asked for.
+
+    Attributes:
+        path: With `{name}` for each part that varies; `parts` says what those look like.
+        verb: What is put down; None where nothing is.
+        admin: Whether it is for admins only.
+        query: Model of the parameters.
+        body: Model of the body; None where none is taken.
+        optional: Whether the body may be left out.
+        answers: What each good status means: a model, or a media type.
+        endless: Whether the answer goes on for ever.
+        keyed: Whether it takes an Idempotency-Key.
+    """
+
+    name: str
+    method: str
+    path: str
+    summary: str
+    handler: Callable[[Call], Awaitable[web.StreamResponse]]
+    answers: Mapping[int, type[BaseModel] | str]
+    verb: Verb | None = None
+    admin: bool = False
+    query: type[BaseModel] = Nothing
+    body: type[BaseModel] | None = None
+    optional: bool = False
+    endless: bool = False
+    keyed: bool = False
+
+
+class Guard:
+    """Lets requests in, or tells why not."""
+
+    def __init__(self, tokens: Tokens, clock: Clock, *, rate: float, burst: int) -> None:
+        self.tokens = tokens
+        self._clock = clock
+        self._usual = Buckets(rate, burst)
+        self._urgent = Buckets(rate, burst)
+        self._streams = Lane("event streams", 200)
+        self._lane = Lane("requests", 100)
+        self._fast_lane = Lane("urgent requests", 100)
+
+    def guarded(self, operation: Operation) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """A handler for aiohttp that lets in what may come in."""
+        urgent = operation.verb in URGENT
+        lane = self._streams if operation.endless else self._fast_lane if urgent else self._lane
+        buckets = self._urgent if urgent else self._usual
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            with lane.entered():
+                token = await self.recognise(request)
+                buckets.take(token.id, time.monotonic())
+                who = token.principal
+                service = request.match_info.get("service", "")
+                if operation.admin and who.role != "admin":
+                    raise Problem(HTTPStatus.FORBIDDEN, f"{who.name} is {who.role}; this is for admins")
+                if service and not who.sees(service):
+                    raise Problem(HTTPStatus.FORBIDDEN, f"{who.name} has nothing to do with {service}")
+                if operation.verb is not None and not who.may(operation.verb, service):
+                    raise Problem(
+                        HTTPStatus.FORBIDDEN, f"{who.name} is {who.role} and may not {operation.verb}"
+                    )
+                query = _query(operation.query, request)
+                body = await read_body(request, operation.body, optional=operation.optional)
+                return await operation.handler(Call(request, who, token, body, query))
+
+        return handler
+
+    async def recognise(self, request: web.Request) -> Token:
+        """Who it is, by a bearer token or by the session of the dashboard.
+
+        Raises:
+            Problem: Nobody who is known; or a page of another site sent it.
+        """
+        now = self._clock.now()
+        scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and secret:
+            token = await self.tokens.recognise(secret.strip(), now)
+        elif SESSION in request.cookies and not scheme:
+            token = await self.tokens.session(request.cookies[SESSION], now)
+            if token is not None and request.method not in ("GET", "HEAD") and BY_PAGE not in request.headers:
+                raise Problem(HTTPStatus.FORBIDDEN, f"a session needs the header {BY_PAGE}")
+        else:
+            token = None
+        if token is None:
+            why = "no token, or one that is not known or has expired: Authorization: Bearer rot_..."
+            raise Problem(HTTPStatus.UNAUTHORIZED, why, {"WWW-Authenticate": "Bearer"})
+        return token
+
+
+def _query(model: type[BaseModel], request: web.Request) -> BaseModel:
+    given = dict(request.query)
+    if len(given) != len(request.query):
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "a parameter is there twice")
+    found: BaseModel = _validated(model, given)
+    return found
+
+
+async def read_bytes(request: web.Request) -> bytes:
+    """A body as it was sent, whole.
+
+    Raises:
+        Problem: It is too long, too slow, or packed.
+    """
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send the body as it is, without Content-Encoding")
+    if (request.content_length or 0) > MAX_BYTES:
+        raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body may have {MAX_BYTES} bytes")
+    found = bytearray()
+    try:
+        async with asyncio.timeout(BODY_DEADLINE):
+            async for chunk in request.content.iter_any():
+                found += chunk
+                if len(found) > MAX_BYTES:
+                    raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body may have {MAX_BYTES} bytes")
+    except TimeoutError:
+        why = f"the body did not come within {BODY_DEADLINE:.0f} s"
+        raise Problem(HTTPStatus.REQUEST_TIMEOUT, why, {"Connection": "close"}) from None
+    return bytes(found)
+
+
+async def read_body(request: web.Request, model: type[BaseModel] | None, *, optional: bool) -> Any:
+    """A JSON body as a model; None where none is taken.
+
+    Raises:
+        Problem: It is not what is asked for; the detail names each wrong field.
+    """
+    if model is None:
+        return None
+    text = await read_bytes(request)
+    if not text and optional:
+        return model()
+    if request.content_type != "application/json":
+        raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send application/json")
+    try:
+        given = strict_json.loads(text)
+    except Fault as error:
+        raise Problem(HTTPStatus.BAD_REQUEST, str(error)) from None
+    return _validated(model, given)
+
+
+def _validated(model: type[BaseModel], given: Any) -> Any:
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        found = [f"{'/'.join(str(p)[:80] for p in e['loc'])}: {e['msg']}" for e in error.errors()[:5]]
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "; ".join(found)) from None
+
+
+@web.middleware
+async def problems(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Whatever goes wrong is told as problem details, and nothing of what is inside."""
+    try:
+        return await handler(request)
+    except Problem as problem:
+        if problem.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            log.info("door_refused", path=request.path[:200], remote=request.remote, reason=str(problem))
+        return problem.answer()
+    except web.HTTPException as error:
+        if error.status < HTTPStatus.BAD_REQUEST:
+            raise
+        headers = {k: v for k, v in error.headers.items() if k == "Allow"}
+        return Problem(HTTPStatus(error.status), _reason(request, error.status), headers).answer()
+    except Fault as error:
+        log.warning("door_unavailable", path=request.path, reason=str(error))
+        why = "what is asked for can't be reached; try again"
+        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, why, {"Retry-After": "2"}).answer()
+    except Exception:
+        log.exception("door_failed", path=request.path)
+        return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "a bug; the daemon's log tells more").answer()
+
+
+def _reason(request: web.Request, status: int) -> str:
+    if status == HTTPStatus.NOT_FOUND:
+        return f"there is nothing at {request.path[:200]}"
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        return f"{request.method} does not work at {request.path[:200]}"
+    return HTTPStatus(status).phrase

@@ -1,0 +1,112 @@
+"""Signed webhooks: HMAC-SHA256 over time, nonce, method, path and body. Each may come once."""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from aiohttp import web
+
+from orchestrator.intake import strict_json
+from orchestrator.intake.desk import Desk
+from orchestrator.intake.door import read_bytes
+from orchestrator.intake.parse import parse
+from orchestrator.intake.problems import Problem
+from orchestrator.ports import Clock, Fault, Principal, Tokens
+
+PATH = "/hooks/request"
+SKEW = 300.0
+"""Seconds by which a signature's time may differ from ours."""
+
+HEADERS = ("X-Release-Key", "X-Release-Timestamp", "X-Release-Nonce", "X-Release-Signature")
+NONCE = re.compile(r"[A-Za-z0-9_-]{16,128}", re.ASCII)
+SECONDS = re.compile(r"[0-9]{1,12}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Who signs with what. Several may be valid at once, so that one can be exchanged for another."""
+
+    principal: Principal
+    secret: bytes
+
+
+def signature(secret: bytes, timestamp: str, nonce: str, method: str, path: str, body: bytes) -> str:
+    """What `X-Release-Signature` has to be."""
+    head = f"v1\n{timestamp}\n{nonce}\n{method}\n{path}\n".encode()
+    return "v1=" + hmac.new(secret, head + body, hashlib.sha256).hexdigest()
+
+
+def one_header(request: web.Request, name: str) -> str:
+    """A header that must be there once, and say something.
+
+    Raises:
+        Problem: It is missing or doubled.
+    """
+    found = request.headers.getall(name, [])
+    if len(found) != 1 or not found[0]:
+        raise Problem(
+            HTTPStatus.UNAUTHORIZED, f"{name}: must be there once", {"WWW-Authenticate": "Signature"}
+        )
+    return found[0]
+
+
+def same(left: str, right: str) -> bool:
+    """Whether two texts are the same, in a time that tells nothing."""
+    return hmac.compare_digest(left.encode("utf-8", "surrogateescape"), right.encode())
+
+
+class Signed:
+    """The door for signed requests.
+
+    Args:
+        keys: By key id, as they are configured now.
+    """
+
+    def __init__(
+        self, desk: Desk, tokens: Tokens, clock: Clock, keys: Callable[[], Mapping[str, Key]]
+    ) -> None:
+        self._desk = desk
+        self._tokens = tokens
+        self._clock = clock
+        self._keys = keys
+
+    async def handle(self, request: web.Request) -> web.Response:
+        """Put down what is asked, if the signature is right, fresh, and new."""
+        body = await read_bytes(request)
+        key_id, timestamp, nonce, given = (one_header(request, name) for name in HEADERS)
+        key = self._keys().get(key_id)
+        secret = key.secret if key else b"none"
+        right = signature(secret, timestamp, nonce, request.method, request.raw_path, body)
+        if not same(given, right) or key is None:
+            raise _refused("the signature does not fit")
+        if not SECONDS.fullmatch(timestamp) or abs(self._clock.now() - int(timestamp)) > SKEW:
+            raise _refused(f"the timestamp is more than {SKEW:.0f} s from now")
+        if not NONCE.fullmatch(nonce):
+            raise _refused("the nonce is not 16 to 128 letters, digits, - or _")
+        if not await self._tokens.first_time(f"signed {key_id} {nonce}", 2 * SKEW + 60):
+            raise _refused("the nonce has been used")
+        return await self._desk.take(key.principal, _fields(body))
+
+
+def _refused(why: str) -> Problem:
+    return Problem(HTTPStatus.UNAUTHORIZED, why, {"WWW-Authenticate": "Signature"})
+
+
+def _fields(body: bytes) -> dict[str, str]:
+    """The fields of a request, checked as those of the stream are."""
+    try:
+        given = strict_json.loads(body)
+    except Fault as error:
+        raise Problem(HTTPStatus.BAD_REQUEST, str(error)) from None
+    if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
+        raise Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY, "send an object with the fields of a request, all of them text"
+        )
+    try:
+        parse("0-0", given)
+    except Fault as error:
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
+    return {name: value for name, value in given.items() if value}

@@ -1,0 +1,110 @@
+"""`ports.Tokens` on Redis: tokens and sessions by the digest of their secrets."""
+
+import hashlib
+import hmac
+import secrets
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from orchestrator.ports import Fault, Principal, Token
+from orchestrator.store.keys import Keys
+
+PREFIX = "rot"
+"""Secrets begin with it, so that scanners for leaked ones can tell them: `rot_ID_SECRET`."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A token as it lies in Redis. `digest`: SHA-256; the secret is random, so it needs no salt."""
+
+    token: Token
+    digest: str
+
+
+_KEPT = TypeAdapter(_Kept)
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+class RedisTokens:
+    """See `ports.Tokens`; every method raises `Fault` when Redis does not answer."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+
+    async def create(
+        self, principal: Principal, by: str, now: float, expires_at: float | None
+    ) -> tuple[Token, str]:
+        """See `ports.Tokens`."""
+        token = Token(
+            id=secrets.token_hex(4), principal=principal, created_at=now, created_by=by, expires_at=expires_at
+        )
+        secret = f"{PREFIX}_{token.id}_{secrets.token_urlsafe(32)}"
+        kept = _KEPT.dump_json(_Kept(token, _digest(secret)))
+        await self._ask("HSET", self._keys.tokens, token.id, kept)
+        return token, secret
+
+    async def tokens(self) -> list[Token]:
+        """See `ports.Tokens`."""
+        found = await self._ask("HVALS", self._keys.tokens)
+        return sorted((_load(text).token for text in found), key=lambda t: (t.principal.name, t.created_at))
+
+    async def revoke(self, token: str) -> bool:
+        """See `ports.Tokens`."""
+        return bool(await self._ask("HDEL", self._keys.tokens, token))
+
+    async def recognise(self, secret: str, now: float) -> Token | None:
+        """See `ports.Tokens`."""
+        prefix, _, rest = secret.partition("_")
+        kept = await self._kept(rest.partition("_")[0], now) if prefix == PREFIX else None
+        if kept is None or not hmac.compare_digest(kept.digest, _digest(secret)):
+            return None
+        return kept.token
+
+    async def open_session(self, token: Token, seconds: float) -> str:
+        """See `ports.Tokens`."""
+        secret = secrets.token_urlsafe(32)
+        await self._ask("SET", self._keys.session(_digest(secret)), token.id, "PX", int(seconds * 1000))
+        return secret
+
+    async def session(self, secret: str, now: float) -> Token | None:
+        """See `ports.Tokens`."""
+        name = await self._ask("GET", self._keys.session(_digest(secret)))
+        kept = await self._kept(str(name), now) if name else None
+        return kept.token if kept else None
+
+    async def close_session(self, secret: str) -> None:
+        """See `ports.Tokens`."""
+        await self._ask("DEL", self._keys.session(_digest(secret)))
+
+    async def first_time(self, nonce: str, seconds: float) -> bool:
+        """See `ports.Tokens`."""
+        key = self._keys.nonce(_digest(nonce))
+        return bool(await self._ask("SET", key, "1", "PX", int(seconds * 1000), "NX"))
+
+    async def _kept(self, name: str, now: float) -> _Kept | None:
+        text = await self._ask("HGET", self._keys.tokens, name)
+        kept = _load(text) if text else None
+        if kept is None or (kept.token.expires_at is not None and kept.token.expires_at <= now):
+            return None
+        return kept
+
+    async def _ask(self, *words: Any) -> Any:
+        try:
+            return await self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error
+
+
+def _load(text: str) -> _Kept:
+    try:
+        return _KEPT.validate_json(text)
+    except ValidationError as error:
+        raise Fault(f"stored token is damaged: {error.error_count()} problems") from None

@@ -1,0 +1,215 @@
+"""Alerts: which are meant, which are not, and a real Alertmanager that sends them."""
+
+import asyncio
+import datetime as dt
+import json
+import os
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.playground.stack import free_port
+from orchestrator.intake.alertmanager import PATH, Alert, AlertRule, concerns, meant
+from orchestrator.rollout.model import Ended, Mark, Outcome, Phase, Rollout, ServiceState
+from tests.builders import release
+from tests.door.conftest import House
+
+RULES = (
+    AlertRule({"alertname": "Errors", "team": "shop"}, "api", "rollback"),
+    AlertRule({"alertname": "Slow"}, "", "pause"),
+)
+NOW = 10_000.0
+
+
+def alert(status: str = "firing", starts: float = NOW, **labels: str) -> dict[str, Any]:
+    when = dt.datetime.fromtimestamp(starts, dt.UTC).isoformat()
+    return {"status": status, "labels": labels, "annotations": {"summary": "5 % fail"}, "startsAt": when}
+
+
+def parsed(*alerts: dict[str, Any]) -> list[Alert]:
+    return [Alert.model_validate(a) for a in alerts]
+
+
+def rolling(**changes: Any) -> ServiceState:
+    rollout = Rollout(
+        release=release(2), began_at=NOW - 60, entered_at=NOW, phase=Phase.SHIFTING, actor="ci", reason=""
+    )
+    return ServiceState(service="api", stable=release(1), rollout=replace(rollout, **changes))
+
+
+def promoted(began: float = NOW - 60, until: float = NOW + 60) -> ServiceState:
+    ended = Ended(
+        release=release(2),
+        kind="release",
+        outcome=Outcome.PROMOTED,
+        reason="",
+        actor="ci",
+        began_at=began,
+        ended_at=NOW - 5,
+    )
+    return ServiceState(
+        service="api", stable=release(2), previous=release(1), previous_until=until, history=(ended,)
+    )
+
+
+def test_the_first_rule_that_fits_decides_and_a_rollback_wins() -> None:
+    errors = alert(alertname="Errors", team="shop", service="web")
+    found = meant(parsed(alert(alertname="Slow", service="api"), errors), RULES)
+    assert {service: action for service, (action, _) in found.items()} == {"api": "rollback"}
+    assert meant(parsed(alert(alertname="Errors", team="other")), RULES) == {}
+    assert meant(parsed(alert(alertname="Slow")), RULES) == {}
+
+
+def test_an_alert_is_about_the_rollout_that_is_under_way() -> None:
+    firing = parsed(alert(starts=NOW - 999))[0]
+    assert concerns(rolling(), "rollback", firing, NOW) == "api-2"
+    assert concerns(rolling(phase=Phase.ROLLING_BACK), "rollback", firing, NOW) == ""
+    paused = rolling(mark=Mark(kind="paused", actor="ann", reason="", since=NOW))
+    assert concerns(paused, "pause", firing, NOW) == ""
+    assert concerns(paused, "rollback", firing, NOW) == "api-2"
+
+
+def test_or_about_a_promotion_that_can_be_flipped_back_and_that_it_followed() -> None:
+    firing = parsed(alert())[0]
+    assert concerns(promoted(), "rollback", firing, NOW) == "api-2"
+    assert concerns(promoted(), "pause", firing, NOW) == ""
+    assert concerns(promoted(until=NOW - 1), "rollback", firing, NOW) == ""
+    assert concerns(promoted(began=NOW + 1), "rollback", firing, NOW) == ""
+    gone_back = promoted()
+    revert = replace(gone_back.history[0], kind="revert")
+    assert concerns(replace(gone_back, history=(revert,)), "rollback", firing, NOW) == ""
+
+
+async def group(house: House, secret: str, *alerts: dict[str, Any], **more: Any) -> tuple[int, Any, Any]:
+    body = {"version": "4", "status": "firing", "receiver": "r", "alerts": list(alerts), **more}
+    return await house.ask("POST", PATH, secret, body)
+
+
+async def test_an_alert_is_put_down_with_its_name_its_labels_and_the_release(house: House) -> None:
+    house.rules = list(RULES)
+    await house.put(rolling())
+    secret = await house.secret("operator")
+    status, told, _ = await group(house, secret, alert(alertname="Errors", team="shop"))
+    assert status == 200
+    (asked,) = await house.asked()
+    assert asked == {
+        "verb": "rollback",
+        "service": "api",
+        "who": "Errors via the operator",
+        "why": "5 % fail (team=shop)",
+        "release": "api-2",
+    }
+    assert len(told["requests"]) == 1
+
+
+async def test_what_is_resolved_foreign_or_about_nothing_asks_for_nothing(house: House) -> None:
+    house.rules = list(RULES)
+    secret = await house.secret("operator")
+    foreign = alert(alertname="DiskFull", service="api")
+    gone = alert("resolved", alertname="Errors", team="shop")
+    idle = alert(alertname="Errors", team="shop")
+    status, told, _ = await group(house, secret, foreign, gone, idle)
+    assert (status, told) == (200, {"requests": []})
+    assert await house.asked() == []
+
+
+async def test_alerts_that_were_cut_off_are_known_by_what_all_have_in_common(house: House) -> None:
+    house.rules = list(RULES)
+    await house.put(rolling())
+    secret = await house.secret("operator")
+    common = {"alertname": "Errors", "team": "shop"}
+    status, told, _ = await group(house, secret, truncatedAlerts=3, commonLabels=common)
+    assert (status, len(told["requests"])) == (200, 1)
+
+
+async def test_a_token_that_may_not_and_a_body_that_is_none_are_refused(house: House) -> None:
+    house.rules = list(RULES)
+    await house.put(rolling())
+    firing = alert(alertname="Errors", team="shop")
+    assert (await group(house, await house.secret("submitter"), firing))[0] == 403
+    assert (await group(house, await house.secret("operator", "web"), firing))[0] == 403
+    assert (await group(house, "", firing))[0] == 401
+    operator = await house.secret("operator")
+    assert (await house.ask("POST", PATH, operator, {"status": "odd"}))[0] == 422
+    many = [alert(alertname="Errors", n=str(n)) for n in range(1000)]
+    assert (await group(house, operator, *many))[0] == 413
+    assert await house.asked() == []
+
+
+@pytest.fixture
+async def alertmanager(house: House, tmp_path: Path) -> AsyncIterator[str]:
+    """A real one that sends everything to the door; yields its address."""
+    secret, port = await house.secret("operator"), free_port()
+    (tmp_path / "token").write_text(secret)
+    (tmp_path / "alertmanager.yml").write_text(
+        json.dumps(
+            {
+                "route": {
+                    "receiver": "door",
+                    "group_by": ["alertname"],
+                    "group_wait": "200ms",
+                    "group_interval": "1s",
+                    "repeat_interval": "1s",
+                },
+                "receivers": [
+                    {
+                        "name": "door",
+                        "webhook_configs": [
+                            {
+                                "url": house.url + PATH,
+                                "max_alerts": 2,
+                                "http_config": {
+                                    "authorization": {"credentials_file": str(tmp_path / "token")}
+                                },
+                            }
+                        ],
+                    }
+                ],
+            }
+        )
+    )
+    process = await asyncio.create_subprocess_exec(
+        "prometheus-alertmanager",
+        f"--config.file={tmp_path}/alertmanager.yml",
+        f"--storage.path={tmp_path}/data",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--cluster.listen-address=",
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        env={**os.environ},
+    )
+    url = f"http://127.0.0.1:{port}"
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                async with house.session.get(f"{url}/-/ready") as answer:
+                    if answer.status == 200:
+                        break
+            except OSError:
+                await asyncio.sleep(0.1)
+    yield url
+    process.terminate()
+    await process.wait()
+
+
+async def test_a_real_alertmanager_takes_a_release_back_once(house: House, alertmanager: str) -> None:
+    """Five alerts in a group of which two are sent; and it repeats them."""
+    house.rules = [AlertRule({"alertname": "Errors"}, "api", "rollback")]
+    await house.put(rolling())
+    firing = [{"labels": {"alertname": "Errors", "path": f"/{n}"}} for n in range(5)]
+    async with house.session.post(f"{alertmanager}/api/v2/alerts", json=firing) as answer:
+        assert answer.status == 200
+    async with asyncio.timeout(20):
+        while not await house.asked():
+            await asyncio.sleep(0.1)
+    await house.put(rolling(phase=Phase.ROLLING_BACK))
+    seen = len(await house.asked())
+    await asyncio.sleep(3.0)  # it goes on to send them
+    asked = await house.asked()
+    assert len(asked) == seen
+    assert {(a["verb"], a["service"], a["release"], a["who"]) for a in asked} == {
+        ("rollback", "api", "api-2", "Errors via the operator")
+    }

@@ -1,0 +1,426 @@
+"""The HTTP API: who may do what, what is put down, and what comes back."""
+
+import asyncio
+import json
+from typing import Any, get_args
+
+import pytest
+
+from orchestrator.intake import api as api_module
+from orchestrator.intake import door, server
+from orchestrator.intake.views import ReleaseBody, fields_of
+from orchestrator.ports import MAY, Role, Verb
+from orchestrator.rollout.command import Freeze, handle
+from orchestrator.rollout.events import ReleaseEnded
+from orchestrator.rollout.model import Outcome, ServiceState
+from orchestrator.store import tail as tail_module
+from tests.builders import submit
+from tests.door.conftest import House
+
+IMAGE = {"image": "registry.example.com/team/api:1.2"}
+
+
+def path_of(verb: Verb) -> str:
+    return f"/v1/services/api/{'releases' if verb == 'release' else verb}"
+
+
+async def test_a_release_is_put_down_before_it_is_accepted(house: House) -> None:
+    secret = await house.secret("submitter", "api")
+    body = {**IMAGE, "reason": "fixes\nCVE", "link": "https://ci/1", "who": "ann"}
+    status, accepted, headers = await house.ask(
+        "POST", path_of("release"), secret, body, Idempotency_Key="b-1"
+    )
+    assert status == 202
+    assert headers["Location"] == f"/v1/requests/{accepted['request']}"
+    assert await house.asked() == [
+        {
+            "verb": "release",
+            "service": "api",
+            "image": IMAGE["image"],
+            "who": "ann via the submitter",
+            "why": "fixes\nCVE",
+            "link": "https://ci/1",
+            "key": "b-1",
+        }
+    ]
+
+
+async def test_the_same_key_for_something_else_is_a_conflict(house: House) -> None:
+    secret = await house.secret("submitter")
+    for image, expected in ((IMAGE["image"], 202), (IMAGE["image"], 202), ("other/api:2", 409)):
+        body = {"image": image}
+        status, told, _ = await house.ask("POST", path_of("release"), secret, body, Idempotency_Key="k")
+        assert status == expected
+    assert "use a new key" in told["detail"]
+
+
+@pytest.mark.parametrize("role", get_args(Role))
+async def test_a_role_may_do_what_it_may_and_nothing_else(house: House, role: Role) -> None:
+    secret = await house.secret(role)
+    for verb in get_args(Verb):
+        status, told, _ = await house.ask("POST", path_of(verb), secret, IMAGE if verb == "release" else {})
+        assert status == (202 if verb in MAY[role] else 403), (verb, told)
+    assert {f["verb"] for f in await house.asked()} == MAY[role]
+    assert (await house.ask("GET", "/v1/tokens", secret))[0] == (200 if role == "admin" else 403)
+
+
+async def test_nobody_comes_in_without_a_token_that_is_good(house: House) -> None:
+    gone = await house.secret("admin")
+    assert await house.tokens.revoke(gone.split("_")[1])
+    good = await house.secret("admin")
+    late = await house.secret("admin", expires_in=-1.0)
+    wrong = [
+        "",
+        "x",
+        "rot_",
+        gone,
+        late,
+        good[:-1],
+        good + "x",
+        good.upper(),
+        "rot_é_" + good,
+        good.replace("rot", "rox"),
+    ]
+    for secret in wrong:
+        headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+        status, told, answered = await house.ask("POST", path_of("release"), "", IMAGE, **headers)
+        assert (status, answered["WWW-Authenticate"]) == (401, "Bearer"), secret
+        assert answered["Content-Type"] == "application/problem+json"
+        assert told["status"] == 401
+    basic = await house.ask("GET", "/v1/me", "", Authorization=f"Basic {good}")
+    assert basic[0] == 401
+    assert await house.asked() == []
+
+
+async def test_a_secret_is_kept_nowhere(house: House) -> None:
+    secret = await house.secret("admin")
+    await house.ask("POST", path_of("release"), secret, IMAGE)
+    assert (await house.ask("GET", "/v1/tokens", secret))[1]["tokens"][0]["name"] == "the admin"
+    half = secret.rpartition("_")[2]
+    for key in await house.redis.keys("*"):
+        assert half not in str(await _all(house, key))
+    shown = [await house.ask("GET", p, secret) for p in ("/v1/tokens", "/v1/services", "/v1/me")]
+    assert half not in str(shown)
+
+
+async def _all(house: House, key: str) -> Any:
+    kind = await house.redis.type(key)
+    if kind == "hash":
+        return await house.redis.hgetall(key)
+    return await (house.redis.xrange(key) if kind == "stream" else house.redis.get(key))
+
+
+async def test_a_token_for_one_service_has_nothing_to_do_with_others(house: House) -> None:
+    mine = await house.secret("operator", "web")
+    await house.commit(submit(1))
+    other, _, _ = await house.ask("POST", path_of("rollback"), mine)
+    assert other == 403
+    entry = await house.store.push({"service": "api", "verb": "pause"})
+    for path in (
+        "/v1/services/api",
+        "/v1/services/api/releases",
+        "/v1/releases/api-1",
+        f"/v1/requests/{entry}",
+    ):
+        assert (await house.ask("GET", path, mine))[0] == 403, path
+    assert (await house.ask("GET", "/v1/events?service=api", mine))[0] == 403
+    names = [s["service"] for s in (await house.ask("GET", "/v1/services", mine))[1]["services"]]
+    assert names == ["web"]
+    assert len(await house.asked()) == 1
+
+
+async def test_tokens_are_made_and_taken_back_over_the_api(house: House) -> None:
+    admin = await house.secret("admin")
+    body = {"name": "ci", "role": "submitter", "services": ["api"], "days": 1}
+    status, made, _ = await house.ask("POST", "/v1/tokens", admin, body)
+    assert status == 201
+    assert made["expires_at"] == pytest.approx(house.clock.now() + 86400, abs=5)
+    assert (await house.ask("GET", "/v1/me", made["secret"]))[1] == {
+        "name": "ci",
+        "role": "submitter",
+        "services": ["api"],
+    }
+    assert (await house.ask("DELETE", f"/v1/tokens/{made['id']}", admin))[0] == 204
+    assert (await house.ask("DELETE", f"/v1/tokens/{made['id']}", admin))[0] == 404
+    assert (await house.ask("GET", "/v1/me", made["secret"]))[0] == 401
+
+
+DEEP = b'{"reason": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+HOSTILE: list[tuple[Any, int]] = [
+    ({"image": "x;}server{listen 1;"}, 422),
+    ({"image": "api:1\n"}, 422),
+    ({"image": "api:١٢"}, 422),
+    ({"image": "api:1", "privileged": True}, 422),
+    ({"image": "api:1", "who": ["ann"]}, 422),
+    ({"image": "api:1", "link": "javascript:alert(1)"}, 422),
+    ({"image": "api:1", "reason": "x" * 2001}, 422),
+    ({}, 422),
+    ([], 422),
+    (b"null", 422),
+    (b"", 400),
+    (b"{", 400),
+    (b'{"image": "a:1", "image": "b:1"}', 400),
+    (b'{"image": NaN}', 400),
+    (b'{"image": Infinity}', 400),
+    (b'{"image": ' + b"9" * 5000 + b"}", 400),
+    (b'{"image": 1e309}', 422),
+    (b'{"image": "\xff"}', 400),
+    (b'\xef\xbb\xbf{"image": "a:1"}', 400),
+    (DEEP[:60_000], 400),
+    (DEEP, 413),
+    (b'{"image": "' + b"x" * 70_000 + b'"}', 413),
+]
+
+
+@pytest.mark.parametrize(("body", "expected"), HOSTILE, ids=lambda value: str(value)[:40])
+async def test_a_hostile_body_is_refused_with_its_reason(house: House, body: Any, expected: int) -> None:
+    secret = await house.secret("admin")
+    status, told, _ = await house.ask(
+        "POST", path_of("release"), secret, body, Content_Type="application/json"
+    )
+    assert (status, told["status"]) == (expected, expected), told
+    assert told["detail"]
+    assert await house.asked() == []
+
+
+async def test_a_packed_body_and_another_kind_are_not_read(house: House) -> None:
+    secret = await house.secret("admin")
+    packed = await house.ask(
+        "POST",
+        path_of("release"),
+        secret,
+        b"\x1f\x8b",
+        Content_Encoding="gzip",
+        Content_Type="application/json",
+    )
+    form = await house.ask("POST", path_of("release"), secret, "image=a:1", Content_Type="text/plain")
+    assert (packed[0], form[0]) == (415, 415)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("GET", "/v1/services/nope", 404),
+        ("GET", "/v1/services/..%2f..%2fetc", 404),
+        ("GET", "/v1/releases/api-99", 404),
+        ("GET", "/v1/releases/api", 404),
+        ("GET", "/v1/releases/api-%D9%A1", 404),
+        ("GET", "/v1/requests/1-1", 404),
+        ("GET", "/v1/requests/x", 404),
+        ("GET", "/nothing", 404),
+        ("DELETE", "/v1/services/api", 405),
+        ("POST", "/v1/services/nope/rollback", 404),
+        ("GET", "/v1/releases/api-1?wait=-1", 422),
+        ("GET", "/v1/releases/api-1?wait=NaN", 422),
+        ("GET", "/v1/releases/api-1?wait=1&wait=2", 422),
+        ("GET", "/v1/services?x=1", 422),
+        ("GET", "/v1/events?after=x", 422),
+    ],
+)
+async def test_what_is_not_there_or_not_asked_well_is_a_problem(
+    house: House, method: str, path: str, expected: int
+) -> None:
+    await house.commit(submit(1))
+    status, told, headers = await house.ask(method, path, await house.secret("admin"))
+    assert (status, headers["Content-Type"]) == (expected, "application/problem+json"), told
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_an_answer_waits_for_the_end_of_a_release(house: House) -> None:
+    secret = await house.secret("viewer")
+    await house.commit(submit(1))
+    early = await house.ask("GET", "/v1/releases/api-1", secret)
+    assert (early[1]["state"], early[1]["outcome"]) == ("queued", None)
+    waiting = asyncio.create_task(house.ask("GET", "/v1/releases/api-1?wait=30", secret))
+    await asyncio.sleep(0.3)
+    assert not waiting.done()
+    (event,) = [e for e in await house.commit(submit(2, request="2-0")) if isinstance(e, ReleaseEnded)]
+    assert event.outcome is Outcome.SUPERSEDED
+    status, told, _ = await asyncio.wait_for(waiting, 5)
+    assert (status, told["outcome"], told["ended_because"]) == (200, "superseded", "superseded by api-2")
+    listed = (await house.ask("GET", "/v1/services/api/releases", secret))[1]["releases"]
+    assert [r["release"] for r in listed] == ["api-2", "api-1"]
+
+
+async def test_what_became_of_a_request_is_told(house: House) -> None:
+    secret = await house.secret("admin")
+    asked = {}
+    for verb in ("freeze", "resume"):
+        _, told, headers = await house.ask("POST", path_of(verb), secret, {"reason": "r"})
+        assert (await house.ask("GET", headers["Location"], secret))[1]["state"] == "waiting"
+        asked[verb] = told["request"]
+    slow = asyncio.create_task(house.ask("GET", f"/v1/requests/{asked['freeze']}?wait=20", secret))
+    await asyncio.sleep(0.2)
+    await house.commit(Freeze(request=asked["freeze"], actor="ann"))
+    assert (await asyncio.wait_for(slow, 5))[1]["state"] == "accepted"
+    await house.commit(Freeze(request=asked["resume"], actor="ann"))
+    told = (await house.ask("GET", f"/v1/requests/{asked['resume']}", secret))[1]
+    assert (told["state"], told["reason"]) == ("refused", "already frozen by ann: ")
+
+
+async def _lines(house: House, secret: str, path: str, number: int, **headers: str) -> list[tuple[str, Any]]:
+    """So many events of a stream: id and data."""
+    found: list[tuple[str, Any]] = []
+    given = {"Authorization": f"Bearer {secret}", **{k.replace("_", "-"): v for k, v in headers.items()}}
+    async with asyncio.timeout(10), house.session.get(house.url + path, headers=given) as answer:
+        assert answer.content_type == "text/event-stream"
+        entry = ""
+        async for raw in answer.content:
+            name, _, value = raw.decode().strip().partition(": ")
+            if name == "id":
+                entry = value
+            elif name == "data":
+                found.append((entry, json.loads(value)))
+                if len(found) == number:
+                    break
+    return found
+
+
+async def test_events_come_live_and_go_on_after_the_last_one_seen(house: House) -> None:
+    secret = await house.secret("viewer")
+    live = asyncio.create_task(_lines(house, secret, "/v1/events", 1))
+    await asyncio.sleep(0.5)
+    told = await house.commit(submit(1))
+    first, data = (await live)[0]
+    assert data["kind"] == told[0].kind == "release_accepted"
+    await house.commit(submit(2, request="2-0"))
+    rest = await _lines(house, secret, "/v1/events?release=api-2", 1, Last_Event_ID=first)
+    assert rest[0][1]["release"] == "api-2"
+    everything = [e async for e in _pages(house)]
+    again = await _lines(house, secret, "/v1/events", len(everything) - 1, Last_Event_ID=first)
+    assert [entry for entry, _ in again] == everything[1:]
+
+
+async def _pages(house: House) -> Any:
+    for entry, _ in await house.store.events_after("0-0", 1000):
+        yield entry
+
+
+async def test_a_listener_hears_nothing_of_services_that_are_not_its_own(house: House) -> None:
+    secret = await house.secret("viewer", "web")
+    live = asyncio.create_task(_lines(house, secret, "/v1/events", 1))
+    await asyncio.sleep(0.5)
+    await house.commit(submit(1))
+    state, events = handle(ServiceState(service="web"), Freeze(request="3-0", actor="ann"), 1000.0)
+    await house.put(state, *events)
+    assert (await live)[0][1]["service"] == "web"
+
+
+async def test_a_listener_that_is_too_slow_is_let_go(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tail_module, "BEHIND", 3)
+    async with house.tail.follow("0-0") as events:
+        await house.commit(submit(1))
+        assert await anext(events)
+        for n in range(2, 8):
+            await house.commit(submit(n, request=f"{n}-0"))
+        await asyncio.sleep(0.3)
+        rest = [told async for told in events]
+    assert 0 < len(rest) < 20
+    assert house.tail._listeners == set()
+
+
+async def test_who_asks_too_often_waits_and_a_rollback_still_comes_through(house: House) -> None:
+    house.guard._usual._rate, house.guard._usual._burst = 1.0, 3
+    secret, other = await house.secret("operator"), await house.secret("viewer")
+    answers = [await house.ask("GET", "/v1/me", secret) for _ in range(5)]
+    assert [a[0] for a in answers] == [200, 200, 200, 429, 429]
+    assert answers[-1][2]["Retry-After"] == "1"
+    assert (await house.ask("GET", "/v1/me", other))[0] == 200
+    assert (await house.ask("POST", path_of("rollback"), secret))[0] == 202
+
+
+async def test_more_at_once_than_fit_are_told_to_come_again(house: House) -> None:
+    house.guard._lane._most = 2
+    secret = await house.secret("operator")
+    await house.commit(submit(1))
+    slow = [asyncio.create_task(house.ask("GET", "/v1/releases/api-1?wait=1", secret)) for _ in range(2)]
+    await asyncio.sleep(0.3)
+    status, _, headers = await house.ask("GET", "/v1/me", secret)
+    assert (status, headers["Retry-After"]) == (503, "1")
+    assert (await house.ask("POST", path_of("rollback"), secret))[0] == 202
+    assert [(await s)[0] for s in slow] == [200, 200]
+
+
+async def test_a_body_that_does_not_come_is_given_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "BODY_DEADLINE", 0.2)
+    secret = await house.secret("operator")
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    head = f"POST {path_of('rollback')} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\n"
+    writer.write(f"{head}Content-Type: application/json\r\nContent-Length: 50\r\n\r\n{{".encode())
+    assert b" 408 " in await asyncio.wait_for(reader.readline(), 5)
+    writer.close()
+    await asyncio.sleep(1.2)
+
+
+async def test_a_head_that_does_not_end_is_cut(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "IDLE", 0.5)
+    watching = asyncio.create_task(house.server.watch(), name="watch")
+    _, mute = await asyncio.open_connection("127.0.0.1", house.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    writer.write(b"GET /v1/me HTTP/1.1\r\nX-Slow: ")
+    secret = await house.secret("viewer")
+    await house.commit(submit(1))
+    busy = asyncio.create_task(house.ask("GET", "/v1/releases/api-1?wait=2", secret))
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        await asyncio.wait_for(reader.readexactly(1), 5)
+    assert (await busy)[0] == 200
+    watching.cancel()
+    for left in (mute, writer):
+        left.close()
+
+
+async def test_too_many_connections_push_out_those_that_say_nothing(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS", 5)
+    opened = [await asyncio.open_connection("127.0.0.1", house.port) for _ in range(12)]
+    await asyncio.sleep(0.1)
+    assert house.server._runner is not None
+    assert house.server._runner.server is not None
+    await asyncio.sleep(0.05)
+    house.server._idle.close(house.server._runner.server.connections)
+    await asyncio.sleep(0.05)
+    house.server._idle.close(house.server._runner.server.connections)
+    await asyncio.sleep(0.1)
+    assert len(house.server._runner.server.connections) <= 5
+    for _, writer in opened:
+        writer.close()
+
+
+async def test_without_redis_the_door_says_so(house: House) -> None:
+    secret = await house.secret("operator")
+    assert house.private is not None
+    await house.private.stop()
+    status, told, headers = await house.ask("POST", path_of("rollback"), secret)
+    assert (status, headers["Retry-After"]) == (503, "2")
+    assert "sock" not in told["detail"]
+
+
+async def test_a_bug_is_told_without_what_is_inside(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = await house.secret("viewer")
+
+    def broken(_: object) -> None:
+        raise ZeroDivisionError("secret inside")
+
+    monkeypatch.setattr(api_module, "service_view", broken)
+    status, told, _ = await house.ask("GET", "/v1/services", secret)
+    assert (status, "inside" in str(told)) == (500, False)
+
+
+def test_every_field_of_a_request_comes_from_the_body() -> None:
+    body = ReleaseBody(image="a/b:1", strategy="slow")
+    assert fields_of("release", "api", body) == {
+        "verb": "release",
+        "service": "api",
+        "image": "a/b:1",
+        "strategy": "slow",
+    }
+
+
+async def test_the_page_for_people_names_every_operation_and_loads_nothing(house: House) -> None:
+    async with house.session.get(house.url + "/docs") as answer:
+        text = await answer.text()
+    for operation in house.api.operations():
+        assert f'id="{operation.name}"' in text
+    assert "<script" not in text
+    assert "src=" not in text
