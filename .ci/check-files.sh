@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin:/sbin"
 
-for script in .ci/*.sh .ci/run; do bash -n "$script"; done
+for script in .ci/*.sh .ci/run examples/ci/*.sh; do bash -n "$script"; done
 
 promtool check config --syntax-only config/prometheus/scrape.yml
 promtool check rules config/prometheus/alerts.yml
