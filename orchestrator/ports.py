@@ -442,6 +442,18 @@ class Journal(Protocol):
         ...
 
 
+class Bookmarks(Protocol):
+    """How far readers of the event stream have come. Each raises `Fault` when Redis does not answer."""
+
+    async def bookmark(self, reader: str) -> str:
+        """The id of the last event that a reader has dealt with; '' for a new one."""
+        ...
+
+    async def set_bookmark(self, reader: str, entry: str) -> None:
+        """A reader has dealt with everything up to this event."""
+        ...
+
+
 class Tail(Protocol):
     """The event stream for many listeners at once."""
 

@@ -7,6 +7,34 @@ from pydantic import Field, field_validator
 
 from orchestrator.daemon.section import Section, address
 from orchestrator.ports import Principal, Role
+from orchestrator.rollout.model import Outcome
+
+Kind = Literal[
+    "release_accepted",
+    "request_refused",
+    "release_ended",
+    "rollback_started",
+    "approval_wanted",
+    "rollout_paused",
+    "instance_died",
+    "edge_drifted",
+    "edge_repaired",
+    "edge_stuck",
+    "state_restored",
+]
+"""Events that people can be told of."""
+
+USUAL: tuple[Kind, ...] = (
+    "release_ended",
+    "rollback_started",
+    "approval_wanted",
+    "rollout_paused",
+    "instance_died",
+    "edge_drifted",
+    "edge_stuck",
+    "state_restored",
+)
+"""Those that they are told of where nothing is said."""
 
 
 class TlsSection(Section):
@@ -60,6 +88,35 @@ class WebhookKeySection(PrincipalSection):
     id: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,80}$", description="Sent along, to tell which key it is")
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.@/-]{0,79}$", description="For the audit trail")
     secret_file: Path = Field(description="At least 32 letters")
+
+
+class JiraSection(Section):
+    """Where issues are made."""
+
+    url: str = Field(pattern=r"^https?://\S+$")
+    project: str = Field(pattern=r"^[A-Z][A-Z0-9_]{0,30}$", description="Its key")
+    issue_type: str = Field("Bug", min_length=1)
+    user: str = Field("", description="Account of an API token; unset: the token is sent alone, as a bearer")
+    token_file: Path
+
+
+class NotifySection(Section):
+    """Somewhere that is told what happens."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9_-]{1,40}$", description="Its place in the stream is kept under it"
+    )
+    urls_file: Path | None = Field(None, description="Addresses of Apprise, one a line; they hold secrets")
+    jira: JiraSection | None = None
+    services: list[str] = Field([], description="Empty: all of them")
+    events: list[Kind] = Field(list(USUAL), min_length=1)
+    outcomes: list[Outcome] = Field(list(Outcome), min_length=1, description="Of release_ended")
+    language: Literal["en", "zh"] = "en"
+
+    def model_post_init(self, _: Any) -> None:
+        """One place a channel."""
+        if (self.urls_file is None) == (self.jira is None):
+            raise ValueError("one of urls_file and jira is needed")
 
 
 class AlertSection(Section):

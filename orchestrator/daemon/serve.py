@@ -11,6 +11,7 @@ import structlog
 
 from orchestrator.analysis.discovery import document, targets
 from orchestrator.daemon.adapters import REDIS_TIMEOUT, make_edge, make_process, make_prometheus
+from orchestrator.daemon.channels import subscriptions
 from orchestrator.daemon.clock import SystemClock
 from orchestrator.daemon.config import Config, ConfigError, load
 from orchestrator.daemon.doors import Doors
@@ -20,6 +21,7 @@ from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.measure import Measurer
 from orchestrator.engine.tasks import beside, eternal
 from orchestrator.intake.stream import RequestStream
+from orchestrator.notify.postman import Postman
 from orchestrator.observability import stall, systemd
 from orchestrator.observability.certificates import ends_at
 from orchestrator.observability.events import tell
@@ -71,6 +73,7 @@ class Daemon:
         self._requests = RequestLog(make_process(settings, self._docker), settings.nginx.directory)
         self._keys = Keys(settings.redis.prefix)
         self._prometheus = make_prometheus(settings, self._clock)
+        self._subscriptions = subscriptions(settings)
 
     async def run(self) -> None:
         """Start, drive until cancelled, stop.
@@ -204,6 +207,9 @@ class Daemon:
                 forever("stall", lambda: stall.watch(self._metrics.stall.set))
                 forever("counts", lambda: self._count(store))
                 forever("certificates", self._watch_certificates)
+                for to in self._subscriptions:
+                    postman = Postman(to, store, store, self._clock)
+                    forever(f"notify {to.name}", postman.run)
                 self._on_reload(dispatcher, group, doors)
                 self._unready = ""
                 systemd.notify("STATUS=driving")

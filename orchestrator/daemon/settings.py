@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from orchestrator.daemon.door_section import AlertSection, ApiSection, WebhookKeySection
+from orchestrator.daemon.door_section import AlertSection, ApiSection, NotifySection, WebhookKeySection
 from orchestrator.daemon.section import Section, address
 from orchestrator.daemon.units import Duration
 
@@ -118,6 +118,7 @@ class Settings(Section):
     http: HttpSection = HttpSection()
     api: ApiSection = ApiSection()
     webhooks: list[WebhookKeySection] = Field([], description="Keys of signed requests")
+    notify: list[NotifySection] = Field([], description="Who is told what happens")
     alerts: list[AlertSection] = Field([], description="What alerts of Alertmanager do; the first that fits")
     log: LogSection = LogSection()
 
@@ -125,6 +126,8 @@ class Settings(Section):
         """Every service that is named here, with the place."""
         for n, key in enumerate(self.webhooks):
             yield from ((f"webhooks/{n}/services", name) for name in key.services)
+        for n, channel in enumerate(self.notify):
+            yield from ((f"notify/{n}/services", name) for name in channel.services)
         for n, alert in enumerate(self.alerts):
             if alert.service:
                 yield f"alerts/{n}/service", alert.service
@@ -133,9 +136,10 @@ class Settings(Section):
         """Nothing here may be guessed: a relative state folder would depend on where the daemon starts."""
         if not self.state_dir.is_absolute():
             raise ValueError(f"state_dir: {self.state_dir} must be an absolute path")
-        names = [key.id for key in self.webhooks]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"webhooks: id {twice!r} is there twice")
+        named = {"webhooks: id": [k.id for k in self.webhooks], "notify: name": [n.name for n in self.notify]}
+        for what, names in named.items():
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{what} {twice!r} is there twice")
         if self.edges.enabled and not self.redis.url:
             raise ValueError("edges/enabled: other hosts need a Redis that they can reach; set redis/url")

@@ -75,9 +75,9 @@ class Keys:
         """Set while a signed request may not come again."""
         return f"{self.prefix}:nonce:{nonce}"
 
-    def cursor(self, reader: str) -> str:
+    def bookmark(self, reader: str) -> str:
         """Id of the last event that a reader has dealt with."""
-        return f"{self.prefix}:cursor:{reader}"
+        return f"{self.prefix}:bookmark:{reader}"
 
     def state(self, service: str) -> str:
         """Hash of `data` (JSON) and `version` of one service."""

@@ -204,6 +204,20 @@ class RedisStore:
             raise Fault(f"Redis: {error}") from error
         return [(str(entry), load_event(fields["data"])) for entry, fields in page]
 
+    async def bookmark(self, reader: str) -> str:
+        """See `ports.Bookmarks`."""
+        try:
+            return str(await self._redis.get(self._keys.bookmark(reader)) or "")
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error
+
+    async def set_bookmark(self, reader: str, entry: str) -> None:
+        """See `ports.Bookmarks`."""
+        try:
+            await self._redis.set(self._keys.bookmark(reader), entry)
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error
+
     async def told(self, release: str, since: float) -> list[Event]:
         """All events of a release, oldest first.
 

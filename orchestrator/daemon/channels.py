@@ -1,0 +1,46 @@
+"""The channels that the settings describe."""
+
+from collections.abc import Iterator
+
+from orchestrator.daemon.section import secret_of
+from orchestrator.daemon.settings import Settings
+from orchestrator.notify.jira import Jira
+from orchestrator.notify.postman import Channel, Subscription
+
+
+def subscriptions(settings: Settings) -> list[Subscription]:
+    """What has to be told to whom. Each address is a channel of its own: one that is down delays no other.
+
+    Raises:
+        Fault: A file can't be read, or an address is not understood; names the setting.
+    """
+    found = []
+    for number, section in enumerate(settings.notify):
+        for name, channel in _channels(settings, number):
+            found.append(
+                Subscription(
+                    name=name,
+                    channel=channel,
+                    language=section.language,
+                    kinds=frozenset(section.events),
+                    outcomes=frozenset(section.outcomes),
+                    services=frozenset(section.services),
+                )
+            )
+    return found
+
+
+def _channels(settings: Settings, number: int) -> Iterator[tuple[str, Channel]]:
+    section, place = settings.notify[number], f"notify/{number}"
+    if section.jira is not None:
+        jira = section.jira
+        token = secret_of(jira.token_file, f"{place}/jira/token_file")
+        yield section.name, Jira(jira.url, jira.user, token, jira.project, jira.issue_type)
+    if section.urls_file is not None:
+        from orchestrator.notify.chat import Chat  # noqa: PLC0415  Apprise takes a third of a second to import
+
+        where = f"{place}/urls_file {section.urls_file}"
+        lines = secret_of(section.urls_file, f"{place}/urls_file").splitlines()
+        urls = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        for n, url in enumerate(urls):
+            yield f"{section.name}.{n}", Chat(url, f"{where}: line {n + 1}")

@@ -1,0 +1,1 @@
+"""Chat and incident readers of the event stream."""

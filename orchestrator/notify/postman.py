@@ -1,0 +1,117 @@
+"""Delivery: each channel reads the event stream at its own pace, and no message is lost.
+
+A channel remembers the last event that it has dealt with, so that what happened while it was down, or while
+no daemon ran, is told afterwards. A message may come twice when the daemon dies right after sending it.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Protocol
+
+import stamina
+import structlog
+
+from orchestrator.notify.text import Language, Message, message
+from orchestrator.ports import Bookmarks, Clock, Fault, Journal
+from orchestrator.rollout.events import Event, ReleaseEnded
+from orchestrator.rollout.model import Outcome
+
+log = structlog.get_logger()
+
+LOOK = 1.0
+"""Seconds between looks when there is nothing new."""
+
+SEND_DEADLINE = 30.0
+TOO_OLD = 86400.0
+"""Seconds after which nobody wants to hear of an event any more."""
+
+LONGEST_PAUSE = 60.0
+
+
+class Channel(Protocol):
+    """Where messages go."""
+
+    async def send(self, event: Event, text: Message) -> None:
+        """Deliver a message, or raise `Fault` to be asked again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """What a channel is told.
+
+    Attributes:
+        name: Unique; its place in the stream is kept under it.
+        services: Empty is all of them.
+        kinds: Of events.
+        outcomes: Of releases that ended.
+    """
+
+    name: str
+    channel: Channel
+    language: Language
+    kinds: frozenset[str]
+    outcomes: frozenset[Outcome]
+    services: frozenset[str] = frozenset()
+
+    def wants(self, event: Event) -> bool:
+        """Whether an event is for it."""
+        if event.kind not in self.kinds or (self.services and event.service not in self.services):
+            return False
+        return not isinstance(event, ReleaseEnded) or event.outcome in self.outcomes
+
+
+class Postman:
+    """Reads the stream for one subscription."""
+
+    def __init__(
+        self, subscription: Subscription, journal: Journal, bookmarks: Bookmarks, clock: Clock
+    ) -> None:
+        self._to = subscription
+        self._journal = journal
+        self._bookmarks = bookmarks
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Deliver, for ever. A channel that is new begins with what happens from now on.
+
+        Raises:
+            Fault: Redis did not answer. Run it again: nothing is lost.
+        """
+        after = await self._bookmarks.bookmark(self._to.name)
+        if not after:
+            after = await self._journal.last_event_id()
+            await self._bookmarks.set_bookmark(self._to.name, after)
+        while True:
+            page = await self._journal.events_after(after)
+            for entry, event in page:
+                text = message(event, self._to.language) if self._to.wants(event) else None
+                if text is not None:
+                    await self._deliver(event, text)
+                    await self._bookmarks.set_bookmark(self._to.name, entry)
+                after = entry
+            if page:
+                await self._bookmarks.set_bookmark(self._to.name, after)
+            else:
+                await asyncio.sleep(LOOK)
+
+    async def _deliver(self, event: Event, text: Message) -> None:
+        left = TOO_OLD - (self._clock.now() - event.at)
+        try:
+            async for attempt in stamina.retry_context(
+                on=Fault, attempts=None, timeout=max(left, 1.0), wait_initial=1.0, wait_max=LONGEST_PAUSE
+            ):
+                with attempt:
+                    await self._try(event, text)
+        except Fault as error:
+            log.error("notification_dropped", channel=self._to.name, title=text.title, reason=str(error))
+
+    async def _try(self, event: Event, text: Message) -> None:
+        try:
+            async with asyncio.timeout(SEND_DEADLINE):
+                await self._to.channel.send(event, text)
+        except TimeoutError:
+            raise Fault(f"{self._to.name} did not take it within {SEND_DEADLINE:.0f} s") from None
+        except Fault as error:
+            log.warning("notification_failed", channel=self._to.name, reason=str(error))
+            raise
