@@ -5,7 +5,24 @@ from collections.abc import Iterator
 from orchestrator.daemon.section import secret_of
 from orchestrator.daemon.settings import Settings
 from orchestrator.notify.jira import Jira
-from orchestrator.notify.postman import Channel, Subscription
+from orchestrator.notify.postman import Channel, Reader, Subscription
+from orchestrator.ports import Bookmarks, Journal
+
+
+def readers(settings: Settings, journal: Journal, bookmarks: Bookmarks) -> list[Reader]:
+    """Everybody who reads the event stream.
+
+    Raises:
+        Fault: See `subscriptions`.
+    """
+    found: list[Reader] = [*subscriptions(settings)]
+    slack = settings.slack
+    if slack is not None and slack.token_file is not None:
+        from orchestrator.notify.slack import SlackThread  # noqa: PLC0415  half a second to import
+
+        token = secret_of(slack.token_file, "slack/token_file")
+        found.append(SlackThread(token, slack.channel, slack.language, slack.api_url, journal, bookmarks))
+    return found
 
 
 def subscriptions(settings: Settings) -> list[Subscription]:

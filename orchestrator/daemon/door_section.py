@@ -1,9 +1,9 @@
 """The doors, in `orchestrator.yaml`."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, StringConstraints, field_validator
 
 from orchestrator.daemon.section import Section, address
 from orchestrator.ports import Principal, Role
@@ -88,6 +88,32 @@ class WebhookKeySection(PrincipalSection):
     id: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,80}$", description="Sent along, to tell which key it is")
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.@/-]{0,79}$", description="For the audit trail")
     secret_file: Path = Field(description="At least 32 letters")
+
+
+class SlackUserSection(PrincipalSection):
+    """Somebody of the workspace."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.@/-]{0,79}$", description="For the audit trail")
+
+
+class SlackSection(Section):
+    """A workspace: what its people may do, and where releases are shown."""
+
+    team: str = Field(pattern=r"^T[A-Z0-9]+$", description="Id of the workspace")
+    signing_secret_file: Path
+    users: dict[Annotated[str, StringConstraints(pattern=r"^[UW][A-Z0-9]+$")], SlackUserSection] = Field(
+        {}, description="By user id; nobody else may do anything"
+    )
+    token_file: Path | None = Field(None, description="Of the bot, xoxb-...; unset: no messages")
+    channel: str = Field("", pattern=r"^([CG][A-Z0-9]+)?$", description="Id of the channel for messages")
+    language: Literal["en", "zh"] = "en"
+    api_url: str = Field("https://slack.com/api/", pattern=r"^https?://\S+/$")
+    hooks_url: str = Field("https://hooks.slack.com/", pattern=r"^https?://\S+/$")
+
+    def model_post_init(self, _: Any) -> None:
+        """Messages need both."""
+        if (self.token_file is None) != (not self.channel):
+            raise ValueError("token_file and channel belong together")
 
 
 class JiraSection(Section):

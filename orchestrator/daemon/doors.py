@@ -6,13 +6,15 @@ import structlog
 
 from orchestrator.daemon.section import secret_of
 from orchestrator.daemon.settings import Settings
-from orchestrator.intake import alertmanager, signed
+from orchestrator.intake import alertmanager, signed, slack
 from orchestrator.intake.alertmanager import AlertRule, Alerts
+from orchestrator.intake.answers import Answers
 from orchestrator.intake.api import Api
 from orchestrator.intake.desk import Desk
 from orchestrator.intake.door import Guard
 from orchestrator.intake.server import Server, Tls
 from orchestrator.intake.signed import Key, Signed
+from orchestrator.intake.slack import Slack, Workspace
 from orchestrator.ports import Clock, Fault, Tokens
 from orchestrator.store.redis_store import RedisStore
 from orchestrator.store.tail import EventTail
@@ -42,14 +44,18 @@ class Doors:
         services: Callable[[], Collection[str]],
     ) -> None:
         self._settings = settings
-        self._keys = _keys(settings)
+        self._keys, self._workspace = _keys(settings), _workspace(settings)
         section = settings.api
         desk = Desk(store, services)
         guard = Guard(tokens, clock, rate=section.rate, burst=section.burst)
         self._tail = EventTail(store)
         api = Api(desk, store, store, self._tail, guard, clock)
+        answers = Answers(store, self._tail)
+        self._slack = Slack(desk, store, answers, tokens, clock, lambda: self._workspace)
         hooks = {
             signed.PATH: Signed(desk, tokens, clock, lambda: self._keys).handle,
+            slack.COMMAND_PATH: self._slack.command,
+            slack.ACTION_PATH: self._slack.action,
             alertmanager.PATH: Alerts(desk, store, guard, clock, self._rules).handle,
         }
         tls = Tls(section.tls.certificate, section.tls.key) if section.tls else None
@@ -77,18 +83,28 @@ class Doors:
     def reload(self, settings: Settings) -> None:
         """Take new rules, keys and certificates; where one can't be read all stay as they are."""
         try:
-            keys = _keys(settings)
+            keys, workspace = _keys(settings), _workspace(settings)
             if self._server is not None:
                 self._server.reload()
         except Fault as error:
             log.error("doors_not_reloaded", reason=str(error))
         else:
-            self._settings, self._keys = settings, keys
+            self._settings, self._keys, self._workspace = settings, keys, workspace
 
     async def close(self) -> None:
         """Stop serving."""
         if self._server is not None:
             await self._server.close()
+        await self._slack.close()
+
+
+def _workspace(settings: Settings) -> Workspace | None:
+    section = settings.slack
+    if section is None:
+        return None
+    secret = secret_of(section.signing_secret_file, "slack/signing_secret_file")
+    users = {user: person.principal(person.name) for user, person in section.users.items()}
+    return Workspace(section.team, secret.encode(), users, section.hooks_url)
 
 
 def _keys(settings: Settings) -> dict[str, Key]:

@@ -11,7 +11,7 @@ import structlog
 
 from orchestrator.analysis.discovery import document, targets
 from orchestrator.daemon.adapters import REDIS_TIMEOUT, make_edge, make_process, make_prometheus
-from orchestrator.daemon.channels import subscriptions
+from orchestrator.daemon.channels import readers
 from orchestrator.daemon.clock import SystemClock
 from orchestrator.daemon.config import Config, ConfigError, load
 from orchestrator.daemon.doors import Doors
@@ -73,7 +73,6 @@ class Daemon:
         self._requests = RequestLog(make_process(settings, self._docker), settings.nginx.directory)
         self._keys = Keys(settings.redis.prefix)
         self._prometheus = make_prometheus(settings, self._clock)
-        self._subscriptions = subscriptions(settings)
 
     async def run(self) -> None:
         """Start, drive until cancelled, stop.
@@ -207,9 +206,8 @@ class Daemon:
                 forever("stall", lambda: stall.watch(self._metrics.stall.set))
                 forever("counts", lambda: self._count(store))
                 forever("certificates", self._watch_certificates)
-                for to in self._subscriptions:
-                    postman = Postman(to, store, store, self._clock)
-                    forever(f"notify {to.name}", postman.run)
+                for reader in readers(settings, store, store):
+                    forever(f"notify {reader.name}", Postman(reader, store, store, self._clock).run)
                 self._on_reload(dispatcher, group, doors)
                 self._unready = ""
                 systemd.notify("STATUS=driving")

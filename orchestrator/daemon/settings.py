@@ -6,7 +6,13 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from orchestrator.daemon.door_section import AlertSection, ApiSection, NotifySection, WebhookKeySection
+from orchestrator.daemon.door_section import (
+    AlertSection,
+    ApiSection,
+    NotifySection,
+    SlackSection,
+    WebhookKeySection,
+)
 from orchestrator.daemon.section import Section, address
 from orchestrator.daemon.units import Duration
 
@@ -118,6 +124,7 @@ class Settings(Section):
     http: HttpSection = HttpSection()
     api: ApiSection = ApiSection()
     webhooks: list[WebhookKeySection] = Field([], description="Keys of signed requests")
+    slack: SlackSection | None = Field(None, description="A slash command, buttons, and a message a release")
     notify: list[NotifySection] = Field([], description="Who is told what happens")
     alerts: list[AlertSection] = Field([], description="What alerts of Alertmanager do; the first that fits")
     log: LogSection = LogSection()
@@ -126,6 +133,8 @@ class Settings(Section):
         """Every service that is named here, with the place."""
         for n, key in enumerate(self.webhooks):
             yield from ((f"webhooks/{n}/services", name) for name in key.services)
+        for user, person in self.slack.users.items() if self.slack else ():
+            yield from ((f"slack/users/{user}/services", name) for name in person.services)
         for n, channel in enumerate(self.notify):
             yield from ((f"notify/{n}/services", name) for name in channel.services)
         for n, alert in enumerate(self.alerts):

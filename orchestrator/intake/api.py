@@ -1,7 +1,6 @@
 """The operations of the HTTP API."""
 
 import asyncio
-import contextlib
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -11,6 +10,7 @@ import structlog
 from aiohttp import web
 from pydantic import BaseModel
 
+from orchestrator.intake.answers import Answers
 from orchestrator.intake.desk import Desk
 from orchestrator.intake.door import Call, Guard, Operation
 from orchestrator.intake.problems import Problem
@@ -38,26 +38,14 @@ from orchestrator.intake.views import (
     service_view,
 )
 from orchestrator.ports import Clock, Inbox, Journal, Principal, Tail, Verb
-from orchestrator.rollout.events import (
-    CommandAccepted,
-    Event,
-    ReleaseAccepted,
-    ReleaseEnded,
-    RequestRefused,
-)
+from orchestrator.rollout.events import RequestRefused
 from orchestrator.rollout.model import ServiceState
 
 log = structlog.get_logger()
 
-Answer = RequestRefused | CommandAccepted | ReleaseAccepted
 EVENTS = "text/event-stream"
-PAGE, PAGES = 1000, 20
-"""Events that are read to find an answer: a page, and pages."""
 
 DAY = 86400.0
-LONGEST_WAIT = 60.0
-"""Seconds that an answer may wait; what lies between may cut longer ones."""
-
 WRITE_DEADLINE = 10.0
 """Seconds in which a listener must have taken an event."""
 
@@ -90,6 +78,7 @@ class Api:
         self._inbox = inbox
         self._journal = journal
         self._tail = tail
+        self._answers = Answers(journal, tail)
         self._tokens = guard.tokens
         self._clock = clock
         self._known: dict[str, tuple[int, ServiceState]] = {}
@@ -247,8 +236,7 @@ class Api:
         if found is None:
             raise Problem(HTTPStatus.NOT_FOUND, f"{name} is not known, or too long ago")
         if found.state != "ended" and call.query.wait:
-            ended = lambda event: isinstance(event, ReleaseEnded) and event.release == name  # noqa: E731
-            await self._first(ended, after, call.query.wait)
+            await self._answers.end(name, after, call.query.wait)
             found = await look() or found
         return _json(found)
 
@@ -261,8 +249,7 @@ class Api:
         service = fields.get("service", "")
         if not call.who.sees(service):
             raise Problem(HTTPStatus.FORBIDDEN, f"{call.who.name} has nothing to do with that request")
-        answers = lambda event: isinstance(event, Answer) and event.request == request  # noqa: E731
-        event = await self._first(answers, f"{request.partition('-')[0]}-0", call.query.wait)
+        event = await self._answers.to(request, call.query.wait)
         if event is None:
             return _json(RequestView(request=request, state="waiting", service=service))
         refused = isinstance(event, RequestRefused)
@@ -275,26 +262,6 @@ class Api:
                 reason=event.reason if refused else "",
             )
         )
-
-    async def _first(self, wanted: Callable[[Event], bool], after: str, wait: float) -> Any:
-        """The first such event after an id that has come, or comes within `wait` seconds; else None."""
-        for _ in range(PAGES):
-            page = await self._journal.events_after(after, PAGE)
-            for entry, event in page:
-                after = entry
-                if wanted(event):
-                    return event
-            if not page:
-                break
-        wait = min(wait, LONGEST_WAIT)
-        if not wait:
-            return None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wait), self._tail.follow(after) as events:
-                async for told in events:
-                    if told is not None and wanted(told[1]):
-                        return told[1]
-        return None
 
     async def _events(self, call: Call) -> web.StreamResponse:
         query: EventFilter = call.query

@@ -36,12 +36,28 @@ class Channel(Protocol):
         ...
 
 
+class Reader(Protocol):
+    """Somebody who deals with events."""
+
+    @property
+    def name(self) -> str:
+        """Unique; its place in the stream is kept under it."""
+        ...
+
+    def wants(self, event: Event) -> bool:
+        """Whether an event is for it."""
+        ...
+
+    async def take(self, event: Event) -> None:
+        """Deal with it, or raise `Fault` to be asked again."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """What a channel is told.
+    """A channel, and what it is told.
 
     Attributes:
-        name: Unique; its place in the stream is kept under it.
         services: Empty is all of them.
         kinds: Of events.
         outcomes: Of releases that ended.
@@ -55,19 +71,23 @@ class Subscription:
     services: frozenset[str] = frozenset()
 
     def wants(self, event: Event) -> bool:
-        """Whether an event is for it."""
+        """See `Reader`."""
         if event.kind not in self.kinds or (self.services and event.service not in self.services):
             return False
         return not isinstance(event, ReleaseEnded) or event.outcome in self.outcomes
 
+    async def take(self, event: Event) -> None:
+        """See `Reader`."""
+        text = message(event, self.language)
+        if text is not None:
+            await self.channel.send(event, text)
+
 
 class Postman:
-    """Reads the stream for one subscription."""
+    """Reads the stream for one reader."""
 
-    def __init__(
-        self, subscription: Subscription, journal: Journal, bookmarks: Bookmarks, clock: Clock
-    ) -> None:
-        self._to = subscription
+    def __init__(self, reader: Reader, journal: Journal, bookmarks: Bookmarks, clock: Clock) -> None:
+        self._to = reader
         self._journal = journal
         self._bookmarks = bookmarks
         self._clock = clock
@@ -85,9 +105,8 @@ class Postman:
         while True:
             page = await self._journal.events_after(after)
             for entry, event in page:
-                text = message(event, self._to.language) if self._to.wants(event) else None
-                if text is not None:
-                    await self._deliver(event, text)
+                if self._to.wants(event):
+                    await self._deliver(event)
                     await self._bookmarks.set_bookmark(self._to.name, entry)
                 after = entry
             if page:
@@ -95,21 +114,21 @@ class Postman:
             else:
                 await asyncio.sleep(LOOK)
 
-    async def _deliver(self, event: Event, text: Message) -> None:
+    async def _deliver(self, event: Event) -> None:
         left = TOO_OLD - (self._clock.now() - event.at)
         try:
             async for attempt in stamina.retry_context(
                 on=Fault, attempts=None, timeout=max(left, 1.0), wait_initial=1.0, wait_max=LONGEST_PAUSE
             ):
                 with attempt:
-                    await self._try(event, text)
+                    await self._try(event)
         except Fault as error:
-            log.error("notification_dropped", channel=self._to.name, title=text.title, reason=str(error))
+            log.error("notification_dropped", channel=self._to.name, kind=event.kind, reason=str(error))
 
-    async def _try(self, event: Event, text: Message) -> None:
+    async def _try(self, event: Event) -> None:
         try:
             async with asyncio.timeout(SEND_DEADLINE):
-                await self._to.channel.send(event, text)
+                await self._to.take(event)
         except TimeoutError:
             raise Fault(f"{self._to.name} did not take it within {SEND_DEADLINE:.0f} s") from None
         except Fault as error:

@@ -13,13 +13,15 @@ import pytest
 from examples.playground.stack import free_port
 from orchestrator.daemon.clock import SystemClock
 from orchestrator.engine.tasks import eternal
-from orchestrator.intake import alertmanager, signed
+from orchestrator.intake import alertmanager, signed, slack
 from orchestrator.intake.alertmanager import AlertRule, Alerts
+from orchestrator.intake.answers import Answers
 from orchestrator.intake.api import Api
 from orchestrator.intake.desk import Desk
 from orchestrator.intake.door import Guard
 from orchestrator.intake.server import Server
 from orchestrator.intake.signed import Key, Signed
+from orchestrator.intake.slack import Slack, Workspace
 from orchestrator.ports import Principal, Role
 from orchestrator.rollout.command import Command, handle
 from orchestrator.rollout.events import Event
@@ -43,7 +45,12 @@ class House:
         self.api = Api(self.desk, self.store, self.store, self.tail, self.guard, self.clock)
         self.keys_of: dict[str, Key] = {}
         self.rules: list[AlertRule] = []
+        self.workspace: Workspace | None = None
+        answers = Answers(self.store, self.tail)
+        self.slack = Slack(self.desk, self.store, answers, self.tokens, self.clock, lambda: self.workspace)
         hooks = {
+            slack.COMMAND_PATH: self.slack.command,
+            slack.ACTION_PATH: self.slack.action,
             signed.PATH: Signed(self.desk, self.tokens, self.clock, lambda: self.keys_of).handle,
             alertmanager.PATH: Alerts(
                 self.desk, self.store, self.guard, self.clock, lambda: self.rules
@@ -109,6 +116,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     with contextlib.suppress(asyncio.CancelledError):
         await tail
     await found.session.close()
+    await found.slack.close()
     await found.server.close()
     await redis.aclose()
     await server.stop()

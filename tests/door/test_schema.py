@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.intake import api as api_module
+from orchestrator.intake import answers
 from tests.builders import submit
 from tests.door.conftest import House
 
@@ -15,7 +15,7 @@ async def test_every_operation_answers_as_its_document_says(
     house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The endless one is left out: a reader of it would wait for its end. It is tested in test_api.py."""
-    monkeypatch.setattr(api_module, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(answers, "LONGEST_WAIT", 0.05)
     await house.commit(submit(1))
     secret = await house.secret("admin")
     words = ["run", f"{house.url}/openapi.json", "-H", f"Authorization: Bearer {secret}", "--checks", "all"]

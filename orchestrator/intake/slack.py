@@ -1,0 +1,246 @@
+"""Slack: a slash command and the buttons of a release's message.
+
+Slack signs what it sends (version 0: HMAC over time and raw body). People are known by workspace and user id,
+never by the name that is sent along, which anybody can choose.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import re
+import urllib.parse
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, get_args
+
+import aiohttp
+import structlog
+from aiohttp import web
+
+from orchestrator.intake import strict_json
+from orchestrator.intake.answers import Answers
+from orchestrator.intake.desk import Desk
+from orchestrator.intake.door import read_bytes
+from orchestrator.intake.problems import Problem
+from orchestrator.intake.signed import SECONDS, SKEW, one_header, same
+from orchestrator.intake.views import RELEASE, ServiceView, service_view
+from orchestrator.ports import Clock, Fault, Journal, Principal, Tokens, Verb
+from orchestrator.rollout.events import RequestRefused
+
+log = structlog.get_logger()
+
+COMMAND_PATH = "/hooks/slack/command"
+ACTION_PATH = "/hooks/slack/action"
+VERBS = frozenset(get_args(Verb)) - {"release"}
+ANSWER_WAIT = 20.0
+"""Seconds in which the daemon should have carried out what was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """One workspace, and who of it may do what.
+
+    Attributes:
+        team: Its id, `T…`.
+        users: By user id, `U…`.
+        hooks: What every address begins with that Slack gives for later answers.
+    """
+
+    team: str
+    secret: bytes
+    users: Mapping[str, Principal]
+    hooks: str
+
+
+class Slack:
+    """Both doors for one workspace.
+
+    Args:
+        workspace: As it is configured now; None where Slack is not.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        journal: Journal,
+        answers: Answers,
+        tokens: Tokens,
+        clock: Clock,
+        workspace: Callable[[], Workspace | None],
+    ) -> None:
+        self._desk = desk
+        self._journal = journal
+        self._answers = answers
+        self._tokens = tokens
+        self._clock = clock
+        self._workspace = workspace
+        self._later: set[asyncio.Task[None]] = set()
+
+    async def command(self, request: web.Request) -> web.Response:
+        """`/release VERB SERVICE [why]`; answers at once, and once more when it is carried out."""
+        workspace, form = await self._form(request)
+        try:
+            who = _person(workspace, form.get("team_id", ""), form.get("user_id", ""))
+            verb, service, why = _words(form.get("text", ""))
+            if verb == "status":
+                return _said(await self._status(who, service))
+            self._desk.check(service, who)
+            state, _ = await self._journal.load(service)
+            meant = state.rollout.release.id if state.rollout else state.stable.id if state.stable else ""
+            fields = {"verb": verb, "service": service, "why": why}
+            asked = await self._ask(who, fields, meant)
+        except Problem as problem:
+            return _said(f":no_entry: {problem}")
+        self._answer_later(workspace, form.get("response_url", ""), asked, f"{verb} {service}", who)
+        return _said(f":hourglass: {verb} {service} …")
+
+    async def action(self, request: web.Request) -> web.Response:
+        """A button; answers at once, and tells everybody when it is carried out."""
+        workspace, form = await self._form(request)
+        try:
+            payload = strict_json.loads(form.get("payload", "").encode())
+            team, user = str(payload["team"]["id"]), str(payload["user"]["id"])
+            verb, release = str(payload["actions"][0]["action_id"]), str(payload["actions"][0]["value"])
+            url = str(payload.get("response_url", ""))
+        except (Fault, LookupError, TypeError, AttributeError):
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "this is no action of a button") from None
+        try:
+            who = _person(workspace, team, user)
+            asked = await self._press(who, verb, release)
+        except Problem as problem:
+            text = f":no_entry: {problem}"
+            self._later_do(lambda: self._post(workspace, url, text, everybody=False))
+            return web.Response()
+        self._answer_later(workspace, url, asked, f"{verb} {release}", who)
+        return web.Response()
+
+    async def _press(self, who: Principal, verb: str, release: str) -> str:
+        """Ask for what a button says, of the release that it stands at; returns the id of the request."""
+        if verb not in VERBS or not re.fullmatch(RELEASE, release):
+            why = f"{verb[:40]} {release[:80]} is no button of ours"
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, why)
+        service = release.rpartition("-")[0]
+        self._desk.check(service, who)
+        state, _ = await self._journal.load(service)
+        active = state.rollout.release.id if state.rollout else ""
+        if verb != "rollback" and active != release:
+            raise Problem(HTTPStatus.CONFLICT, f"{release} is not under way any more")
+        return await self._ask(who, {"verb": verb, "service": service}, release)
+
+    async def close(self) -> None:
+        """Give up what was to be answered later."""
+        for task in tuple(self._later):
+            task.cancel()
+        await asyncio.gather(*self._later, return_exceptions=True)
+
+    async def _form(self, request: web.Request) -> tuple[Workspace, dict[str, str]]:
+        """The fields of a request that Slack has signed, the first time that it comes."""
+        body = await read_bytes(request)
+        timestamp = one_header(request, "X-Slack-Request-Timestamp")
+        given = one_header(request, "X-Slack-Signature")
+        workspace = self._workspace()
+        secret = workspace.secret if workspace else b"none"
+        text = b"v0:" + timestamp.encode("utf-8", "surrogateescape") + b":" + body
+        right = "v0=" + hmac.new(secret, text, hashlib.sha256).hexdigest()
+        refused = {"WWW-Authenticate": "Signature"}
+        if not same(given, right) or workspace is None:
+            raise Problem(HTTPStatus.UNAUTHORIZED, "the signature does not fit", refused)
+        if not SECONDS.fullmatch(timestamp) or abs(self._clock.now() - int(timestamp)) > SKEW:
+            raise Problem(HTTPStatus.UNAUTHORIZED, "the timestamp is not of now", refused)
+        if not await self._tokens.first_time(f"slack {right}", 2 * SKEW + 60):
+            raise Problem(HTTPStatus.UNAUTHORIZED, "it has come before", refused)
+        try:
+            fields = urllib.parse.parse_qsl(body.decode(), max_num_fields=50)
+        except ValueError:
+            raise Problem(HTTPStatus.BAD_REQUEST, "send a form") from None
+        return workspace, dict(fields)
+
+    async def _status(self, who: Principal, service: str) -> str:
+        names = [service] if service else sorted(s for s in self._desk.services() if who.sees(s))
+        for name in names:
+            self._desk.check(name, who)
+        views = [service_view((await self._journal.load(name))[0]) for name in names]
+        return "\n".join(map(_line, views)) or "no service"
+
+    async def _ask(self, who: Principal, fields: dict[str, str], release: str) -> str:
+        if fields["verb"] == "rollback":
+            fields["release"] = release
+        return await self._desk.put(who, {name: value for name, value in fields.items() if value})
+
+    def _answer_later(self, workspace: Workspace, url: str, asked: str, what: str, who: Principal) -> None:
+        async def work() -> None:
+            answer = await self._answers.to(asked, ANSWER_WAIT)
+            if answer is None:
+                text = f":hourglass: {what}: no daemon has answered yet; it is kept until one does"
+            elif isinstance(answer, RequestRefused):
+                text = f":no_entry: {what}: {_safe(answer.reason)}"
+            else:
+                text = f":ok: {what} by {who.name}"
+            done = answer is not None and not isinstance(answer, RequestRefused)
+            await self._post(workspace, url, text, everybody=done)
+
+        self._later_do(work)
+
+    def _later_do(self, work: Callable[[], Awaitable[None]]) -> None:
+        async def guarded() -> None:
+            try:
+                await work()
+            except (Fault, aiohttp.ClientError, TimeoutError) as error:
+                log.warning("slack_not_answered", reason=f"{type(error).__name__}: {error}"[:200])
+
+        task = asyncio.create_task(guarded(), name="slack answer")
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
+
+    async def _post(self, workspace: Workspace, url: str, text: str, *, everybody: bool) -> None:
+        """Answer later, at the address that was sent along; it must be one of Slack's."""
+        if not url.startswith(workspace.hooks):
+            log.warning("slack_not_answered", reason="response_url is none of Slack's")
+            return
+        kind = "in_channel" if everybody else "ephemeral"
+        body = {"text": text[:3000], "response_type": kind, "replace_original": False}
+        timeout = aiohttp.ClientTimeout(total=10)
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.post(url, json=body, allow_redirects=False) as answer,
+        ):
+            if answer.status >= HTTPStatus.BAD_REQUEST:
+                log.warning("slack_not_answered", reason=f"status {answer.status}")
+
+
+def _person(workspace: Workspace, team: str, user: str) -> Principal:
+    who = workspace.users.get(user) if team == workspace.team else None
+    if who is None:
+        raise Problem(HTTPStatus.FORBIDDEN, f"user {user[:20]} of workspace {team[:20]} is not on the list")
+    return who
+
+
+def _words(text: str) -> tuple[str, str, str]:
+    """Verb, service and reason of a command."""
+    verb, _, rest = " ".join(text.split()).partition(" ")
+    service, _, why = rest.partition(" ")
+    known = ["status", *sorted(VERBS)]
+    if verb not in known or (verb != "status" and not service):
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"write: {'|'.join(known)} SERVICE [why]")
+    return verb, service, why
+
+
+def _line(view: ServiceView) -> str:
+    stable = f"{view.stable.release} `{_safe(view.stable.image)}`" if view.stable else "empty"
+    found = f"*{view.service}* {stable}"
+    if view.rollout is not None:
+        rollout = view.rollout
+        found += f" → {rollout.release} {rollout.phase} {rollout.weight:g} %"
+        found += f" ({rollout.mark.kind}: {_safe(rollout.mark.reason)})" if rollout.mark else ""
+    found += f", frozen by {_safe(view.frozen.actor)}" if view.frozen else ""
+    return ", ".join([found, *map(_safe, view.problems)])
+
+
+def _safe(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _said(text: str) -> web.Response:
+    body: dict[str, Any] = {"response_type": "ephemeral", "text": text[:3000]}
+    return web.json_response(body)
