@@ -1,37 +1,15 @@
 """States and events as people read them."""
 
-from typing import Any, assert_never
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.rollout.events import (
-    ApprovalWanted,
-    CommandAccepted,
-    EdgeDrifted,
-    EdgeRepaired,
-    EdgeStuck,
-    Event,
-    GateJudged,
-    GatesLooked,
-    ImageResolved,
-    InstanceDied,
-    InstanceRecovered,
-    PhaseEntered,
-    ReleaseAccepted,
-    ReleaseEnded,
-    ReleaseRetired,
-    RequestRefused,
-    RollbackStarted,
-    RolloutPaused,
-    RouteChanged,
-    RouteConfirmed,
-    ServiceAdopted,
-    StateRestored,
-)
+from orchestrator.rollout.events import Event, GateJudged, GatesLooked, PhaseEntered, ReleaseEnded
 from orchestrator.rollout.model import FULL, Outcome, Release, Result, Rollout, ServiceState
 from orchestrator.rollout.plan import current_step, step_count
+from orchestrator.rollout.told import logs_of, told
 
 WIDTH = 20
 
@@ -53,69 +31,29 @@ def bar(share: float, width: int = WIDTH) -> str:
     return "█" * full + "░" * (width - full)
 
 
-def event_text(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for each kind
-    """An event as one line of rich markup."""
-    match event:
-        case ReleaseAccepted():
-            again = " (already known by its key)" if event.duplicate else ""
-            return f"accepted {escape(event.image)} from {escape(event.actor)}{again}"
-        case RequestRefused():
-            return f"[red]refused[/] {escape(event.verb)} from {escape(event.actor)}: {escape(event.reason)}"
-        case CommandAccepted():
-            return f"{event.verb} by {escape(event.actor)} {escape(event.reason)}".rstrip()
-        case PhaseEntered():
-            step = f" {event.step + 1}/{event.steps} at {event.weight} %" if event.weight else ""
-            return f"[bold]{event.phase}{step}[/] {escape(event.reason)}".rstrip()
-        case ImageResolved():
-            return f"image is {escape(event.digest[:80])}"
-        case RouteChanged():
-            shares = ", ".join(f"{release} {share:g} %" for release, share in event.shares) or "nothing"
-            return f"route {event.generation}: {shares}"
-        case RouteConfirmed():
-            return f"route {event.generation} confirmed"
-        case GateJudged():
-            colour = RESULTS.get(event.verdict.result, "yellow")
-            trial = " (dry run)" if event.verdict.dry_run else ""
-            said = f"[{colour}]{event.verdict.gate} {event.verdict.result}[/]{trial}"
-            return f"{said}: {escape(event.verdict.text)}"
-        case GatesLooked():
-            said = ", ".join(f"{look.gate} {look.result}" for look in event.looks)
-            return f"[dim]{said}; evidence of harm {event.harm:.3g}[/]"
-        case InstanceDied():
-            return f"[red]{escape(event.reason)}[/]{_logs(event.logs)}"
-        case InstanceRecovered():
-            return f"{event.instance} is ready again"
-        case ApprovalWanted():
-            return f"[yellow]waits for approval[/]: {escape(event.reason)}"
-        case RolloutPaused():
-            return f"[yellow]paused[/] by {escape(event.actor)}: {escape(event.reason)}"
-        case RollbackStarted():
-            return f"[red]going back[/] ({event.outcome}) by {escape(event.actor)}: {escape(event.reason)}"
-        case ReleaseEnded():
-            return (
-                f"[{COLOURS[event.outcome]} bold]{event.outcome}[/] after {event.seconds:.1f} s:"
-                f" {escape(event.reason)}{_logs(event.logs)}"
-            )
-        case ReleaseRetired():
-            return "retired" if event.drained else "retired at its drain deadline"
-        case EdgeDrifted():
-            return f"[red]nginx' file is {event.file}[/]"
-        case EdgeRepaired():
-            return "nginx' file is ours again"
-        case EdgeStuck():
-            return f"[red]nginx does not confirm route {event.generation}[/]: {escape(event.reason)}"
-        case ServiceAdopted():
-            also = f", candidate {event.candidate}" if event.candidate else ""
-            return f"[yellow]taken up[/] as it was found at generation {event.generation}{also}"
-        case StateRestored():
-            return f"[red]the store had lost {event.remembered - event.found} commits[/]; written again"
-        case _:
-            assert_never(event)
+ALARMING = frozenset({"request_refused", "instance_died", "rollback_started", "edge_drifted", "edge_stuck"})
+NOTABLE = frozenset({"approval_wanted", "rollout_paused", "service_adopted", "state_restored"})
+
+
+def event_text(event: Event) -> str:
+    """An event as rich markup: one line, and below it the log of a container that died."""
+    return f"[{_style(event)}]{escape(told(event))}[/]{_logs(logs_of(event))}"
+
+
+def _style(event: Event) -> str:
+    if isinstance(event, ReleaseEnded):
+        return f"{COLOURS[event.outcome]} bold"
+    if isinstance(event, GateJudged):
+        return RESULTS.get(event.verdict.result, "yellow")
+    if isinstance(event, PhaseEntered):
+        return "bold"
+    if isinstance(event, GatesLooked):
+        return "dim"
+    return "red" if event.kind in ALARMING else "yellow" if event.kind in NOTABLE else "default"
 
 
 def _logs(logs: str) -> str:
-    lines = logs.strip().splitlines()
-    return "".join(f"\n    [dim]{escape(line[:200])}[/]" for line in lines)
+    return "".join(f"\n    [dim]{escape(line[:200])}[/]" for line in logs.splitlines())
 
 
 def status_table(states: list[ServiceState], now: float) -> Table:

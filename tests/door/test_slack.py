@@ -21,7 +21,7 @@ from orchestrator.rollout.model import Mark, Outcome, Phase, Rollout, ServiceSta
 from tests.builders import release, submit
 from tests.door.conftest import House
 from tests.door.slack_double import CHANNEL, SIGNING, TEAM, TOKEN, SlackDouble, command, press, signed
-from tests.door.test_notify import ended
+from tests.samples import ended
 
 
 @pytest.fixture

@@ -1,0 +1,88 @@
+"""Events as sentences. Pure."""
+
+from typing import assert_never
+
+from orchestrator.rollout.events import (
+    ApprovalWanted,
+    CommandAccepted,
+    EdgeDrifted,
+    EdgeRepaired,
+    EdgeStuck,
+    Event,
+    GateJudged,
+    GatesLooked,
+    ImageResolved,
+    InstanceDied,
+    InstanceRecovered,
+    PhaseEntered,
+    ReleaseAccepted,
+    ReleaseEnded,
+    ReleaseRetired,
+    RequestRefused,
+    RollbackStarted,
+    RolloutPaused,
+    RouteChanged,
+    RouteConfirmed,
+    ServiceAdopted,
+    StateRestored,
+)
+
+
+def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for each kind
+    """An event as one line."""
+    match event:
+        case ReleaseAccepted():
+            again = " (already known by its key)" if event.duplicate else ""
+            return f"accepted {event.image} from {event.actor}{again}"
+        case RequestRefused():
+            return f"refused {event.verb} from {event.actor}: {event.reason}"
+        case CommandAccepted():
+            return f"{event.verb} by {event.actor} {event.reason}".rstrip()
+        case PhaseEntered():
+            step = f" {event.step + 1}/{event.steps} at {event.weight} %" if event.weight else ""
+            return f"{event.phase}{step} {event.reason}".rstrip()
+        case ImageResolved():
+            return f"image is {event.digest[:80]}"
+        case RouteChanged():
+            shares = ", ".join(f"{release} {share:g} %" for release, share in event.shares) or "nothing"
+            return f"route {event.generation}: {shares}"
+        case RouteConfirmed():
+            return f"route {event.generation} confirmed"
+        case GateJudged():
+            trial = " (dry run)" if event.verdict.dry_run else ""
+            return f"{event.verdict.gate} {event.verdict.result}{trial}: {event.verdict.text}"
+        case GatesLooked():
+            said = ", ".join(f"{look.gate} {look.result}" for look in event.looks)
+            return f"{said}; evidence of harm {event.harm:.3g}"
+        case InstanceDied():
+            return event.reason
+        case InstanceRecovered():
+            return f"{event.instance} is ready again"
+        case ApprovalWanted():
+            return f"waits for approval: {event.reason}"
+        case RolloutPaused():
+            return f"paused by {event.actor}: {event.reason}"
+        case RollbackStarted():
+            return f"going back ({event.outcome}) by {event.actor}: {event.reason}"
+        case ReleaseEnded():
+            return f"{event.outcome} after {event.seconds:.1f} s: {event.reason}"
+        case ReleaseRetired():
+            return "retired" if event.drained else "retired at its drain deadline"
+        case EdgeDrifted():
+            return f"nginx' file is {event.file}"
+        case EdgeRepaired():
+            return "nginx' file is ours again"
+        case EdgeStuck():
+            return f"nginx does not confirm route {event.generation}: {event.reason}"
+        case ServiceAdopted():
+            also = f", candidate {event.candidate}" if event.candidate else ""
+            return f"taken up as it was found at generation {event.generation}{also}"
+        case StateRestored():
+            return f"the store had lost {event.remembered - event.found} commits; written again"
+        case _:
+            assert_never(event)
+
+
+def logs_of(event: Event) -> str:
+    """The last lines of a container's log that an event holds; '' where it holds none."""
+    return event.logs.strip() if isinstance(event, InstanceDied | ReleaseEnded) else ""

@@ -1,0 +1,51 @@
+"""Every event is one line that names what it is about."""
+
+from typing import get_args
+
+import pytest
+
+from orchestrator.cli.show import event_text
+from orchestrator.rollout.events import Event
+from orchestrator.rollout.told import logs_of, told
+from tests.samples import EVENTS
+
+LINES = {
+    "release_accepted": "accepted a:1 from ci",
+    "request_refused": "refused pause from ann: nothing",
+    "release_ended": "rolled_back after 42.0 s: error_rate",
+    "rollback_started": "going back (rolled_back) by ann: r",
+    "approval_wanted": "waits for approval: the step wants it",
+    "rollout_paused": "paused by ann: lunch",
+    "instance_died": "exited",
+    "edge_drifted": "nginx' file is edited",
+    "edge_repaired": "nginx' file is ours again",
+    "edge_stuck": "nginx does not confirm route 3: nginx -t: no",
+    "state_restored": "the store had lost 2 commits; written again",
+    "command_accepted": "freeze by ann",
+    "phase_entered": "shifting 2/3 at 15 % r",
+    "image_resolved": "image is sha256:0",
+    "route_changed": "route 3: api-7 5 %",
+    "route_confirmed": "route 3 confirmed",
+    "gate_judged": "error_rate fail: ...",
+    "gates_looked": "error_rate pass; evidence of harm 2",
+    "instance_recovered": "api-7-0 is ready again",
+    "release_retired": "retired",
+    "service_adopted": "taken up as it was found at generation 3, candidate api-8",
+}
+
+
+def test_there_is_a_sample_of_every_kind() -> None:
+    assert {e.kind for e in EVENTS} == {k.__dataclass_fields__["kind"].default for k in get_args(Event)}
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda e: e.kind)
+def test_every_event_is_a_line(event: Event) -> None:
+    assert told(event) == LINES[event.kind]
+    assert LINES[event.kind] in event_text(event)
+
+
+def test_the_log_of_a_dead_container_comes_below() -> None:
+    ended = next(e for e in EVENTS if e.kind == "release_ended")
+    assert logs_of(ended) == "one\npanic: <!channel> boom"
+    assert "\n    [dim]one[/]\n" in event_text(ended)
+    assert logs_of(EVENTS[0]) == ""
