@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 declare -A wanted=(
     [dockerd]=docker.io [iptables]=iptables [nginx]=nginx-light [redis-server]=redis-server
     [prometheus]=prometheus [go]=golang-go [systemd-analyze]=systemd [docker-registry]=docker-registry
-    [curl]=curl [jq]=jq [openssl]=openssl [ip]=iproute2 [prometheus-alertmanager]=prometheus-alertmanager
+    [chromium]=chromium [curl]=curl [jq]=jq [openssl]=openssl [ip]=iproute2 [prometheus-alertmanager]=prometheus-alertmanager
 )
 missing=()
 for program in "${!wanted[@]}"; do

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import structlog
+from aiohttp import web
 
 from orchestrator.daemon.section import secret_of
 from orchestrator.daemon.settings import Settings
@@ -11,13 +12,14 @@ from orchestrator.intake.alertmanager import AlertRule, Alerts
 from orchestrator.intake.answers import Answers
 from orchestrator.intake.api import Api
 from orchestrator.intake.desk import Desk
-from orchestrator.intake.door import Guard
+from orchestrator.intake.door import SESSION, Guard
 from orchestrator.intake.server import Server, Tls
 from orchestrator.intake.signed import Key, Signed
 from orchestrator.intake.slack import Slack, Workspace
 from orchestrator.ports import Clock, Fault, Tokens
 from orchestrator.store.redis_store import RedisStore
 from orchestrator.store.tail import EventTail
+from orchestrator.web.pages import Pages
 
 log = structlog.get_logger()
 
@@ -52,15 +54,26 @@ class Doors:
         api = Api(desk, store, store, self._tail, guard, clock)
         answers = Answers(store, self._tail)
         self._slack = Slack(desk, store, answers, tokens, clock, lambda: self._workspace)
-        hooks = {
-            signed.PATH: Signed(desk, tokens, clock, lambda: self._keys).handle,
-            slack.COMMAND_PATH: self._slack.command,
-            slack.ACTION_PATH: self._slack.action,
-            alertmanager.PATH: Alerts(desk, store, guard, clock, self._rules).handle,
-        }
+        alerts = Alerts(desk, store, guard, clock, self._rules)
+        pages = Pages(
+            store,
+            tokens,
+            clock,
+            guard.known,
+            services,
+            cookie=SESSION,
+            secure=section.tls is not None,
+        )
+        routes = [
+            *pages.routes(),
+            web.post(signed.PATH, Signed(desk, tokens, clock, lambda: self._keys).handle),
+            web.post(alertmanager.PATH, alerts.handle),
+            web.post(slack.COMMAND_PATH, self._slack.command),
+            web.post(slack.ACTION_PATH, self._slack.action),
+        ]
         tls = Tls(section.tls.certificate, section.tls.key) if section.tls else None
         served = bool(section.listen)
-        self._server = Server(guard, api.operations(), hooks, section.listen, tls) if served else None
+        self._server = Server(guard, api.operations(), routes, section.listen, tls) if served else None
 
     def _rules(self) -> list[AlertRule]:
         return [AlertRule(rule.match, rule.service, rule.do) for rule in self._settings.alerts]

@@ -120,6 +120,13 @@ class Guard:
 
         return handler
 
+    async def known(self, request: web.Request) -> Token | None:
+        """As `recognise`; None where it is nobody."""
+        try:
+            return await self.recognise(request)
+        except Problem:
+            return None
+
     async def recognise(self, request: web.Request) -> Token:
         """Who it is, by a bearer token or by the session of the dashboard.
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,6 @@ class Tls:
     key: Path
 
 
-Hook = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
 class Idle:
     """Which connections say nothing."""
 
@@ -85,7 +82,7 @@ class Server:
 
     Args:
         operations: What is in the OpenAPI document; each asks for a token.
-        hooks: By path, what others call in their own format; each sees to it who calls.
+        routes: What else is served; each sees to it who calls.
         listen: `address:port`, or `unix:/path`.
         tls: Serve HTTPS with these files.
     """
@@ -94,7 +91,7 @@ class Server:
         self,
         guard: Guard,
         operations: list[Operation],
-        hooks: Mapping[str, Hook],
+        routes: Iterable[web.RouteDef],
         listen: str,
         tls: Tls | None = None,
     ) -> None:
@@ -114,8 +111,7 @@ class Server:
         self.app.add_routes([web.get("/openapi.json", described), web.get("/docs", read)])
         for operation in operations:
             self.app.router.add_route(operation.method, operation.path, guard.guarded(operation))
-        for path, hook in hooks.items():
-            self.app.router.add_post(path, hook)
+        self.app.add_routes(routes)
         self._listen = listen
         self._tls = tls
         self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if tls else None

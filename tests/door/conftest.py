@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from examples.playground.stack import free_port
 from orchestrator.daemon.clock import SystemClock
@@ -18,7 +19,7 @@ from orchestrator.intake.alertmanager import AlertRule, Alerts
 from orchestrator.intake.answers import Answers
 from orchestrator.intake.api import Api
 from orchestrator.intake.desk import Desk
-from orchestrator.intake.door import Guard
+from orchestrator.intake.door import SESSION, Guard
 from orchestrator.intake.server import Server
 from orchestrator.intake.signed import Key, Signed
 from orchestrator.intake.slack import Slack, Workspace
@@ -31,6 +32,7 @@ from orchestrator.store.redis_store import RedisStore, connect
 from orchestrator.store.server import PrivateRedis
 from orchestrator.store.tail import EventTail
 from orchestrator.store.tokens import RedisTokens
+from orchestrator.web.pages import Pages
 
 
 class House:
@@ -41,24 +43,34 @@ class House:
         self.store, self.tokens = RedisStore(redis, self.keys, 1), RedisTokens(redis, self.keys)
         self.tail = EventTail(self.store)
         self.guard = Guard(self.tokens, self.clock, rate=rate, burst=burst)
-        self.desk = Desk(self.store, lambda: {"api", "web"})
+        self.desk = Desk(self.store, lambda: self.services)
         self.api = Api(self.desk, self.store, self.store, self.tail, self.guard, self.clock)
         self.keys_of: dict[str, Key] = {}
         self.rules: list[AlertRule] = []
         self.workspace: Workspace | None = None
         answers = Answers(self.store, self.tail)
         self.slack = Slack(self.desk, self.store, answers, self.tokens, self.clock, lambda: self.workspace)
-        hooks = {
-            slack.COMMAND_PATH: self.slack.command,
-            slack.ACTION_PATH: self.slack.action,
-            signed.PATH: Signed(self.desk, self.tokens, self.clock, lambda: self.keys_of).handle,
-            alertmanager.PATH: Alerts(
-                self.desk, self.store, self.guard, self.clock, lambda: self.rules
-            ).handle,
-        }
+        alerts = Alerts(self.desk, self.store, self.guard, self.clock, lambda: self.rules)
+        self.services = {"api", "web"}
+        pages = Pages(
+            self.store,
+            self.tokens,
+            self.clock,
+            self.guard.known,
+            lambda: self.services,
+            cookie=SESSION,
+            secure=False,
+        )
+        routes = [
+            *pages.routes(),
+            web.post(signed.PATH, Signed(self.desk, self.tokens, self.clock, lambda: self.keys_of).handle),
+            web.post(alertmanager.PATH, alerts.handle),
+            web.post(slack.COMMAND_PATH, self.slack.command),
+            web.post(slack.ACTION_PATH, self.slack.action),
+        ]
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = Server(self.guard, self.api.operations(), hooks, f"127.0.0.1:{self.port}")
+        self.server = Server(self.guard, self.api.operations(), routes, f"127.0.0.1:{self.port}")
         self.secrets: dict[str, str] = {}
         self.private: PrivateRedis | None = None
         self.session = aiohttp.ClientSession()
