@@ -12,9 +12,10 @@ from typing import Literal, Protocol, get_args
 
 from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.events import Event
+from orchestrator.rollout.hooks import HookCall, HookResult
 from orchestrator.rollout.model import Route, ServiceState
 from orchestrator.rollout.observation import Edge, Image, Instance, LocalRollback, Reading
-from orchestrator.rollout.policy import Policy, Template
+from orchestrator.rollout.policy import Check, Policy, Template
 
 
 class Fault(Exception):  # noqa: N818  what goes wrong on the other side, not an error of ours
@@ -93,6 +94,7 @@ class Request:
         id: The id of its stream entry.
         release: For `rollback` and `abort`: which release is meant.
         to: For `rollback`: where to go.
+        checks: For `release`: what is said for the checklist; yes is 1.
     """
 
     id: str
@@ -106,6 +108,7 @@ class Request:
     strategy: str = ""
     release: str = ""
     to: str = ""
+    checks: Mapping[str, float] = field(default_factory=dict)
 
 
 ENGINE = "docker"
@@ -167,6 +170,7 @@ class ServicePlan:
     Attributes:
         images: Repositories that releases may come from.
         require_digest: Whether a tag is refused.
+        checklist: What a request must be able to say of itself.
         policies: By strategy name; the default is under the empty name.
     """
 
@@ -176,6 +180,7 @@ class ServicePlan:
     policies: Mapping[str, Policy]
     metrics: MetricSource
     require_digest: bool = False
+    checklist: tuple[Check, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -363,6 +368,14 @@ class EdgeProcess(Protocol):
 
     async def workers(self) -> Workers:
         """The worker processes; none where they can't be seen."""
+        ...
+
+
+class Hooks(Protocol):
+    """Who is asked before a release goes on."""
+
+    async def ask(self, call: HookCall) -> HookResult:
+        """What one hook says, after its retries; never raises."""
         ...
 
 

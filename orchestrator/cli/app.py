@@ -36,7 +36,7 @@ from orchestrator.daemon.doctor import examine
 from orchestrator.daemon.edge import run_edge
 from orchestrator.daemon.local import reload_here, roll_back_here
 from orchestrator.daemon.serve import serve as serve_daemon
-from orchestrator.daemon.units import seconds
+from orchestrator.daemon.units import limit, seconds
 from orchestrator.observability.logs import configure
 from orchestrator.ports import Fault
 from orchestrator.rollout.events import CommandAccepted, ReleaseAccepted
@@ -90,6 +90,9 @@ def release(
     link: Annotated[str, typer.Option(help="Where the build can be seen")] = "",
     key: Annotated[str, typer.Option(help="Idempotency key: the same key again is the same release")] = "",
     strategy: Annotated[str, typer.Option(help="An override from the service's file")] = "",
+    check: Annotated[
+        list[str] | None, typer.Option(help="For the checklist: migrations_rehearsed, tests_pass_rate=0.99")
+    ] = None,
     wait: WaitOption = False,
     timeout: TimeoutOption = "0",
     output: OutputOption = Output.TEXT,
@@ -105,8 +108,21 @@ def release(
         "link": link,
         "key": key,
         "strategy": strategy,
+        "checks": _checks(check or []),
     }
     _send(config_or_exit(config), fields, wait=wait, timeout=_seconds(timeout), output=output)
+
+
+def _checks(given: list[str]) -> str:
+    """What was said for the checklist, as a request carries it."""
+    found: dict[str, bool | float] = {}
+    for line in given:
+        name, _, value = line.partition("=")
+        try:
+            found[name] = value in ("", "true") if value in ("", "true", "false") else limit(value)
+        except ValueError as error:
+            raise typer.BadParameter(f"{name}: {error}") from None
+    return json.dumps(found) if found else ""
 
 
 def _seconds(text: str) -> float:

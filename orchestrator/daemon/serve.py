@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import structlog
@@ -20,6 +20,8 @@ from orchestrator.engine.conductor import Parts
 from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.measure import Measurer
 from orchestrator.engine.tasks import beside, eternal
+from orchestrator.hooks.afterwards import Afterwards
+from orchestrator.hooks.runner import HookRunner
 from orchestrator.intake.stream import RequestStream
 from orchestrator.notify.postman import Postman
 from orchestrator.observability import stall, systemd
@@ -32,6 +34,7 @@ from orchestrator.ports import Fault, ServicePlan, Stale, Target, Traffic
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.observation import Observation
+from orchestrator.rollout.policy import Hook
 from orchestrator.runtime.client import DockerClient
 from orchestrator.runtime.docker_events import DockerEvents
 from orchestrator.runtime.docker_runtime import DockerRuntime
@@ -168,12 +171,14 @@ class Daemon:
         store = RedisStore(redis, self._keys, self._token)
         docker_events = DockerEvents(self._docker, settings.docker.owner)
         measurer = Measurer(self._prometheus, settings.prometheus.interval)
+        runner = HookRunner()
         parts = Parts(
             store=store,
             runtime=runtime,
             images=runtime,
             usage=runtime,
             traffic=self._traffic(redis, edge),
+            hooks=runner,
             measurer=measurer,
             clock=self._clock,
             tick=settings.tick,
@@ -206,7 +211,8 @@ class Daemon:
                 forever("stall", lambda: stall.watch(self._metrics.stall.set))
                 forever("counts", lambda: self._count(store))
                 forever("certificates", self._watch_certificates)
-                for reader in readers(settings, store, store):
+                afterwards = Afterwards(runner, store, self._hooks)
+                for reader in (afterwards, *readers(settings, store, store)):
                     forever(f"notify {reader.name}", Postman(reader, store, store, self._clock).run)
                 self._on_reload(dispatcher, group, doors)
                 self._unready = ""
@@ -263,6 +269,10 @@ class Daemon:
             systemd.notify("READY=1")
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+
+    def _hooks(self, service: str) -> Sequence[Hook]:
+        found = self.config.services.get(service)
+        return [section.hook() for section in found.hooks] if found else []
 
     def _service_names(self) -> Collection[str]:
         return self.config.services.keys()

@@ -7,6 +7,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from orchestrator.analysis.presets import PRESETS
 from orchestrator.daemon.gate_section import ComparisonSection, EvidenceSection, GateSection, LimitSection
+from orchestrator.daemon.hook_section import CheckName, HookSection, checks
 from orchestrator.daemon.nginx_section import ServiceNginxSection
 from orchestrator.daemon.section import Section
 from orchestrator.daemon.units import Duration, Size
@@ -238,6 +239,10 @@ class ServiceFile(Section):
     keep_previous: Duration = 3600.0
     keep_images: int = Field(5, ge=0)
     nginx: ServiceNginxSection = ServiceNginxSection()
+    checklist: dict[CheckName, Any] = Field(
+        {}, description="What a request must say: true, or the least value"
+    )
+    hooks: list[HookSection] = Field([], description="Who is asked, or told")
 
     @model_validator(mode="after")
     def _right(self) -> "ServiceFile":
@@ -250,6 +255,10 @@ class ServiceFile(Section):
             wrong = strategy.advance_error(compared=self.compared)
             if wrong:
                 raise ValueError(f"{place}/{wrong}")
+        checks(self.checklist)
+        hooks = [h.name for h in self.hooks]
+        if len(set(hooks)) != len(hooks):
+            raise ValueError(f"hooks: names {hooks} must differ")
         names = [g.gate().name for g in self.gates]
         twice = next((n for n in names if names.count(n) > 1), None)
         if twice:
@@ -286,6 +295,7 @@ class ServiceFile(Section):
             sample_max_age=self.sample_max_age,
             keep_previous=self.keep_previous,
             keep_images=self.keep_images,
+            hooks=tuple(h.hook() for h in self.hooks),
             **deadlines,
         )
 
@@ -299,6 +309,7 @@ class ServiceFile(Section):
             policies={"": self._policy(self.strategy), **named},
             metrics=self.metrics.source(),
             require_digest=self.require_digest,
+            checklist=checks(self.checklist),
         )
 
     def edge(self) -> EdgeOptions:

@@ -14,6 +14,7 @@ from orchestrator.ports import (
     ENGINE,
     Clock,
     Fault,
+    Hooks,
     Images,
     MetricQuery,
     Runtime,
@@ -49,6 +50,7 @@ class Parts:
     images: Images
     usage: Usage
     traffic: Traffic
+    hooks: Hooks
     measurer: Measurer
     clock: Clock
     tick: float
@@ -93,7 +95,9 @@ class Conductor:
         self._inbox: deque[Command] = deque()
         self._wake = asyncio.Event()
         self._jobs = Jobs(self.wake)
-        self._converger = Converger(parts.runtime, parts.images, parts.traffic, parts.store, self._jobs)
+        self._converger = Converger(
+            parts.runtime, parts.images, parts.traffic, parts.hooks, parts.store, self._jobs
+        )
         self._memory = _Memory()
         self._state = ServiceState(service=plan.service)
         self._version = 0
@@ -261,6 +265,7 @@ class Conductor:
             images=dict(self._converger.resolved),
             start_errors=self._converger.start_errors(),
             readings=tuple(self._memory.readings),
+            hooks=dict(self._converger.asked),
         )
         self._memory.seen = seen
         parts.publish(self._state, self.plan, seen, ())

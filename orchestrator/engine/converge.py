@@ -1,8 +1,9 @@
 """Make the world as it is wanted: the only place that starts a container or changes a weight."""
 
 from orchestrator.engine.tasks import Jobs
-from orchestrator.ports import Away, Images, RoutePlan, Runtime, Store, Traffic
+from orchestrator.ports import Away, Hooks, Images, RoutePlan, Runtime, Store, Traffic
 from orchestrator.rollout.desired import Wanted, World
+from orchestrator.rollout.hooks import HookCall, HookResult
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.observation import Image, Instance, Observation
 
@@ -13,23 +14,29 @@ RETREAT = "retreat"
 STOP = "stop "
 SUPERVISE = "supervise "
 IMAGES = "images"
+HOOK = "hook "
 
 
 class Converger:
     """Starts the jobs that lead from the world seen to the world wanted. Every job may run twice."""
 
-    def __init__(self, runtime: Runtime, images: Images, traffic: Traffic, store: Store, jobs: Jobs) -> None:
+    def __init__(
+        self, runtime: Runtime, images: Images, traffic: Traffic, hooks: Hooks, store: Store, jobs: Jobs
+    ) -> None:
         self._runtime = runtime
         self._images = images
         self._traffic = traffic
+        self._hooks = hooks
         self._store = store
         self._jobs = jobs
         self.resolved: dict[str, Image] = {}
+        self.asked: dict[str, HookResult] = {}
         self._removed: frozenset[str] = frozenset()
 
     def converge(self, world: World, state: ServiceState, seen: Observation) -> None:
         """Compare and start what is missing; returns at once."""
         self._image(world)
+        self._ask(world)
         self._route(world, state, seen)
         if seen.runtime_ok:
             self._instances(world, state, seen)
@@ -54,6 +61,16 @@ class Converger:
 
     async def _resolve(self, reference: str) -> None:
         self.resolved[reference] = await self._runtime.resolve(reference)
+
+    def _ask(self, world: World) -> None:
+        wanted = {call.key: call for call in world.hooks}
+        self.asked = {key: said for key, said in self.asked.items() if key in wanted}
+        self._jobs.cancel(lambda job: job.startswith(HOOK) and job.removeprefix(HOOK) not in wanted)
+        for key in wanted.keys() - self.asked.keys():
+            self._jobs.start(f"{HOOK}{key}", lambda call=wanted[key]: self._ask_one(call))  # type: ignore[misc]
+
+    async def _ask_one(self, call: HookCall) -> None:
+        self.asked[call.key] = await self._hooks.ask(call)
 
     def _route(self, world: World, state: ServiceState, seen: Observation) -> None:
         route, edge = world.route, seen.edge

@@ -21,6 +21,7 @@ from orchestrator.rollout.command import (
     Unfreeze,
 )
 from orchestrator.rollout.events import RequestRefused
+from orchestrator.rollout.hooks import unchecked
 
 log = structlog.get_logger()
 
@@ -126,6 +127,9 @@ def _submission(request: Request, plan: ServicePlan) -> Command | str:
         return f"image: {repository!r} is not allowed for {plan.service}; allowed: {', '.join(plan.images)}"
     if plan.require_digest and not at:
         return f"image: {plan.service} takes digests only (repository@sha256:...)"
+    lacking = unchecked(plan.checklist, request.checks)
+    if lacking:
+        return f"checklist: {lacking}"
     policy = plan.policies.get(request.strategy)
     if policy is None:
         names = ", ".join(sorted(n for n in plan.policies if n)) or "none"

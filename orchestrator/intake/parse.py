@@ -4,8 +4,18 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
+from orchestrator.intake import strict_json
 from orchestrator.ports import Fault, Request, Verb
 
 MAX_BYTES = 64 * 1024
@@ -33,6 +43,7 @@ class Fields(BaseModel):
     strategy: Annotated[str, StringConstraints(max_length=40)] = ""
     release: Name = ""
     to: Name = ""
+    checks: Annotated[str, StringConstraints(max_length=4000)] = ""
 
     @model_validator(mode="after")
     def _image_for_release(self) -> "Fields":
@@ -60,8 +71,28 @@ def parse(entry: str, fields: Mapping[str, str]) -> Request:
         found = Fields.model_validate(dict(fields))
     except ValidationError as error:
         raise Fault("; ".join(_problem(e["loc"], e["msg"]) for e in error.errors()[:5])) from None
-    values: dict[str, Any] = {k: CONTROL.sub("", v) for k, v in found.model_dump().items()}
-    return Request(id=entry, **values)
+    checks = _checks(found.checks)
+    values: dict[str, Any] = {k: CONTROL.sub("", v) for k, v in found.model_dump(exclude={"checks"}).items()}
+    return Request(id=entry, checks=checks, **values)
+
+
+Said = StrictBool | Annotated[float, Field(strict=True, allow_inf_nan=False)]
+"""What can be said for a line of a checklist."""
+
+_CHECKS = TypeAdapter(dict[Annotated[str, StringConstraints(max_length=40)], Said])
+
+
+def _checks(text: str) -> dict[str, float]:
+    """What is said for the checklist: a JSON object of yes, no, or numbers."""
+    if not text:
+        return {}
+    try:
+        given = _CHECKS.validate_python(strict_json.loads(text.encode()))
+    except (Fault, ValidationError):
+        raise Fault(
+            'checks: is not a JSON object such as {"migrations_rehearsed": true, "tests_pass_rate": 0.99}'
+        ) from None
+    return {name: float(value) for name, value in given.items()}
 
 
 def _problem(place: tuple[int | str, ...], message: str) -> str:

@@ -1,10 +1,11 @@
 """What the API takes and shows, as pydantic models; the OpenAPI document is made from them. Pure."""
 
+import json
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
 
-from orchestrator.intake.parse import IMAGE, Fields
+from orchestrator.intake.parse import IMAGE, Fields, Said
 from orchestrator.ports import Role, Token, Verb
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import FULL, Ended, Mark, Outcome, Phase, Release, ServiceState, Verdict
@@ -66,6 +67,9 @@ class ReleaseBody(Asking):
     )
     strategy: Annotated[str, StringConstraints(max_length=40)] = Field(
         "", description="An override from the service's file"
+    )
+    checks: dict[Annotated[str, StringConstraints(max_length=40)], Said] = Field(
+        {}, description="What is said for the service's checklist", max_length=50
     )
 
 
@@ -251,6 +255,8 @@ def fields_of(verb: Verb, service: str, body: Asking, key: str = "") -> dict[str
         key: The idempotency key.
     """
     said = body.model_dump(exclude={"reason", "who"}, exclude_none=True)
+    if said.get("checks"):
+        said["checks"] = json.dumps(said["checks"])
     given = {**said, "verb": verb, "service": service, "who": body.who, "why": body.reason, "key": key}
     return {name: given[name] for name in Fields.model_fields if given.get(name)}
 

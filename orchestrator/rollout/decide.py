@@ -4,6 +4,7 @@ One small function per phase. It is called again and again; a call that changes 
 it was given and no events.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import assert_never
 
@@ -17,6 +18,7 @@ from orchestrator.rollout.events import (
 )
 from orchestrator.rollout.gates import failing, look, unmet
 from orchestrator.rollout.handover import let_go, reroute, retire_previous
+from orchestrator.rollout.hooks import due, verdict
 from orchestrator.rollout.model import (
     FULL,
     Mark,
@@ -126,21 +128,39 @@ def _preflight(turn: Turn, seen: Observation) -> None:
     if image is not None and image.error:
         turn.retreat(Outcome.FAILED, f"image {release.image}: {image.error}")
     elif image is not None:
-        turn.roll(release=replace(release, digest=image.digest))
-        turn.set(retiring=tuple(r for r in turn.state.retiring if r.release.id != release.id))
-        turn.tell(
-            ImageResolved(
-                service=release.service,
-                at=turn.now,
-                release=release.id,
-                image=release.image,
-                digest=image.digest,
-            )
+        if release.digest != image.digest or rollout.kind == "revert":
+            _note_image(turn, image.digest)
+        _ask_hooks(turn, seen, lambda: turn.enter(Phase.STARTING, "image resolved", actor=rollout.actor))
+    late = turn.now - rollout.entered_at >= release.policy.preflight_deadline
+    if late and turn.state.rollout is not None and turn.rollout.phase is Phase.PREFLIGHT:
+        what = (
+            f"the hooks of {release.id} had not passed" if image else f"image {release.image} was not there"
         )
-        turn.enter(Phase.STARTING, "image resolved", actor=rollout.actor)
-    elif turn.now - rollout.entered_at >= release.policy.preflight_deadline:
-        limit = release.policy.preflight_deadline
-        turn.retreat(Outcome.FAILED, f"image {release.image} was not there after {limit:.0f} s")
+        turn.retreat(Outcome.FAILED, f"{what} after {release.policy.preflight_deadline:.0f} s")
+
+
+def _note_image(turn: Turn, digest: str) -> None:
+    release = replace(turn.rollout.release, digest=digest)
+    turn.roll(release=release)
+    turn.set(retiring=tuple(r for r in turn.state.retiring if r.release.id != release.id))
+    turn.tell(
+        ImageResolved(
+            service=release.service,
+            at=turn.now,
+            release=release.id,
+            image=release.image,
+            digest=digest,
+        )
+    )
+
+
+def _ask_hooks(turn: Turn, seen: Observation, go_on: Callable[[], None]) -> None:
+    """Go on once all hooks that are due have passed; go back when one of them has not."""
+    why = verdict(due(turn.state), seen.hooks)
+    if why:
+        turn.retreat(Outcome.ROLLED_BACK, why)
+    elif why is not None:
+        go_on()
 
 
 def _starting(turn: Turn, seen: Observation) -> None:
@@ -160,7 +180,7 @@ def _starting(turn: Turn, seen: Observation) -> None:
     unready = [i for i in found if not (i.running and i.health == "ready")]
     scraped = _unscraped(turn, seen, names)
     if len(found) == len(names) and not unready and not scraped:
-        _leave_start(turn)
+        _leave_start(turn, seen)
     elif turn.now - rollout.entered_at >= release.policy.start_deadline:
         ready = len(found) - len(unready)
         why = scraped if ready == len(names) else f"{ready} of {len(names)} instances were ready"
@@ -183,16 +203,23 @@ def _death(instance: Instance) -> str:
     return "ran out of memory" if instance.oom_killed else f"exited with code {instance.exit_code}"
 
 
-def _leave_start(turn: Turn) -> None:
+def _leave_start(turn: Turn, seen: Observation) -> None:
     rollout = turn.rollout
     if rollout.release.policy.preview is not None and not is_fast(turn.state, rollout):
         turn.enter(Phase.PREVIEW, "all instances ready")
         turn.roll(held_since=turn.now)
     else:
-        _enter_step(turn, 0, "all instances ready")
+        _enter_step(turn, seen, 0, "all instances ready")
 
 
-def _enter_step(turn: Turn, step: int, reason: str) -> None:
+def _enter_step(turn: Turn, seen: Observation, step: int, reason: str) -> None:
+    """Enter a step once its hooks have passed."""
+    if turn.rollout.hooks_for != step:
+        turn.roll(hooks_for=step)
+    _ask_hooks(turn, seen, lambda: _go_to(turn, step, reason))
+
+
+def _go_to(turn: Turn, step: int, reason: str) -> None:
     rollout = turn.rollout
     weight = current_step(turn.state, replace(rollout, step=step)).weight
     actor = rollout.actor if is_fast(turn.state, rollout) else DAEMON
@@ -229,7 +256,7 @@ def _preview(turn: Turn, seen: Observation) -> None:
     if preview.approve and not rollout.approved:
         _want_approval(turn, "the preview wants a person's approval")
     else:
-        _enter_step(turn, 0, "preview passed")
+        _enter_step(turn, seen, 0, "preview passed")
 
 
 def _want_approval(turn: Turn, reason: str) -> None:
@@ -291,7 +318,7 @@ def _leave_step(turn: Turn, seen: Observation) -> None:
     held = now - (rollout.held_since if rollout.held_since is not None else now)
     reason = unmet(turn, seen, held)
     if held >= step.hold and not reason:
-        _pass_step(turn)
+        _pass_step(turn, seen)
         return
     silent_since = rollout.measured_at or rollout.held_since or now
     silent = bool(rollout.verdicts) and now - silent_since >= policy.no_data_after
@@ -309,7 +336,7 @@ def _leave_step(turn: Turn, seen: Observation) -> None:
         )
 
 
-def _pass_step(turn: Turn) -> None:
+def _pass_step(turn: Turn, seen: Observation) -> None:
     rollout = turn.rollout
     step = current_step(turn.state, rollout)
     if step.approve and not rollout.approved:
@@ -317,7 +344,7 @@ def _pass_step(turn: Turn) -> None:
     elif step.weight == FULL:
         _promote(turn, "all steps passed")
     else:
-        _enter_step(turn, rollout.step + 1, f"{step.weight} % passed")
+        _enter_step(turn, seen, rollout.step + 1, f"{step.weight} % passed")
 
 
 def _promote(turn: Turn, reason: str) -> None:

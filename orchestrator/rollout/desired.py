@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from orchestrator.rollout.hooks import HookCall, due
 from orchestrator.rollout.model import (
     BEFORE_TRAFFIC,
     Outcome,
@@ -47,6 +48,7 @@ class World:
         repair: Whether an edited file may be written over although nothing has changed.
         images: Digests that must stay on the host.
         stale_images: Digests that may be removed.
+        hooks: Who has to be asked.
     """
 
     service: str
@@ -58,6 +60,7 @@ class World:
     repair: bool = False
     images: frozenset[str] = frozenset()
     stale_images: frozenset[str] = frozenset()
+    hooks: tuple[HookCall, ...] = ()
 
 
 def desired(state: ServiceState, now: float) -> World:
@@ -79,6 +82,7 @@ def desired(state: ServiceState, now: float) -> World:
         repair=idle and not state.dead and drifted is not None and now - drifted >= REPAIR_AFTER,
         images=keep,
         stale_images=stale,
+        hooks=due(state),
     )
 
 

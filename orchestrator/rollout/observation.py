@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from orchestrator.rollout.hooks import HookResult
 from orchestrator.rollout.model import Release, Route, Server
 
 
@@ -166,6 +167,7 @@ class Observation:
         images: Answers to resolving, by reference.
         start_errors: Instance name to why it could not be created or started.
         readings: The looks since the step began, oldest first.
+        hooks: What hooks have said, by `HookCall.key`.
     """
 
     instances: tuple[Instance, ...] = ()
@@ -174,6 +176,7 @@ class Observation:
     images: Mapping[str, Image] = field(default_factory=dict)
     start_errors: Mapping[str, str] = field(default_factory=dict)
     readings: tuple[Reading, ...] = ()
+    hooks: Mapping[str, HookResult] = field(default_factory=dict)
 
     def of(self, release: str) -> tuple[Instance, ...]:
         """The instances of one release."""

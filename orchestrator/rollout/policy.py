@@ -218,6 +218,43 @@ class Preview:
     approve: bool = False
 
 
+HookPhase = Literal["preflight", "before_step", "after_promotion", "after_rollback"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hook:
+    """Somebody who is asked, or told, at a phase of a release.
+
+    Attributes:
+        at: Before `preflight` ends and before each step it can stop the rollout; afterwards it is only told.
+        kind: `command` passes with exit code 0, `http` with 200 to 202, `opa` when its result allows it.
+        command: Program and arguments, with `{image}` and the like; no shell.
+        url: For `http` and `opa`.
+        secret_file: Path of a secret that the body is signed with; '' signs nothing.
+        timeout: Seconds for one try.
+        retries: Further tries after one that failed without an answer.
+        required: Whether a failure stops the rollout.
+    """
+
+    name: str
+    at: HookPhase
+    kind: Literal["command", "http", "opa"]
+    command: tuple[str, ...] = ()
+    url: str = ""
+    secret_file: str = ""
+    timeout: float = 10.0
+    retries: int = 2
+    required: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """A line of the checklist that a request must carry: at least so much; yes is 1."""
+
+    name: str
+    least: float = 1.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """How a release of a service advances. All times in seconds.
@@ -241,6 +278,7 @@ class Policy:
         confirm_deadline: How long nginx may take to confirm a change.
         drain_deadline: How long in-flight requests get before SIGTERM.
         keep_previous: How long the previous release stays warm after a promotion.
+        hooks: Who is asked before it goes on.
         keep_images: Images of ended releases that are kept beside stable's and previous'.
     """
 
@@ -263,6 +301,7 @@ class Policy:
     drain_deadline: float = 30.0
     keep_previous: float = 3600.0
     keep_images: int = 5
+    hooks: tuple[Hook, ...] = ()
 
     @property
     def measured(self) -> bool:

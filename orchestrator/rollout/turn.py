@@ -97,6 +97,7 @@ class Turn:
             breaches=(),
             verdicts=(),
             approved=False,
+            hooks_for=None,
             mark=None,
             actor=actor,
             reason=reason,

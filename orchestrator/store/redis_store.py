@@ -61,7 +61,7 @@ def connect(url: str, timeout: float = 5.0) -> Client:
 RECEIPT_TTL = 7 * 86400.0
 """Seconds for which an idempotency key is remembered at the door."""
 
-ASKED = ("verb", "service", "image", "strategy", "release", "to")
+ASKED = ("verb", "service", "image", "strategy", "release", "to", "checks")
 """The fields that say what is asked for; who asks and why may differ when it is asked again."""
 
 

@@ -81,3 +81,44 @@ async def test_a_release_and_a_rollback_over_the_api_with_tls(
     code, _ = await s.cli("token", "revoke", listed.splitlines()[1].split()[0])
     assert (code, (await ask("GET", "/v1/me"))[0]) == (0, 401)
     assert secret.rpartition("_")[2] not in s.log.read_text()
+
+
+async def test_hooks_stop_a_release_hold_a_step_and_hear_of_its_end(
+    stack: Stacks, images: Images, tmp_path: Path
+) -> None:
+    scan = tmp_path / "scan.sh"
+    scan.write_text('case "$1" in *:bad*) echo "CRITICAL: CVE-2026-1"; exit 1 ;; esac\n')
+    told, gate = tmp_path / "told", tmp_path / "gate"
+    s = await stack(
+        checklist={"rehearsed": True},
+        hooks=[
+            {"name": "scan", "at": "preflight", "command": ["sh", str(scan), "{image}"]},
+            {
+                "name": "gate",
+                "at": "before_step",
+                "command": ["sh", "-c", f"test -e {gate} || test $RELEASE_STEP = 1"],
+            },
+            {"name": "told", "at": "after_rollback", "command": ["sh", "-c", f"cat >> {told}"]},
+        ],
+    )
+    code, text = await s.cli("release", "api", images("v1"))
+    assert (code, "checklist: rehearsed is missing" in text) == (10, True), text
+    said = ("--check", "rehearsed", "--wait", "--timeout", "60")
+    code, text = await s.cli("release", "api", images("v1"), *said)
+    assert code == 0, text
+    bad = images("v1").replace(":", ":bad-")
+    s.docker.images.get(images("v1")).tag(*bad.split(":"))
+    try:
+        code, text = await s.cli("release", "api", bad, *said)
+        assert (code, "hook scan: exit code 1: CRITICAL: CVE-2026-1" in text) == (14, True), text
+    finally:
+        s.docker.images.remove(bad, noprune=True)
+    async with Load(s.url("api"), 100) as load:
+        code, text = await s.cli("release", "api", images("v2"), *said)
+        assert (code, "hook gate: exit code 1" in text) == (11, True), text
+    assert load.seen.failed == 0, load.seen
+
+    async def heard() -> bool:
+        return told.exists() and '"release": "api-3"' in told.read_text()
+
+    await s.until(heard, 20, "the hook has been told of the rollback")

@@ -1,5 +1,6 @@
 """In-memory parts that pass the same contract as the real ones. The engine is tested on them."""
 
+import asyncio
 import copy
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from orchestrator.ports import Away, Fault, MetricQuery, RoutePlan, Stale
 from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.events import Event
+from orchestrator.rollout.hooks import HookCall, HookResult
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.observation import Edge, Image, Instance, LocalRollback, OnDisk, Reading, Sample
 from orchestrator.store.codec import dump_event, dump_state, load_event, load_state
@@ -171,6 +173,19 @@ class FakeRuntime:
         while True:
             await asyncio.sleep(3600)
             yield ""
+
+
+@dataclass(slots=True)
+class FakeHooks:
+    """Hooks that pass, but for those of which something else is said; it is told who was asked."""
+
+    says: dict[str, HookResult] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    async def ask(self, call: HookCall) -> HookResult:
+        self.asked.append(call.key)
+        await asyncio.sleep(0)
+        return self.says.get(call.hook.name, HookResult(passed=True, text="fine"))
 
 
 @dataclass(slots=True)

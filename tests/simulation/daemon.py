@@ -14,6 +14,7 @@ from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.observation import Edge, Image, Instance, LocalRollback, Reading
+from tests.contract.fakes import FakeHooks
 from tests.simulation.world import TTL, Host, World
 
 
@@ -201,6 +202,7 @@ class Daemon:
             images=ports,
             usage=ports,
             traffic=_Traffic(ports),
+            hooks=FakeHooks(),
             measurer=measurer,
             clock=ports,
             tick=1.0,

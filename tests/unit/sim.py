@@ -6,6 +6,7 @@ from orchestrator.rollout.command import Command, handle
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.desired import desired
 from orchestrator.rollout.events import Event, ReleaseEnded, RouteChanged
+from orchestrator.rollout.hooks import HookResult
 from orchestrator.rollout.model import FULL, Outcome, Phase, Rollout, Route, ServiceState
 from orchestrator.rollout.observation import (
     Edge,
@@ -61,6 +62,7 @@ class Sim:
     disk: OnDisk | None = None
     fallback: Route | None = None
     starts: int = 0
+    hooks: dict[str, HookResult] = field(default_factory=dict)
     weights_seen: dict[str, float] = field(default_factory=dict)
 
     def behave(self, release: str) -> Behaviour:
@@ -100,6 +102,7 @@ class Sim:
             images=image,
             start_errors=errors,
             readings=tuple(self.readings),
+            hooks={c.key: self.hooks[c.hook.name] for c in world.hooks if c.hook.name in self.hooks},
         )
 
     def step(self, seconds: float = 1.0) -> None:

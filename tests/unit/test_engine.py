@@ -21,7 +21,7 @@ from orchestrator.rollout.model import Outcome, Phase, Route, Server, ServiceSta
 from orchestrator.rollout.observation import Edge, Observation, Sample
 from orchestrator.rollout.policy import Comparison, Step
 from tests.builders import LADDER, policy, release, submit, template
-from tests.contract.fakes import FakeClock, FakeMetrics, FakeRuntime, FakeStore, FakeTraffic
+from tests.contract.fakes import FakeClock, FakeHooks, FakeMetrics, FakeRuntime, FakeStore, FakeTraffic
 
 PLAN = ServicePlan(
     service="api",
@@ -38,6 +38,7 @@ class Kit:
     store: FakeStore = field(default_factory=FakeStore)
     runtime: FakeRuntime = field(default_factory=FakeRuntime)
     traffic: FakeTraffic = field(default_factory=FakeTraffic)
+    hooks: FakeHooks = field(default_factory=FakeHooks)
     published: list[Event] = field(default_factory=list)
     metrics: FakeMetrics = field(init=False)
     parts: Parts = field(init=False)
@@ -56,6 +57,7 @@ class Kit:
             images=self.runtime,
             usage=self.runtime,
             traffic=self.traffic,
+            hooks=self.hooks,
             measurer=measurer,
             clock=self.clock,
             tick=0.01,
@@ -390,7 +392,7 @@ async def test_only_what_nginx_has_let_go_is_stopped(confirmed: int, routed: boo
     route = Route(generation=7, servers=(server,) if routed else ())
     state = ServiceState(service="api", route=route, confirmed=confirmed)
     jobs = Jobs(lambda: None)
-    converger = Converger(kit.runtime, kit.runtime, kit.traffic, kit.store, jobs)
+    converger = Converger(kit.runtime, kit.runtime, kit.traffic, kit.hooks, kit.store, jobs)
     seen = Observation(instances=(instance,), edge=Edge(served=7, confirmed=confirmed))
     converger.converge(desired(state, 0.0), state, seen)
     await asyncio.sleep(0.05)

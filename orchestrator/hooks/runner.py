@@ -1,0 +1,162 @@
+"""Asking one hook, with its deadline and its retries."""
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import signal
+from collections.abc import Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import stamina
+import structlog
+
+from orchestrator.ports import Fault
+from orchestrator.rollout.hooks import HookCall, HookResult
+from orchestrator.rollout.policy import Hook
+
+log = structlog.get_logger()
+
+OUTPUT = 2000
+"""Letters of what a hook says that are kept: the last ones of a program's, the first ones of an answer."""
+
+PASSES = frozenset({HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.ACCEPTED})
+
+
+def facts(call: HookCall, more: Mapping[str, Any]) -> dict[str, Any]:
+    """What a hook is told."""
+    release = call.release
+    return {
+        "id": call.key,
+        "hook": call.hook.name,
+        "phase": call.hook.at,
+        "service": release.service,
+        "release": release.id,
+        "image": release.image,
+        "digest": release.digest,
+        "author": release.author,
+        "reason": release.reason,
+        "link": release.link,
+        "step": call.step + 1,
+        "weight": call.weight,
+        **more,
+    }
+
+
+class HookRunner:
+    """See `ports.Hooks`."""
+
+    async def ask(self, call: HookCall, more: Mapping[str, Any] | None = None) -> HookResult:
+        """See `ports.Hooks`."""
+        told, hook = facts(call, more or {}), call.hook
+        try:
+            async for attempt in stamina.retry_context(
+                on=Fault, attempts=hook.retries + 1, timeout=None, wait_initial=0.5, wait_max=10.0
+            ):
+                with attempt:
+                    result = await self._once(hook, told)
+        except Fault as error:
+            result = HookResult(passed=False, text=str(error))
+        if not result.passed and not hook.required:
+            result = HookResult(passed=True, text=f"{result.text} (not required)")
+        level = "info" if result.passed else "warning"
+        getattr(log, level)(
+            "hook_asked",
+            service=call.release.service,
+            release=call.release.id,
+            hook=hook.name,
+            phase=hook.at,
+            passed=result.passed,
+            text=result.text,
+        )
+        return result
+
+    async def _once(self, hook: Hook, told: dict[str, Any]) -> HookResult:
+        """Ask once; raises `Fault` when there is no answer, which may be asked for again."""
+        try:
+            async with asyncio.timeout(hook.timeout):
+                if hook.kind == "command":
+                    return await _run(hook, told)
+                return await _call(hook, told)
+        except TimeoutError:
+            raise Fault(f"no answer within {hook.timeout:g} s") from None
+        except (OSError, aiohttp.ClientError) as error:
+            raise Fault(f"{type(error).__name__}: {str(error)[:200]}") from error
+
+
+async def _run(hook: Hook, told: dict[str, Any]) -> HookResult:
+    """A program: told by its environment and its standard input, it passes with exit code 0."""
+    words = [_filled(word, told) for word in hook.command]
+    env = {f"RELEASE_{name.upper()}": str(value).replace("\0", "") for name, value in told.items()}
+    process = await asyncio.create_subprocess_exec(
+        *words,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={"PATH": os.environ.get("PATH", os.defpath), **env},
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    said = b""
+    try:
+        with contextlib.suppress(ConnectionError):  # it need not listen
+            process.stdin.write(json.dumps(told).encode())
+            process.stdin.close()
+        while chunk := await process.stdout.read(65536):
+            said = (said + chunk)[-4 * OUTPUT :]
+        code = await process.wait()
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # whatever it has started ends with it
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+    text = said.decode(errors="replace").strip()[-OUTPUT:]
+    return HookResult(passed=code == 0, text=text if code == 0 else f"exit code {code}: {text}".rstrip(": "))
+
+
+def _filled(word: str, told: dict[str, Any]) -> str:
+    """A word of a command with `{image}` and the like in it; there is no shell that could see more."""
+    for name, value in told.items():
+        word = word.replace("{" + name + "}", str(value).replace("\0", ""))
+    return word
+
+
+async def _call(hook: Hook, told: dict[str, Any]) -> HookResult:
+    """A service: it gets JSON; 5xx is no answer."""
+    body = json.dumps({"input": told} if hook.kind == "opa" else told).encode()
+    headers = {"Content-Type": "application/json", **_signature(hook, body)}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(hook.url, data=body, headers=headers, allow_redirects=False) as answer,
+    ):
+        text = (await answer.content.read(OUTPUT * 4)).decode(errors="replace")
+        if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise Fault(f"status {answer.status}: {text[:200]}")
+        if answer.status not in PASSES:
+            return HookResult(passed=False, text=f"status {answer.status}: {text[:OUTPUT]}")
+        return _decided(text) if hook.kind == "opa" else HookResult(passed=True, text=text[:OUTPUT])
+
+
+def _decided(text: str) -> HookResult:
+    """OPA's answer: `{"result": true}`, or `{"result": {"allow": true, "reasons": []}}`. Undefined is no."""
+    try:
+        result = json.loads(text).get("result")
+    except (ValueError, AttributeError):
+        return HookResult(passed=False, text=f"not an answer of OPA: {text[:200]}")
+    if isinstance(result, dict):
+        reasons = result.get("reasons") or result.get("deny") or []
+        why = "; ".join(map(str, reasons)) if isinstance(reasons, list) else str(reasons)
+        return HookResult(passed=result.get("allow") is True, text=why[:OUTPUT] or "policy")
+    return HookResult(passed=result is True, text="policy" if result is not None else "policy is undefined")
+
+
+def _signature(hook: Hook, body: bytes) -> dict[str, str]:
+    if not hook.secret_file:
+        return {}
+    secret = Path(hook.secret_file).read_bytes().strip()
+    return {"X-Release-Signature": "v1=" + hmac.new(secret, body, hashlib.sha256).hexdigest()}

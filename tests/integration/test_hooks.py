@@ -1,0 +1,183 @@
+"""Hooks on real programs and real HTTP."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from examples.playground.stack import free_port
+from orchestrator.hooks.afterwards import Afterwards
+from orchestrator.hooks.runner import HookRunner
+from orchestrator.rollout.events import ReleaseEnded
+from orchestrator.rollout.hooks import HookCall, HookResult
+from orchestrator.rollout.model import Ended, Outcome, ServiceState
+from orchestrator.rollout.policy import Hook
+from tests.builders import release
+from tests.samples import ended
+
+
+def program(*words: str, **more: Any) -> Hook:
+    return Hook(
+        name="h", at="preflight", kind="command", command=words, **{"retries": 0, "timeout": 5.0, **more}
+    )
+
+
+async def ask(hook: Hook, **changes: Any) -> HookResult:
+    call = HookCall(key="api-7:preflight:-1:h", hook=hook, release=release(7, **changes))
+    return await HookRunner().ask(call)
+
+
+async def test_a_program_is_told_by_arguments_environment_and_input(tmp_path: Path) -> None:
+    (tmp_path / "hook.sh").write_text('echo "$1 $RELEASE_PHASE $RELEASE_ID"; cat\n')
+    result = await ask(program("sh", str(tmp_path / "hook.sh"), "{image}"), reason='"; touch /tmp/x #')
+    assert result.passed
+    line, _, body = result.text.partition("\n")
+    assert line == "repo/api:7 preflight api-7:preflight:-1:h"
+    told = json.loads(body)
+    assert (told["service"], told["release"], told["digest"]) == ("api", "api-7", "sha256:7")
+    assert told["reason"] == '"; touch /tmp/x #'
+
+
+async def test_its_exit_code_decides_and_its_last_words_are_kept() -> None:
+    result = await ask(program("sh", "-c", "yes noise | head -100000; echo CVE-2026-1; exit 3"))
+    assert not result.passed
+    assert result.text.startswith("exit code 3: ")
+    assert result.text.endswith("CVE-2026-1")
+    assert len(result.text) < 2100
+
+
+async def test_a_failure_that_does_not_matter_passes_and_says_so() -> None:
+    assert await ask(program("false", required=False)) == HookResult(
+        passed=True, text="exit code 1 (not required)"
+    )
+
+
+async def test_a_program_that_is_not_there_or_hangs_is_no_answer(tmp_path: Path) -> None:
+    missing = await ask(program("/no/such/program"))
+    assert not missing.passed
+    assert "FileNotFoundError" in missing.text
+    marker = tmp_path / "pid"
+    hung = await ask(program("sh", "-c", f"sleep 60 & echo $! > {marker}; wait", timeout=0.5))
+    assert hung == HookResult(passed=False, text="no answer within 0.5 s")
+    await asyncio.sleep(0.2)
+    status = Path(f"/proc/{marker.read_text().strip()}/status")
+    assert not status.exists() or "zombie" in status.read_text()
+
+
+class Service:
+    """Answers as a test says."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/hook"
+        self.answer: Callable[[int], tuple[int, Any]] = lambda _: (200, {})
+        self.got: list[tuple[bytes, dict[str, str]]] = []
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Service]:
+    found = Service()
+
+    async def take(request: web.Request) -> web.Response:
+        found.got.append((await request.read(), dict(request.headers)))
+        status, body = found.answer(len(found.got))
+        return web.json_response(body, status=status)
+
+    app = web.Application()
+    app.router.add_post("/hook", take)
+    runner = web.AppRunner(app, shutdown_timeout=0.5)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", found.port).start()
+    yield found
+    await runner.cleanup()
+
+
+def called(service: Service, kind: Any = "http", **more: Any) -> Hook:
+    return Hook(name="h", at="before_step", kind=kind, url=service.url, **more)
+
+
+@pytest.mark.parametrize(
+    ("status", "passes"), [(200, True), (202, True), (204, False), (302, False), (404, False)]
+)
+async def test_the_status_decides_and_a_clear_no_is_not_asked_again(
+    service: Service, status: int, passes: bool
+) -> None:
+    service.answer = lambda _: (status, {"why": "freeze"})
+    result = await ask(called(service))
+    assert result.passed is passes
+    assert len(service.got) == 1
+
+
+async def test_what_is_no_answer_is_asked_for_again_so_often(service: Service) -> None:
+    service.answer = lambda n: (503 if n < 3 else 200, {})
+    assert (await ask(called(service, retries=2))).passed
+    assert len(service.got) == 3
+    assert len({body for body, _ in service.got}) == 1
+    service.answer = lambda _: (503, {"error": "down"})
+    result = await ask(called(service, retries=1))
+    assert not result.passed
+    assert "status 503" in result.text
+
+
+async def test_the_body_is_signed(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("s3cret\n")
+    assert (await ask(called(service, secret_file=str(tmp_path / "secret")))).passed
+    body, headers = service.got[0]
+    assert headers["X-Release-Signature"] == "v1=" + hmac.new(b"s3cret", body, hashlib.sha256).hexdigest()
+    assert json.loads(body)["phase"] == "before_step"
+
+
+@pytest.mark.parametrize(
+    ("answer", "passes", "says"),
+    [
+        ({"result": True}, True, "policy"),
+        ({"result": False}, False, "policy"),
+        ({}, False, "policy is undefined"),
+        ({"result": {"allow": True}}, True, "policy"),
+        ({"result": {"allow": False, "reasons": ["no Friday", "no owner"]}}, False, "no Friday; no owner"),
+        ({"result": {"allow": "true"}}, False, "policy"),
+        ({"result": "true"}, False, "policy"),
+        ([], False, "not an answer of OPA: []"),
+    ],
+    ids=str,
+)
+async def test_a_policy_of_opa_decides(service: Service, answer: Any, passes: bool, says: str) -> None:
+    service.answer = lambda _: (200, answer)
+    assert await ask(called(service, "opa")) == HookResult(passed=passes, text=says)
+    assert json.loads(service.got[0][0])["input"]["release"] == "api-7"
+
+
+class Told:
+    """A journal that knows one release."""
+
+    async def load(self, service: str) -> tuple[ServiceState, int]:
+        over = Ended(
+            release=release(7),
+            kind="release",
+            outcome=Outcome.ROLLED_BACK,
+            reason="r",
+            actor="a",
+            began_at=1.0,
+            ended_at=2.0,
+        )
+        return ServiceState(service=service, history=(over,)), 1
+
+
+async def test_afterwards_those_are_told_whom_it_concerns(service: Service) -> None:
+    promoted = Hook(name="p", at="after_promotion", kind="http", url=service.url)
+    back = Hook(name="b", at="after_rollback", kind="http", url=service.url)
+    reader = Afterwards(HookRunner(), Told(), lambda _: [promoted, back])  # type: ignore[arg-type]
+    event = ended()
+    assert isinstance(event, ReleaseEnded)
+    assert reader.wants(event)
+    assert not reader.wants(ended(outcome=Outcome.ABORTED))
+    await reader.take(event)
+    ((body, _),) = service.got
+    told = json.loads(body)
+    assert (told["hook"], told["outcome"], told["because"]) == ("b", "rolled_back", "error_rate")
