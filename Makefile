@@ -5,9 +5,10 @@
 # make soak MINUTES=30       random faults on real parts under load, as root; MODE=dynamic: weights by Lua
 # make simulate MINUTES=10   random schedules of faults on a virtual clock
 # make pairs                 every pair of faults of every story on it; hours
+# make fuzz CASES=1000000       hostile inputs for each parser that strangers can reach; half an hour
 # make mutants               planted bugs, each of which a test must notice
 
-.PHONY: help setup demo test check bench soak simulate pairs mutants clean
+.PHONY: help setup demo test check bench soak simulate pairs fuzz mutants clean
 .DEFAULT_GOAL := help
 
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -40,6 +41,7 @@ bench: setup
 	@$(WITH_DOCKER) $(PYTHON) -m bench.traffic.faults
 	@$(WITH_DOCKER) $(PYTHON) -m bench.edge_metrics
 	@$(PYTHON) -m bench.services
+	@$(WITH_DOCKER) $(PYTHON) -m bench.doors
 	@$(WITH_DOCKER) $(PYTHON) -m bench.footprint
 	@$(WITH_DOCKER) $(PYTHON) -m bench.recovery
 	@$(WITH_DOCKER) $(PYTHON) -m bench.intake
@@ -55,6 +57,9 @@ pairs: setup
 	@$(PYTHON) -m tests.simulation pairs bad
 	@$(PYTHON) -m tests.simulation pairs good
 	@$(PYTHON) -m tests.simulation pairs people
+
+fuzz: setup
+	@$(PYTHON) -m tests.fuzz $(or $(CASES),1000000) $(SEED)
 
 mutants: setup
 	@$(WITH_DOCKER) $(PYTHON) -m tests.mutants

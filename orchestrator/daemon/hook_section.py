@@ -60,7 +60,7 @@ def checks(written: dict[str, Any]) -> tuple[Check, ...]:
     """
     found = []
     for name, value in written.items():
-        if value is False:
+        if value is False or not isinstance(value, bool | int | float | str):
             raise ValueError(f"checklist/{name}: write true, or the least value")
         found.append(Check(name=name, least=1.0 if value is True else limit(value)))
     return tuple(found)

@@ -17,9 +17,12 @@ def loads(body: bytes) -> Any:
     try:
         text = body.decode("utf-8")
         _check_depth(text)
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+        found = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+        if "\\ud" in text.lower():  # half of a pair is no letter, and can't be written anywhere
+            json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:  # also a number of too many digits
         raise Fault(f"not JSON: {str(error)[:200]}") from None
+    return found
 
 
 def _check_depth(text: str) -> None:

@@ -1,6 +1,8 @@
 """People and machines at the door of a real daemon."""
 
+import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import aiohttp
 from examples.playground.load import Load
 from tests.authority import NAME, Authority
 from tests.conftest import Images, Stacks
+from tests.door.slack_double import CHANNEL, SIGNING, TEAM, SlackDouble
 
 
 async def test_a_release_and_a_rollback_over_the_api_with_tls(
@@ -122,3 +125,103 @@ async def test_hooks_stop_a_release_hold_a_step_and_hear_of_its_end(
         return told.exists() and '"release": "api-3"' in told.read_text()
 
     await s.until(heard, 20, "the hook has been told of the rollback")
+
+
+CANARY = "canary7f3a"
+"""Is in every secret."""
+
+
+async def test_no_secret_is_found_anywhere(stack: Stacks, images: Images, tmp_path: Path) -> None:
+    """In no log, event, state, reply, page, command line, environment or container."""
+    double = SlackDouble()
+    await double.start()
+
+    def secret(name: str, text: str = "") -> str:
+        (tmp_path / name).write_text(text or f"{CANARY}-{name}-{'x' * 32}")
+        return str(tmp_path / name)
+
+    hook = {"name": "h", "at": "preflight", "url": f"http://127.0.0.1:{double.port}/x", "on_failure": "go_on"}
+    s = await stack(
+        settings={
+            "prometheus": {"bearer_file": secret("bearer")},
+            "webhooks": [{"id": "k", "name": "k", "role": "operator", "secret_file": secret("hook")}],
+            "slack": {
+                "team": TEAM,
+                "signing_secret_file": secret("signing", f"{SIGNING}{CANARY}"),
+                "token_file": secret("bot"),  # the double refuses it
+                "channel": CHANNEL,
+                "api_url": double.url,
+            },
+            "notify": [
+                {"name": "a", "urls_file": secret("urls", f"json://u:{CANARY}@127.0.0.1:9/{CANARY}")},
+                {
+                    "name": "j",
+                    "jira": {
+                        "url": f"http://127.0.0.1:{double.port}",
+                        "project": "P",
+                        "token_file": secret("jira"),
+                    },
+                },
+            ],
+        },
+        hooks=[{**hook, "secret_file": secret("sign"), "retries": 0}],
+        container={
+            "port": 8080,
+            "memory": "64MiB",
+            "env_file": secret("env", "GREETING=hello"),
+            "secrets": [{"source": secret("db"), "target": "/run/db"}],
+            "probe": {"successes": 2},
+        },
+    )
+    (tmp_path / "db").chmod(0o644)
+    _, said = await s.cli("token", "create", "ann", "--role", "admin")
+    token = next(line for line in said.splitlines() if line.startswith("rot_"))
+    wanted = (CANARY, token.rpartition("_")[2], SIGNING)
+    await s.push("api", images("v1"))
+    await s.ended("api-1")
+    bad = {"Authorization": f"Bearer {token}x"}
+    seen: list[str] = []
+    async with aiohttp.ClientSession() as client:
+        for path in (
+            "/",
+            "/services/api",
+            "/releases/api-1",
+            "/v1/services",
+            "/v1/tokens",
+            "/v1/me",
+            "/docs",
+        ):
+            for headers in ({"Authorization": f"Bearer {token}"}, bad):
+                async with client.get(f"http://127.0.0.1:{s.door}{path}", headers=headers) as answer:
+                    seen.append(await answer.text())
+        for path in ("/metrics", "/targets", "/readyz"):
+            async with client.get(f"http://127.0.0.1:{s.http}{path}") as answer:
+                seen.append(await answer.text())
+    _, doctor = await s.cli("doctor")
+    seen += [doctor, (await s.cli("status"))[1], (await s.cli("token", "list"))[1], s.log.read_text()]
+    seen += [json.dumps(c.attrs) for c in s.containers()]
+    seen += [str(await _value(s.redis, key)) for key in await s.redis.keys("*")]
+    assert s.daemon is not None
+    seen += list(_processes(s.daemon.pid))
+    text = "\n".join(seen)
+    assert "notification_failed" in text  # the failures were seen, and told
+    for word in wanted:
+        assert word not in text, text[max(text.index(word) - 300, 0) : text.index(word) + 100]
+    await double.stop()
+
+
+async def _value(redis: Any, key: str) -> Any:
+    kind = await redis.type(key)
+    if kind == "hash":
+        return await redis.hgetall(key)
+    if kind == "set":
+        return await redis.smembers(key)
+    return await (redis.xrange(key) if kind == "stream" else redis.get(key))
+
+
+def _processes(pid: int) -> Iterator[str]:
+    """Command line and environment of a process and of all that it has started."""
+    yield Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    yield Path(f"/proc/{pid}/environ").read_text(errors="replace")
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        yield from _processes(int(child))

@@ -165,6 +165,7 @@ HOSTILE: list[tuple[Any, int]] = [
     (b'{"image": ' + b"9" * 5000 + b"}", 400),
     (b'{"image": 1e309}', 422),
     (b'{"image": "\xff"}', 400),
+    (b'{"image": "a:1", "who": "\\ud800"}', 400),
     (b'\xef\xbb\xbf{"image": "a:1"}', 400),
     (DEEP[:60_000], 400),
     (DEEP, 413),
