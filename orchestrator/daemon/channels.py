@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 from orchestrator.daemon.section import secret_of
 from orchestrator.daemon.settings import Settings
+from orchestrator.notify.grafana import Grafana
 from orchestrator.notify.jira import Jira
 from orchestrator.notify.postman import Channel, Reader, Subscription
-from orchestrator.ports import Bookmarks, Journal
+from orchestrator.ports import Bookmarks, Fault, Journal
 
 
 def readers(settings: Settings, journal: Journal, bookmarks: Bookmarks) -> list[Reader]:
@@ -22,6 +23,12 @@ def readers(settings: Settings, journal: Journal, bookmarks: Bookmarks) -> list[
 
         token = secret_of(slack.token_file, "slack/token_file")
         found.append(SlackThread(token, slack.channel, slack.language, slack.api_url, journal, bookmarks))
+    if settings.traces is not None:
+        try:
+            from orchestrator.notify.traces import Traces  # noqa: PLC0415  an extra that need not be there
+        except ImportError as error:
+            raise Fault(f"traces: pip install 'release-orchestrator[otel]' ({error})") from error
+        found.append(Traces(settings.traces.endpoint, journal))
     return found
 
 
@@ -53,6 +60,9 @@ def _channels(settings: Settings, number: int) -> Iterator[tuple[str, Channel]]:
         jira = section.jira
         token = secret_of(jira.token_file, f"{place}/jira/token_file")
         yield section.name, Jira(jira.url, jira.user, token, jira.project, jira.issue_type)
+    if section.grafana is not None:
+        token = secret_of(section.grafana.token_file, f"{place}/grafana/token_file")
+        yield section.name, Grafana(section.grafana.url, token)
     if section.urls_file is not None:
         from orchestrator.notify.chat import Chat  # noqa: PLC0415  Apprise takes a third of a second to import
 

@@ -126,6 +126,19 @@ class JiraSection(Section):
     token_file: Path
 
 
+class GrafanaSection(Section):
+    """Where annotations are made."""
+
+    url: str = Field(pattern=r"^https?://\S+$")
+    token_file: Path = Field(description="Of a service account that may write annotations")
+
+
+class TracesSection(Section):
+    """Where a trace of each release is sent, by OTLP over HTTP."""
+
+    endpoint: str = Field(pattern=r"^https?://\S+$", description="Such as http://127.0.0.1:4318/v1/traces")
+
+
 class NotifySection(Section):
     """Somewhere that is told what happens."""
 
@@ -134,6 +147,7 @@ class NotifySection(Section):
     )
     urls_file: Path | None = Field(None, description="Addresses of Apprise, one a line; they hold secrets")
     jira: JiraSection | None = None
+    grafana: GrafanaSection | None = None
     services: list[str] = Field([], description="Empty: all of them")
     events: list[Kind] = Field(list(USUAL), min_length=1)
     outcomes: list[Outcome] = Field(list(Outcome), min_length=1, description="Of release_ended")
@@ -141,8 +155,8 @@ class NotifySection(Section):
 
     def model_post_init(self, _: Any) -> None:
         """One place a channel."""
-        if (self.urls_file is None) == (self.jira is None):
-            raise ValueError("one of urls_file and jira is needed")
+        if sum(place is not None for place in (self.urls_file, self.jira, self.grafana)) != 1:
+            raise ValueError("one of urls_file, jira and grafana is needed")
 
 
 class AlertSection(Section):

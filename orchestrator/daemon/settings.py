@@ -11,6 +11,7 @@ from orchestrator.daemon.door_section import (
     ApiSection,
     NotifySection,
     SlackSection,
+    TracesSection,
     WebhookKeySection,
 )
 from orchestrator.daemon.section import Section, address
@@ -126,6 +127,7 @@ class Settings(Section):
     webhooks: list[WebhookKeySection] = Field([], description="Keys of signed requests")
     slack: SlackSection | None = Field(None, description="A slash command, buttons, and a message a release")
     notify: list[NotifySection] = Field([], description="Who is told what happens")
+    traces: TracesSection | None = Field(None, description="Needs the extra `otel`")
     alerts: list[AlertSection] = Field([], description="What alerts of Alertmanager do; the first that fits")
     log: LogSection = LogSection()
 

@@ -1,11 +1,9 @@
 """An issue in Jira, by its REST API, version 2."""
 
-from http import HTTPStatus
-
 import aiohttp
 
+from orchestrator.notify.http_json import ask_json
 from orchestrator.notify.text import Message
-from orchestrator.ports import Fault
 from orchestrator.rollout.events import Event
 
 
@@ -29,27 +27,16 @@ class Jira:
     async def send(self, event: Event, text: Message) -> None:
         """See `Channel`."""
         label = f"release-{event.release}-{int(event.at)}"
-        try:
-            async with aiohttp.ClientSession(auth=self._auth, headers=self._headers) as session:
-                jql = f'project = "{self._project}" AND labels = "{label}"'
-                found = await _json(session.get(f"{self._url}/rest/api/2/search", params={"jql": jql}))
-                if found.get("issues"):
-                    return
-                fields = {
-                    "project": {"key": self._project},
-                    "issuetype": {"name": self._type},
-                    "summary": text.title[:250],
-                    "description": f"{{noformat}}\n{text.body}\n{{noformat}}",
-                    "labels": [label, "release-orchestrator"],
-                }
-                await _json(session.post(f"{self._url}/rest/api/2/issue", json={"fields": fields}))
-        except (aiohttp.ClientError, ValueError) as error:
-            raise Fault(f"Jira: {type(error).__name__}: {str(error)[:200]}") from error
-
-
-async def _json(request: "aiohttp.client._RequestContextManager") -> dict[str, object]:
-    async with request as answer:
-        if answer.status >= HTTPStatus.BAD_REQUEST:
-            raise Fault(f"Jira: {answer.status}: {(await answer.text())[:200]}")
-        found: dict[str, object] = await answer.json()
-        return found
+        async with aiohttp.ClientSession(auth=self._auth, headers=self._headers) as session:
+            jql = f'project = "{self._project}" AND labels = "{label}"'
+            found = await ask_json(session, "GET", f"{self._url}/rest/api/2/search", params={"jql": jql})
+            if found.get("issues"):
+                return
+            fields = {
+                "project": {"key": self._project},
+                "issuetype": {"name": self._type},
+                "summary": text.title[:250],
+                "description": f"{{noformat}}\n{text.body}\n{{noformat}}",
+                "labels": [label, "release-orchestrator"],
+            }
+            await ask_json(session, "POST", f"{self._url}/rest/api/2/issue", json={"fields": fields})

@@ -163,7 +163,10 @@ async def test_what_happened_while_nobody_ran_is_told_afterwards_and_nothing_twi
     await put(house, ended(1, now))  # before anybody subscribed
     async with told(house, found):
         await put(house, ended(2, now))
-        await until(lambda: len(receiver.got) == 1)
+        async with asyncio.timeout(10):  # until it is noted that it was sent
+            while await house.store.bookmark("team.0") != await house.store.last_event_id():
+                await asyncio.sleep(0.02)
+        assert len(receiver.got) == 1
     await put(house, ended(3, now), ended(4, now - 90_000))  # the last is of the day before
     async with told(house, found):
         await until(lambda: len(receiver.got) >= 2)
@@ -221,6 +224,27 @@ async def test_jira_gets_one_issue_a_release(house: House, receiver: Receiver, t
         await until(lambda: len(known) == 1 and len(receiver.got) >= 2, 15)
         await asyncio.sleep(0.5)
     assert len(known) == 1
+
+
+async def test_grafana_gets_an_annotation_over_the_time_of_a_release(
+    house: House, receiver: Receiver, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("grafana-secret\n")
+    grafana = {"url": f"http://127.0.0.1:{receiver.port}/", "token_file": str(tmp_path / "token")}
+    now = house.clock.now()
+    async with told(house, settings(tmp_path, {"name": "g", "grafana": grafana})):
+        await put(house, ended(7, now))
+        await until(lambda: bool(receiver.got))
+    ((path, body),) = receiver.got
+    assert path == "/api/annotations"
+    assert (body["time"], body["timeEnd"]) == (int((now - 42.0) * 1000), int(now * 1000))
+    assert body["tags"] == [
+        "release-orchestrator",
+        "service:api",
+        "event:release_ended",
+        "outcome:rolled_back",
+    ]
+    assert body["text"].startswith("api-7: rolled back\nimage: repo/api:1")
 
 
 @pytest.mark.parametrize("number", range(len(USUAL)))
