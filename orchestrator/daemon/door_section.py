@@ -159,6 +159,23 @@ class NotifySection(Section):
             raise ValueError("one of urls_file, jira and grafana is needed")
 
 
+class ProjectSection(Section):
+    """What a deployment of a repository means."""
+
+    service: str
+    image: str = Field(
+        pattern=r"\{(sha|short_sha|ref)\}", description="With {sha}, {short_sha} or {ref} in it"
+    )
+    environment: str = "production"
+
+
+class ForgeSection(Section):
+    """A GitHub or GitLab that announces deployments."""
+
+    secret_file: Path
+    projects: dict[str, ProjectSection] = Field(min_length=1, description="By full name, team/api")
+
+
 class AlertSection(Section):
     """What an alert does."""
 

@@ -1,18 +1,20 @@
 """The doors that people and machines come by, and what has to run behind them."""
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
 
 import structlog
 from aiohttp import web
 
 from orchestrator.daemon.section import secret_of
 from orchestrator.daemon.settings import Settings
-from orchestrator.intake import alertmanager, signed, slack
+from orchestrator.intake import alertmanager, forge, signed, slack
 from orchestrator.intake.alertmanager import AlertRule, Alerts
 from orchestrator.intake.answers import Answers
 from orchestrator.intake.api import Api
 from orchestrator.intake.desk import Desk
 from orchestrator.intake.door import SESSION, Guard
+from orchestrator.intake.forge import Forge, Forges, Kind, Project
 from orchestrator.intake.server import Server, Tls
 from orchestrator.intake.signed import Key, Signed
 from orchestrator.intake.slack import Slack, Workspace
@@ -46,14 +48,15 @@ class Doors:
         services: Callable[[], Collection[str]],
     ) -> None:
         self._settings = settings
-        self._keys, self._workspace = _keys(settings), _workspace(settings)
+        self._secrets = _Secrets.of(settings)
         section = settings.api
         desk = Desk(store, services)
         guard = Guard(tokens, clock, rate=section.rate, burst=section.burst)
         self._tail = EventTail(store)
         api = Api(desk, store, store, self._tail, guard, clock)
         answers = Answers(store, self._tail)
-        self._slack = Slack(desk, store, answers, tokens, clock, lambda: self._workspace)
+        self._slack = Slack(desk, store, answers, tokens, clock, lambda: self._secrets.workspace)
+        forges = Forges(desk, tokens, lambda: self._secrets.forges)
         alerts = Alerts(desk, store, guard, clock, self._rules)
         pages = Pages(
             store,
@@ -66,8 +69,10 @@ class Doors:
         )
         routes = [
             *pages.routes(),
-            web.post(signed.PATH, Signed(desk, tokens, clock, lambda: self._keys).handle),
+            web.post(signed.PATH, Signed(desk, tokens, clock, lambda: self._secrets.keys).handle),
             web.post(alertmanager.PATH, alerts.handle),
+            web.post(forge.GITHUB_PATH, forges.github),
+            web.post(forge.GITLAB_PATH, forges.gitlab),
             web.post(slack.COMMAND_PATH, self._slack.command),
             web.post(slack.ACTION_PATH, self._slack.action),
         ]
@@ -96,19 +101,37 @@ class Doors:
     def reload(self, settings: Settings) -> None:
         """Take new rules, keys and certificates; where one can't be read all stay as they are."""
         try:
-            keys, workspace = _keys(settings), _workspace(settings)
+            secrets = _Secrets.of(settings)
             if self._server is not None:
                 self._server.reload()
         except Fault as error:
             log.error("doors_not_reloaded", reason=str(error))
         else:
-            self._settings, self._keys, self._workspace = settings, keys, workspace
+            self._settings, self._secrets = settings, secrets
 
     async def close(self) -> None:
         """Stop serving."""
         if self._server is not None:
             await self._server.close()
         await self._slack.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Secrets:
+    """Who may come by the doors that check for themselves, with their secrets read."""
+
+    keys: dict[str, Key]
+    workspace: Workspace | None
+    forges: dict[Kind, Forge]
+
+    @classmethod
+    def of(cls, settings: Settings) -> "_Secrets":
+        """Read all of them.
+
+        Raises:
+            Fault: One can't be read; names the setting.
+        """
+        return cls(_keys(settings), _workspace(settings), _forges(settings))
 
 
 def _workspace(settings: Settings) -> Workspace | None:
@@ -128,4 +151,16 @@ def _keys(settings: Settings) -> dict[str, Key]:
         if len(secret) < SHORTEST_SECRET:
             raise Fault(f"{place} {key.secret_file}: is shorter than {SHORTEST_SECRET} letters")
         found[key.id] = Key(key.principal(key.name), secret.encode())
+    return found
+
+
+def _forges(settings: Settings) -> dict[Kind, Forge]:
+    found: dict[Kind, Forge] = {}
+    for kind, section in settings.forges.items():
+        secret = secret_of(section.secret_file, f"forges/{kind}/secret_file")
+        projects = {
+            name: Project(project.service, project.image, project.environment)
+            for name, project in section.projects.items()
+        }
+        found[kind] = Forge(secret, projects)
     return found

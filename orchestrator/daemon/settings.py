@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from orchestrator.daemon.door_section import (
     AlertSection,
     ApiSection,
+    ForgeSection,
     NotifySection,
     SlackSection,
     TracesSection,
@@ -126,6 +127,9 @@ class Settings(Section):
     api: ApiSection = ApiSection()
     webhooks: list[WebhookKeySection] = Field([], description="Keys of signed requests")
     slack: SlackSection | None = Field(None, description="A slash command, buttons, and a message a release")
+    forges: dict[Literal["github", "gitlab"], ForgeSection] = Field(
+        {}, description="Whose deployments are releases"
+    )
     notify: list[NotifySection] = Field([], description="Who is told what happens")
     traces: TracesSection | None = Field(None, description="Needs the extra `otel`")
     alerts: list[AlertSection] = Field([], description="What alerts of Alertmanager do; the first that fits")
@@ -137,6 +141,9 @@ class Settings(Section):
             yield from ((f"webhooks/{n}/services", name) for name in key.services)
         for user, person in self.slack.users.items() if self.slack else ():
             yield from ((f"slack/users/{user}/services", name) for name in person.services)
+        for kind, forge in self.forges.items():
+            for full_name, project in forge.projects.items():
+                yield f"forges/{kind}/projects/{full_name}/service", project.service
         for n, channel in enumerate(self.notify):
             yield from ((f"notify/{n}/services", name) for name in channel.services)
         for n, alert in enumerate(self.alerts):

@@ -14,7 +14,7 @@ from aiohttp import web
 from examples.playground.stack import free_port
 from orchestrator.daemon.clock import SystemClock
 from orchestrator.engine.tasks import eternal
-from orchestrator.intake import alertmanager, signed, slack
+from orchestrator.intake import alertmanager, forge, signed, slack
 from orchestrator.intake.alertmanager import AlertRule, Alerts
 from orchestrator.intake.answers import Answers
 from orchestrator.intake.api import Api
@@ -50,6 +50,8 @@ class House:
         self.workspace: Workspace | None = None
         answers = Answers(self.store, self.tail)
         self.slack = Slack(self.desk, self.store, answers, self.tokens, self.clock, lambda: self.workspace)
+        self.forges: dict[forge.Kind, forge.Forge] = {}
+        forges = forge.Forges(self.desk, self.tokens, lambda: self.forges)
         alerts = Alerts(self.desk, self.store, self.guard, self.clock, lambda: self.rules)
         self.services = {"api", "web"}
         pages = Pages(
@@ -65,6 +67,8 @@ class House:
             *pages.routes(),
             web.post(signed.PATH, Signed(self.desk, self.tokens, self.clock, lambda: self.keys_of).handle),
             web.post(alertmanager.PATH, alerts.handle),
+            web.post(forge.GITHUB_PATH, forges.github),
+            web.post(forge.GITLAB_PATH, forges.gitlab),
             web.post(slack.COMMAND_PATH, self.slack.command),
             web.post(slack.ACTION_PATH, self.slack.action),
         ]

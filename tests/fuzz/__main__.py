@@ -23,6 +23,7 @@ from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.hooks.runner import _decided
 from orchestrator.intake import strict_json
 from orchestrator.intake.alertmanager import AlertRule, Group, meant
+from orchestrator.intake.forge import github, gitlab
 from orchestrator.intake.parse import parse
 from orchestrator.intake.problems import Problem
 from orchestrator.intake.signed import _fields
@@ -35,6 +36,7 @@ from orchestrator.rollout.model import ServiceState
 from orchestrator.store.codec import dump_event, dump_state, load_event, load_state
 from orchestrator.traffic.request_log import RequestLog
 from tests.builders import submit
+from tests.door.test_forge import DEPLOYMENT, HOOK
 from tests.samples import EVENTS
 
 CASES = 1_000_000
@@ -148,6 +150,8 @@ TARGETS = [
         (Problem,),
     ),
     *(_body(model, seed) for model, seed in BODIES.items()),
+    Target("GitHub", lambda b: github(strict_json.loads(b)), (_text(DEPLOYMENT),), (Fault, ValidationError)),
+    Target("GitLab", lambda b: gitlab(strict_json.loads(b)), (_text(HOOK),), (Fault, ValidationError)),
     Target("state", load_state, (dump_state(STATE),), (Fault,)),
     Target("event", load_event, tuple(map(dump_event, EVENTS)), (Fault,)),
     Target("service file", _yaml, (SERVICE.encode(),), (Fault, ValidationError)),
