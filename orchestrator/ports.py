@@ -438,10 +438,6 @@ class Journal(Protocol):
         """The state of a service and its version."""
         ...
 
-    async def version(self, service: str) -> int:
-        """Of the state of a service; it grows with every change."""
-        ...
-
     async def last_event_id(self) -> str:
         """The id of the newest event."""
         ...
@@ -450,8 +446,8 @@ class Journal(Protocol):
         """Events after an id, oldest first."""
         ...
 
-    async def told(self, release: str, since: float) -> list[Event]:
-        """All events of a release that began at `since`."""
+    async def told(self, release: str, since: float, until: float = math.inf) -> list[Event]:
+        """The events of a release that began at `since`, told up to `until`."""
         ...
 
 

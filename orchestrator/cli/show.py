@@ -9,7 +9,7 @@ from rich.text import Text
 from orchestrator.rollout.events import Event, GateJudged, GatesLooked, PhaseEntered, ReleaseEnded
 from orchestrator.rollout.model import FULL, Outcome, Release, Result, Rollout, ServiceState
 from orchestrator.rollout.plan import current_step, step_count
-from orchestrator.rollout.told import logs_of, told
+from orchestrator.rollout.told import logs_of, problems, told
 
 WIDTH = 20
 
@@ -109,12 +109,7 @@ def note(state: ServiceState) -> str:
         notes.append(f"[cyan]frozen by {escape(state.frozen.actor)}: {escape(state.frozen.reason)}[/]")
     if state.queue:
         notes.append(f"queued: {', '.join(r.id for r in state.queue)}")
-    if state.dead:
-        notes.append(f"[red]down: {', '.join(state.dead)}[/]")
-    if state.drifted_since is not None:
-        notes.append("[red]nginx' file was edited[/]")
-    if state.stuck_since is not None:
-        notes.append("[red]nginx does not confirm[/]")
+    notes += [f"[red]{problem}[/]" for problem in problems(state)]
     if state.previous and not state.rollout:
         notes.append(f"{state.previous.id} is warm")
     return "; ".join(notes)

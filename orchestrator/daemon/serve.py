@@ -42,7 +42,7 @@ from orchestrator.runtime.network import Network
 from orchestrator.store.board import RedisBoard
 from orchestrator.store.keys import Keys
 from orchestrator.store.lease import Lease
-from orchestrator.store.redis_store import Client, RedisStore, connect
+from orchestrator.store.redis_store import Client, ReadingStore, RedisStore, connect
 from orchestrator.store.server import PrivateRedis, check_settings
 from orchestrator.store.tokens import RedisTokens
 from orchestrator.traffic.edge import NginxEdge
@@ -160,7 +160,7 @@ class Daemon:
         )
 
     def _doors(self, redis: Client) -> Doors:
-        store = RedisStore(redis, self._keys)
+        store = ReadingStore(redis, self._keys)
         tokens = RedisTokens(redis, self._keys)
         return Doors(self.config.settings, store, tokens, self._clock, self._service_names)
 

@@ -81,7 +81,6 @@ class Api:
         self._answers = Answers(journal, tail)
         self._tokens = guard.tokens
         self._clock = clock
-        self._known: dict[str, tuple[int, ServiceState]] = {}
 
     def operations(self) -> list[Operation]:
         """All of them."""
@@ -191,14 +190,8 @@ class Api:
             ),
         ]
 
-    async def state_of(self, service: str) -> ServiceState:
-        """What is committed for a service; a copy while its version is the same."""
-        version = await self._journal.version(service)
-        known = self._known.get(service)
-        if known is None or known[0] != version:
-            state, version = await self._journal.load(service)
-            known = self._known[service] = (version, state)
-        return known[1]
+    async def _state(self, service: str) -> ServiceState:
+        return (await self._journal.load(service))[0]
 
     def _asking(self, verb: Verb) -> Callable[[Call], Awaitable[web.StreamResponse]]:
         async def ask(call: Call) -> web.Response:
@@ -211,15 +204,15 @@ class Api:
 
     async def _list(self, call: Call) -> web.Response:
         names = sorted(name for name in self._desk.services() if call.who.sees(name))
-        return _json(ServiceList(services=[service_view(await self.state_of(name)) for name in names]))
+        return _json(ServiceList(services=[service_view(await self._state(name)) for name in names]))
 
     async def _service(self, call: Call) -> web.Response:
         self._desk.check(call.path("service"), call.who)
-        return _json(service_view(await self.state_of(call.path("service"))))
+        return _json(service_view(await self._state(call.path("service"))))
 
     async def _releases(self, call: Call) -> web.Response:
         self._desk.check(call.path("service"), call.who)
-        return _json(ReleaseList(releases=releases_of(await self.state_of(call.path("service")))))
+        return _json(ReleaseList(releases=releases_of(await self._state(call.path("service")))))
 
     async def _release(self, call: Call) -> web.Response:
         name = call.path("release")
@@ -229,7 +222,7 @@ class Api:
         self._desk.check(service, call.who)
 
         async def look() -> ReleaseView | None:
-            return release_view(await self.state_of(service), name)
+            return release_view(await self._state(service), name)
 
         after = await self._journal.last_event_id()
         found = await look()

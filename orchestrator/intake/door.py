@@ -18,7 +18,7 @@ from orchestrator.intake import strict_json
 from orchestrator.intake.limits import Buckets, Lane
 from orchestrator.intake.parse import MAX_BYTES
 from orchestrator.intake.problems import Problem
-from orchestrator.intake.views import Nothing
+from orchestrator.intake.views import Nothing, Wait
 from orchestrator.ports import Clock, Fault, Principal, Token, Tokens, Verb
 
 log = structlog.get_logger()
@@ -90,14 +90,20 @@ class Guard:
         self._clock = clock
         self._usual = Buckets(rate, burst)
         self._urgent = Buckets(rate, burst)
-        self._streams = Lane("event streams", 200)
+        self._patient = Lane("requests that wait", 500)
         self._lane = Lane("requests", 100)
         self._fast_lane = Lane("urgent requests", 100)
 
     def guarded(self, operation: Operation) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         """A handler for aiohttp that lets in what may come in."""
         urgent = operation.verb in URGENT
-        lane = self._streams if operation.endless else self._fast_lane if urgent else self._lane
+        lane = (
+            self._patient
+            if operation.endless or operation.query is Wait
+            else self._fast_lane
+            if urgent
+            else self._lane
+        )
         buckets = self._urgent if urgent else self._usual
 
         async def handler(request: web.Request) -> web.StreamResponse:

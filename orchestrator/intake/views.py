@@ -10,6 +10,7 @@ from orchestrator.ports import Role, Token, Verb
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import FULL, Ended, Mark, Outcome, Phase, Release, ServiceState, Verdict
 from orchestrator.rollout.plan import current_step, step_count
+from orchestrator.rollout.told import problems
 
 SERVICE = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 RELEASE = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?-[0-9]{1,10}$"
@@ -285,16 +286,6 @@ def service_view(state: ServiceState) -> ServiceView:
         confirmed=state.confirmed,
         problems=problems(state),
     )
-
-
-def problems(state: ServiceState) -> list[str]:
-    """What is wrong with a service now."""
-    found = [f"{name} is down" for name in state.dead]
-    if state.drifted_since is not None:
-        found.append("nginx' file was edited by hand")
-    if state.stuck_since is not None:
-        found.append("nginx does not confirm what it must serve")
-    return found
 
 
 def release_view(state: ServiceState, release: str) -> ReleaseView | None:

@@ -41,7 +41,7 @@ class Traces:
     async def take(self, event: Event) -> None:
         """See `Reader`."""
         assert isinstance(event, ReleaseEnded)
-        events = await self._journal.told(event.release, event.at - event.seconds)
+        events = await self._journal.told(event.release, event.at - event.seconds, event.at)
         spans = trace(event, events)
         result = await asyncio.to_thread(self._exporter.export, spans)
         if result is not SpanExportResult.SUCCESS:

@@ -26,6 +26,7 @@ from orchestrator.rollout.events import (
     ServiceAdopted,
     StateRestored,
 )
+from orchestrator.rollout.model import ServiceState
 
 
 def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for each kind
@@ -86,3 +87,13 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
 def logs_of(event: Event) -> str:
     """The last lines of a container's log that an event holds; '' where it holds none."""
     return event.logs.strip() if isinstance(event, InstanceDied | ReleaseEnded) else ""
+
+
+def problems(state: ServiceState) -> list[str]:
+    """What is wrong with a service now."""
+    found = [f"{name} is down" for name in state.dead]
+    if state.drifted_since is not None:
+        found.append("nginx' file was edited by hand")
+    if state.stuck_since is not None:
+        found.append("nginx does not confirm what it must serve")
+    return found

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,9 @@ def connect(url: str, timeout: float = 5.0) -> Client:
 RECEIPT_TTL = 7 * 86400.0
 """Seconds for which an idempotency key is remembered at the door."""
 
+SKEW = 3600.0
+"""Seconds by which the daemon's clock and that of Redis may differ."""
+
 ASKED = ("verb", "service", "image", "strategy", "release", "to", "checks")
 """The fields that say what is asked for; who asks and why may differ when it is asked again."""
 
@@ -108,13 +112,6 @@ class RedisStore:
         if data is None:
             return ServiceState(service=service), int(version or 0)
         return load_state(data), int(version or 0)
-
-    async def version(self, service: str) -> int:
-        """See `ports.Journal`."""
-        try:
-            return int(await self._redis.hget(self._keys.state(service), "version") or 0)
-        except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
 
     async def commit(
         self, state: ServiceState, version: int, events: Sequence[Event], acks: Sequence[str] = ()
@@ -218,21 +215,23 @@ class RedisStore:
         except RedisError as error:
             raise Fault(f"Redis: {error}") from error
 
-    async def told(self, release: str, since: float) -> list[Event]:
-        """All events of a release, oldest first.
+    async def told(self, release: str, since: float, until: float = math.inf) -> list[Event]:
+        """See `ports.Journal`; oldest first.
 
         Args:
             release: Its id.
             since: When its rollout began, by the daemon's clock; Redis' own may differ by up to an hour.
+            until: The last moment that is of interest, by the same clock.
 
         Raises:
             Fault: Redis did not answer.
         """
-        after = f"({int(max(since - 3600.0, 0.0) * 1000)}-0"
+        after = f"({int(max(since - SKEW, 0.0) * 1000)}-0"
+        last = "+" if until == math.inf else str(int((until + SKEW) * 1000))
         found: list[Event] = []
         while True:
             try:
-                page: Any = await self._redis.xrange(self._keys.events, min=after, count=1000)
+                page: Any = await self._redis.xrange(self._keys.events, min=after, max=last, count=1000)
             except RedisError as error:
                 raise Fault(f"Redis: {error}") from error
             for entry, fields in page:
@@ -283,3 +282,22 @@ class RedisStore:
         except RedisError as error:
             raise Fault(f"Redis: {error}") from error
         return sum(int(g["pending"]) + int(g["lag"] or 0) for g in groups)
+
+
+class ReadingStore(RedisStore):
+    """For readers that look at the same states again and again: each is parsed once a version."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        super().__init__(redis, keys)
+        self._known: dict[str, tuple[ServiceState, int]] = {}
+
+    async def load(self, service: str) -> tuple[ServiceState, int]:
+        """See `ports.Store`."""
+        try:
+            version = int(await self._redis.hget(self._keys.state(service), "version") or 0)
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error
+        known = self._known.get(service)
+        if known is None or known[1] != version:
+            known = self._known[service] = await super().load(service)
+        return known

@@ -17,7 +17,7 @@ from orchestrator.ports import MAY, Clock, Journal, Principal, Token, Tokens, Ve
 from orchestrator.rollout.events import Event, GatesLooked, RouteConfirmed
 from orchestrator.rollout.model import FULL, Phase, Release, ServiceState
 from orchestrator.rollout.plan import current_step, is_fast
-from orchestrator.rollout.told import logs_of, told
+from orchestrator.rollout.told import logs_of, problems, told
 from orchestrator.web.charts import Chart, charts
 
 SESSION_SECONDS = 12 * 3600.0
@@ -91,7 +91,6 @@ class Pages:
         self._services = services
         self._cookie = cookie
         self._secure = secure
-        self._states: dict[str, tuple[int, ServiceState]] = {}
 
     def routes(self) -> list[web.RouteDef]:
         """Where they are."""
@@ -159,7 +158,8 @@ class Pages:
                 release, began = queued, queued.submitted_at
             else:
                 raise LookupError(f"{name} is not known, or too long ago")
-        events = await self._journal.told(name, began)
+        until = math.inf if ended is None else ended.ended_at + release.policy.keep_previous
+        events = await self._journal.told(name, began, until)
         shown = [e for e in events if not isinstance(e, GatesLooked | RouteConfirmed)]
         return {
             "state": state,
@@ -181,22 +181,14 @@ class Pages:
         return await self._state(service)
 
     async def _state(self, service: str) -> ServiceState:
-        version = await self._journal.version(service)
-        known = self._states.get(service)
-        if known is None or known[0] != version:
-            state, version = await self._journal.load(service)
-            known = self._states[service] = (version, state)
-        return known[1]
+        return (await self._journal.load(service))[0]
 
     def _look(self, state: ServiceState, who: Principal) -> Row:
         rollout = state.rollout
         release = rollout.release.id if rollout else state.stable.id if state.stable else ""
         phase = str(rollout.phase).replace("_", " ") if rollout else "idle" if state.stable else "empty"
-        problems = [f"{name} is down" for name in state.dead]
-        problems += ["nginx' file was edited"] if state.drifted_since is not None else []
-        problems += ["nginx does not confirm"] if state.stuck_since is not None else []
         share = state.route.share(release) * FULL
-        return Row(state, phase, share, problems, self._verbs(state, release, who))
+        return Row(state, phase, share, problems(state), self._verbs(state, release, who))
 
     def _verbs(self, state: ServiceState, release: str, who: Principal) -> list[str]:
         """What may be asked for of a release now, by somebody."""

@@ -28,7 +28,7 @@ from orchestrator.rollout.command import Command, handle
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
 from orchestrator.store.keys import Keys
-from orchestrator.store.redis_store import RedisStore, connect
+from orchestrator.store.redis_store import ReadingStore, RedisStore, connect
 from orchestrator.store.server import PrivateRedis
 from orchestrator.store.tail import EventTail
 from orchestrator.store.tokens import RedisTokens
@@ -41,10 +41,11 @@ class House:
     def __init__(self, redis: Any, *, rate: float = 10_000, burst: int = 10_000) -> None:
         self.redis, self.keys, self.clock = redis, Keys("t"), SystemClock()
         self.store, self.tokens = RedisStore(redis, self.keys, 1), RedisTokens(redis, self.keys)
+        reading = ReadingStore(redis, self.keys)
         self.tail = EventTail(self.store)
         self.guard = Guard(self.tokens, self.clock, rate=rate, burst=burst)
         self.desk = Desk(self.store, lambda: self.services)
-        self.api = Api(self.desk, self.store, self.store, self.tail, self.guard, self.clock)
+        self.api = Api(self.desk, self.store, reading, self.tail, self.guard, self.clock)
         self.keys_of: dict[str, Key] = {}
         self.rules: list[AlertRule] = []
         self.workspace: Workspace | None = None
@@ -55,7 +56,7 @@ class House:
         alerts = Alerts(self.desk, self.store, self.guard, self.clock, lambda: self.rules)
         self.services = {"api", "web"}
         pages = Pages(
-            self.store,
+            reading,
             self.tokens,
             self.clock,
             self.guard.known,

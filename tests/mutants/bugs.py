@@ -15,6 +15,7 @@ class Bug:
 
 
 UNIT = "tests/unit"
+DOOR = "tests/door/"
 ENGINE = "tests/unit/test_engine.py"
 STORE = "tests/contract/test_store.py"
 TRAFFIC = "tests/contract/test_traffic.py -k 'not container'"
@@ -522,5 +523,125 @@ BUGS = (
         "            for path in left:\n                remove(path)\n",
         "            pass\n",
         PLACES + " -k share",
+    ),
+    Bug(
+        "a signed request may come twice",
+        "intake/signed.py",
+        'if not await self._tokens.first_time(f"signed {key_id} {nonce}", 2 * SKEW + 60):',
+        "if False:",
+        DOOR + "test_signed.py",
+    ),
+    Bug(
+        "the path is not signed",
+        "intake/signed.py",
+        "request.method, request.raw_path, body)",
+        "request.method, PATH, body)",
+        DOOR + "test_signed.py",
+    ),
+    Bug(
+        "the time of a signature is not looked at",
+        "intake/signed.py",
+        "if not SECONDS.fullmatch(timestamp) or abs(self._clock.now() - int(timestamp)) > SKEW:",
+        "if not SECONDS.fullmatch(timestamp):",
+        DOOR + "test_signed.py",
+    ),
+    Bug(
+        "a role is not asked for",
+        "intake/desk.py",
+        "if not who.may(verb, service):",
+        "if False:",
+        DOOR + "test_slack.py",
+    ),
+    Bug(
+        "a scope is not looked at where a release is shown",
+        "intake/desk.py",
+        "if not who.sees(service):",
+        "if False:",
+        DOOR + "test_api.py -k services",
+    ),
+    Bug(
+        "an expired token works on",
+        "store/tokens.py",
+        "kept.token.expires_at <= now",
+        "kept.token.expires_at <= 0",
+        DOOR + "test_api.py -k token",
+    ),
+    Bug(
+        "a session works without the header",
+        "intake/door.py",
+        'if token is not None and request.method not in ("GET", "HEAD") and BY_PAGE not in request.headers:',
+        "if False:",
+        DOOR + "test_pages.py -k another_site",
+    ),
+    Bug(
+        "a rollback waits in the lane of all",
+        "intake/door.py",
+        "urgent = operation.verb in URGENT",
+        "urgent = False",
+        DOOR + "test_api.py",
+    ),
+    Bug(
+        "a workspace is not looked at",
+        "intake/slack.py",
+        "who = workspace.users.get(user) if team == workspace.team else None",
+        "who = workspace.users.get(user)",
+        DOOR + "test_slack.py",
+    ),
+    Bug(
+        "later answers go anywhere",
+        "intake/slack.py",
+        "if not url.startswith(workspace.hooks):",
+        "if not url:",
+        DOOR + "test_slack.py",
+    ),
+    Bug(
+        "an alert that is repeated asks again",
+        "intake/alertmanager.py",
+        "done = rollout.phase is Phase.ROLLING_BACK or",
+        "done = False or",
+        DOOR + "test_alertmanager.py",
+    ),
+    Bug(
+        "an old alert takes a new release back",
+        "intake/alertmanager.py",
+        "began is not None and starts >= began and not reverted",
+        "began is not None and not reverted",
+        DOOR + "test_alertmanager.py",
+    ),
+    Bug(
+        "a message is noted before it is sent",
+        "notify/postman.py",
+        "                    await self._deliver(event)\n"
+        "                    await self._bookmarks.set_bookmark(self._to.name, entry)\n",
+        "                    await self._bookmarks.set_bookmark(self._to.name, entry)\n",
+        DOOR + "test_notify.py",
+    ),
+    Bug(
+        "a stranger's text calls the channel",
+        "notify/text.py",
+        'return _MENTION.sub(lambda found: found[0] + "\\u200b", " ".join(text.split()))',
+        'return " ".join(text.split())',
+        DOOR + "test_notify.py",
+    ),
+    Bug(
+        "an answer of OPA that is undefined allows",
+        "hooks/runner.py",
+        "return HookResult(passed=result is True, text",
+        "return HookResult(passed=result is not False, text",
+        "tests/integration/test_hooks.py",
+    ),
+    Bug(
+        "a hook that has not answered does not hold",
+        "rollout/hooks.py",
+        'return None if any(result is None for _, result in found) else ""',
+        'return ""',
+        "tests/unit/test_hooks.py",
+    ),
+    Bug(
+        "a checklist takes NaN",
+        "rollout/hooks.py",
+        "elif not value >= check.least:",
+        "elif value < check.least:",
+        "tests/unit/test_hooks.py",
     ),
 )

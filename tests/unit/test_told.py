@@ -6,7 +6,8 @@ import pytest
 
 from orchestrator.cli.show import event_text
 from orchestrator.rollout.events import Event
-from orchestrator.rollout.told import logs_of, told
+from orchestrator.rollout.model import ServiceState
+from orchestrator.rollout.told import logs_of, problems, told
 from tests.samples import EVENTS
 
 LINES = {
@@ -49,3 +50,13 @@ def test_the_log_of_a_dead_container_comes_below() -> None:
     assert logs_of(ended) == "one\npanic: <!channel> boom"
     assert "\n    [dim]one[/]\n" in event_text(ended)
     assert logs_of(EVENTS[0]) == ""
+
+
+def test_what_is_wrong_with_a_service_is_named() -> None:
+    assert problems(ServiceState(service="api")) == []
+    bad = ServiceState(service="api", dead=("api-1-0",), drifted_since=1.0, stuck_since=2.0)
+    assert problems(bad) == [
+        "api-1-0 is down",
+        "nginx' file was edited by hand",
+        "nginx does not confirm what it must serve",
+    ]
