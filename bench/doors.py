@@ -26,12 +26,15 @@ from examples.playground import gin
 from examples.playground.service import service_file
 from examples.playground.stack import Stack
 from orchestrator.intake.signed import PATH, signature
+from orchestrator.rollout.model import ServiceState
 from orchestrator.store.redis_store import connect
 from orchestrator.store.server import PrivateRedis
 from orchestrator.traffic.render import probe_host
 from tests.door.browser import chromium, opened
 from tests.door.conftest import House
+from tests.door.test_notify import Receiver, settings, told
 from tests.door.test_pages import looked, rolling
+from tests.samples import ended
 
 out = Console(highlight=False, width=100)
 
@@ -40,6 +43,7 @@ LOAD = 500
 TOKENS = 20
 SERVICES, ROLLING = 200, 20
 CHANGES = 40
+MESSAGES, DOWN = 30, 60.0
 
 
 @contextlib.asynccontextmanager
@@ -159,44 +163,19 @@ async def timed(caller: Caller, stack: Stack) -> float:
     return took
 
 
-async def dashboard() -> None:
-    """Print first paint and how soon a change is seen."""
-    with tempfile.TemporaryDirectory(prefix="bench-doors-") as name:
-        server = PrivateRedis(Path(name))
-        await server.start()
-        redis = connect(server.url)
-        await redis.set("t:lease", 1)
-        house = House(redis)
-        house.services = {f"s{n:03}" for n in range(SERVICES)}
-        now = house.clock.now()
-        for n, service in enumerate(sorted(house.services)):
-            state = rolling(now, service=service)
-            if n >= ROLLING:
-                state = type(state)(service=service, stable=state.stable, route=state.route)
-            await house.put(state, *looked(now, service, 5))
-        await house.server.start()
-        tail = asyncio.create_task(house.tail.run())
-        async with chromium() as browser:
-            page = await opened(browser, house.url, await house.secret("operator"))
-            paints = []
-            for _ in range(5):
-                await page.reload()
-                await page.locator("#row-s199").wait_for()
-                paints.append(
-                    await page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-                )
-            await page.get_by_text("live", exact=True).wait_for()
-            seen = []
-            for n in range(CHANGES):
-                service = f"s{n % ROLLING:03}"
-                step = 1 - n // ROLLING % 2
-                state = rolling(now, step=step, service=service)
-                assert state.rollout is not None
-                weight = state.rollout.release.policy.steps[step].weight
-                began = time.monotonic()
-                await house.put(state, looked(now, service, 1)[0])
-                await page.locator(f"#row-{service} .number").filter(has_text=f"{weight} %").wait_for()
-                seen.append(time.monotonic() - began)
+@contextlib.asynccontextmanager
+async def house_in(folder: Path) -> AsyncIterator[House]:
+    """The door on a Redis of its own, without a daemon."""
+    server = PrivateRedis(folder)
+    await server.start()
+    redis = connect(server.url)
+    await redis.set("t:lease", 1)
+    house = House(redis)
+    await house.server.start()
+    tail = asyncio.create_task(house.tail.run())
+    try:
+        yield house
+    finally:
         tail.cancel()
         await asyncio.gather(tail, return_exceptions=True)
         await house.session.close()
@@ -204,6 +183,42 @@ async def dashboard() -> None:
         await house.server.close()
         await redis.aclose()
         await server.stop()
+
+
+async def dashboard() -> None:
+    """Print first paint and how soon a change is seen."""
+    with tempfile.TemporaryDirectory(prefix="bench-doors-") as name:
+        async with house_in(Path(name)) as house:
+            house.services = {f"s{n:03}" for n in range(SERVICES)}
+            now = house.clock.now()
+            for n, service in enumerate(sorted(house.services)):
+                state = rolling(now, service=service)
+                if n >= ROLLING:
+                    state = type(state)(service=service, stable=state.stable, route=state.route)
+                await house.put(state, *looked(now, service, 5))
+            async with chromium() as browser:
+                page = await opened(browser, house.url, await house.secret("operator"))
+                paints = []
+                for _ in range(5):
+                    await page.reload()
+                    await page.locator("#row-s199").wait_for()
+                    paints.append(
+                        await page.evaluate(
+                            "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+                        )
+                    )
+                await page.get_by_text("live", exact=True).wait_for()
+                seen = []
+                for n in range(CHANGES):
+                    service = f"s{n % ROLLING:03}"
+                    step = 1 - n // ROLLING % 2
+                    state = rolling(now, step=step, service=service)
+                    assert state.rollout is not None
+                    weight = state.rollout.release.policy.steps[step].weight
+                    began = time.monotonic()
+                    await house.put(state, looked(now, service, 1)[0])
+                    await page.locator(f"#row-{service} .number").filter(has_text=f"{weight} %").wait_for()
+                    seen.append(time.monotonic() - began)
     out.print(
         f"dashboard, {SERVICES} services, {ROLLING} rolling: first paint {max(paints):.0f} ms at the most of"
         f" {len(paints)} loads; a change is seen after {percentile(seen, 0.5) * 1000:.0f} ms (median),"
@@ -211,10 +226,44 @@ async def dashboard() -> None:
     )
 
 
+async def notifications() -> None:
+    """Print what a receiver gets that is down for a minute."""
+    with tempfile.TemporaryDirectory(prefix="bench-doors-") as name:
+        async with house_in(Path(name)) as house:
+            receiver = Receiver()
+            (Path(name) / "urls").write_text(f"json://127.0.0.1:{receiver.port}/")
+            channel = {"name": "team", "urls_file": str(Path(name) / "urls")}
+            async with told(house, settings(Path(name), channel)):
+                began = time.monotonic()
+                for number in range(1, MESSAGES + 1):
+                    await house.put(ServiceState(service="api"), ended(number, house.clock.now()))
+                    await asyncio.sleep(DOWN / MESSAGES)
+                await receiver.up()
+                up = time.monotonic()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(180):
+                        while len(receiver.got) < MESSAGES:
+                            await asyncio.sleep(0.1)
+                took = time.monotonic() - up
+                await asyncio.sleep(5.0)
+            await receiver.down()
+    titles = [body["title"] for _, body in receiver.got]
+    once, ordered = len(set(titles)), titles == sorted(titles, key=_number)
+    out.print(
+        f"notifications, receiver down for {up - began:.0f} s: {once} of {MESSAGES} delivered within"
+        f" {took:.0f} s, {len(titles) - once} twice, in order: {ordered}"
+    )
+
+
+def _number(title: str) -> int:
+    return int(title.partition(":")[0].rpartition("-")[2])
+
+
 async def main(number: int) -> None:
     """Print everything."""
     await rollbacks(number)
     await dashboard()
+    await notifications()
 
 
 if __name__ == "__main__":

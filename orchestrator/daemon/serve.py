@@ -110,8 +110,8 @@ class Daemon:
                         log.info("lease_acquired", token=self._token)
                         await self._drive(redis, lease, edge, runtime, doors)
                 finally:
-                    await doors.close()
                     await lease.release()
+                    await doors.close()
         finally:
             systemd.notify("STOPPING=1")
             log.info("stopped", reason="the traffic stays as it is")

@@ -29,7 +29,8 @@ class Answers:
         def answers(event: Event) -> bool:
             return isinstance(event, Answer) and event.request == request
 
-        found = await self._first(answers, f"{request.partition('-')[0]}-0", wait)
+        before = int(request.partition("-")[0]) - 1  # the answer may come in the same millisecond
+        found = await self._first(answers, f"{before}-0", wait)
         return found if isinstance(found, Answer) else None
 
     async def end(self, release: str, after: str, wait: float) -> None:
