@@ -156,6 +156,13 @@ class Stack:
             (self.root / "services" / f"{name}.yaml").write_text(yaml.safe_dump(content))
         load(self.config)
 
+    def config_of_another(self) -> str:
+        """The configuration with listeners of its own, for a second daemon."""
+        text = self.config.read_text()
+        for port in (self.http, self.door):
+            text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}")
+        return text
+
     def change(self, service: str, **changes: Any) -> None:
         """Change a service's file; the daemon reads it on SIGHUP or at its next start."""
         self._services[service] = {**self._services[service], **changes}

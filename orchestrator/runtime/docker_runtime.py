@@ -30,8 +30,8 @@ LOOK_DEADLINE = 5.0
 """Seconds for one look; a rollback must not wait for a Docker that hangs."""
 
 LOG_LINES = 20
-LOG_DELAY = 0.3
-"""Seconds after which the log of a process that has just ended is complete."""
+LOG_DELAY, LOG_LOOKS = 0.3, 4
+"""Seconds between looks at the log of a process that has just ended, and how often it is looked for there."""
 
 ENDED = frozenset({"exited", "restarting"})
 """States of a process that ran and ended; a container that is only created, or is being removed, did not."""
@@ -168,8 +168,10 @@ class DockerRuntime:
             return replace(instance, logs=self._last_words[process])
         try:
             logs = await self._docker.call(tail)
-            if not logs and instance.exit_code is not None:
-                await asyncio.sleep(LOG_DELAY)  # Docker tells an exit before its log has been written
+            for _ in range(LOG_LOOKS):  # Docker tells an exit before its log has been written
+                if logs or instance.exit_code is None:
+                    break
+                await asyncio.sleep(LOG_DELAY)
                 logs = await self._docker.call(tail)
         except Fault:
             return instance

@@ -87,7 +87,7 @@ async def test_a_second_daemon_stands_by_and_takes_over(stack: Stacks, images: I
     await s.push("api", images("v1"))
     await s.ended("api-1")
     other = s.root / "standby.yaml"
-    other.write_text(s.config.read_text().replace(f"127.0.0.1:{s.http}", f"127.0.0.1:{free_port()}"))
+    other.write_text(s.config_of_another())
     command = [sys.executable, "-m", "orchestrator", "serve", "--config", str(other)]
     notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     notified.bind(str(s.root / "notify"))

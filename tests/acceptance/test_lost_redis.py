@@ -9,7 +9,7 @@ import pytest
 
 from examples.playground.load import Load
 from examples.playground.redis import RedisServer
-from examples.playground.stack import Stack, free_port
+from examples.playground.stack import Stack
 from orchestrator.rollout.events import ServiceAdopted, StateRestored
 from orchestrator.rollout.model import Outcome
 from orchestrator.traffic.render import read_header
@@ -168,7 +168,7 @@ async def test_a_daemon_that_slept_longer_than_its_lease_is_refused(
         await s.push("api", images("v2"))
         await _shifting(s, "api-2")
         first.send_signal(signal.SIGSTOP)
-        other = s.config.read_text().replace(f"127.0.0.1:{s.http}", f"127.0.0.1:{free_port()}")
+        other = s.config_of_another()
         s.config.write_text(other.replace(str(s.root / "state"), str(s.root / "state2")))
         await s.launch()
 
