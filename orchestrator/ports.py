@@ -485,7 +485,7 @@ class Tokens(Protocol):
         ...
 
     async def revoke(self, token: str) -> bool:
-        """Take a token back, by its id; whether there was one."""
+        """Take a token back, by its id; whether there was one. Elsewhere it works for a second more."""
         ...
 
     async def recognise(self, secret: str, now: float) -> Token | None:

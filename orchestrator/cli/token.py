@@ -97,7 +97,7 @@ def revoke(
     token: Annotated[str, typer.Argument(help="Its id: see token list")],
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """Take a token back; it does not work any more from now on."""
+    """Take a token back; a second later it does not work any more."""
     found = config_or_exit(config)
 
     async def work() -> bool:

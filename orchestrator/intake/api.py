@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from aiohttp import web
@@ -43,6 +43,8 @@ from orchestrator.rollout.model import ServiceState
 
 log = structlog.get_logger()
 
+V = TypeVar("V", bound=BaseModel)
+
 EVENTS = "text/event-stream"
 
 DAY = 86400.0
@@ -79,6 +81,7 @@ class Api:
         self._journal = journal
         self._tail = tail
         self._answers = Answers(journal, tail)
+        self._views: dict[tuple[str, Callable[[ServiceState], Any]], tuple[ServiceState, Any]] = {}
         self._tokens = guard.tokens
         self._clock = clock
 
@@ -193,6 +196,15 @@ class Api:
     async def _state(self, service: str) -> ServiceState:
         return (await self._journal.load(service))[0]
 
+    async def _view(self, service: str, make: Callable[[ServiceState], V]) -> V:
+        """A state as it is shown; made once for each state."""
+        state = await self._state(service)
+        known = self._views.get((service, make))
+        if known is None or known[0] is not state:
+            known = self._views[service, make] = (state, make(state))
+        view: V = known[1]
+        return view
+
     def _asking(self, verb: Verb) -> Callable[[Call], Awaitable[web.StreamResponse]]:
         async def ask(call: Call) -> web.Response:
             key = call.request.headers.get("Idempotency-Key", "") if verb == "release" else ""
@@ -204,15 +216,15 @@ class Api:
 
     async def _list(self, call: Call) -> web.Response:
         names = sorted(name for name in self._desk.services() if call.who.sees(name))
-        return _json(ServiceList(services=[service_view(await self._state(name)) for name in names]))
+        return _json(ServiceList(services=[await self._view(name, service_view) for name in names]))
 
     async def _service(self, call: Call) -> web.Response:
         self._desk.check(call.path("service"), call.who)
-        return _json(service_view(await self._state(call.path("service"))))
+        return _json(await self._view(call.path("service"), service_view))
 
     async def _releases(self, call: Call) -> web.Response:
         self._desk.check(call.path("service"), call.who)
-        return _json(ReleaseList(releases=releases_of(await self._state(call.path("service")))))
+        return _json(await self._view(call.path("service"), _release_list))
 
     async def _release(self, call: Call) -> web.Response:
         name = call.path("release")
@@ -309,6 +321,10 @@ class Api:
             raise Problem(HTTPStatus.NOT_FOUND, f"there is no token {token[:20]!r}")
         log.info("token_revoked", token=token, actor=call.who.name)
         return web.Response(status=HTTPStatus.NO_CONTENT)
+
+
+def _release_list(state: ServiceState) -> ReleaseList:
+    return ReleaseList(releases=releases_of(state))
 
 
 def _json(

@@ -1,5 +1,6 @@
 """People and machines at the door of a real daemon."""
 
+import asyncio
 import json
 import signal
 from collections.abc import Iterator
@@ -82,6 +83,7 @@ async def test_a_release_and_a_rollback_over_the_api_with_tls(
     code, listed = await s.cli("token", "list")
     assert "ci" in listed
     code, _ = await s.cli("token", "revoke", listed.splitlines()[1].split()[0])
+    await asyncio.sleep(1.1)
     assert (code, (await ask("GET", "/v1/me"))[0]) == (0, 401)
     assert secret.rpartition("_")[2] not in s.log.read_text()
 

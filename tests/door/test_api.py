@@ -20,6 +20,7 @@ from orchestrator.rollout.command import Freeze, handle
 from orchestrator.rollout.events import ReleaseEnded
 from orchestrator.rollout.model import Outcome, ServiceState
 from orchestrator.store import tail as tail_module
+from orchestrator.store.tokens import RedisTokens
 from tests.builders import submit
 from tests.door.conftest import House
 
@@ -149,6 +150,14 @@ async def test_tokens_are_made_and_taken_back_over_the_api(house: House) -> None
     assert (await house.ask("DELETE", f"/v1/tokens/{made['id']}", admin))[0] == 204
     assert (await house.ask("DELETE", f"/v1/tokens/{made['id']}", admin))[0] == 404
     assert (await house.ask("GET", "/v1/me", made["secret"]))[0] == 401
+
+
+async def test_a_token_that_is_taken_back_elsewhere_works_for_a_second_at_the_most(house: House) -> None:
+    secret = await house.secret("viewer")
+    assert (await house.ask("GET", "/v1/me", secret))[0] == 200
+    await RedisTokens(house.redis, house.keys).revoke(secret.split("_")[1])
+    await asyncio.sleep(1.05)
+    assert (await house.ask("GET", "/v1/me", secret))[0] == 401
 
 
 DEEP = b'{"reason": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
@@ -426,10 +435,10 @@ async def test_without_redis_the_door_says_so(house: House) -> None:
 async def test_a_bug_is_told_without_what_is_inside(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = await house.secret("viewer")
 
-    def broken(_: object) -> None:
+    def broken(*_: object) -> None:
         raise ZeroDivisionError("secret inside")
 
-    monkeypatch.setattr(api_module, "service_view", broken)
+    monkeypatch.setattr(api_module.Api, "_view", broken)
     status, told, _ = await house.ask("GET", "/v1/services", secret)
     assert (status, "inside" in str(told)) == (500, False)
 
