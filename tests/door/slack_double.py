@@ -30,6 +30,7 @@ class SlackDouble:
         self.messages: dict[str, dict[str, Any]] = {}
         self.updates = 0
         self.said: list[dict[str, Any]] = []
+        self.strayed: list[str] = []
         self.limited = 0
         self._uses: dict[str, int] = {}
         self._runner: web.AppRunner | None = None
@@ -38,6 +39,7 @@ class SlackDouble:
         app = web.Application()
         app.router.add_post("/api/{method}", self._api)
         app.router.add_post("/commands/{id}", self._hook)
+        app.router.add_route("*", "/{elsewhere:.*}", self._elsewhere)
         self._runner = web.AppRunner(app, shutdown_timeout=0.5)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
@@ -83,6 +85,10 @@ class SlackDouble:
         if not body.get("text") and not blocks:
             return "no_text"
         return "" if all(map(_shown, blocks)) else "invalid_blocks"
+
+    async def _elsewhere(self, request: web.Request) -> web.Response:
+        self.strayed.append(request.path)
+        return web.Response()
 
     async def _hook(self, request: web.Request) -> web.Response:
         name = request.match_info["id"]

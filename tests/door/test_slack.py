@@ -185,7 +185,7 @@ async def test_a_response_url_that_points_elsewhere_is_not_called(house: House, 
     for entry, _ in await house.redis.xrange(house.keys.requests):
         await house.commit(Freeze(request=entry, actor="ann"))
     await until(lambda: not house.slack._later)
-    assert double.said == []
+    assert (double.said, double.strayed) == ([], [])
 
 
 @pytest.mark.parametrize(
