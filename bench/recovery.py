@@ -23,7 +23,7 @@ from examples.playground import gin
 from examples.playground.load import Load
 from examples.playground.redis import RedisServer
 from examples.playground.service import service_file
-from examples.playground.stack import Stack, free_port
+from examples.playground.stack import Stack
 from orchestrator.traffic.render import probe_host
 
 out = Console(highlight=False, width=100)
@@ -129,9 +129,11 @@ class Bench:
             driving = stack.daemon
             assert driving is not None
             seen = len([x for x in stack.lines() if x["event"] == "ready"])
-            port = free_port()
-            changed = text.replace(str(stack.root / "state"), str(stack.root / f"state{number}"))
-            stack.config.write_text(changed.replace(f"127.0.0.1:{stack.http}", f"127.0.0.1:{port}"))
+            stack.config.write_text(text)
+            changed = stack.config_of_another()
+            stack.config.write_text(
+                changed.replace(str(stack.root / "state"), str(stack.root / f"state{number}"))
+            )
             await stack.launch()
             await asyncio.sleep(3.0)
             killed = number % 2 == 0

@@ -1,6 +1,7 @@
 """The door as a server: what is served, where, and to whom it closes."""
 
 import asyncio
+import functools
 import logging
 import ssl
 import time
@@ -99,14 +100,16 @@ class Server:
         self.app = web.Application(
             middlewares=[_secured, problems, self._idle.middleware], client_max_size=64 * 1024
         )
-        doc = openapi.document(operations)
-        text = openapi.page(doc)
+
+        @functools.cache  # a daemon that starts again has no time for it
+        def document() -> dict[str, Any]:
+            return openapi.document(operations)
 
         async def described(_: web.Request) -> web.Response:
-            return web.json_response(doc)
+            return web.json_response(document())
 
         async def read(_: web.Request) -> web.Response:
-            return web.Response(text=text, content_type="text/html")
+            return web.Response(text=openapi.page(document()), content_type="text/html")
 
         self.app.add_routes([web.get("/openapi.json", described), web.get("/docs", read)])
         for operation in operations:
