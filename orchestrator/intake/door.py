@@ -167,7 +167,7 @@ async def read_bytes(request: web.Request) -> bytes:
     """A body as it was sent, whole.
 
     Raises:
-        Problem: It is too long, too slow, or packed.
+        Problem: It is too long, too slow, packed, or breaks off.
     """
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send the body as it is, without Content-Encoding")
@@ -183,6 +183,9 @@ async def read_bytes(request: web.Request) -> bytes:
     except TimeoutError:
         why = f"the body did not come within {BODY_DEADLINE:.0f} s"
         raise Problem(HTTPStatus.REQUEST_TIMEOUT, why, {"Connection": "close"}) from None
+    except (OSError, web.RequestPayloadError) as error:
+        why = "the body broke off"
+        raise Problem(HTTPStatus.BAD_REQUEST, why, {"Connection": "close"}) from error
     return bytes(found)
 
 

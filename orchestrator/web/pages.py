@@ -215,10 +215,12 @@ class Pages:
         return _html(_TEMPLATES.get_template("login.html").render(wrong=False))
 
     async def _enter(self, request: web.Request) -> web.Response:
+        if request.content_type != "application/x-www-form-urlencoded":
+            raise web.HTTPUnsupportedMediaType
         try:
             async with asyncio.timeout(FORM_DEADLINE):
                 form = await request.post()
-        except (TimeoutError, ValueError):
+        except (OSError, ValueError, LookupError, web.RequestPayloadError):  # slow, odd, or broken off
             raise web.HTTPBadRequest from None
         token = await self._tokens.recognise(str(form.get("token", "")).strip(), self._clock.now())
         if token is None:

@@ -388,6 +388,35 @@ async def test_a_body_that_does_not_come_is_given_up(house: House, monkeypatch: 
     await asyncio.sleep(1.2)
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n{}\r\n0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n5\r\n{}\r\n0\r\n\r\n",
+        b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"Content-Length: -1\r\n\r\n",
+        b"Content-Length: 50\r\n\r\n{",
+        b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\x00",
+        b"Content-Encoding: deflate\r\nContent-Length: 4\r\n\r\nnope",
+    ],
+    ids=repr,
+)
+async def test_a_body_that_breaks_off_or_is_none_is_no_bug(
+    house: House, rest: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = await house.secret("operator")
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    head = f"POST {path_of('resume')} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\n"
+    writer.write(head.encode() + b"Content-Type: application/json\r\n" + rest)
+    await asyncio.sleep(0.2)
+    writer.close()
+    await asyncio.sleep(1.3)
+    assert "door_failed" not in capsys.readouterr().out
+    assert await house.asked() == []
+    assert (await house.ask("GET", "/v1/me", secret))[0] == 200
+    del reader
+
+
 async def test_a_head_that_does_not_end_is_cut(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "IDLE", 0.5)
     watching = asyncio.create_task(house.server.watch(), name="watch")

@@ -328,6 +328,35 @@ async def test_a_page_that_was_cut_off_says_so_and_catches_up(house: House, brow
     await expect(page.locator("#row-api")).to_contain_text(f"{weight} %")
 
 
+@pytest.mark.parametrize(
+    ("kind", "body", "expected"),
+    [
+        ("application/x-www-form-urlencoded", b"token=rot_1_2", 401),
+        ("application/x-www-form-urlencoded", b"token=%00%ff%d9%a1&token=2", 401),
+        ("application/x-www-form-urlencoded", b"", 401),
+        ("application/x-www-form-urlencoded", b"token=" + b"x" * 70_000, 413),
+        ("application/x-www-form-urlencoded; charset=nope", b"token=x", 400),
+        ("multipart/form-data; boundary=x", b"--x\r\n", 415),
+        ("application/json", b"{}", 415),
+    ],
+)
+async def test_a_login_that_is_none_is_refused(house: House, kind: str, body: bytes, expected: int) -> None:
+    headers = {"Content-Type": kind}
+    async with house.session.post(house.url + "/login", data=body, headers=headers) as answer:
+        assert answer.status == expected
+        assert "Set-Cookie" not in answer.headers
+    for path in (
+        "/static/..%2fpages.py",
+        "/static/%00",
+        "/services/%00",
+        "/releases/..%2f..",
+        "/services/x%0d%0ay",
+    ):
+        async with house.session.get(house.url + path) as answer:
+            assert answer.status in (200, 404), path  # 200: the page that asks who it is
+            assert "def " not in await answer.text()
+
+
 def test_a_chart_survives_whatever_was_measured() -> None:
     now = 1000.0
     assert charts([], 100.0) == []
