@@ -12,7 +12,7 @@ from orchestrator.engine.conductor import INBOX, Conductor, Parts
 from orchestrator.engine.converge import Converger
 from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.measure import Measurer
-from orchestrator.engine.tasks import Jobs, eternal
+from orchestrator.engine.tasks import Jobs, beside, eternal
 from orchestrator.ports import Fault, MetricSource, Request, ServicePlan, Stale
 from orchestrator.rollout.command import Abort, Freeze, Rollback
 from orchestrator.rollout.desired import Wanted, desired
@@ -398,3 +398,41 @@ async def test_only_what_nginx_has_let_go_is_stopped(confirmed: int, routed: boo
     await asyncio.sleep(0.05)
     assert ("api-9-0" not in kit.runtime.containers) == stopped
     await jobs.stop()
+
+
+async def test_work_beside_a_block_ends_with_it_and_its_bugs_end_the_block() -> None:
+    running: list[str] = []
+
+    async def works() -> None:
+        running.append("begun")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            running.append("ended")
+
+    async def breaks() -> None:
+        await asyncio.sleep(0.01)
+        raise ZeroDivisionError
+
+    async with beside({"works": works}):
+        await asyncio.sleep(0.01)
+    assert running == ["begun", "ended"]
+    with pytest.raises(ZeroDivisionError):
+        async with beside({"works": works, "breaks": breaks}):
+            await asyncio.sleep(60)
+    assert running == ["begun", "ended"] * 2
+
+
+async def test_a_block_that_is_cancelled_is_cancelled_whatever_runs_beside() -> None:
+    async def works() -> None:
+        await asyncio.sleep(60)
+
+    async def block() -> None:
+        async with beside({"works": works}):
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(block())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
