@@ -273,11 +273,13 @@ async def test_a_daemon_that_comes_later_writes_into_the_same_message(
     now = house.clock.now()
     async with watched(house, double):
         await house.commit(submit(2))
-        await until(lambda: len(double.messages) == 1)
+        async with asyncio.timeout(10):  # until it is noted which message it is
+            while await house.store.bookmark("slack") != await house.store.last_event_id():
+                await asyncio.sleep(0.02)
     async with watched(house, double):
         state, _ = await house.store.load("api")
         await house.put(state, replace(entered(Phase.PREFLIGHT, 0), at=now, release="api-1"))
-        await until(lambda: double.updates == 1)
+        await until(lambda: double.updates >= 1)
     assert len(double.messages) == 1
 
 
