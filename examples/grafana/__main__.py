@@ -57,7 +57,14 @@ def query(expression: str, legend: str = "") -> p.Dataquery:
 
 def build() -> str:
     """The dashboard as JSON."""
-    board = (
+    board = _frame()
+    _panels(board)
+    return JSONEncoder(sort_keys=True, indent=2).encode(board.build()) + "\n"
+
+
+def _frame() -> d.Dashboard:
+    """Its name, variables and marks."""
+    return (
         d.Dashboard("Releases")
         .uid("release-orchestrator")
         .tags(["release-orchestrator"])
@@ -85,6 +92,10 @@ def build() -> str:
             )
         )
     )
+
+
+def _panels(board: d.Dashboard) -> None:
+    """What it shows, from above."""
     for title, expression in STATS:
         board.with_panel(
             stat.Panel().title(title).datasource(SOURCE).span(4).height(4).with_target(query(expression))
@@ -139,7 +150,6 @@ def build() -> str:
             .format(PromQueryFormat.TABLE)
         )
     )
-    return JSONEncoder(sort_keys=True, indent=2).encode(board.build()) + "\n"
 
 
 if __name__ == "__main__":

@@ -105,35 +105,17 @@ class Api:
         return [*asked, *self._shown(), *self._for_admins()]
 
     def _shown(self) -> list[Operation]:
-        def get(
-            name: str,
-            path: str,
-            summary: str,
-            handler: Callable[[Call], Awaitable[web.StreamResponse]],
-            answer: type[BaseModel] | str,
-            **more: Any,
-        ) -> Operation:
-            return Operation(
-                name=name,
-                method="GET",
-                path=path,
-                summary=summary,
-                handler=handler,
-                answers={200: answer},
-                **more,
-            )
-
         return [
-            get("listServices", "/v1/services", "All services", self._list, ServiceList),
-            get("service", "/v1/services/{service}", "What a service is doing", self._service, ServiceView),
-            get(
+            _get("listServices", "/v1/services", "All services", self._list, ServiceList),
+            _get("service", "/v1/services/{service}", "What a service is doing", self._service, ServiceView),
+            _get(
                 "releases",
                 "/v1/services/{service}/releases",
                 "Those that wait, the one that is under way, and the last fifty that ended",
                 self._releases,
                 ReleaseList,
             ),
-            get(
+            _get(
                 "showRelease",
                 "/v1/releases/{release}",
                 "One release; with `wait`, once it has ended",
@@ -141,7 +123,7 @@ class Api:
                 ReleaseView,
                 query=Wait,
             ),
-            get(
+            _get(
                 "request",
                 "/v1/requests/{request}",
                 "What became of a request; with `wait`, once it was carried out",
@@ -149,7 +131,7 @@ class Api:
                 RequestView,
                 query=Wait,
             ),
-            get(
+            _get(
                 "events",
                 "/v1/events",
                 "What happens, as server-sent events; resumes after Last-Event-ID",
@@ -158,20 +140,12 @@ class Api:
                 query=EventFilter,
                 endless=True,
             ),
-            get("me", "/v1/me", "Who is asking", self._me, Me),
+            _get("me", "/v1/me", "Who is asking", self._me, Me),
         ]
 
     def _for_admins(self) -> list[Operation]:
         return [
-            Operation(
-                name="listTokens",
-                method="GET",
-                path="/v1/tokens",
-                summary="All tokens",
-                handler=self._list_tokens,
-                answers={200: TokenList},
-                admin=True,
-            ),
+            _get("listTokens", "/v1/tokens", "All tokens", self._list_tokens, TokenList, admin=True),
             Operation(
                 name="createToken",
                 method="POST",
@@ -321,6 +295,26 @@ class Api:
             raise Problem(HTTPStatus.NOT_FOUND, f"there is no token {token[:20]!r}")
         log.info("token_revoked", token=token, actor=call.who.name)
         return web.Response(status=HTTPStatus.NO_CONTENT)
+
+
+def _get(
+    name: str,
+    path: str,
+    summary: str,
+    handler: Callable[[Call], Awaitable[web.StreamResponse]],
+    answer: type[BaseModel] | str,
+    **more: Any,
+) -> Operation:
+    """An operation that shows something."""
+    return Operation(
+        name=name,
+        method="GET",
+        path=path,
+        summary=summary,
+        handler=handler,
+        answers={200: answer},
+        **more,
+    )
 
 
 def _release_list(state: ServiceState) -> ReleaseList:

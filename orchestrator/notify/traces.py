@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -11,6 +11,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
+from opentelemetry.util.types import AttributeValue
 
 from orchestrator.ports import Fault, Journal
 from orchestrator.rollout.events import Event, GateJudged, PhaseEntered, ReleaseEnded
@@ -55,55 +56,61 @@ def trace(ended: ReleaseEnded, events: Sequence[Event]) -> list[ReadableSpan]:
     """
     began = ended.at - ended.seconds
     mine = [e for e in events if began - 1e-3 <= e.at <= ended.at]
-    resource = Resource.create({"service.name": "release-orchestrator"})
     trace_id = _number(f"{ended.release} {ended.at}", 16)
     context = _context(trace_id, "root")
     bad = ended.outcome in (Outcome.ROLLED_BACK, Outcome.FAILED)
+    about = {
+        "release.id": ended.release,
+        "release.service": ended.service,
+        "release.image": ended.image,
+        "release.outcome": ended.outcome.value,
+        "release.reason": ended.reason,
+        "enduser.id": ended.actor,
+    }
     status = Status(StatusCode.ERROR, ended.reason) if bad else Status(StatusCode.OK)
-    root = ReadableSpan(
-        name=f"release {ended.service}",
-        context=context,
-        resource=resource,
-        instrumentation_scope=SCOPE,
-        kind=SpanKind.INTERNAL,
-        start_time=_nanoseconds(began),
-        end_time=_nanoseconds(ended.at),
-        status=status,
-        attributes={
-            "release.id": ended.release,
-            "release.service": ended.service,
-            "release.image": ended.image,
-            "release.outcome": ended.outcome.value,
-            "release.reason": ended.reason,
-            "enduser.id": ended.actor,
-        },
-    )
+    found = [_span(f"release {ended.service}", context, None, (began, ended.at), status, about)]
     phases = [e for e in mine if isinstance(e, PhaseEntered)]
-    found = [root]
     for number, phase in enumerate(phases):
         until = phases[number + 1].at if number + 1 < len(phases) else ended.at
         verdicts = [e for e in mine if isinstance(e, GateJudged) and phase.at <= e.at <= until]
-        found.append(
-            ReadableSpan(
-                name=f"{phase.phase.value} {phase.weight} %" if phase.weight else phase.phase.value,
-                context=_context(trace_id, f"{number}"),
-                parent=context,
-                resource=resource,
-                instrumentation_scope=SCOPE,
-                kind=SpanKind.INTERNAL,
-                start_time=_nanoseconds(phase.at),
-                end_time=_nanoseconds(until),
-                status=Status(StatusCode.UNSET),
-                attributes={
-                    "release.phase": phase.phase.value,
-                    "release.step": phase.step + 1,
-                    "release.weight": phase.weight,
-                    "enduser.id": phase.actor,
-                    "release.verdicts": [told(v) for v in verdicts],
-                },
-            )
-        )
+        name = f"{phase.phase.value} {phase.weight} %" if phase.weight else phase.phase.value
+        own = _context(trace_id, f"{number}")
+        unset, told_of = Status(StatusCode.UNSET), _of_phase(phase, verdicts)
+        found.append(_span(name, own, context, (phase.at, until), unset, told_of))
     return found
+
+
+def _of_phase(phase: PhaseEntered, verdicts: Sequence[GateJudged]) -> dict[str, AttributeValue]:
+    return {
+        "release.phase": phase.phase.value,
+        "release.step": phase.step + 1,
+        "release.weight": phase.weight,
+        "enduser.id": phase.actor,
+        "release.verdicts": [told(v) for v in verdicts],
+    }
+
+
+def _span(
+    name: str,
+    context: SpanContext,
+    parent: SpanContext | None,
+    times: tuple[float, float],
+    status: Status,
+    attributes: Mapping[str, AttributeValue],
+) -> ReadableSpan:
+    begin, end = (int(at * 1e9) for at in times)
+    return ReadableSpan(
+        name=name,
+        context=context,
+        parent=parent,
+        resource=Resource.create({"service.name": "release-orchestrator"}),
+        instrumentation_scope=SCOPE,
+        kind=SpanKind.INTERNAL,
+        start_time=begin,
+        end_time=end,
+        status=status,
+        attributes=attributes,
+    )
 
 
 def _context(trace_id: int, what: str) -> SpanContext:
@@ -113,7 +120,3 @@ def _context(trace_id: int, what: str) -> SpanContext:
 
 def _number(text: str, size: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:size]) or 1
-
-
-def _nanoseconds(at: float) -> int:
-    return int(at * 1e9)
