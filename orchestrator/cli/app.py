@@ -143,9 +143,9 @@ def _send(config: Config, fields: dict[str, str], *, wait: bool, timeout: float,
             followed = answer.release if isinstance(answer, ReleaseAccepted) else ""
             if isinstance(answer, ReleaseAccepted) and answer.duplicate:
                 state, _ = await store.load(fields["service"])
-                ended = next((e for e in state.history if e.release.id == followed), None)
-                if ended is not None:
-                    return OUTCOMES[ended.outcome]
+                ended = state.journeys(followed)
+                if ended:
+                    return OUTCOMES[ended[-1].outcome]
             after = asked.seen
             if isinstance(answer, CommandAccepted):
                 after = _before(after)

@@ -55,11 +55,11 @@ async def story_of(store: RedisStore, name: str) -> Story:
     """
     service = name.rpartition("-")[0]
     state, _ = await store.load(service)
-    rollout = state.rollout
-    if rollout is not None and rollout.release.id == name:
+    rollout = state.rolling(name)
+    if rollout is not None:
         events = await store.told(name, rollout.began_at)
         return Story(rollout.release, None, tuple(events))
-    ended = next((e for e in state.history if e.release.id == name and e.kind == "release"), None)
+    ended = next((e for e in state.journeys(name) if e.kind == "release"), None)
     if ended is None:
         known = ", ".join(e.release.id for e in state.history[-5:]) or "none"
         raise Fault(f"{name!r} is not in the history of {service!r}; the last ones are: {known}")

@@ -37,7 +37,7 @@ class Afterwards:
         """Tell them."""
         assert isinstance(event, ReleaseEnded)
         state, _ = await self._journal.load(event.service)
-        ended = next((e for e in reversed(state.history) if e.release.id == event.release), None)
+        ended = next(iter(state.journeys(event.release)), None)
         if ended is None:
             return
         more = {"outcome": event.outcome.value, "actor": event.actor, "because": event.reason}

@@ -105,7 +105,7 @@ def concerns(state: ServiceState, action: Action, alert: Alert, now: float) -> s
     warm = state.previous is not None and now < (state.previous_until or 0.0)
     if action == "pause" or not warm or state.stable is None:
         return ""
-    began = next((e.began_at for e in reversed(state.history) if e.release.id == state.stable.id), None)
+    began = next((e.began_at for e in state.journeys(state.stable.id)), None)
     reverted = any(e.kind == "revert" and e.release.id == state.stable.id for e in state.history[-1:])
     starts = alert.startsAt.timestamp() if alert.startsAt else 0.0
     return state.stable.id if began is not None and starts >= began and not reverted else ""

@@ -290,8 +290,8 @@ def service_view(state: ServiceState) -> ServiceView:
 
 def release_view(state: ServiceState, release: str) -> ReleaseView | None:
     """A release as it is shown; None when the state does not know it."""
-    rollout = state.rollout
-    if rollout is not None and rollout.release.id == release:
+    rollout = state.rolling(release)
+    if rollout is not None:
         moving = rollout.phase in (Phase.SHIFTING, Phase.BAKING)
         return ReleaseView(
             **_about(rollout.release),
@@ -308,7 +308,7 @@ def release_view(state: ServiceState, release: str) -> ReleaseView | None:
     queued = next((r for r in state.queue if r.id == release), None)
     if queued is not None:
         return ReleaseView(**_about(queued), state="queued")
-    ended = next((e for e in reversed(state.history) if e.release.id == release), None)
+    ended = next(iter(state.journeys(release)), None)
     if ended is not None:
         return _ended(state, ended)
     if state.stable is not None and state.stable.id == release:  # adopted: nobody saw it come

@@ -8,8 +8,9 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from orchestrator.notify.text import OUTCOMES, Language, message, plain
 from orchestrator.ports import Bookmarks, Fault, Journal
+from orchestrator.rollout.command import offers
 from orchestrator.rollout.events import Event, ReleaseEnded
-from orchestrator.rollout.model import FULL, Outcome, Phase, Release, ServiceState
+from orchestrator.rollout.model import FULL, Outcome, Phase, ServiceState
 from orchestrator.rollout.plan import current_step, step_count
 
 IN_PLACE = frozenset(
@@ -30,6 +31,8 @@ IN_THREAD = frozenset(
 )
 """Events that are told in its thread too."""
 
+BUTTONS = frozenset({"rollback", "pause", "resume", "approve"})
+
 WIDTH = 20
 
 ICONS = {
@@ -49,7 +52,6 @@ WORDS: dict[Language, dict[str, str]] = {
         "pause": "Pause",
         "resume": "Resume",
         "approve": "Approve",
-        "promote": "Promote",
         "sure": "{} of {}?",
         "yes": "Yes",
         "no": "No",
@@ -62,7 +64,6 @@ WORDS: dict[Language, dict[str, str]] = {
         "pause": "暂停",
         "resume": "继续",
         "approve": "批准",
-        "promote": "全量发布",
         "sure": "确定对 {1} 执行{0}?",
         "yes": "确定",
         "no": "取消",
@@ -134,8 +135,8 @@ class SlackThread:
 
 def shown(state: ServiceState, event: Event, language: Language) -> tuple[str, list[str]]:
     """The headline of a release's message, and the lines below it."""
-    say, name, rollout = WORDS[language], event.release, state.rollout
-    release = _release(state, name)
+    say, name, rollout = WORDS[language], event.release, state.rolling(event.release)
+    release = state.known(name)
     lines = []
     if release is not None:
         lines = [f"`{escaped(release.image)}`", escaped(release.author), escaped(release.reason[:200])]
@@ -144,8 +145,8 @@ def shown(state: ServiceState, event: Event, language: Language) -> tuple[str, l
     if isinstance(event, ReleaseEnded):
         lines.append(escaped(event.reason[:500]))
         return f"{ICONS[event.outcome]} *{name}* {OUTCOMES[language][event.outcome]}", lines
-    if rollout is None or rollout.release.id != name:
-        ended = next((e for e in reversed(state.history) if e.release.id == name), None)
+    if rollout is None:
+        ended = next(iter(state.journeys(name)), None)
         what = f"{OUTCOMES[language][ended.outcome]}" if ended else say["queued"]
         return f"{ICONS[ended.outcome] if ended else ':hourglass:'} *{name}* {what}", lines
     headline = f":rocket: *{name}* {rollout.phase.value}"
@@ -159,28 +160,8 @@ def shown(state: ServiceState, event: Event, language: Language) -> tuple[str, l
     return headline, lines
 
 
-def _release(state: ServiceState, name: str) -> Release | None:
-    known = [*state.queue, *(e.release for e in state.history), *([state.stable] if state.stable else [])]
-    known += [state.rollout.release] if state.rollout else []
-    return next((r for r in reversed(known) if r.id == name), None)
-
-
 def _buttons(state: ServiceState, name: str, language: Language) -> list[dict[str, Any]]:
-    """What can be done about a release now."""
-    rollout = state.rollout
-    verbs: list[str] = []
-    if rollout is not None and rollout.release.id == name and rollout.phase is not Phase.ROLLING_BACK:
-        kind = rollout.mark.kind if rollout.mark else ""
-        verbs = ["rollback", "resume" if kind == "paused" else "pause"]
-        verbs += ["approve"] if kind == "awaiting_approval" else []
-    elif (
-        rollout is None
-        and state.previous is not None
-        and state.stable is not None
-        and state.stable.id == name
-    ):
-        verbs = ["rollback"]
-    elements = [_button(verb, name, language) for verb in verbs]
+    elements = [_button(verb, name, language) for verb in offers(state, name) if verb in BUTTONS]
     return [{"type": "actions", "elements": elements}] if elements else []
 
 

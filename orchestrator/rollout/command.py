@@ -104,7 +104,7 @@ def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceSt
     state = replace(state, handled=(*state.handled, command.request)[-HANDLED:])
     turn = Turn(state, now)
     refusal = _carry_out(turn, command)
-    verb = type(command).__name__.lower()
+    verb = verb_of(command)
     if refusal:
         refused = RequestRefused(
             service=state.service,
@@ -128,6 +128,32 @@ def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceSt
         )
         turn.events.insert(0, accepted)
     return turn.state, tuple(turn.events)
+
+
+def offers(state: ServiceState, release: str) -> tuple[str, ...]:
+    """The verbs that would be carried out now if they were asked about a release, most urgent first.
+
+    Those about the whole service come last, and with stable or the active release only.
+    """
+    words = {"request": "", "actor": "anybody"}
+    asked: list[Command] = []
+    rollout = state.rolling(release)
+    stands = state.rollout is None and state.stable is not None and state.stable.id == release
+    if rollout is not None and rollout.phase is not Phase.ROLLING_BACK:
+        asked = [Rollback(**words, release=release), Pause(**words), Resume(**words)]
+        asked += [Approve(**words), Promote(**words)]
+    elif stands:
+        asked = [Rollback(**words, release=release)]
+    elif any(r.id == release for r in state.queue):
+        asked = [Abort(**words, release=release)]
+    if rollout is not None or stands:
+        asked += [Freeze(**words), Unfreeze(**words)]
+    return tuple(verb_of(c) for c in asked if not _carry_out(Turn(state, state.at), c))
+
+
+def verb_of(command: Command) -> str:
+    """What a command is called where it is asked for."""
+    return type(command).__name__.lower()
 
 
 def _carry_out(turn: Turn, command: Command) -> str:  # noqa: PLR0911  one case for each command

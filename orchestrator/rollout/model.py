@@ -299,6 +299,20 @@ class ServiceState:
     dead: tuple[str, ...] = ()
     answered: int = 0
 
+    def rolling(self, release: str) -> Rollout | None:
+        """A release's rollout, while it is under way."""
+        return self.rollout if self.rollout is not None and self.rollout.release.id == release else None
+
+    def journeys(self, release: str) -> tuple[Ended, ...]:
+        """A release's finished journeys that are remembered, latest first."""
+        return tuple(e for e in reversed(self.history) if e.release.id == release)
+
+    def known(self, release: str) -> Release | None:
+        """A release as it is known now; None when it never was, or too long ago."""
+        now = (self.rollout.release if self.rollout else None, self.stable, self.previous, *self.queue)
+        past = (e.release for e in reversed(self.history))
+        return next((r for r in (*now, *past) if r is not None and r.id == release), None)
+
 
 def instance_name(release: Release, index: int) -> str:
     """The deterministic name of an instance: `service-n-index`."""

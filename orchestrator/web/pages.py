@@ -13,7 +13,8 @@ from typing import Any, get_args
 import jinja2
 from aiohttp import web
 
-from orchestrator.ports import MAY, Clock, Journal, Principal, Token, Tokens, Verb
+from orchestrator.ports import MAY, Clock, Journal, Principal, Token, Tokens
+from orchestrator.rollout.command import offers
 from orchestrator.rollout.events import Event, GatesLooked, RouteConfirmed
 from orchestrator.rollout.model import FULL, Phase, Release, ServiceState
 from orchestrator.rollout.plan import current_step, is_fast
@@ -145,19 +146,12 @@ class Pages:
     async def _story(self, name: str, who: Principal) -> dict[str, Any]:
         """Everything that the page of a release shows."""
         state = await self._known(name.rpartition("-")[0], who)
-        rollout, ended = state.rollout, None
-        if rollout is not None and rollout.release.id == name:
-            release, began = rollout.release, rollout.began_at
-        else:
-            ended = next((e for e in reversed(state.history) if e.release.id == name), None)
-            queued = next((r for r in state.queue if r.id == name), None)
-            rollout = None
-            if ended is not None:
-                release, began = ended.release, ended.began_at
-            elif queued is not None:
-                release, began = queued, queued.submitted_at
-            else:
-                raise LookupError(f"{name} is not known, or too long ago")
+        release, rollout = state.known(name), state.rolling(name)
+        if release is None:
+            raise LookupError(f"{name} is not known, or too long ago")
+        ended = next(iter(state.journeys(name)), None) if rollout is None else None
+        journey = rollout or ended
+        began = journey.began_at if journey else release.submitted_at
         until = math.inf if ended is None else ended.ended_at + release.policy.keep_previous
         events = await self._journal.told(name, began, until)
         shown = [e for e in events if not isinstance(e, GatesLooked | RouteConfirmed)]
@@ -170,7 +164,7 @@ class Pages:
             "charts": _charts(events, release),
             "logs": next((logs_of(e) for e in reversed(events) if logs_of(e)), ""),
             "lines": [(_clock(e.at), e.kind, told(e)) for e in shown[-LAST_EVENTS:]],
-            "verbs": self._verbs(state, release.id, who),
+            "verbs": _verbs(state, release.id, who),
             "share": state.route.share(release.id) * FULL,
             "when": _when,
         }
@@ -188,23 +182,7 @@ class Pages:
         release = rollout.release.id if rollout else state.stable.id if state.stable else ""
         phase = str(rollout.phase).replace("_", " ") if rollout else "idle" if state.stable else "empty"
         share = state.route.share(release) * FULL
-        return Row(state, phase, share, problems(state), self._verbs(state, release, who))
-
-    def _verbs(self, state: ServiceState, release: str, who: Principal) -> list[str]:
-        """What may be asked for of a release now, by somebody."""
-        rollout, found = state.rollout, list[Verb]()
-        if rollout is not None and rollout.release.id == release:
-            mark = rollout.mark.kind if rollout.mark else ""
-            if rollout.phase is not Phase.ROLLING_BACK:
-                found = ["rollback", "resume" if mark == "paused" else "pause"]
-            if mark == "awaiting_approval":
-                found.append("approve")
-            if rollout.phase in (Phase.PREVIEW, Phase.SHIFTING):
-                found.append("promote")
-        elif rollout is None and state.stable is not None and state.stable.id == release:
-            earlier = state.previous is not None or len(state.history) > 1
-            found = [*(["rollback"] if earlier else []), "unfreeze" if state.frozen else "freeze"]  # type: ignore[list-item]
-        return [verb for verb in found if verb in MAY[who.role] and who.sees(state.service)]
+        return Row(state, phase, share, problems(state), _verbs(state, release, who))
 
     def _page(self, name: str, who: Principal, **shown: Any) -> str:
         return _TEMPLATES.get_template(name).render(who=who, kinds=json.dumps(KINDS), full=FULL, **shown)
@@ -247,10 +225,15 @@ class Pages:
         return response
 
 
+def _verbs(state: ServiceState, release: str, who: Principal) -> list[str]:
+    """What somebody may ask for of a release now."""
+    return [verb for verb in offers(state, release) if verb in MAY[who.role]]
+
+
 def _ladder(state: ServiceState, release: str) -> list[Rung]:
     """The steps of the rollout, and where it stands; empty where it takes none."""
-    rollout = state.rollout
-    if rollout is None or rollout.release.id != release:
+    rollout = state.rolling(release)
+    if rollout is None:
         return []
     fast = is_fast(state, rollout)
     steps = [current_step(state, rollout)] if fast else rollout.release.policy.steps
