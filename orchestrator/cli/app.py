@@ -160,8 +160,8 @@ def _before(event_id: str) -> str:
     return f"{int(ms)}-{max(int(number) - 1, 0)}"
 
 
-def _verb(verb: str, doc: str) -> None:
-    """Register a verb that needs a service and a reason only."""
+def _service_verb(verb: str, doc: str) -> None:
+    """Register a verb about a whole service."""
 
     def command(
         service: ServiceArgument,
@@ -177,12 +177,34 @@ def _verb(verb: str, doc: str) -> None:
     app.command(verb)(command)
 
 
-_verb("pause", "Let the rollout stand still; its gates go on watching.")
-_verb("resume", "Go on after a pause.")
-_verb("approve", "Let a rollout go on that waits for a person.")
-_verb("promote", "Skip the rest of the ladder: all traffic now, watched by the gates of the last step.")
-_verb("freeze", "Start no further release of a service; rollbacks still work.")
-_verb("unfreeze", "Start releases again.")
+def _rollout_verb(verb: str, doc: str) -> None:
+    """Register a verb about the rollout that is under way."""
+
+    def command(
+        service: ServiceArgument,
+        release_id: Annotated[
+            str, typer.Option("--release", help="Refuse when another one is under way")
+        ] = "",
+        reason: ReasonOption = "",
+        who: WhoOption = "",
+        output: OutputOption = Output.TEXT,
+        config: ConfigOption = DEFAULT_CONFIG,
+    ) -> None:
+        fields = {"verb": verb, "service": service, "who": who or me(), "why": reason, "release": release_id}
+        _send(config_or_exit(config), fields, wait=False, timeout=0.0, output=output)
+
+    command.__doc__ = doc
+    app.command(verb)(command)
+
+
+_rollout_verb("pause", "Let the rollout stand still; its gates go on watching.")
+_rollout_verb("resume", "Go on after a pause.")
+_rollout_verb("approve", "Let a rollout go on that waits for a person.")
+_rollout_verb(
+    "promote", "Skip the rest of the ladder: all traffic now, watched by the gates of the last step."
+)
+_service_verb("freeze", "Start no further release of a service; rollbacks still work.")
+_service_verb("unfreeze", "Start releases again.")
 
 
 def _check_known(config: Config, service: str) -> None:

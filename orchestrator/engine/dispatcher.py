@@ -103,13 +103,13 @@ def to_command(request: Request, plan: ServicePlan) -> Command | str:  # noqa: P
         case "rollback":
             return Rollback(**about, release=request.release, to=request.to)
         case "pause":
-            return Pause(**about)
+            return Pause(**about, release=request.release)
         case "resume":
-            return Resume(**about)
+            return Resume(**about, release=request.release)
         case "approve":
-            return Approve(**about)
+            return Approve(**about, release=request.release)
         case "promote":
-            return Promote(**about)
+            return Promote(**about, release=request.release)
         case "abort":
             return Abort(**about, release=request.release)
         case "freeze":

@@ -8,7 +8,7 @@ import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import structlog
 from aiohttp import web
@@ -68,46 +68,41 @@ class Group(BaseModel):
         """The alerts that fire. Where some were cut off, what all have in common stands for those."""
         found = [a for a in self.alerts if a.status == "firing"]
         if self.truncatedAlerts and self.status == "firing":
-            first = min((a.startsAt for a in found if a.startsAt), default=None)
-            found.append(
-                Alert(
-                    status="firing",
-                    labels=self.commonLabels,
-                    annotations=self.commonAnnotations,
-                    startsAt=first,
-                )
-            )
+            latest = max((a.startsAt for a in found if a.startsAt), default=None)
+            common = {"labels": self.commonLabels, "annotations": self.commonAnnotations}
+            found.append(Alert(status="firing", startsAt=latest, **common))
         return found
 
 
-def meant(alerts: Sequence[Alert], rules: Sequence[AlertRule]) -> dict[str, tuple[Action, Alert]]:
-    """What firing alerts ask for, by service: the first rule that matches, and a rollback before a pause."""
-    found: dict[str, tuple[Action, Alert]] = {}
+def meant(alerts: Sequence[Alert], rules: Sequence[AlertRule]) -> dict[str, list[tuple[Action, Alert]]]:
+    """What firing alerts ask for, by service: each by the first rule that matches it; rollbacks first."""
+    found: dict[str, list[tuple[Action, Alert]]] = {}
     for alert in alerts:
         rule = next((r for r in rules if r.match.items() <= alert.labels.items()), None)
         service = (rule.service or alert.labels.get("service", "")) if rule else ""
-        if rule and service and (service not in found or rule.action == "rollback" != found[service][0]):
-            found[service] = (rule.action, alert)
-    return found
+        if rule and service:
+            found.setdefault(service, []).append((rule.action, alert))
+    return {s: sorted(asked, key=lambda one: one[0] != "rollback") for s, asked in found.items()}
 
 
 def concerns(state: ServiceState, action: Action, alert: Alert, now: float) -> str:
     """The release that an alert is about; '' when it is about none that can still be helped.
 
-    That is the one that rolls out; or the one that was promoted while the one before it is still warm, if
-    the alert began after its rollout did.
+    That is the one that rolls out, or the one that was promoted while the one before it is still warm; and
+    the alert began after its rollout did, so that the cure of an older fault is not taken back for it. An
+    alert that does not say when it began, began now.
     """
     rollout = state.rollout
+    starts = alert.startsAt.timestamp() if alert.startsAt else now
     if rollout is not None:
         stands = rollout.mark is not None and rollout.mark.kind == "paused"
         done = rollout.phase is Phase.ROLLING_BACK or (action == "pause" and stands)
-        return "" if done else rollout.release.id
+        return "" if done or starts < rollout.began_at else rollout.release.id
     warm = state.previous is not None and now < (state.previous_until or 0.0)
     if action == "pause" or not warm or state.stable is None:
         return ""
     began = next((e.began_at for e in state.journeys(state.stable.id)), None)
     reverted = any(e.kind == "revert" and e.release.id == state.stable.id for e in state.history[-1:])
-    starts = alert.startsAt.timestamp() if alert.startsAt else 0.0
     return state.stable.id if began is not None and starts >= began and not reverted else ""
 
 
@@ -140,9 +135,9 @@ class Alerts:
             log.warning("alerts_truncated", number=group.truncatedAlerts, reason="raise max_alerts")
         asked: list[str] = []
         refused: Problem | None = None
-        for service, (action, alert) in meant(group.firing(), self._rules()).items():
+        for service, actions in meant(group.firing(), self._rules()).items():
             try:
-                asked += await self._ask(who, service, action, alert)
+                asked += await self._ask(who, service, actions)
             except Problem as problem:
                 log.warning("alert_refused", service=service, reason=str(problem))
                 refused = problem
@@ -150,21 +145,22 @@ class Alerts:
             raise refused
         return web.json_response({"requests": asked}, status=HTTPStatus.OK)
 
-    async def _ask(self, who: Principal, service: str, action: Action, alert: Alert) -> list[str]:
+    async def _ask(self, who: Principal, service: str, actions: Sequence[tuple[Action, Alert]]) -> list[str]:
+        """Put down the first of the actions that is about a release; returns the id of the request."""
         self._desk.check(service, who)
         state, _ = await self._journal.load(service)
-        release = concerns(state, action, alert, self._clock.now())
-        if not release:
-            return []
-        fields: dict[str, Any] = {
-            "verb": action,
-            "service": service,
-            "who": alert.labels.get("alertname", "alert")[:80],
-        }
-        fields["why"] = _why(alert)
-        if action == "rollback":
-            fields["release"] = release
-        return [await self._desk.put(who, fields)]
+        for action, alert in actions:
+            release = concerns(state, action, alert, self._clock.now())
+            if release:
+                fields = {
+                    "verb": action,
+                    "service": service,
+                    "release": release,
+                    "who": alert.labels.get("alertname", "alert")[:80],
+                    "why": _why(alert),
+                }
+                return [await self._desk.put(who, fields)]
+        return []
 
 
 def _why(alert: Alert) -> str:

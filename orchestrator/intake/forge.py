@@ -1,7 +1,5 @@
 """Deployments that GitHub and GitLab announce, as requests for releases."""
 
-import hashlib
-import hmac
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -15,7 +13,7 @@ from orchestrator.intake.desk import Desk
 from orchestrator.intake.door import read_bytes
 from orchestrator.intake.parse import parse
 from orchestrator.intake.problems import Problem
-from orchestrator.intake.signed import one_header, same
+from orchestrator.intake.signatures import fits, hmac_of, one_header, refused
 from orchestrator.ports import Fault, Principal, Tokens
 
 GITHUB_PATH, GITLAB_PATH = "/hooks/github", "/hooks/gitlab"
@@ -70,6 +68,7 @@ class _Named(_Model):
     login: str = ""
     username: str = ""
     full_name: str = ""
+    html_url: str = ""
     path_with_namespace: str = ""
 
 
@@ -116,7 +115,7 @@ def github(payload: Any) -> Announced | None:
         ref=told.ref,
         who=told.creator.login,
         why=told.description or "",
-        link=f"https://github.com/{found.repository.full_name}/commit/{told.sha}",
+        link=f"{found.repository.html_url}/commit/{told.sha}",
     )
 
 
@@ -181,10 +180,9 @@ class Forges:
         body = await read_bytes(request)
         forge = self._forges().get("github")
         given = one_header(request, "X-Hub-Signature-256")
-        secret = forge.secret.encode() if forge else b"none"
-        right = "sha256=" + hmac.new(secret, body, hashlib.sha256).hexdigest()
-        if not same(given, right) or forge is None:
-            raise _unknown()
+        right = f"sha256={hmac_of(forge.secret.encode() if forge else None, body)}"
+        if not fits(given, right) or forge is None:
+            raise refused()
         return await self._take("github", forge, body, request.headers.get("X-GitHub-Event", ""), github)
 
     async def gitlab(self, request: web.Request) -> web.Response:
@@ -192,8 +190,8 @@ class Forges:
         body = await read_bytes(request)
         forge = self._forges().get("gitlab")
         given = one_header(request, "X-Gitlab-Token")
-        if not same(given, forge.secret if forge else "none") or forge is None:
-            raise _unknown()
+        if not fits(given, forge.secret if forge else "none") or forge is None:
+            raise refused()
         return await self._take("gitlab", forge, body, request.headers.get("X-Gitlab-Event", ""), gitlab)
 
     async def _take(
@@ -221,10 +219,6 @@ class Forges:
         except (Problem, Fault):
             await self._tokens.forget(nonce)  # it is delivered again
             raise
-
-
-def _unknown() -> Problem:
-    return Problem(HTTPStatus.UNAUTHORIZED, "the secret does not fit", {"WWW-Authenticate": "Signature"})
 
 
 def _none(why: str) -> web.Response:

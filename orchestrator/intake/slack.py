@@ -5,8 +5,6 @@ never by the name that is sent along, which anybody can choose.
 """
 
 import asyncio
-import hashlib
-import hmac
 import re
 import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
@@ -23,7 +21,7 @@ from orchestrator.intake.answers import Answers
 from orchestrator.intake.desk import Desk
 from orchestrator.intake.door import read_bytes
 from orchestrator.intake.problems import Problem
-from orchestrator.intake.signed import SECONDS, SKEW, one_header, same
+from orchestrator.intake.signatures import REMEMBER, check_time, fits, hmac_of, one_header, refused
 from orchestrator.intake.views import RELEASE, ServiceView, service_view
 from orchestrator.ports import Clock, Fault, Journal, Principal, Tokens, Verb
 from orchestrator.rollout.events import RequestRefused
@@ -88,8 +86,8 @@ class Slack:
             self._desk.check(service, who)
             state, _ = await self._journal.load(service)
             meant = state.rollout.release.id if state.rollout else state.stable.id if state.stable else ""
-            fields = {"verb": verb, "service": service, "why": why}
-            asked = await self._ask(who, fields, meant)
+            fields = {"verb": verb, "service": service, "why": why, "release": meant}
+            asked = await self._desk.put(who, {name: value for name, value in fields.items() if value})
         except Problem as problem:
             return _said(f":no_entry: {problem}")
         self._answer_later(workspace, form.get("response_url", ""), asked, f"{verb} {service}", who)
@@ -121,12 +119,7 @@ class Slack:
             why = f"{verb[:40]} {release[:80]} is no button of ours"
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, why)
         service = release.rpartition("-")[0]
-        self._desk.check(service, who)
-        state, _ = await self._journal.load(service)
-        active = state.rollout.release.id if state.rollout else ""
-        if verb != "rollback" and active != release:
-            raise Problem(HTTPStatus.CONFLICT, f"{release} is not under way any more")
-        return await self._ask(who, {"verb": verb, "service": service}, release)
+        return await self._desk.put(who, {"verb": verb, "service": service, "release": release})
 
     async def close(self) -> None:
         """Give up what was to be answered later."""
@@ -140,16 +133,13 @@ class Slack:
         timestamp = one_header(request, "X-Slack-Request-Timestamp")
         given = one_header(request, "X-Slack-Signature")
         workspace = self._workspace()
-        secret = workspace.secret if workspace else b"none"
         text = b"v0:" + timestamp.encode("utf-8", "surrogateescape") + b":" + body
-        right = "v0=" + hmac.new(secret, text, hashlib.sha256).hexdigest()
-        refused = {"WWW-Authenticate": "Signature"}
-        if not same(given, right) or workspace is None:
-            raise Problem(HTTPStatus.UNAUTHORIZED, "the signature does not fit", refused)
-        if not SECONDS.fullmatch(timestamp) or abs(self._clock.now() - int(timestamp)) > SKEW:
-            raise Problem(HTTPStatus.UNAUTHORIZED, "the timestamp is not of now", refused)
-        if not await self._tokens.first_time(f"slack {right}", 2 * SKEW + 60):
-            raise Problem(HTTPStatus.UNAUTHORIZED, "it has come before", refused)
+        right = f"v0={hmac_of(workspace.secret if workspace else None, text)}"
+        if not fits(given, right) or workspace is None:
+            raise refused()
+        check_time(timestamp, self._clock.now())
+        if not await self._tokens.first_time(f"slack {right}", REMEMBER):
+            raise refused("it has come before")
         try:
             fields = urllib.parse.parse_qsl(body.decode(), max_num_fields=50)
         except ValueError:
@@ -162,11 +152,6 @@ class Slack:
             self._desk.check(name, who)
         views = [service_view((await self._journal.load(name))[0]) for name in names]
         return "\n".join(map(_line, views)) or "no service"
-
-    async def _ask(self, who: Principal, fields: dict[str, str], release: str) -> str:
-        if fields["verb"] == "rollback":
-            fields["release"] = release
-        return await self._desk.put(who, {name: value for name, value in fields.items() if value})
 
     def _answer_later(self, workspace: Workspace, url: str, asked: str, what: str, who: Principal) -> None:
         async def work() -> None:

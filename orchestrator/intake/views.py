@@ -78,6 +78,14 @@ class CommandBody(Asking):
     """A command that needs nothing else."""
 
 
+class RolloutBody(Asking):
+    """Which rollout is meant."""
+
+    release: Annotated[str, StringConstraints(pattern=RELEASE)] | None = Field(
+        None, description="Refused when it is not under way any more; unset: whichever is"
+    )
+
+
 class RollbackBody(Asking):
     """Where to go back from, and to."""
 
@@ -235,10 +243,10 @@ class Me(Model):
 BODIES: dict[Verb, type[Asking]] = {
     "release": ReleaseBody,
     "rollback": RollbackBody,
-    "promote": CommandBody,
-    "approve": CommandBody,
-    "pause": CommandBody,
-    "resume": CommandBody,
+    "promote": RolloutBody,
+    "approve": RolloutBody,
+    "pause": RolloutBody,
+    "resume": RolloutBody,
     "abort": AbortBody,
     "freeze": CommandBody,
     "unfreeze": CommandBody,

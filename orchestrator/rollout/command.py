@@ -53,22 +53,29 @@ class Rollback(_Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pause(_Command):
+class _OfRollout(_Command):
+    """`release`: the one that is meant; refused when that is not under way any more. '': whichever is."""
+
+    release: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause(_OfRollout):
     """Stand still; the gates go on watching."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resume(_Command):
+class Resume(_OfRollout):
     """Go on after a pause."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Approve(_Command):
+class Approve(_OfRollout):
     """Let a rollout that waits for a person go on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Promote(_Command):
+class Promote(_OfRollout):
     """Skip the rest of the ladder: the candidate gets all traffic, and its gates watch the last step."""
 
 
@@ -103,7 +110,7 @@ def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceSt
         return state, ()
     state = replace(state, handled=(*state.handled, command.request)[-HANDLED:])
     turn = Turn(state, now)
-    refusal = _carry_out(turn, command)
+    refusal = _misses(state, command) or _carry_out(turn, command)
     verb = verb_of(command)
     if refusal:
         refused = RequestRefused(
@@ -140,8 +147,7 @@ def offers(state: ServiceState, release: str) -> tuple[str, ...]:
     rollout = state.rolling(release)
     stands = state.rollout is None and state.stable is not None and state.stable.id == release
     if rollout is not None and rollout.phase is not Phase.ROLLING_BACK:
-        asked = [Rollback(**words, release=release), Pause(**words), Resume(**words)]
-        asked += [Approve(**words), Promote(**words)]
+        asked = [verb(**words, release=release) for verb in (Rollback, Pause, Resume, Approve, Promote)]
     elif stands:
         asked = [Rollback(**words, release=release)]
     elif any(r.id == release for r in state.queue):
@@ -154,6 +160,13 @@ def offers(state: ServiceState, release: str) -> tuple[str, ...]:
 def verb_of(command: Command) -> str:
     """What a command is called where it is asked for."""
     return type(command).__name__.lower()
+
+
+def _misses(state: ServiceState, command: Command) -> str:
+    """Why a command about a rollout does not mean the one that is under way, or ''."""
+    if not isinstance(command, _OfRollout) or not command.release or state.rolling(command.release):
+        return ""
+    return f"{command.release} is not under way any more"
 
 
 def _carry_out(turn: Turn, command: Command) -> str:  # noqa: PLR0911  one case for each command

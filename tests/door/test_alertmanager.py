@@ -58,14 +58,18 @@ def promoted(began: float = NOW - 60, until: float = NOW + 60) -> ServiceState:
 def test_the_first_rule_that_fits_decides_and_a_rollback_wins() -> None:
     errors = alert(alertname="Errors", team="shop", service="web")
     found = meant(parsed(alert(alertname="Slow", service="api"), errors), RULES)
-    assert {service: action for service, (action, _) in found.items()} == {"api": "rollback"}
+    assert {service: [a for a, _ in asked] for service, asked in found.items()} == {
+        "api": ["rollback", "pause"]
+    }
     assert meant(parsed(alert(alertname="Errors", team="other")), RULES) == {}
     assert meant(parsed(alert(alertname="Slow")), RULES) == {}
 
 
 def test_an_alert_is_about_the_rollout_that_is_under_way() -> None:
-    firing = parsed(alert(starts=NOW - 999))[0]
+    firing = parsed(alert(starts=NOW - 59))[0]
     assert concerns(rolling(), "rollback", firing, NOW) == "api-2"
+    assert concerns(rolling(), "rollback", parsed(alert(starts=NOW - 61))[0], NOW) == ""
+    assert concerns(rolling(), "rollback", Alert(status="firing"), NOW) == "api-2"
     assert concerns(rolling(phase=Phase.ROLLING_BACK), "rollback", firing, NOW) == ""
     paused = rolling(mark=Mark(kind="paused", actor="ann", reason="", since=NOW))
     assert concerns(paused, "pause", firing, NOW) == ""
@@ -103,6 +107,17 @@ async def test_an_alert_is_put_down_with_its_name_its_labels_and_the_release(hou
         "release": "api-2",
     }
     assert len(told["requests"]) == 1
+
+
+async def test_an_alert_from_before_hides_none_that_began_since(house: House) -> None:
+    house.rules = list(RULES)
+    await house.put(rolling())
+    before = alert(starts=NOW - 999, alertname="Errors", team="shop", instance="a")
+    since = alert(starts=NOW - 5, alertname="Errors", team="shop", instance="b")
+    secret = await house.secret("operator")
+    assert (await group(house, secret, before))[1] == {"requests": []}
+    assert len((await group(house, secret, before, since))[1]["requests"]) == 1
+    assert "instance=b" in (await house.asked())[0]["why"]
 
 
 async def test_what_is_resolved_foreign_or_about_nothing_asks_for_nothing(house: House) -> None:

@@ -23,7 +23,12 @@ DEPLOYMENT = {
         "description": "the fix",
         "creator": {"login": "ann", "id": 1},
     },
-    "repository": {"id": 1, "full_name": "team/api", "private": True},
+    "repository": {
+        "id": 1,
+        "full_name": "team/api",
+        "html_url": "https://github.example/team/api",
+        "private": True,
+    },
     "sender": {"login": "ann"},
 }
 HOOK = {
@@ -75,7 +80,7 @@ async def test_a_deployment_of_either_is_one_release(forged: House) -> None:
         "image": "registry.example.com/team/api:a84d88e",
         "who": "ann via github",
         "why": "the fix",
-        "link": f"https://github.com/team/api/commit/{SHA}",
+        "link": f"https://github.example/team/api/commit/{SHA}",
         "key": "github-145988746",
     }
     assert (second["image"], second["key"]) == ("registry.example.com/team/api:279484c0", "gitlab-15")

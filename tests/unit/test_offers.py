@@ -1,6 +1,9 @@
 """What may be asked about a release now, and what a state knows of its releases."""
 
-from orchestrator.rollout.command import Approve, Freeze, Pause, Rollback, offers
+import pytest
+
+from orchestrator.rollout.command import Approve, Freeze, Pause, Promote, Resume, Rollback, offers
+from orchestrator.rollout.events import RequestRefused
 from orchestrator.rollout.model import Outcome, Phase
 from orchestrator.rollout.policy import Preview
 from tests.builders import policy, submit
@@ -61,3 +64,16 @@ def test_a_release_is_found_wherever_it_stands(sim: Sim) -> None:
     assert [e.outcome for e in sim.state.journeys("api-2")] == [Outcome.PROMOTED]
     assert sim.state.known("api-1") == sim.state.stable
     assert sim.state.known("api-9") is None
+
+
+@pytest.mark.parametrize("verb", [Pause, Resume, Approve, Promote])
+def test_what_names_another_release_than_the_one_under_way_is_refused(
+    sim: Sim, verb: type[Pause | Resume | Approve | Promote]
+) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING)
+    before = sim.state.rollout
+    (told,) = sim.send(verb(request="8-0", actor="ann", release="api-1"))
+    assert isinstance(told, RequestRefused)
+    assert told.reason == "api-1 is not under way any more"
+    assert sim.state.rollout == before

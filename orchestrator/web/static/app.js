@@ -68,7 +68,7 @@ function connect() {
 
 async function send(verb, service, release, reason) {
   const body = { reason };
-  if (verb === "rollback" || verb === "abort") body.release = release;
+  if (!verb.endsWith("freeze")) body.release = release;
   const headers = { "Content-Type": "application/json", "X-Requested-By": "dashboard" };
   said.textContent = `${verb} of ${release || service} is asked for`;
   const answer = await fetch(`/v1/services/${service}/${verb}`, { method: "POST", headers, body: JSON.stringify(body) });
