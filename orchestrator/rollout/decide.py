@@ -128,21 +128,39 @@ def _preflight(turn: Turn, seen: Observation) -> None:
     if image is not None and image.error:
         turn.retreat(Outcome.FAILED, f"image {release.image}: {image.error}")
     elif image is not None:
-        if release.digest != image.digest or rollout.kind == "revert":
+        if release.digest != image.digest:
             _note_image(turn, image.digest)
-        _ask_hooks(turn, seen, lambda: turn.enter(Phase.STARTING, "image resolved", actor=rollout.actor))
+        _ask_hooks(turn, seen, lambda: _leave_preflight(turn, seen))
     late = turn.now - rollout.entered_at >= release.policy.preflight_deadline
     if late and turn.state.rollout is not None and turn.rollout.phase is Phase.PREFLIGHT:
-        what = (
-            f"the hooks of {release.id} had not passed" if image else f"image {release.image} was not there"
-        )
+        what = f"image {release.image} was not there"
+        if image is not None:
+            leaving = _leaving(turn.state, seen)
+            what = f"{leaving} still stopped" if leaving else f"the hooks of {release.id} had not passed"
         turn.retreat(Outcome.FAILED, f"{what} after {release.policy.preflight_deadline:.0f} s")
+
+
+def _leave_preflight(turn: Turn, seen: Observation) -> None:
+    """Start the instances. Those that still drain are kept; those that stop must be gone first."""
+    if _leaving(turn.state, seen):
+        return
+    turn.set(retiring=tuple(r for r in turn.state.retiring if r.release.id != turn.rollout.release.id))
+    turn.enter(Phase.STARTING, "image resolved", actor=turn.rollout.actor)
+
+
+def _leaving(state: ServiceState, seen: Observation) -> str:
+    """An instance that the release has from an earlier time, and that nobody wants any more; or ''."""
+    assert state.rollout is not None
+    release = state.rollout.release
+    kept = {r.id for r in (state.stable, state.previous) if r} | {r.release.id for r in state.retiring}
+    if release.id in kept:
+        return ""
+    return next((name for name in instance_names(release) if seen.instance(name) is not None), "")
 
 
 def _note_image(turn: Turn, digest: str) -> None:
     release = replace(turn.rollout.release, digest=digest)
     turn.roll(release=release)
-    turn.set(retiring=tuple(r for r in turn.state.retiring if r.release.id != release.id))
     turn.tell(
         ImageResolved(
             service=release.service,

@@ -12,7 +12,7 @@ local balancer = require "ngx.balancer"
 local dict = ngx.shared.release_orchestrator
 local LOOK = 0.05 -- seconds between looks for the switch
 local REMEMBER = 600 -- seconds that a request which nobody counts is remembered
-local module = { routes = {}, switches = {}, down = {} }
+local module = { routes = {}, switches = {}, down = {}, busy = {} }
 
 local function parse(text)
     local route = { generation = 0, token = 0, share = 0, pools = {}, servers = {} }
@@ -145,8 +145,14 @@ local function counted()
     return ngx.var.release_counted == "1"
 end
 
+-- A request begins or ends at a server. What all workers share is how many of them have any there: that changes
+-- with a worker's first and last only, so that most requests do not wait for each other.
 local function count(service, address, by)
-    dict:incr(service .. " @" .. address, by, 0)
+    local key = service .. " @" .. address
+    local before = module.busy[key] or 0
+    local after = math.max(before + by, 0)
+    module.busy[key] = after
+    if (before > 0) ~= (after > 0) then dict:incr(key, by, 0) end
 end
 
 -- The addresses that have been asked for this request, in order.
@@ -198,7 +204,6 @@ end
 
 -- In a location, when a request is over.
 function module.over(service)
-    if not counted() then return end
     local last = ngx.var.upstream_addr
     if not last or not last:find(":", 1, true) then return end -- nobody was asked
     if last:find(" ", 1, true) then -- several were; patterns are slow
@@ -207,7 +212,7 @@ function module.over(service)
     count(service, last, -1)
 end
 
--- Requests under way at servers that the route does not name any more; -1 when nobody counts them.
+-- Workers with requests under way, for each server that the route does not name any more; -1 when nobody counts.
 local function draining(service, route)
     if dict:get(service .. " uncounted") then return -1 end
     local found = 0

@@ -23,8 +23,8 @@ class Told:
         text: The answer, or why there is none.
         generation: The generation that it serves; None without a proper answer.
         shape: What its file is like apart from the route; empty where routes change by a reload.
-        draining: Requests under way at servers that are not in the route any more, where nginx counts them;
-            -1 where it would and can't.
+        draining: Workers that have requests under way at servers which the route does not name any more, each
+            server counted by itself; -1 where nobody counts.
     """
 
     text: str

@@ -146,8 +146,8 @@ class FakeRuntime:
             described=wanted.release,
         )
 
-    def die(self, name: str) -> None:
-        self.containers[name] = replace(self.containers[name], running=False, exit_code=137)
+    def die(self, name: str, code: int = 137) -> None:
+        self.containers[name] = replace(self.containers[name], running=False, exit_code=code)
 
     async def supervise(self, name: str) -> None:
         self._up()

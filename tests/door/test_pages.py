@@ -247,7 +247,7 @@ async def test_buttons_are_there_for_who_may(house: House, browser: Browser, rol
     await house.put(rolling(house.clock.now()))
     page = await opened(browser, house.url, await house.secret(role))
     shown = {await b.get_attribute("data-verb") for b in await page.locator("#row-api button").all()}
-    assert shown == {"rollback", "pause", "promote"} & MAY[role]
+    assert shown == {"rollback", "pause", "promote", "freeze"} & MAY[role]
 
 
 async def test_a_session_is_no_use_to_a_page_of_another_site(house: House, browser: Browser) -> None:

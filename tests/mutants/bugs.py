@@ -527,7 +527,7 @@ BUGS = (
     Bug(
         "a signed request may come twice",
         "intake/signed.py",
-        'if not await self._tokens.first_time(f"signed {key_id} {nonce}", 2 * SKEW + 60):',
+        'if not await self._tokens.first_time(f"signed {key_id} {nonce}", REMEMBER):',
         "if False:",
         DOOR + "test_signed.py",
     ),
@@ -540,10 +540,31 @@ BUGS = (
     ),
     Bug(
         "the time of a signature is not looked at",
-        "intake/signed.py",
-        "if not SECONDS.fullmatch(timestamp) or abs(self._clock.now() - int(timestamp)) > SKEW:",
-        "if not SECONDS.fullmatch(timestamp):",
+        "intake/signatures.py",
+        "if not _SECONDS.fullmatch(timestamp) or abs(now - int(timestamp)) > SKEW:",
+        "if not _SECONDS.fullmatch(timestamp):",
         DOOR + "test_signed.py",
+    ),
+    Bug(
+        "an alert from before a rollout takes it back",
+        "intake/alertmanager.py",
+        "done or starts < rollout.began_at",
+        "done",
+        DOOR + "test_alertmanager.py",
+    ),
+    Bug(
+        "a verb hits whatever rolls out",
+        "rollout/command.py",
+        "refusal = _misses(state, command) or _carry_out(turn, command)",
+        "refusal = _carry_out(turn, command)",
+        UNIT,
+    ),
+    Bug(
+        "instances that are being stopped are taken for a rollback",
+        "rollout/decide.py",
+        "    if _leaving(turn.state, seen):\n        return\n",
+        "",
+        UNIT,
     ),
     Bug(
         "a role is not asked for",

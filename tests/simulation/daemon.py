@@ -106,7 +106,7 @@ class Ports:
             plan = self.world.traffic.plans.get("api")
             if plan is not None and name in {s.instance for s in plan.route.servers}:
                 self.world.violated(f"handover: {name} is stopped while nginx names it")
-            await self.world.runtime.stop(name)
+            await self.world.stop_instance(name)
 
         await self.world.effect(self.host, f"stop {name}", work)
 

@@ -16,7 +16,7 @@ from orchestrator.rollout.events import (
     ServiceAdopted,
 )
 from orchestrator.rollout.model import FULL, Outcome, Phase, Server, ServiceState
-from orchestrator.rollout.observation import Sample
+from orchestrator.rollout.observation import Instance, Sample
 from tests.contract.fakes import FakeRuntime, FakeStore, FakeTraffic
 from tests.journal import NEXT
 
@@ -25,6 +25,9 @@ T = TypeVar("T")
 TTL = 10.0
 LONG = 16.0
 """Longer than the lease, and than every deadline of a part."""
+
+GRACE = 0.5
+"""Seconds from SIGTERM to an instance's end, and from there until it is removed."""
 
 OUT_OF_ROUTE = 3 * LONG
 """Seconds after which a dead instance has left the route, daemons that sleep or are restarted included."""
@@ -71,6 +74,7 @@ class World:
 
     faults: Mapping[int, Mode]
     store: FakeStore = field(default_factory=FakeStore)
+    stopping: set[str] = field(default_factory=set)
     runtime: FakeRuntime = field(
         default_factory=lambda: FakeRuntime(images={f"repo/api:{n}" for n in range(100)})
     )
@@ -120,6 +124,26 @@ class World:
         if mode is Mode.LOST_REPLY:
             raise Away("injected loss of the reply")
         return found
+
+    async def stop_instance(self, name: str) -> None:
+        """SIGTERM, its end, and its removal; Docker ends it although nobody waits for that any more."""
+        found = self.runtime.containers.get(name)
+        if found is None:
+            return
+        self.stopping.add(found.container)
+        try:
+            await asyncio.sleep(GRACE if found.running else 0.0)
+        finally:
+            if self._is(found):
+                self.runtime.die(name, 0)
+        await asyncio.sleep(GRACE)
+        if self._is(found):
+            await self.runtime.stop(name)
+
+    def _is(self, instance: Instance) -> bool:
+        """Whether it is still there."""
+        now = self.runtime.containers.get(instance.name)
+        return now is not None and now.container == instance.container
 
     async def alive(self, host: Host, *, waking: bool = True) -> None:
         """Wait as long as the process does not run. A call that was sent before a pause still lands after."""
@@ -223,6 +247,8 @@ class World:
         self._served, self._token = route.generation, self.traffic.tokens["api"]
         if len({s.release for s in route.servers}) > 2:
             self.violated(f"I3: {route}")
+        for container in self.stopping & {s.container for s in route.servers}:
+            self.violated(f"handover: nginx names {container}, which stops")
         self._check_claims([s for s in route.servers if not s.backup])
         state = self.state()
         rollout = state.rollout

@@ -1,10 +1,11 @@
 """A world in memory that does what `desired` says, and can be told to fail. The core is driven against it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestrator.rollout.command import Command, handle
 from orchestrator.rollout.decide import decide
-from orchestrator.rollout.desired import desired
+from orchestrator.rollout.desired import Wanted, desired
 from orchestrator.rollout.events import Event, ReleaseEnded, RouteChanged
 from orchestrator.rollout.hooks import HookResult
 from orchestrator.rollout.model import FULL, Outcome, Phase, Rollout, Route, ServiceState
@@ -63,6 +64,8 @@ class Sim:
     fallback: Route | None = None
     starts: int = 0
     hooks: dict[str, HookResult] = field(default_factory=dict)
+    stop_takes: float = 0.0
+    stopping: dict[str, float] = field(default_factory=dict)
     weights_seen: dict[str, float] = field(default_factory=dict)
 
     def behave(self, release: str) -> Behaviour:
@@ -229,10 +232,21 @@ class Sim:
                     supervised=want.restart,
                     described=want.release,
                 )
+        self._stop(wanted)
+
+    def _stop(self, wanted: Mapping[str, Wanted]) -> None:
+        """What nobody wants ends, and is gone after a while, whoever wants it again by then."""
         routed = {s.instance for s in (*self.state.route.servers, *self.state.route.preview)}
         if self.state.confirmed == self.state.route.generation:
-            for name in self.instances.keys() - wanted.keys() - routed:
-                del self.instances[name]
+            for name in self.instances.keys() - wanted.keys() - routed - self.stopping.keys():
+                self.stopping[name] = self.now + self.stop_takes
+        for name, until in tuple(self.stopping.items()):
+            if self.now >= until:
+                del self.stopping[name]
+                self.instances.pop(name, None)
+            elif self.now >= until - self.stop_takes / 2:
+                found = self.instances[name]
+                self.instances[name] = replace(found, running=False, exit_code=0, health="unknown")
 
     def _check(self, before: ServiceState) -> None:
         """I3, I5, I6, I8, I9 and I14 of the design."""

@@ -563,6 +563,46 @@ def test_rollback_after_the_old_is_gone_deploys_it_again_without_the_ladder(sim:
     assert (sim.ends("api-1")[-1].actor, sim.ends("api-1")[-1].reason) == ("ann", "slow at noon")
 
 
+def test_rollback_to_a_release_that_is_just_being_stopped_waits_until_it_is_gone(sim: Sim) -> None:
+    sim.stop_takes = 4.0
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    while "api-1-0" not in sim.stopping:
+        sim.step()
+    starts = sim.starts
+    sim.send(Rollback(request="9-0", actor="ann"))
+    sim.run(8)
+    assert (sim.ends("api-1")[-1].journey, sim.ends("api-1")[-1].outcome) == ("revert", Outcome.PROMOTED)
+    assert sim.starts == starts + 2
+    assert all(sim.instances[f"api-1-{n}"].running for n in range(2))
+
+
+def test_what_stops_for_too_long_ends_the_rollback_and_says_so(sim: Sim) -> None:
+    sim.stop_takes = 4000.0
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    while "api-1-0" not in sim.stopping:
+        sim.step()
+    sim.send(Rollback(request="9-0", actor="ann"))
+    sim.run(700)
+    assert sim.ends("api-1")[-1].reason.startswith("api-1-0 still stopped after ")
+    assert sim.share("api-2") == 100
+
+
+def test_rollback_to_a_release_that_still_drains_keeps_its_instances(sim: Sim) -> None:
+    sim.drained = False
+    sim.send(submit(2, policy=policy(drain_deadline=50.0)))
+    sim.until_ended("api-2")
+    while not sim.state.retiring:
+        sim.step()
+    starts = sim.starts
+    sim.send(Rollback(request="9-0", actor="ann"))
+    sim.run(4)
+    assert sim.ends("api-1")[-1].journey == "revert"
+    assert sim.share("api-1") == 100
+    assert sim.starts == starts
+
+
 def test_rollback_of_a_rollback_returns(sim: Sim) -> None:
     sim.send(submit(2))
     sim.until_ended("api-2")
