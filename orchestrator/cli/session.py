@@ -5,6 +5,7 @@ import contextlib
 import getpass
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Coroutine
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +23,8 @@ from orchestrator.store.server import private_socket
 
 T = TypeVar("T")
 
-out = Console(highlight=False, soft_wrap=True)
+# In a pipe a row stays on its line.
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 250)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

@@ -5,6 +5,7 @@ import time
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.table import Table
 
 from orchestrator.cli.exits import REFUSED
@@ -24,7 +25,7 @@ from orchestrator.cli.session import (
 from orchestrator.daemon.config import Config
 from orchestrator.daemon.units import seconds
 from orchestrator.intake.views import TokenBody, TokenView
-from orchestrator.ports import Principal, Token
+from orchestrator.ports import Principal, Role, Token
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import Client
 from orchestrator.store.tokens import RedisTokens
@@ -35,7 +36,7 @@ app = typer.Typer(help="Who may use the HTTP API.", no_args_is_help=True)
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="As the audit trail shows it: ci-api, ann")],
-    role: Annotated[str, typer.Option(help="viewer, submitter, operator or admin")],
+    role: Annotated[Role, typer.Option(help="What it may do")],
     service: Annotated[list[str] | None, typer.Option(help="Only for it; may be repeated")] = None,
     expires: Annotated[str, typer.Option(help="After how long, such as 90d; unset: never")] = "",
     who: WhoOption = "",
@@ -49,8 +50,10 @@ def create(
     try:
         body = TokenBody(name=name, role=role, services=service or [])
         life = seconds(expires) if expires else None
+    except ValidationError as error:
+        raise typer.BadParameter(f"NAME: {error.errors()[0]['msg']}") from None
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise typer.BadParameter(f"--expires: {error}") from None
     principal = Principal(name=body.name, role=body.role, services=tuple(body.services))
     now = time.time()  # noqa: TID251  when a person makes it
 

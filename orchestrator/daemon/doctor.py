@@ -3,9 +3,10 @@
 import asyncio
 import os
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -18,6 +19,10 @@ from orchestrator.runtime.client import DockerClient
 from orchestrator.store.redis_store import connect
 from orchestrator.store.server import check_settings, private_socket
 from orchestrator.traffic.process import run
+
+SECRET_FILES = frozenset(
+    {"secret_file", "signing_secret_file", "token_file", "urls_file", "bearer_file", "env_file"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,7 @@ async def examine(config: Config) -> list[Check]:
     """Run every check; none of them changes anything, none takes longer than its deadline."""
     checks: list[Callable[[Config], Awaitable[list[Check]]]] = [
         _folders,
+        _secrets,
         _redis,
         _docker,
         _nginx,
@@ -61,6 +67,32 @@ async def _folders(config: Config) -> list[Check]:
             detail = f"{source} is there" if ok else f"{source} is not there"
             checks.append(Check(f"services/{name} file", ok, detail, f"create {source}"))
     return checks
+
+
+async def _secrets(config: Config) -> list[Check]:
+    """Whether only those read a secret who should. Files that are not there are named by `config check`."""
+    files = dict(_secret_files("", config.settings.model_dump()))
+    for name, service in config.services.items():
+        files |= {f"services/{name} {path}": f for path, f in _secret_files("", service.model_dump())}
+    open_to_all = {p: f for p, f in files.items() if f.is_file() and f.stat().st_mode & stat.S_IRWXO}
+    return [
+        Check(path, False, f"{file} can be read by everybody here", f"chmod o= {file}")
+        for path, file in open_to_all.items()
+    ]
+
+
+def _secret_files(path: str, value: Any) -> Iterator[tuple[str, Path]]:
+    """Every file of a configuration that holds a secret, with its path in it."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            where = f"{path}/{name}".lstrip("/")
+            if inner and (name in SECRET_FILES or where.endswith("tls/key")):
+                yield where, Path(inner)
+            else:
+                yield from _secret_files(where, inner)
+    elif isinstance(value, list | tuple):
+        for place, inner in enumerate(value):
+            yield from _secret_files(f"{path}/{place}", inner)
 
 
 async def _redis(config: Config) -> list[Check]:

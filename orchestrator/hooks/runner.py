@@ -84,9 +84,11 @@ class HookRunner:
                     return await _run(hook, told)
                 return await _call(hook, told)
         except TimeoutError:
-            raise Fault(f"no answer within {hook.timeout:g} s") from None
+            reason = f"no answer within {hook.timeout:g} s"
         except (OSError, aiohttp.ClientError) as error:
-            raise Fault(f"{type(error).__name__}: {str(error)[:200]}") from error
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
+        log.warning("hook_failed", release=told["release"], hook=hook.name, reason=reason)
+        raise Fault(reason)
 
 
 async def _run(hook: Hook, told: dict[str, Any]) -> HookResult:

@@ -60,6 +60,8 @@ OUTCOMES: dict[Language, dict[Outcome, str]] = {
 WORDS: dict[Language, dict[str, str]] = {
     "en": {
         "image": "image: {}",
+        "author": "released by: {}",
+        "back": "{}: has the traffic again",
         "by": "by: {}",
         "why": "why: {}",
         "took": "after {:.0f} s",
@@ -86,6 +88,8 @@ WORDS: dict[Language, dict[str, str]] = {
     },
     "zh": {
         "image": "镜像:{}",
+        "author": "发布人:{}",
+        "back": "{}:已重新接收全部流量",
         "by": "操作人:{}",
         "why": "原因:{}",
         "took": "用时 {:.0f} 秒",
@@ -155,11 +159,15 @@ def message(event: Event, language: Language) -> Message | None:  # noqa: C901, 
 def _ended(event: ReleaseEnded, language: Language) -> Message:
     say = WORDS[language]
     good = event.outcome is Outcome.PROMOTED
-    lines = [say["image"].format(event.image), *_who(say, event.actor, event.reason)]
+    lines = [say["image"].format(event.image)]
+    lines += [say["author"].format(plain(event.author))] if event.author else []
+    lines += [event.link, *_who(say, event.actor, event.reason)]
     lines += [*_gate(say, event.verdict), say["took"].format(event.seconds), *_logs(say, event.logs)]
     following = "next_promoted" if good else "next_ended"
     lines.append(say[following].format(service=event.service, release=event.release))
     title = f"{event.release}: {OUTCOMES[language][event.outcome]}"
+    if good and event.journey == "revert":
+        title = say["back"].format(event.release)
     bad = event.outcome in (Outcome.ROLLED_BACK, Outcome.FAILED)
     return _made(title, lines, "success" if good else "failure" if bad else "warning")
 

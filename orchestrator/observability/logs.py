@@ -10,6 +10,7 @@ from enum import Enum
 from typing import IO, Any
 
 import structlog
+from stamina.instrumentation import set_on_retry_hooks
 
 CAPACITY = 10_000
 """Lines that may wait for a slow reader; then the oldest are dropped and counted."""
@@ -108,6 +109,7 @@ def configure(form: str = "auto", level: str = "info", stream: IO[str] | None = 
         logger_factory=lambda *_: _Logger(writer),
         cache_logger_on_first_use=False,
     )
+    set_on_retry_hooks([])  # who tries again says so itself, with what it was about
     root = logging.getLogger()
     root.handlers = [_StdlibBridge()]
     root.setLevel(logging.WARNING)

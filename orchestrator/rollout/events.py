@@ -207,7 +207,7 @@ class RollbackStarted(_Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseEnded(_Event):
-    """A journey reached its outcome. `seconds`: since it left the queue."""
+    """A journey reached its outcome. `seconds`: since it left the queue; `author`: whose release it is."""
 
     kind: Literal["release_ended"] = "release_ended"
     journey: Literal["release", "revert"]
@@ -217,6 +217,8 @@ class ReleaseEnded(_Event):
     request: str
     image: str
     seconds: float
+    author: str = ""
+    link: str = ""
     verdict: Verdict | None = None
     logs: str = ""
 

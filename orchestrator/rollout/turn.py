@@ -221,6 +221,8 @@ class Turn:
                 request=release.request,
                 image=release.image,
                 seconds=self.now - began,
+                author=release.author,
+                link=release.link,
                 verdict=verdict,
                 logs=logs,
             )

@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+import structlog
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -17,6 +18,8 @@ from orchestrator.rollout.model import ServiceState
 from orchestrator.store.codec import dump_event, dump_state, load_event, load_state
 from orchestrator.store.keys import Keys
 from orchestrator.store.scripts import ACCEPT, COMMIT, REFUSE
+
+log = structlog.get_logger()
 
 
 class Client(Redis):
@@ -99,6 +102,7 @@ class RedisStore:
         self._redis = redis
         self._keys = keys
         self.token = token
+        self._unreadable: set[str] = set()
         self._commit = redis.register_script(COMMIT)
         self._refuse = redis.register_script(REFUSE)
         self._accept = redis.register_script(ACCEPT)
@@ -191,15 +195,35 @@ class RedisStore:
                 continue
             for entry, fields in found[0][1]:
                 after = str(entry)
-                yield after, load_event(fields["data"])
+                event = self._event(after, fields)
+                if event is not None:
+                    yield after, event
 
     async def events_after(self, after: str, limit: int = 100) -> list[tuple[str, Event]]:
         """See `ports.Journal`."""
+        while True:
+            try:
+                page: Any = await self._redis.xrange(self._keys.events, min=f"({after}", count=limit)
+            except RedisError as error:
+                raise Fault(f"Redis: {error}") from error
+            read = [(str(entry), self._event(str(entry), fields)) for entry, fields in page]
+            found = [(entry, event) for entry, event in read if event is not None]
+            if found or not page:
+                return found
+            after = str(page[-1][0])
+
+    def _event(self, entry: str, fields: Mapping[str, str]) -> Event | None:
+        """The event of an entry; None, told once, where there is none that this version can read.
+
+        What is committed is in the state, so a reader loses no more than the line.
+        """
         try:
-            page: Any = await self._redis.xrange(self._keys.events, min=f"({after}", count=limit)
-        except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
-        return [(str(entry), load_event(fields["data"])) for entry, fields in page]
+            return load_event(fields.get("data", ""))
+        except Fault as error:
+            if entry not in self._unreadable:
+                self._unreadable.add(entry)
+                log.error("event_unreadable", entry=entry, reason=str(error))
+            return None
 
     async def bookmark(self, reader: str) -> str:
         """See `ports.Bookmarks`."""
@@ -236,8 +260,9 @@ class RedisStore:
                 raise Fault(f"Redis: {error}") from error
             for entry, fields in page:
                 after = f"({entry}"
-                if fields["release"] == release:
-                    found.append(load_event(fields["data"]))
+                event = self._event(entry, fields) if fields.get("release") == release else None
+                if event is not None:
+                    found.append(event)
             if not page:
                 return found
 

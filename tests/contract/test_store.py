@@ -9,8 +9,9 @@ import pytest
 
 from orchestrator.ports import Conflict, Fault, Stale
 from orchestrator.rollout.command import handle
-from orchestrator.rollout.events import RequestRefused
+from orchestrator.rollout.events import EdgeDrifted, RequestRefused
 from orchestrator.rollout.model import ServiceState
+from orchestrator.store.codec import dump_event
 from orchestrator.store.keys import Keys
 from orchestrator.store.lease import Lease
 from orchestrator.store.redis_store import RedisStore, connect
@@ -180,6 +181,22 @@ async def test_damaged_state_is_not_guessed_at(private_kit: Any) -> None:
         await private_kit.hset("t:state:api", mapping={"data": data, "version": 3})
         with pytest.raises(Fault, match="stored state is damaged"):
             await store.load("api")
+
+
+async def test_an_event_that_nobody_can_read_holds_no_reader(private_kit: Any) -> None:
+    store = RedisStore(private_kit, Keys("t"))
+    good = EdgeDrifted(service="api", at=1.0, release="api-1", file="changed")
+    broken = [{"data": "{"}, {"data": '{"kind": "of tomorrow"}', "release": "api-1"}, {"else": "x"}] * 40
+    for fields in [{"data": dump_event(good), "release": "api-1"}, *broken]:
+        await private_kit.xadd("t:events", fields)
+    last = await private_kit.xadd("t:events", {"data": dump_event(good), "release": "api-1"})
+    first, *others = await store.events_after("0-0", limit=10)
+    assert (first[1], others) == (good, [])
+    assert await store.events_after(first[0], limit=10) == [(last, good)]
+    assert await store.told("api-1", 0.0) == [good, good]
+    async for entry, event in store.events(first[0]):
+        assert (entry, event) == (last, good)
+        break
 
 
 async def test_the_private_server_keeps_what_it_acknowledges(private: PrivateRedis, private_kit: Any) -> None:

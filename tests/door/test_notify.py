@@ -52,6 +52,15 @@ def test_the_end_names_metric_value_limit_baseline_samples_who_and_what_to_do() 
         assert fact in chinese.body, fact
 
 
+def test_the_end_names_who_released_it_and_where_it_was_built() -> None:
+    text = message(ended(author="ann via ci", link="https://ci/17"), "en")
+    assert text is not None
+    assert text.body.splitlines()[1:3] == ["released by: ann via ci", "https://ci/17"]
+    back = message(ended(journey="revert", outcome=Outcome.PROMOTED, verdict=None, logs=""), "en")
+    assert back is not None
+    assert (back.title, back.severity) == ("api-7: has the traffic again", "success")
+
+
 @pytest.mark.parametrize("hostile", ["<!channel>", "@here", "@ALL", "<@U123>", "<#C1>", "@everyone"])
 def test_a_strangers_text_calls_nobody(hostile: str) -> None:
     assert hostile not in plain(f"see {hostile} now")

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.daemon.doctor import _closed_to_others, _weights
+from orchestrator.daemon.config import load
+from orchestrator.daemon.doctor import _closed_to_others, _secrets, _weights
 
 LUA = "load_module modules/ngx_http_lua_module.so;"
 
@@ -37,3 +38,22 @@ def test_a_folder_that_workers_can_not_pass_is_named(tmp_path: Path) -> None:
     assert _closed_to_others(folder) == folder / "switch"
     folder.chmod(0o750)
     assert _closed_to_others(folder) == folder
+
+
+async def test_a_secret_that_everybody_can_read_is_named(tmp_path: Path) -> None:
+    for name, mode in (("hook", 0o644), ("slack", 0o640), ("notify", 0o604), ("key.pem", 0o644)):
+        (tmp_path / name).write_text("x" * 32)
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "orchestrator.yaml").write_text(
+        f"""
+        webhooks:
+          - {{id: a, name: ci, role: submitter, secret_file: {tmp_path}/hook}}
+        slack: {{team: T01, signing_secret_file: {tmp_path}/slack, users: {{}}}}
+        notify: [{{name: team, urls_file: {tmp_path}/notify}}]
+        api: {{tls: {{certificate: {tmp_path}/cert.pem, key: {tmp_path}/key.pem}}}}
+        """
+    )
+    (tmp_path / "services").mkdir()
+    found = await _secrets(load(tmp_path / "orchestrator.yaml"))
+    assert {c.name for c in found} == {"webhooks/0/secret_file", "notify/0/urls_file", "api/tls/key"}
+    assert all(not c.ok and c.mend.startswith("chmod o= ") for c in found)
