@@ -32,6 +32,7 @@ from orchestrator.rollout.model import Outcome, Phase, Result, Verdict
 VERDICT = Verdict(
     gate="error_rate",
     result=Result.FAIL,
+    unit="share",
     value=0.0889,
     limit=0.01,
     baseline=0.0021,

@@ -38,6 +38,9 @@ async def show_edges(config: Config, forget: str, output: Output) -> int:
     if output is Output.JSON:
         out.print(json.dumps(rows, indent=2), markup=False)
         return OK
+    if not rows:
+        out.print("no nginx on another host has said anything: this one is served by the daemon itself")
+        return OK
     table = Table("edge", "service", "generation served", "")
     for row in rows:
         note = "away" if row["away"] else row["error"]

@@ -17,7 +17,7 @@ from orchestrator.daemon.config import Config
 from orchestrator.ports import Fault
 from orchestrator.rollout.events import Event, GateLook, GatesLooked, PhaseEntered, RouteChanged
 from orchestrator.rollout.evidence import interval
-from orchestrator.rollout.model import Ended, Outcome, Release, Result
+from orchestrator.rollout.model import Ended, Outcome, Release, Result, readable
 from orchestrator.rollout.policy import Comparison, Limit
 from orchestrator.rollout.replay import replay
 from orchestrator.store.redis_store import RedisStore
@@ -172,7 +172,7 @@ def _table(story: Story) -> Table:
 def _side(value: float | None, samples: int, look: GateLook) -> str:
     if value is None:
         return escape(look.missing[:40]) or "-"
-    number = f"{value * 100:.2f} %" if look.harm is not None else f"{value:.4g}"
+    number = readable(value, look.unit)
     return f"{number} of {samples:,}" if samples else number
 
 
@@ -242,6 +242,8 @@ def _gate(look: GateLook) -> dict[str, Any]:
     return {
         "gate": look.gate,
         "result": look.result,
+        "unit": look.unit,
+        "limit": look.limit,
         "value": look.value,
         "interval": interval((look.value or 0.0) * look.samples, look.samples) if compared else None,
         "samples": look.samples,

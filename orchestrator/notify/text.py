@@ -18,7 +18,7 @@ from orchestrator.rollout.events import (
     RolloutPaused,
     StateRestored,
 )
-from orchestrator.rollout.model import Outcome, Verdict
+from orchestrator.rollout.model import Outcome, Verdict, readable
 
 Language = Literal["en", "zh"]
 Severity = Literal["info", "success", "warning", "failure"]
@@ -184,22 +184,17 @@ def _gate(say: dict[str, str], verdict: Verdict | None) -> list[str]:
     """Metric, value, limit, baseline and how many requests they rest on."""
     if verdict is None or verdict.value is None:
         return []
-    share = verdict.harm is not None  # comparisons count bad requests
     baseline = limit = ""
     if verdict.baseline is not None:
-        value = _number(verdict.baseline, share=share)
+        value = readable(verdict.baseline, verdict.unit)
         baseline = say["baseline"].format(value=value, samples=f"{verdict.baseline_samples:,}")
     if verdict.limit is not None:
-        limit = say["limit"].format(_number(verdict.limit, share=share))
-    value = _number(verdict.value, share=share)
+        limit = say["limit"].format(readable(verdict.limit, verdict.unit))
+    value = readable(verdict.value, verdict.unit)
     samples = f"{verdict.samples:,}"
     return [
         say["gate"].format(gate=verdict.gate, value=value, samples=samples, baseline=baseline, limit=limit)
     ]
-
-
-def _number(value: float, *, share: bool) -> str:
-    return f"{value:.2%}" if share else f"{value:.4g}"
 
 
 def _logs(say: dict[str, str], logs: str) -> list[str]:

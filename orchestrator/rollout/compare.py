@@ -121,6 +121,7 @@ def _verdict(
     return Verdict(
         gate=rule.name,
         result=result,
+        unit="share",
         value=step.bad / step.requests if step.requests else None,
         baseline=baseline,
         samples=int(step.requests),

@@ -9,6 +9,7 @@ from typing import Literal
 
 from orchestrator.rollout.evidence import Block, Evidence
 from orchestrator.rollout.model import Outcome, Phase, Result, Verdict
+from orchestrator.rollout.policy import Unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +118,8 @@ class GateLook:
 
     gate: str
     result: Result
+    unit: Unit = ""
+    limit: float | None = None
     value: float | None = None
     baseline: float | None = None
     samples: int = 0
@@ -134,6 +137,8 @@ class GateLook:
         return cls(
             gate=verdict.gate,
             result=verdict.result,
+            unit=verdict.unit,
+            limit=verdict.limit,
             value=verdict.value,
             baseline=verdict.baseline,
             samples=verdict.samples,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from orchestrator.rollout.counts import Counts, quantile
-from orchestrator.rollout.model import Result, Verdict
+from orchestrator.rollout.model import Result, Verdict, readable
 from orchestrator.rollout.policy import Limit
 
 
@@ -61,6 +61,7 @@ def judge(
     verdict = partial(
         Verdict,
         gate=gate.name,
+        unit=gate.unit,
         value=value,
         baseline=base,
         samples=candidate.samples,
@@ -90,9 +91,10 @@ def _compare(
     bound = gate.min if below or limit is None else limit
     assert bound is not None
     of = f" of {known['samples']} requests" if gate.counts_requests else ""
-    text = f"{show(gate, value)}{of}, {'minimum' if bound == gate.min else 'limit'} {show(gate, bound)}"
+    which = "minimum" if bound == gate.min else "limit"
+    text = f"{readable(value, gate.unit)}{of}, {which} {readable(bound, gate.unit)}"
     if known["baseline"] is not None:
-        text += f", stable {show(gate, known['baseline'])}"
+        text += f", stable {readable(known['baseline'], gate.unit)}"
         text += f" of {known['baseline_samples']}" if gate.counts_requests else ""
     if not below and (limit is None or value <= limit):
         return verdict(result=Result.PASS, limit=bound, text=text)
@@ -116,10 +118,3 @@ def _finite(value: float | None) -> float | None:
 def _tightest(gate: Limit, base: float | None) -> float | None:
     relative = None if gate.max_ratio is None or base is None else base * gate.max_ratio + gate.margin
     return min((limit for limit in (gate.max, relative) if limit is not None), default=None)
-
-
-def show(gate: Limit, value: float) -> str:
-    """A value in the unit that people read."""
-    if gate.metric == "latency":
-        return f"{value * 1000:.0f} ms"
-    return f"{value:.4g}" if gate.metric == "query" else f"{value * 100:.2f} %"

@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Literal
 
 from orchestrator.rollout.evidence import Evidence, interval
-from orchestrator.rollout.policy import Policy, Template
+from orchestrator.rollout.policy import Policy, Template, Unit
 
 FULL = 100
 """The whole of a service's traffic, in percent."""
@@ -109,7 +109,8 @@ class Verdict:
     """What one gate said at one look.
 
     Attributes:
-        value: The candidate's value in the metric's unit, None without data.
+        unit: Of value, limit and baseline.
+        value: The candidate's value, None without data.
         limit: The limit that was compared with; the broken one if one is broken.
         baseline: Stable's value, None when there is none.
         samples: Candidate requests that it rests on.
@@ -126,6 +127,7 @@ class Verdict:
 
     gate: str
     result: Result
+    unit: Unit = ""
     value: float | None = None
     limit: float | None = None
     baseline: float | None = None
@@ -312,6 +314,13 @@ class ServiceState:
         now = (self.rollout.release if self.rollout else None, self.stable, self.previous, *self.queue)
         past = (e.release for e in reversed(self.history))
         return next((r for r in (*now, *past) if r is not None and r.id == release), None)
+
+
+def readable(value: float, unit: Unit) -> str:
+    """A value as people read it."""
+    if unit == "seconds":
+        return f"{value * 1000:.0f} ms"
+    return f"{value * 100:.2f} %" if unit == "share" else f"{value:.4g}"
 
 
 def instance_name(release: Release, index: int) -> str:

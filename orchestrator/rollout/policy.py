@@ -4,6 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+Unit = Literal["", "share", "seconds"]
+"""Of a measured value: a share is from 0 to 1, '' is the operator's own."""
+
 ERROR_EFFECTS = ((0.005, 0.22), (0.01, 0.18), (0.04, 0.26), (0.4, 0.34))
 """Excesses and the shares of the capital that are on them. A bet on one grows nearly as fast as the best bet
 for all excesses from half to twice as large; placed so that no cell of `bench.gates` is slow beside
@@ -126,6 +129,11 @@ class Limit:
     min_requests: int = 0
     query: str = ""
     dry_run: bool = False
+
+    @property
+    def unit(self) -> Unit:
+        """Of its value."""
+        return "seconds" if self.metric == "latency" else "" if self.metric == "query" else "share"
 
     @property
     def counts_requests(self) -> bool:

@@ -41,14 +41,22 @@ def test_the_end_names_metric_value_limit_baseline_samples_who_and_what_to_do() 
     text = message(ended(), "en")
     assert text is not None
     assert text.title == "api-7: rolled back"
-    for fact in ("error_rate", "8.89%", "45 requests", "0.21%", "1,009", "limit 1.00%", "by: orchestrator"):
+    for fact in (
+        "error_rate",
+        "8.89 %",
+        "45 requests",
+        "0.21 %",
+        "1,009",
+        "limit 1.00 %",
+        "by: orchestrator",
+    ):
         assert fact in text.body, fact
     assert "orchestrator explain api-7" in text.body
     assert "panic" in text.body
     chinese = message(ended(), "zh")
     assert chinese is not None
     assert chinese.title == "api-7: 已回滚"
-    for fact in ("error_rate", "8.89%", "45 个请求", "0.21%", "操作人:orchestrator"):
+    for fact in ("error_rate", "8.89 %", "45 个请求", "0.21 %", "操作人:orchestrator"):
         assert fact in chinese.body, fact
 
 

@@ -95,6 +95,7 @@ def looked(now: float, service: str = "api", number: int = 40) -> list[Event]:
     for n in range(number):
         look = GateLook(
             gate="error_rate",
+            unit="share",
             result=Result.INCONCLUSIVE,
             value=0.01 + n / 1000,
             baseline=0.01,
@@ -186,7 +187,7 @@ async def test_a_release_shows_its_ladder_its_gates_its_curves_and_its_story(
     assert await texts(page, "figcaption") == ["error_rate", "Evidence of harm"]
     line = page.locator("svg polyline.candidate")
     assert len((await line.get_attribute("points") or "").split()) >= 40
-    await expect(page.locator("figure").first).to_contain_text("candidate 4.90% over 390 requests")
+    await expect(page.locator("figure").first).to_contain_text("candidate 4.90 % over 390 requests")
     assert await page.locator("svg circle.fail").count() == 1
     await expect(page.locator("tbody")).to_contain_text("shifting 1/3 at 5 %")
     assert await page.title() == "api-2"

@@ -265,7 +265,7 @@ async def test_a_release_is_one_message_that_changes_and_one_thread(
     assert double.messages[stamp]["blocks"][-1]["type"] == "context"
     replies = [m for s, m in double.messages.items() if s != stamp]
     assert {m["thread_ts"] for m in replies} == {stamp}
-    assert "8.89%" in replies[-1]["text"]
+    assert "8.89 %" in replies[-1]["text"]
     assert "<!" not in str(double.messages)
     assert double.updates >= 3
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.rollout.counts import Counts, count, cpu_share, difference, missing_data, quantile
-from orchestrator.rollout.judge import Measured, judge, show, value_of
-from orchestrator.rollout.model import Outcome, Result, Verdict
+from orchestrator.rollout.judge import Measured, judge, value_of
+from orchestrator.rollout.model import Outcome, Result, Verdict, readable
 from orchestrator.rollout.observation import Reading, Sample
 from orchestrator.rollout.policy import Limit
 from tests.builders import policy, submit, template
@@ -199,9 +199,9 @@ def test_own_counters_are_differenced_and_reset_like_others() -> None:
 
 
 def test_a_verdict_shows_units_that_people_read() -> None:
-    assert show(P99, 0.25) == "250 ms"
-    assert show(RATE, 0.021) == "2.10 %"
-    assert show(Limit(name="q", metric="query"), 12.34567) == "12.35"
+    assert readable(0.25, P99.unit) == "250 ms"
+    assert readable(0.021, RATE.unit) == "2.10 %"
+    assert readable(12.34567, Limit(name="q", metric="query").unit) == "12.35"
 
 
 @given(
