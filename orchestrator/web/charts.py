@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from orchestrator.rollout.events import Event, GateJudged, GatesLooked, PhaseEntered
 from orchestrator.rollout.model import Phase, readable
 
-WIDTH, HEIGHT = 640, 192
-LEFT, RIGHT, TOP, BOTTOM = 56, 8, 10, 34
+WIDTH, HEIGHT = 640, 230
+LEFT, RIGHT, TOP, BOTTOM = 88, 10, 16, 52
 POINTS = 300
 """Points of a line; more are thinned."""
 
@@ -90,7 +90,8 @@ def _gate(
     if last.baseline is not None:
         summary += f", stable {readable(last.baseline, unit)} over {last.baseline_samples:,}"
     summary += "" if level is None else f", limit {readable(level, unit)}"
-    picture = _svg(name, lines, axis, judged, level=level, label=lambda y: readable(y, unit))
+    least = 0.01 if unit == "share" else 1e-6
+    picture = _svg(name, lines, axis, judged, level=level, label=lambda y: readable(y, unit), least=least)
     return Chart(name, picture, f"{summary}: {last.result.value.replace('_', ' ')}")
 
 
@@ -102,11 +103,13 @@ def _svg(
     *,
     level: float | None,
     label: Callable[[float], str],
+    least: float = 1e-6,
 ) -> str:
+    """`least`: how much the vertical axis shows at the least."""
     lines = [line for line in lines if line.points]
     heights = [y for line in lines for _, y in line.points] + ([] if level is None else [level])
     low = min(0.0, *heights)
-    high = max(*heights, low + 1e-6) * 1.05
+    high = max(*heights, low + least) * 1.05
     scale = _Scale(axis.begin, axis.end, low, high)
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}" class="chart">'
@@ -114,14 +117,14 @@ def _svg(
     for value in (low, (low + high) / 2, high):
         y, text = scale.y(value), html.escape(label(value))
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 4}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+        parts.append(f'<text x="{LEFT - 4}" y="{y + 6:.1f}" text-anchor="end">{text}</text>')
     for at, text in axis.steps:
         x = scale.x(at)
         parts.append(f'<line class="step" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        parts.append(f'<text x="{x + 2:.1f}" y="{HEIGHT - 20}">{html.escape(text)}</text>')
+        parts.append(f'<text x="{x + 2:.1f}" y="{HEIGHT - 30}">{html.escape(text)}</text>')
     for at, anchor in ((axis.begin, "start"), (axis.end, "end")):
         clock = time.strftime("%H:%M:%S", time.gmtime(at))
-        parts.append(f'<text x="{scale.x(at):.1f}" y="{HEIGHT - 5}" text-anchor="{anchor}">{clock}</text>')
+        parts.append(f'<text x="{scale.x(at):.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{clock}</text>')
     if level is not None:
         y = scale.y(level)
         parts.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')

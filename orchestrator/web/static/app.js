@@ -66,17 +66,21 @@ function connect() {
   }
 }
 
+// Freezing is about a service; everything else is about a release of it.
+const meant = (verb, service, release) => (verb.endsWith("freeze") ? service : release);
+
 async function send(verb, service, release, reason) {
+  const what = meant(verb, service, release);
   const body = { reason };
-  if (!verb.endsWith("freeze")) body.release = release;
+  if (what === release) body.release = release;
   const headers = { "Content-Type": "application/json", "X-Requested-By": "dashboard" };
-  said.textContent = `${verb} of ${release || service} is asked for`;
+  said.textContent = `${verb} of ${what} is asked for`;
   const answer = await fetch(`/v1/services/${service}/${verb}`, { method: "POST", headers, body: JSON.stringify(body) });
   const told = await answer.json();
   if (!answer.ok) { said.textContent = told.detail; return; }
   const became = await (await fetch(`/v1/requests/${told.request}?wait=20`)).json();
   const words = { accepted: "is under way", refused: "was refused: " + became.reason, waiting: "waits for a daemon" };
-  said.textContent = `${verb} of ${release || service} ${words[became.state] || became.detail}`;
+  said.textContent = `${verb} of ${what} ${words[became.state] || became.detail}`;
   look(service);
 }
 
@@ -84,7 +88,7 @@ document.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-verb]");
   if (!button) return;
   const { verb, service, release } = button.dataset;
-  document.getElementById("ask-title").textContent = `${verb} ${release || service}?`;
+  document.getElementById("ask-title").textContent = `${verb} ${meant(verb, service, release)}?`;
   const why = document.getElementById("ask-why");
   why.value = "";
   ask.returnValue = "no";
