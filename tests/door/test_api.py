@@ -1,6 +1,7 @@
 """The HTTP API: who may do what, what is put down, and what comes back."""
 
 import asyncio
+import contextlib
 import json
 import stat
 from pathlib import Path
@@ -415,6 +416,27 @@ async def test_a_body_that_breaks_off_or_is_none_is_no_bug(
     assert await house.asked() == []
     assert (await house.ask("GET", "/v1/me", secret))[0] == 200
     del reader
+
+
+@pytest.mark.parametrize("path", ["/v1/services/api/releases", "/hooks/request", "/hooks/slack/command"])
+async def test_a_body_that_goes_on_is_refused_long_before_its_end(house: House, path: str) -> None:
+    """Its length is not told; 100 MB of it would come."""
+    secret = await house.secret("submitter")
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    writer.write(
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\n"
+        "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    )
+    answer = asyncio.create_task(reader.read(12))
+    sent, chunk = 0, b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    with contextlib.suppress(ConnectionError):
+        while not answer.done() and sent < 100_000_000:
+            writer.write(chunk)
+            await writer.drain()
+            sent += 0x10000
+    assert await asyncio.wait_for(answer, 5) == b"HTTP/1.1 413"
+    assert sent < 10_000_000
+    writer.close()
 
 
 async def test_a_head_that_does_not_end_is_cut(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
