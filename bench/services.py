@@ -12,7 +12,7 @@ from rich.table import Table
 
 from bench.footprint import rss
 from examples.playground.stack import LUA, NGINX, free_port
-from orchestrator.ports import RoutePlan
+from orchestrator.ports.traffic import RoutePlan
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import OnDisk
 from orchestrator.traffic.edge import NginxEdge

@@ -15,7 +15,7 @@ from docker.models.containers import Container
 
 from examples.playground import gin
 from examples.playground.stack import LUA, NGINX, ROOT, free_port
-from orchestrator.ports import RoutePlan
+from orchestrator.ports.traffic import RoutePlan
 from orchestrator.rollout.model import Route, Server
 from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.options import EdgeOptions, ServerBlock

@@ -21,7 +21,7 @@ import docker
 import yaml
 
 from orchestrator.daemon.config import load
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
 from orchestrator.runtime.labels import OWNER

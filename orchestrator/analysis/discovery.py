@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from orchestrator.ports import MetricSource, Target
+from orchestrator.ports.metrics import MetricSource, Target
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.observation import Instance
 

@@ -1,6 +1,6 @@
 """The metric names that Gin services really expose."""
 
-from orchestrator.ports import ENGINE, MetricSource
+from orchestrator.ports.metrics import ENGINE, MetricSource
 
 PRESETS = {
     # promhttp-style middleware around prometheus/client_golang.

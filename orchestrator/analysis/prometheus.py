@@ -13,7 +13,9 @@ from requests.exceptions import RequestException
 from urllib3.util.retry import Retry
 
 from orchestrator.analysis.query import batch, own, readings
-from orchestrator.ports import Clock, Fault, MetricQuery
+from orchestrator.ports.clock import Clock
+from orchestrator.ports.faults import Fault
+from orchestrator.ports.metrics import MetricQuery
 from orchestrator.rollout.observation import Reading
 
 log = structlog.get_logger()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.ports import ENGINE, MetricQuery, MetricSource
+from orchestrator.ports.metrics import ENGINE, MetricQuery, MetricSource
 from orchestrator.rollout.observation import Reading, Sample
 
 STAT = "orchestrator_stat"

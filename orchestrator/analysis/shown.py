@@ -3,7 +3,7 @@
 import math
 
 from orchestrator.analysis.query import latencies, quote, requests
-from orchestrator.ports import ENGINE, MetricSource
+from orchestrator.ports.metrics import ENGINE, MetricSource
 from orchestrator.rollout.policy import Comparison, Limit
 
 

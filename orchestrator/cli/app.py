@@ -38,7 +38,7 @@ from orchestrator.daemon.local import reload_here, roll_back_here
 from orchestrator.daemon.serve import serve as serve_daemon
 from orchestrator.daemon.units import limit, seconds
 from orchestrator.observability.logs import configure
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.rollout.events import CommandAccepted, ReleaseAccepted
 from orchestrator.rollout.model import Outcome, ServiceState
 from orchestrator.store.codec import dump_state

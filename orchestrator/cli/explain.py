@@ -14,7 +14,7 @@ from orchestrator.analysis.shown import shown
 from orchestrator.cli.session import Output, out
 from orchestrator.cli.show import COLOURS, RESULTS
 from orchestrator.daemon.config import Config
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.rollout.events import Event, GateLook, GatesLooked, PhaseEntered, RouteChanged
 from orchestrator.rollout.evidence import interval
 from orchestrator.rollout.model import Ended, Outcome, Release, Result, readable

@@ -16,7 +16,7 @@ from orchestrator.daemon.adapters import make_prometheus
 from orchestrator.daemon.config import Config
 from orchestrator.daemon.rehearse import read_past
 from orchestrator.engine.conductor import counters_of
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.rollout.policy import Policy
 
 ROUTED = 200

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from orchestrator.cli.exits import REFUSED, TIMED_OUT, UNREACHABLE, USAGE
 from orchestrator.daemon.config import Config, ConfigError, load
-from orchestrator.ports import Conflict, Fault
+from orchestrator.ports.faults import Conflict, Fault
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import Client, RedisStore, connect
 from orchestrator.store.server import private_socket

@@ -25,7 +25,7 @@ from orchestrator.cli.session import (
 from orchestrator.daemon.config import Config
 from orchestrator.daemon.units import seconds
 from orchestrator.intake.views import TokenBody, TokenView
-from orchestrator.ports import Principal, Role, Token
+from orchestrator.ports.access import Principal, Role, Token
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import Client
 from orchestrator.store.tokens import RedisTokens

@@ -7,7 +7,7 @@ from orchestrator.analysis.prometheus import Prometheus
 from orchestrator.daemon.clock import SystemClock
 from orchestrator.daemon.section import secret_of
 from orchestrator.daemon.settings import Settings
-from orchestrator.ports import EdgeProcess
+from orchestrator.ports.traffic import EdgeProcess
 from orchestrator.runtime.client import DockerClient
 from orchestrator.runtime.nginx_container import ContainerNginx
 from orchestrator.traffic.edge import NginxEdge

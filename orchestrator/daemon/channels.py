@@ -7,7 +7,8 @@ from orchestrator.daemon.settings import Settings
 from orchestrator.notify.grafana import Grafana
 from orchestrator.notify.jira import Jira
 from orchestrator.notify.postman import Channel, Reader, Subscription
-from orchestrator.ports import Bookmarks, Fault, Journal
+from orchestrator.ports.faults import Fault
+from orchestrator.ports.store import Bookmarks, Journal
 
 
 def readers(settings: Settings, journal: Journal, bookmarks: Bookmarks) -> list[Reader]:

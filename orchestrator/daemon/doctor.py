@@ -14,7 +14,8 @@ from orchestrator.analysis.prometheus import Prometheus
 from orchestrator.daemon.adapters import make_process
 from orchestrator.daemon.clock import SystemClock
 from orchestrator.daemon.config import Config
-from orchestrator.ports import Fault, mentions_lua
+from orchestrator.ports.faults import Fault
+from orchestrator.ports.traffic import mentions_lua
 from orchestrator.runtime.client import DockerClient
 from orchestrator.store.redis_store import connect
 from orchestrator.store.server import check_settings, private_socket

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, field_validator
 
 from orchestrator.daemon.section import Section, address
-from orchestrator.ports import Principal, Role
+from orchestrator.ports.access import Principal, Role
 from orchestrator.rollout.model import Outcome
 
 Kind = Literal[

@@ -18,7 +18,9 @@ from orchestrator.intake.forge import Forge, Forges, Kind, Project
 from orchestrator.intake.server import Server, Tls
 from orchestrator.intake.signed import Key, Signed
 from orchestrator.intake.slack import Slack, Workspace
-from orchestrator.ports import Clock, Fault, Tokens
+from orchestrator.ports.access import Tokens
+from orchestrator.ports.clock import Clock
+from orchestrator.ports.faults import Fault
 from orchestrator.store.redis_store import RedisStore
 from orchestrator.store.tail import EventTail
 from orchestrator.web.pages import Pages

@@ -9,7 +9,7 @@ import structlog
 from orchestrator.daemon.adapters import REDIS_TIMEOUT, make_edge
 from orchestrator.daemon.config import Config
 from orchestrator.observability import systemd
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.runtime.client import DockerClient
 from orchestrator.store.board import RedisBoard, host_name
 from orchestrator.store.keys import Keys

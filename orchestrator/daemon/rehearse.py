@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.analysis.prometheus import Prometheus
 from orchestrator.analysis.query import history_counters, number
 from orchestrator.analysis.rehearsal import Past
-from orchestrator.ports import MetricQuery
+from orchestrator.ports.metrics import MetricQuery
 from orchestrator.rollout.observation import Sample
 
 Rows = list[dict[str, Any]]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 
 
 class Section(BaseModel):

@@ -30,7 +30,10 @@ from orchestrator.observability.events import tell
 from orchestrator.observability.http import Views, application, listen
 from orchestrator.observability.logs import LineWriter
 from orchestrator.observability.metrics import DaemonMetrics, seen_by_nginx
-from orchestrator.ports import Fault, ServicePlan, Stale, Target, Traffic
+from orchestrator.ports.faults import Fault, Stale
+from orchestrator.ports.metrics import Target
+from orchestrator.ports.service import ServicePlan
+from orchestrator.ports.traffic import Traffic
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.observation import Observation

@@ -11,7 +11,8 @@ from orchestrator.daemon.hook_section import CheckName, HookSection, checks
 from orchestrator.daemon.nginx_section import ServiceNginxSection
 from orchestrator.daemon.section import Section
 from orchestrator.daemon.units import Duration, Size
-from orchestrator.ports import MetricSource, ServicePlan
+from orchestrator.ports.metrics import MetricSource
+from orchestrator.ports.service import ServicePlan
 from orchestrator.rollout.plan import ladder, ladder_errors
 from orchestrator.rollout.policy import Policy, Preview, Probe, Step, Template
 from orchestrator.traffic.options import EdgeOptions

@@ -10,20 +10,14 @@ import structlog
 from orchestrator.engine.converge import Converger
 from orchestrator.engine.measure import Measurer
 from orchestrator.engine.tasks import Jobs
-from orchestrator.ports import (
-    ENGINE,
-    Clock,
-    Fault,
-    Hooks,
-    Images,
-    MetricQuery,
-    Runtime,
-    ServicePlan,
-    Stale,
-    Store,
-    Traffic,
-    Usage,
-)
+from orchestrator.ports.clock import Clock
+from orchestrator.ports.faults import Fault, Stale
+from orchestrator.ports.hooks import Hooks
+from orchestrator.ports.metrics import ENGINE, MetricQuery
+from orchestrator.ports.runtime import Images, Runtime, Usage
+from orchestrator.ports.service import ServicePlan
+from orchestrator.ports.store import Store
+from orchestrator.ports.traffic import Traffic
 from orchestrator.rollout.command import Abort, Command, Pause, Rollback, handle
 from orchestrator.rollout.decide import decide, watch
 from orchestrator.rollout.desired import desired

@@ -1,7 +1,11 @@
 """Make the world as it is wanted: the only place that starts a container or changes a weight."""
 
 from orchestrator.engine.tasks import Jobs
-from orchestrator.ports import Away, Hooks, Images, RoutePlan, Runtime, Store, Traffic
+from orchestrator.ports.faults import Away
+from orchestrator.ports.hooks import Hooks
+from orchestrator.ports.runtime import Images, Runtime
+from orchestrator.ports.store import Store
+from orchestrator.ports.traffic import RoutePlan, Traffic
 from orchestrator.rollout.desired import Wanted, World
 from orchestrator.rollout.hooks import HookCall, HookResult
 from orchestrator.rollout.model import ServiceState

@@ -7,7 +7,10 @@ import structlog
 
 from orchestrator.engine.conductor import Conductor, Parts
 from orchestrator.engine.tasks import eternal
-from orchestrator.ports import Request, RuntimeEvents, ServicePlan, Store
+from orchestrator.ports.requests import Request
+from orchestrator.ports.runtime import RuntimeEvents
+from orchestrator.ports.service import ServicePlan
+from orchestrator.ports.store import Store
 from orchestrator.rollout.command import (
     Abort,
     Approve,

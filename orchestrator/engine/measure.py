@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from orchestrator.ports import MetricQuery, Metrics
+from orchestrator.ports.metrics import MetricQuery, Metrics
 from orchestrator.rollout.observation import Reading
 
 

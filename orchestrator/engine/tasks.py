@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from orchestrator.ports import Fault, Stale
+from orchestrator.ports.faults import Fault, Stale
 
 log = structlog.get_logger()
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from orchestrator.hooks.runner import HookRunner
-from orchestrator.ports import Journal
+from orchestrator.ports.store import Journal
 from orchestrator.rollout.events import Event, ReleaseEnded
 from orchestrator.rollout.hooks import HookCall
 from orchestrator.rollout.model import Outcome

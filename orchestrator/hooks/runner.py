@@ -16,7 +16,7 @@ import aiohttp
 import stamina
 import structlog
 
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.rollout.hooks import HookCall, HookResult
 from orchestrator.rollout.policy import Hook
 

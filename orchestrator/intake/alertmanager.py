@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from orchestrator.intake.desk import Desk
 from orchestrator.intake.door import Guard, read_body
 from orchestrator.intake.problems import Problem
-from orchestrator.ports import Clock, Journal, Principal
+from orchestrator.ports.access import Principal
+from orchestrator.ports.clock import Clock
+from orchestrator.ports.store import Journal
 from orchestrator.rollout.model import Phase, ServiceState
 
 log = structlog.get_logger()

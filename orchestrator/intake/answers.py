@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from orchestrator.ports import Journal, Tail
+from orchestrator.ports.store import Journal, Tail
 from orchestrator.rollout.events import CommandAccepted, Event, ReleaseAccepted, ReleaseEnded, RequestRefused
 
 Answer = RequestRefused | CommandAccepted | ReleaseAccepted

@@ -37,7 +37,10 @@ from orchestrator.intake.views import (
     releases_of,
     service_view,
 )
-from orchestrator.ports import Clock, Inbox, Journal, Principal, Tail, Verb
+from orchestrator.ports.access import Principal, Verb
+from orchestrator.ports.clock import Clock
+from orchestrator.ports.requests import Inbox
+from orchestrator.ports.store import Journal, Tail
 from orchestrator.rollout.events import RequestRefused
 from orchestrator.rollout.model import ServiceState
 

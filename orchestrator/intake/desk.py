@@ -9,7 +9,9 @@ from aiohttp import web
 
 from orchestrator.intake.problems import Problem
 from orchestrator.intake.views import SERVICE, Accepted
-from orchestrator.ports import Conflict, Inbox, Principal, Verb
+from orchestrator.ports.access import Principal, Verb
+from orchestrator.ports.faults import Conflict
+from orchestrator.ports.requests import Inbox
 
 
 class Desk:

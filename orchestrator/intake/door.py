@@ -19,7 +19,9 @@ from orchestrator.intake.limits import Buckets, Lane
 from orchestrator.intake.parse import MAX_BYTES
 from orchestrator.intake.problems import Problem
 from orchestrator.intake.views import Nothing, Wait
-from orchestrator.ports import Clock, Fault, Principal, Token, Tokens, Verb
+from orchestrator.ports.access import Principal, Token, Tokens, Verb
+from orchestrator.ports.clock import Clock
+from orchestrator.ports.faults import Fault
 
 log = structlog.get_logger()
 

@@ -14,7 +14,8 @@ from orchestrator.intake.door import read_bytes
 from orchestrator.intake.parse import parse
 from orchestrator.intake.problems import Problem
 from orchestrator.intake.signatures import fits, hmac_of, one_header, refused
-from orchestrator.ports import Fault, Principal, Tokens
+from orchestrator.ports.access import Principal, Tokens
+from orchestrator.ports.faults import Fault
 
 GITHUB_PATH, GITLAB_PATH = "/hooks/github", "/hooks/gitlab"
 REMEMBER = 30 * 86400.0

@@ -16,7 +16,9 @@ from pydantic import (
 )
 
 from orchestrator.intake import strict_json
-from orchestrator.ports import Fault, Request, Verb
+from orchestrator.ports.access import Verb
+from orchestrator.ports.faults import Fault
+from orchestrator.ports.requests import Request
 
 MAX_BYTES = 64 * 1024
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from orchestrator.intake import openapi
 from orchestrator.intake.door import Guard, Operation, problems
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 
 log = structlog.get_logger()
 

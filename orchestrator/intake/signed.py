@@ -13,7 +13,9 @@ from orchestrator.intake.door import read_bytes
 from orchestrator.intake.parse import parse
 from orchestrator.intake.problems import Problem
 from orchestrator.intake.signatures import REMEMBER, check_time, fits, hmac_of, one_header, refused
-from orchestrator.ports import Clock, Fault, Principal, Tokens
+from orchestrator.ports.access import Principal, Tokens
+from orchestrator.ports.clock import Clock
+from orchestrator.ports.faults import Fault
 
 PATH = "/hooks/request"
 HEADERS = ("X-Release-Key", "X-Release-Timestamp", "X-Release-Nonce", "X-Release-Signature")

@@ -23,7 +23,10 @@ from orchestrator.intake.door import read_bytes
 from orchestrator.intake.problems import Problem
 from orchestrator.intake.signatures import REMEMBER, check_time, fits, hmac_of, one_header, refused
 from orchestrator.intake.views import RELEASE, ServiceView, service_view
-from orchestrator.ports import Clock, Fault, Journal, Principal, Tokens, Verb
+from orchestrator.ports.access import Principal, Tokens, Verb
+from orchestrator.ports.clock import Clock
+from orchestrator.ports.faults import Fault
+from orchestrator.ports.store import Journal
 from orchestrator.rollout.events import RequestRefused
 
 log = structlog.get_logger()

@@ -8,7 +8,10 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from orchestrator.intake.parse import MAX_BYTES, parse
-from orchestrator.ports import Clock, Fault, Request, Store
+from orchestrator.ports.clock import Clock
+from orchestrator.ports.faults import Fault
+from orchestrator.ports.requests import Request
+from orchestrator.ports.store import Store
 from orchestrator.rollout.events import RequestRefused
 
 log = structlog.get_logger()

@@ -3,7 +3,7 @@
 import json
 from typing import Any, NoReturn
 
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 
 MAX_DEPTH = 32
 

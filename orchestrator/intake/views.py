@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
 
 from orchestrator.intake.parse import IMAGE, Fields, Said
-from orchestrator.ports import Role, Token, Verb
+from orchestrator.ports.access import Role, Token, Verb
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import FULL, Ended, Mark, Outcome, Phase, Release, ServiceState, Verdict
 from orchestrator.rollout.plan import current_step, step_count

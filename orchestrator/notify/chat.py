@@ -5,7 +5,7 @@ import logging
 import apprise
 
 from orchestrator.notify.text import Message
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.rollout.events import Event
 
 apprise.logger.setLevel(logging.CRITICAL + 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import aiohttp
 
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 
 
 async def ask_json(

@@ -12,7 +12,9 @@ import stamina
 import structlog
 
 from orchestrator.notify.text import Language, Message, message
-from orchestrator.ports import Bookmarks, Clock, Fault, Journal
+from orchestrator.ports.clock import Clock
+from orchestrator.ports.faults import Fault
+from orchestrator.ports.store import Bookmarks, Journal
 from orchestrator.rollout.events import Event, ReleaseEnded
 from orchestrator.rollout.model import Outcome
 

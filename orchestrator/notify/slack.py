@@ -7,7 +7,8 @@ from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_client import AsyncWebClient
 
 from orchestrator.notify.text import OUTCOMES, Language, message, plain
-from orchestrator.ports import Bookmarks, Fault, Journal
+from orchestrator.ports.faults import Fault
+from orchestrator.ports.store import Bookmarks, Journal
 from orchestrator.rollout.command import offers
 from orchestrator.rollout.events import Event, ReleaseEnded
 from orchestrator.rollout.model import FULL, Outcome, Phase, ServiceState

@@ -13,7 +13,8 @@ from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
-from orchestrator.ports import Fault, Journal
+from orchestrator.ports.faults import Fault
+from orchestrator.ports.store import Journal
 from orchestrator.rollout.events import Event, GateJudged, PhaseEntered, ReleaseEnded
 from orchestrator.rollout.model import Outcome
 from orchestrator.rollout.told import told

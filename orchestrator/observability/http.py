@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from orchestrator.observability.metrics import DaemonMetrics
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 
 
 @dataclass(frozen=True, slots=True)

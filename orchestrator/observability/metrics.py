@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from orchestrator.ports import AnsweredCounts
+from orchestrator.ports.traffic import AnsweredCounts
 from orchestrator.rollout.events import (
     Event,
     GateJudged,

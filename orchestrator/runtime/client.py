@@ -10,7 +10,7 @@ import docker
 from docker.errors import APIError, DockerException
 from requests.exceptions import RequestException
 
-from orchestrator.ports import Away, Fault
+from orchestrator.ports.faults import Away, Fault
 
 T = TypeVar("T")
 

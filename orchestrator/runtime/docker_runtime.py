@@ -14,7 +14,7 @@ from docker.errors import APIError, ImageNotFound, NotFound
 from docker.models.containers import Container
 from docker.types import LogConfig, Mount
 
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.model import Release
 from orchestrator.rollout.observation import Image, Instance

@@ -4,7 +4,7 @@ import docker
 import structlog
 from docker.errors import APIError
 
-from orchestrator.ports import Stale
+from orchestrator.ports.faults import Stale
 from orchestrator.runtime.labels import OWNER, TOKEN
 
 log = structlog.get_logger()

@@ -11,7 +11,7 @@ import docker
 from docker.errors import NotFound
 from docker.types import IPAMConfig, IPAMPool
 
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 
 
 class Network:

@@ -3,7 +3,8 @@
 import docker
 from docker.errors import NotFound
 
-from orchestrator.ports import Fault, Workers, mentions_lua
+from orchestrator.ports.faults import Fault
+from orchestrator.ports.traffic import Workers, mentions_lua
 from orchestrator.runtime.client import DockerClient
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import run_script
 from orchestrator.store.scripts import WANT

@@ -4,7 +4,7 @@ from functools import cache
 
 from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
 

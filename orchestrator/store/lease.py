@@ -12,7 +12,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from orchestrator.ports import Stale
+from orchestrator.ports.faults import Stale
 from orchestrator.store.keys import Keys
 from orchestrator.store.scripts import ACQUIRE, RELEASE, RENEW, RETAKE
 

@@ -12,7 +12,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from orchestrator.ports import Conflict, Fault, Stale
+from orchestrator.ports.faults import Conflict, Fault, Stale
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
 from orchestrator.store.codec import dump_event, dump_state, load_event, load_state

@@ -9,7 +9,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.store.redis_store import connect
 
 log = structlog.get_logger()

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from orchestrator.ports import Journal
+from orchestrator.ports.store import Journal
 from orchestrator.rollout.events import Event
 from orchestrator.store.redis_store import RedisStore
 

@@ -11,7 +11,8 @@ from pydantic.dataclasses import dataclass
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from orchestrator.ports import Fault, Principal, Token
+from orchestrator.ports.access import Principal, Token
+from orchestrator.ports.faults import Fault
 from orchestrator.store.keys import Keys
 
 PREFIX = "rot"

@@ -10,7 +10,8 @@ from typing import Literal
 
 import structlog
 
-from orchestrator.ports import EdgeProcess, Fault, RoutePlan, Stale
+from orchestrator.ports.faults import Fault, Stale
+from orchestrator.ports.traffic import EdgeProcess, RoutePlan
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import Edge, LocalRollback, OnDisk
 from orchestrator.traffic.files import locked, read, remove, to_the_end, write

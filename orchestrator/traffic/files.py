@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 
 T = TypeVar("T")
 

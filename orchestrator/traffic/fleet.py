@@ -13,7 +13,8 @@ from typing import Literal
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.ports import Board, Fault, RoutePlan, Stale
+from orchestrator.ports.faults import Fault, Stale
+from orchestrator.ports.traffic import Board, RoutePlan
 from orchestrator.rollout.observation import Edge, LocalRollback
 from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.options import EdgeOptions

@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.traffic.render import probe_host
 
 DEADLINE = 1.0

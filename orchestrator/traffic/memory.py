@@ -6,7 +6,8 @@ from typing import Literal
 
 import structlog
 
-from orchestrator.ports import EdgeProcess, Fault
+from orchestrator.ports.faults import Fault
+from orchestrator.ports.traffic import EdgeProcess
 from orchestrator.traffic.files import read, write
 from orchestrator.traffic.render import BALANCER, balancer_path
 

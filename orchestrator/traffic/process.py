@@ -6,7 +6,8 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.ports import Fault, Workers, mentions_lua
+from orchestrator.ports.faults import Fault
+from orchestrator.ports.traffic import Workers, mentions_lua
 
 
 class HostNginx:

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from orchestrator.ports import EdgeProcess, Fault
+from orchestrator.ports.faults import Fault
+from orchestrator.ports.traffic import EdgeProcess
 from orchestrator.traffic.listener import Listener
 from orchestrator.traffic.switch import Switches
 

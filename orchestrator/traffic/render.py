@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import OnDisk
 from orchestrator.traffic.audience import Sides, choice, sides

@@ -10,7 +10,8 @@ from typing import BinaryIO
 
 import structlog
 
-from orchestrator.ports import AnsweredCounts, EdgeProcess, Fault
+from orchestrator.ports.faults import Fault
+from orchestrator.ports.traffic import AnsweredCounts, EdgeProcess
 from orchestrator.traffic.render import requests_path
 
 log = structlog.get_logger()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.traffic.files import read, remove, to_the_end, write
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.render import HTTP, PROXY_SNIPPET, joined_location, location_snippet

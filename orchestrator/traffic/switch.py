@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.traffic.files import read, remove, write
 from orchestrator.traffic.render import check_service, closing_path, switch_path
 

@@ -13,7 +13,9 @@ from typing import Any, get_args
 import jinja2
 from aiohttp import web
 
-from orchestrator.ports import MAY, Clock, Journal, Principal, Token, Tokens
+from orchestrator.ports.access import MAY, Principal, Token, Tokens
+from orchestrator.ports.clock import Clock
+from orchestrator.ports.store import Journal
 from orchestrator.rollout.command import offers
 from orchestrator.rollout.events import Event, GatesLooked, RouteConfirmed
 from orchestrator.rollout.model import FULL, Phase, Release, ServiceState

@@ -13,7 +13,7 @@ from typing import Self
 import aiohttp
 
 from examples.playground.stack import Stack
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.rollout.events import PhaseEntered, ReleaseAccepted, ReleaseEnded, RouteChanged
 from orchestrator.rollout.model import FULL, Outcome, Phase
 from orchestrator.runtime.labels import INSTANCE, RELEASE

@@ -5,7 +5,9 @@ import copy
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from orchestrator.ports import Away, Fault, MetricQuery, RoutePlan, Stale
+from orchestrator.ports.faults import Away, Fault, Stale
+from orchestrator.ports.metrics import MetricQuery
+from orchestrator.ports.traffic import RoutePlan
 from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.hooks import HookCall, HookResult

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.ports import RoutePlan
+from orchestrator.ports.traffic import RoutePlan
 from orchestrator.rollout.model import Route
 from orchestrator.traffic.options import Audience
 from tests.contract.conftest import Site

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.ports import Fault, RoutePlan, Stale
+from orchestrator.ports.faults import Fault, Stale
+from orchestrator.ports.traffic import RoutePlan
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import Edge, LocalRollback, OnDisk
 from orchestrator.store.board import RedisBoard

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.process import children
 from tests.contract.conftest import Site

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.ports import AnsweredCounts, Fault
+from orchestrator.ports.faults import Fault
+from orchestrator.ports.traffic import AnsweredCounts
 from orchestrator.traffic.request_log import RequestLog
 from tests.contract.conftest import Site
 

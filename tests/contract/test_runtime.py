@@ -12,7 +12,7 @@ from typing import Any
 import docker
 import pytest
 
-from orchestrator.ports import Fault, Stale
+from orchestrator.ports.faults import Fault, Stale
 from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.observation import Instance
 from orchestrator.rollout.policy import Probe

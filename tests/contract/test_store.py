@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.ports import Conflict, Fault, Stale
+from orchestrator.ports.faults import Conflict, Fault, Stale
 from orchestrator.rollout.command import handle
 from orchestrator.rollout.events import EdgeDrifted, RequestRefused
 from orchestrator.rollout.model import ServiceState

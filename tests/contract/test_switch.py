@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from tests.contract.conftest import Site
 
 

@@ -1,10 +1,14 @@
 """Generated `server` blocks that speak TLS, on a real nginx with certificates of a private CA."""
 
 import asyncio
+import contextlib
 import gzip
 import ssl
+from collections import Counter
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 
+import httpx
 import pytest
 
 from examples.playground.stack import free_port
@@ -172,3 +176,29 @@ async def test_a_broken_certificate_is_refused_before_anything_changes(secure: S
     secure.authority.issue(days=5)
     await site.edge.reload()
     assert (await secure.get())[0].startswith("HTTP/1.1 200")
+
+
+async def test_http_2_clients_lose_nothing_over_reloads(secure: Secure) -> None:
+    site, done, versions = secure.site, asyncio.Event(), Counter[str]()
+    where = {"headers": {"Host": NAME}, "extensions": {"sni_hostname": NAME}}
+
+    async def user(client: httpx.AsyncClient) -> None:
+        while not done.is_set():
+            answer = await client.get(f"https://127.0.0.1:{site.port}/a", **where)  # type: ignore[arg-type]
+            assert answer.status_code == HTTPStatus.OK
+            versions[answer.http_version] += 1
+
+    async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+        for _ in range(4):
+            client = httpx.AsyncClient(http2=True, verify=secure.authority.context(), timeout=5)
+            await stack.enter_async_context(client)
+            for _ in range(2):
+                group.create_task(user(client))
+        for generation in range(4, 12):
+            await site.edge.apply(site.plan(generation, "api-1", "api-2", back="api-1"), 1)
+            enough = versions.total() + 20
+            async with asyncio.timeout(10):
+                while versions.total() < enough:
+                    await asyncio.sleep(0.01)
+        done.set()
+    assert versions.keys() == {"HTTP/2"}

@@ -17,7 +17,8 @@ import docker
 import pytest
 
 from examples.playground.stack import LUA, NGINX, free_port
-from orchestrator.ports import Fault, RoutePlan, Stale
+from orchestrator.ports.faults import Fault, Stale
+from orchestrator.ports.traffic import RoutePlan
 from orchestrator.rollout.model import Route, Server
 from orchestrator.runtime.client import DockerClient
 from orchestrator.runtime.nginx_container import ContainerNginx

@@ -23,7 +23,7 @@ from orchestrator.intake.door import SESSION, Guard
 from orchestrator.intake.server import Server
 from orchestrator.intake.signed import Key, Signed
 from orchestrator.intake.slack import Slack, Workspace
-from orchestrator.ports import Principal, Role
+from orchestrator.ports.access import Principal, Role
 from orchestrator.rollout.command import Command, handle
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState

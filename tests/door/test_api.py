@@ -16,7 +16,8 @@ from orchestrator.intake import api as api_module
 from orchestrator.intake import door, server
 from orchestrator.intake.server import Server
 from orchestrator.intake.views import ReleaseBody, fields_of
-from orchestrator.ports import MAY, Fault, Role, Verb
+from orchestrator.ports.access import MAY, Role, Verb
+from orchestrator.ports.faults import Fault
 from orchestrator.rollout.command import Freeze, handle
 from orchestrator.rollout.events import ReleaseEnded
 from orchestrator.rollout.model import Outcome, ServiceState

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.intake.forge import GITHUB_PATH, GITLAB_PATH, Forge, Project
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from tests.door.conftest import House
 
 SHA = "a84d88e7554fc1fa21bcbc4efae3c782a70d2b9d"

@@ -17,7 +17,7 @@ from orchestrator.engine.tasks import eternal
 from orchestrator.notify import postman as postman_module
 from orchestrator.notify.postman import Postman
 from orchestrator.notify.text import Language, message, plain
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.rollout.events import Event, RouteConfirmed
 from orchestrator.rollout.model import Outcome, ServiceState
 from tests.door.conftest import House

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from orchestrator.ports import MAY
+from orchestrator.ports.access import MAY
 from orchestrator.rollout.events import Event, GateJudged, GateLook, GatesLooked, PhaseEntered
 from orchestrator.rollout.model import (
     Ended,

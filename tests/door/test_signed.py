@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.intake.signed import PATH, Key, signature
-from orchestrator.ports import Principal
+from orchestrator.ports.access import Principal
 from tests.door.conftest import House
 
 OLD, NEW = b"o" * 40, b"n" * 40

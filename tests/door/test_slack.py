@@ -14,7 +14,7 @@ from orchestrator.intake.slack import ACTION_PATH, COMMAND_PATH, Workspace
 from orchestrator.notify import postman as postman_module
 from orchestrator.notify.postman import Postman
 from orchestrator.notify.slack import SlackThread, escaped
-from orchestrator.ports import Principal
+from orchestrator.ports.access import Principal
 from orchestrator.rollout.command import Freeze, Pause
 from orchestrator.rollout.events import PhaseEntered, RollbackStarted
 from orchestrator.rollout.model import Mark, Outcome, Phase, Rollout, ServiceState

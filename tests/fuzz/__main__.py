@@ -30,7 +30,7 @@ from orchestrator.intake.signed import _fields
 from orchestrator.intake.slack import _words
 from orchestrator.intake.views import ReleaseBody, RollbackBody, TokenBody
 from orchestrator.observability.metrics import seen_by_nginx
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.rollout.command import handle
 from orchestrator.rollout.model import ServiceState
 from orchestrator.store.codec import dump_event, dump_state, load_event, load_state

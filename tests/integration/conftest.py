@@ -13,7 +13,7 @@ from aiohttp import web
 from examples.playground.stack import free_port
 from orchestrator.analysis.prometheus import Prometheus
 from orchestrator.daemon.clock import SystemClock
-from orchestrator.ports import MetricQuery
+from orchestrator.ports.metrics import MetricQuery
 from orchestrator.rollout.observation import Reading
 
 CONFIG = """\

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.analysis.presets import PRESETS
 from orchestrator.daemon.clock import SystemClock
-from orchestrator.ports import MetricQuery
+from orchestrator.ports.metrics import MetricQuery
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.model import Phase, Result, Rollout, Verdict
 from orchestrator.rollout.policy import Comparison

@@ -10,7 +10,8 @@ from examples.playground.stack import free_port
 from orchestrator.analysis.presets import PRESETS
 from orchestrator.analysis.prometheus import Prometheus
 from orchestrator.daemon.clock import SystemClock
-from orchestrator.ports import Fault, MetricQuery
+from orchestrator.ports.faults import Fault
+from orchestrator.ports.metrics import MetricQuery
 from orchestrator.rollout.counts import count, missing_data
 from tests.integration.conftest import Kit, requests
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.intake.stream import RequestStream
-from orchestrator.ports import Request
+from orchestrator.ports.requests import Request
 from orchestrator.store.redis_store import RedisStore, connect
 from orchestrator.store.server import PrivateRedis
 from tests.contract.fakes import FakeClock, FakeStore

@@ -9,7 +9,10 @@ from orchestrator.engine.conductor import Parts
 from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.measure import Measurer
 from orchestrator.engine.tasks import eternal
-from orchestrator.ports import Away, Fault, MetricQuery, RoutePlan, ServicePlan, Stale
+from orchestrator.ports.faults import Away, Fault, Stale
+from orchestrator.ports.metrics import MetricQuery
+from orchestrator.ports.service import ServicePlan
+from orchestrator.ports.traffic import RoutePlan
 from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState

@@ -5,8 +5,10 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from orchestrator.ports import Fault as Refused
-from orchestrator.ports import MetricSource, Request, ServicePlan
+from orchestrator.ports.faults import Fault as Refused
+from orchestrator.ports.metrics import MetricSource
+from orchestrator.ports.requests import Request
+from orchestrator.ports.service import ServicePlan
 from orchestrator.rollout.policy import Comparison, Limit, Policy, Step
 from tests.builders import policy, template
 from tests.simulation import loop

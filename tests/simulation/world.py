@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
-from orchestrator.ports import Away, Request, Stale
+from orchestrator.ports.faults import Away, Stale
+from orchestrator.ports.requests import Request
 from orchestrator.rollout.events import (
     PhaseEntered,
     ReleaseAccepted,

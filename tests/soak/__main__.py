@@ -27,7 +27,7 @@ from rich.table import Table
 from examples.playground import gin
 from examples.playground.load import Load
 from examples.playground.stack import free_port
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.rollout.events import ReleaseEnded
 from tests.acceptance.observer import Observer
 from tests.soak.stage import TTL, Engine, Redis, Stage, scene

@@ -13,7 +13,10 @@ from orchestrator.engine.converge import Converger
 from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.measure import Measurer
 from orchestrator.engine.tasks import Jobs, beside, eternal
-from orchestrator.ports import Fault, MetricSource, Request, ServicePlan, Stale
+from orchestrator.ports.faults import Fault, Stale
+from orchestrator.ports.metrics import MetricSource
+from orchestrator.ports.requests import Request
+from orchestrator.ports.service import ServicePlan
 from orchestrator.rollout.command import Abort, Freeze, Rollback
 from orchestrator.rollout.desired import Wanted, desired
 from orchestrator.rollout.events import Event, ReleaseAccepted, ReleaseEnded

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.engine.conductor import Conductor
 from orchestrator.engine.dispatcher import to_command
 from orchestrator.intake.parse import parse
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.rollout.command import Rollback, Submit
 from orchestrator.rollout.events import ImageResolved, PhaseEntered
 from orchestrator.rollout.hooks import HookResult, unchecked

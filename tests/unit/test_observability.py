@@ -19,7 +19,8 @@ from orchestrator.observability.http import Views, application
 from orchestrator.observability.logs import LineWriter, configure
 from orchestrator.observability.metrics import DaemonMetrics, seen_by_nginx
 from orchestrator.observability.stall import watch
-from orchestrator.ports import AnsweredCounts, Fault
+from orchestrator.ports.faults import Fault
+from orchestrator.ports.traffic import AnsweredCounts
 from orchestrator.rollout.events import GateJudged, ReleaseEnded
 from orchestrator.rollout.model import Outcome, Result, ServiceState, Verdict
 from orchestrator.rollout.observation import Observation

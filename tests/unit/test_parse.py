@@ -6,7 +6,10 @@ from hypothesis import strategies as st
 
 from orchestrator.engine.dispatcher import to_command
 from orchestrator.intake.parse import MAX_BYTES, parse
-from orchestrator.ports import Fault, MetricSource, Request, ServicePlan
+from orchestrator.ports.faults import Fault
+from orchestrator.ports.metrics import MetricSource
+from orchestrator.ports.requests import Request
+from orchestrator.ports.service import ServicePlan
 from orchestrator.rollout.command import Command, Submit
 from tests.builders import policy, template
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from orchestrator.analysis.discovery import document, targets
 from orchestrator.analysis.presets import PRESETS
 from orchestrator.analysis.query import STAT, batch, number, own, quote, readings
-from orchestrator.ports import MetricQuery
+from orchestrator.ports.metrics import MetricQuery
 from orchestrator.rollout.model import Rollout, ServiceState
 from orchestrator.rollout.observation import Instance
 from tests.builders import release

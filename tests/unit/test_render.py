@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.ports import Fault
+from orchestrator.ports.faults import Fault
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import OnDisk
 from orchestrator.traffic.options import EdgeOptions, ServerBlock

@@ -1,0 +1,99 @@
+"""Who may ask for what."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+Verb = Literal["release", "rollback", "pause", "resume", "approve", "promote", "abort", "freeze", "unfreeze"]
+
+
+Role = Literal["viewer", "submitter", "operator", "admin"]
+
+
+MAY: Mapping[Role, frozenset[Verb]] = {
+    "viewer": frozenset(),
+    "submitter": frozenset({"release"}),
+    "operator": frozenset(get_args(Verb)),
+    "admin": frozenset(get_args(Verb)),
+}
+"""What a role may ask for; everyone may look, and an admin gives out tokens too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """Somebody who knocked and was recognised.
+
+    Attributes:
+        name: As the audit trail shows it.
+        services: The services that the role is given for; empty is all of them.
+    """
+
+    name: str
+    role: Role
+    services: tuple[str, ...] = ()
+
+    def sees(self, service: str) -> bool:
+        """Whether a service is any of their business."""
+        return not self.services or service in self.services
+
+    def may(self, verb: Verb, service: str) -> bool:
+        """Whether they may ask for this."""
+        return verb in MAY[self.role] and self.sees(service)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """What is kept of an API token; its secret is not. Times in seconds since the epoch.
+
+    Attributes:
+        expires_at: None is never.
+        created_by: Who made it.
+    """
+
+    id: str
+    principal: Principal
+    created_at: float
+    created_by: str
+    expires_at: float | None = None
+
+
+class Tokens(Protocol):
+    """Who may knock."""
+
+    async def create(
+        self, principal: Principal, by: str, now: float, expires_at: float | None
+    ) -> tuple[Token, str]:
+        """A new token and its secret, which is shown once."""
+        ...
+
+    async def tokens(self) -> list[Token]:
+        """All that were not revoked, by name."""
+        ...
+
+    async def revoke(self, token: str) -> bool:
+        """Take a token back, by its id; whether there was one. Elsewhere it works for a second more."""
+        ...
+
+    async def recognise(self, secret: str, now: float) -> Token | None:
+        """Whose secret this is; None where nobody's, or where it has expired."""
+        ...
+
+    async def open_session(self, token: Token, seconds: float) -> str:
+        """The secret of a session that ends with its token, or after `seconds`."""
+        ...
+
+    async def session(self, secret: str, now: float) -> Token | None:
+        """Whose session this is."""
+        ...
+
+    async def close_session(self, secret: str) -> None:
+        """End a session."""
+        ...
+
+    async def first_time(self, nonce: str, seconds: float) -> bool:
+        """Whether a nonce has not been seen for as long."""
+        ...
+
+    async def forget(self, nonce: str) -> None:
+        """A nonce may come again: what came with it was not taken."""
+        ...
