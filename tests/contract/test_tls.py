@@ -1,14 +1,12 @@
 """Generated `server` blocks that speak TLS, on a real nginx with certificates of a private CA."""
 
 import asyncio
-import contextlib
 import gzip
 import ssl
 from collections import Counter
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 
-import httpx
 import pytest
 
 from examples.playground.stack import free_port
@@ -16,6 +14,7 @@ from orchestrator.observability.certificates import ends_at
 from orchestrator.traffic.options import ServerBlock, Tls
 from tests.authority import NAME, Authority
 from tests.contract.conftest import Site
+from tests.http2 import Http2Client
 
 
 @dataclass
@@ -178,27 +177,31 @@ async def test_a_broken_certificate_is_refused_before_anything_changes(secure: S
     assert (await secure.get())[0].startswith("HTTP/1.1 200")
 
 
-async def test_http_2_clients_lose_nothing_over_reloads(secure: Secure) -> None:
-    site, done, versions = secure.site, asyncio.Event(), Counter[str]()
-    where = {"headers": {"Host": NAME}, "extensions": {"sni_hostname": NAME}}
+@pytest.mark.parametrize("pause", [0.0, 0.02], ids=["busy", "idle"])
+async def test_http_2_clients_lose_nothing_over_reloads(secure: Secure, pause: float) -> None:
+    site, done, answers = secure.site, asyncio.Event(), Counter[bytes]()
+    context = secure.authority.context()
+    context.set_alpn_protocols(["h2"])
+    clients = [Http2Client(site.port, NAME, context) for _ in range(8)]
 
-    async def user(client: httpx.AsyncClient) -> None:
+    async def user(client: Http2Client, method: str) -> None:
         while not done.is_set():
-            answer = await client.get(f"https://127.0.0.1:{site.port}/a", **where)  # type: ignore[arg-type]
-            assert answer.status_code == HTTPStatus.OK
-            versions[answer.http_version] += 1
+            status, body = await client.get("/", method)
+            assert status == HTTPStatus.OK
+            answers[body.split()[0]] += 1
+            await asyncio.sleep(pause)
+        await client.close()
 
-    async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
-        for _ in range(4):
-            client = httpx.AsyncClient(http2=True, verify=secure.authority.context(), timeout=5)
-            await stack.enter_async_context(client)
-            for _ in range(2):
-                group.create_task(user(client))
+    async with asyncio.TaskGroup() as group:
+        for number, client in enumerate(clients):
+            group.create_task(user(client, ("GET", "POST")[number % 2]))
         for generation in range(4, 12):
             await site.edge.apply(site.plan(generation, "api-1", "api-2", back="api-1"), 1)
-            enough = versions.total() + 20
+            enough = answers.total() + 40
             async with asyncio.timeout(10):
-                while versions.total() < enough:
+                while answers.total() < enough:
                     await asyncio.sleep(0.01)
         done.set()
-    assert versions.keys() == {"HTTP/2"}
+    assert answers.keys() == {b"api-1", b"api-2"}
+    if not site.dynamic:
+        assert sum(c.connections for c in clients) > len(clients), "no reload was felt"
