@@ -3,12 +3,13 @@
 # make check  ruff, mypy, import-linter, systemd, promtool, shell syntax
 # make bench  the figures that the documentation quotes
 # make soak MINUTES=30       random faults on real parts under load, as root; MODE=dynamic: weights by Lua
+# make crash MODE=dynamic    a kill before and after each effect, as `make test` does it for reload; ten minutes
 # make simulate MINUTES=10   random schedules of faults on a virtual clock
 # make pairs                 every pair of faults of every story on it; hours
 # make fuzz CASES=1000000       hostile inputs for each parser that strangers can reach; half an hour
 # make mutants               planted bugs, each of which a test must notice
 
-.PHONY: help setup demo test check bench soak simulate pairs fuzz mutants clean
+.PHONY: help setup demo test check bench soak crash simulate pairs fuzz mutants clean
 .DEFAULT_GOAL := help
 
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -49,6 +50,9 @@ bench: setup
 
 soak: setup
 	@$(WITH_DOCKER) $(PYTHON) -m tests.soak $(or $(MINUTES),30) $(or $(MODE),reload) $(SEED)
+
+crash: setup
+	@$(WITH_DOCKER) $(PYTHON) -m tests.crash $(or $(MODE),dynamic)
 
 simulate: setup
 	@$(PYTHON) -m tests.simulation random $(or $(MINUTES),10) $(SEED)

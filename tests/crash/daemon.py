@@ -21,6 +21,7 @@ from orchestrator.runtime.docker_runtime import DockerRuntime
 from orchestrator.store.lease import Lease
 from orchestrator.store.redis_store import RedisStore
 from orchestrator.traffic import files
+from orchestrator.traffic.listener import Listener
 from orchestrator.traffic.process import HostNginx
 from orchestrator.traffic.reload import Reloader
 
@@ -99,6 +100,7 @@ effect(files, "remove", lambda path: f"remove {path.suffix}")
 effect(HostNginx, "test", fixed("nginx test"))
 effect(HostNginx, "reload", fixed("nginx reload"))
 effect(Reloader, "confirm", fixed("nginx confirm"))
+effect(Listener, "put", fixed("nginx memory"))
 effect(DockerRuntime, "resolve", fixed("resolve"))
 effect(APIClient, "create_volume", fixed("docker fence"))
 effect(APIClient, "create_container", fixed("docker create"))

@@ -120,9 +120,13 @@ class Report:
     requests: int = 0
 
 
-async def run(moment: str, image: Callable[..., str]) -> Report:
-    """The whole matrix for `before` or `after`; raises if an invariant is violated."""
-    stack = CrashStack(lambda port: {"api": service_file("api", port("api"), **SERVICE)})
+async def run(moment: str, image: Callable[..., str], mode: str = "reload") -> Report:
+    """The whole matrix for `before` or `after`; raises if an invariant is violated.
+
+    `mode`: how weights change, `reload` or `dynamic`.
+    """
+    settings = {"nginx": {"mode": mode}}
+    stack = CrashStack(lambda port: {"api": service_file("api", port("api"), **SERVICE)}, settings)
     report = Report()
     async with stack, Observer(stack, limit=DEATH_LIMIT + 2 * RESTART) as observer:
         teller = Teller(stack, image)
