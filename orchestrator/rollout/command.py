@@ -140,12 +140,13 @@ def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceSt
 def offers(state: ServiceState, release: str) -> tuple[str, ...]:
     """The verbs that would be carried out now if they were asked about a release, most urgent first.
 
-    Those about the whole service come last, and with stable or the active release only.
+    Those about the whole service come last, and only with what it is at: the active release, else stable, else
+    '' where there is none.
     """
     words = {"request": "", "actor": "anybody"}
     asked: list[Command] = []
     rollout = state.rolling(release)
-    stands = state.rollout is None and state.stable is not None and state.stable.id == release
+    stands = state.rollout is None and release == (state.stable.id if state.stable else "")
     if rollout is not None and rollout.phase is not Phase.ROLLING_BACK:
         asked = [verb(**words, release=release) for verb in (Rollback, Pause, Resume, Approve, Promote)]
     elif stands:

@@ -4,7 +4,7 @@ import pytest
 
 from orchestrator.rollout.command import Approve, Freeze, Pause, Promote, Resume, Rollback, offers
 from orchestrator.rollout.events import RequestRefused
-from orchestrator.rollout.model import Outcome, Phase
+from orchestrator.rollout.model import Outcome, Phase, ServiceState
 from orchestrator.rollout.policy import Preview
 from tests.builders import policy, submit
 from tests.unit.sim import Sim
@@ -13,6 +13,8 @@ from tests.unit.sim import Sim
 def test_a_first_release_can_be_given_up_but_not_gone_back_from(sim: Sim) -> None:
     assert offers(sim.state, "api-1") == ("freeze",)
     assert offers(sim.state, "api-2") == ()
+    assert offers(ServiceState(service="new"), "") == ("freeze",)
+    assert offers(sim.state, "") == ()
 
 
 def test_each_phase_offers_what_it_would_carry_out(sim: Sim) -> None:
