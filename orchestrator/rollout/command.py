@@ -140,8 +140,8 @@ def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceSt
 def offers(state: ServiceState, release: str) -> tuple[str, ...]:
     """The verbs that would be carried out now if they were asked about a release, most urgent first.
 
-    Those about the whole service come last, and only with what it is at: the active release, else stable, else
-    '' where there is none.
+    Those about the whole service come last, and only with what it is at: the active release, else stable,
+    else '' where there is none.
     """
     words = {"request": "", "actor": "anybody"}
     asked: list[Command] = []
