@@ -243,6 +243,20 @@ async def test_a_button_asks_first_and_says_what_became_of_it(house: House, brow
     }
 
 
+async def test_a_release_that_waits_can_be_taken_out_of_the_queue(house: House, browser: Browser) -> None:
+    await house.put(replace(rolling(house.clock.now()), queue=(release(3),)))
+    page = await opened(browser, house.url, await house.secret("operator"))
+    await page.goto(f"{house.url}/releases/api-3")
+    await expect(page.locator("#release .phase")).to_have_text("queued")
+    await page.get_by_role("button", name="abort api-3").click()
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#said")).to_contain_text("abort of api-3 is asked for")
+    (asked,) = await house.asked()
+    assert asked == {"verb": "abort", "service": "api", "release": "api-3", "who": "the operator"}
+    await page.goto(f"{house.url}/releases/api-1")
+    await expect(page.locator("#release .phase")).to_have_text("taken up as it was found")
+
+
 @pytest.mark.parametrize("role", ["viewer", "submitter", "operator"])
 async def test_buttons_are_there_for_who_may(house: House, browser: Browser, role: Any) -> None:
     await house.put(rolling(house.clock.now()))
