@@ -35,6 +35,7 @@ class Output(StrEnum):
     JSON = "json"
 
 
+ServiceArgument = Annotated[str, typer.Argument(help="Name of the service")]
 ConfigOption = Annotated[
     Path,
     typer.Option("--config", "-c", envvar="ORCHESTRATOR_CONFIG", help="Path of orchestrator.yaml"),
@@ -58,6 +59,13 @@ def config_or_exit(path: Path) -> Config:
         for problem in error.problems:
             err.print(f"[red]error[/]: {problem}", markup=True)
         raise typer.Exit(USAGE) from None
+
+
+def check_known(config: Config, service: str) -> None:
+    """Whether a service is configured; exits with those that are when it is not."""
+    if service not in config.services:
+        known = ", ".join(sorted(config.services)) or "none"
+        raise typer.BadParameter(f"{service!r} is not known; there are: {known}")
 
 
 @contextlib.asynccontextmanager

@@ -15,6 +15,7 @@ from orchestrator.cli.session import (
     Output,
     OutputOption,
     WhoOption,
+    check_known,
     config_or_exit,
     err,
     me,
@@ -44,9 +45,8 @@ def create(
 ) -> None:
     """Make a token. Its secret is printed once, alone on standard output; only a digest is kept."""
     found = config_or_exit(config)
-    unknown = set(service or []) - found.services.keys()
-    if unknown:
-        raise typer.BadParameter(f"{min(unknown)!r} is not known; there are: {', '.join(found.services)}")
+    for one in service or []:
+        check_known(found, one)
     try:
         body = TokenBody(name=name, role=role, services=service or [])
         life = seconds(expires) if expires else None

@@ -173,31 +173,10 @@ class Daemon:
         settings = self.config.settings
         store = RedisStore(redis, self._keys, self._token)
         docker_events = DockerEvents(self._docker, settings.docker.owner)
-        measurer = Measurer(self._prometheus, settings.prometheus.interval)
         runner = HookRunner()
-        parts = Parts(
-            store=store,
-            runtime=runtime,
-            images=runtime,
-            usage=runtime,
-            traffic=self._traffic(redis, edge),
-            hooks=runner,
-            measurer=measurer,
-            clock=self._clock,
-            tick=settings.tick,
-            may_act=lease.fresh,
-            publish=self._publish,
-        )
+        parts = self._parts(store, lease, self._traffic(redis, edge), runtime, runner)
         dispatcher = Dispatcher(parts, store)
-        stream = RequestStream(
-            redis,
-            self._keys.requests,
-            self._keys.group,
-            store,
-            self._clock,
-            dispatcher.dispatch,
-            self._metrics.trimmed.inc,
-        )
+        stream = self._stream(redis, store, dispatcher)
         try:
             async with asyncio.TaskGroup() as group:
 
@@ -208,7 +187,7 @@ class Daemon:
                 await self._await_docker(runtime)
                 dispatcher.configure({n: s.plan() for n, s in self.config.services.items()}, group)
                 forever("requests", stream.run)
-                forever("measure", measurer.run)
+                forever("measure", parts.measurer.run)
                 forever("request log", self._requests.run)
                 forever("docker events", lambda: dispatcher.listen(docker_events))
                 forever("stall", lambda: stall.watch(self._metrics.stall.set))
@@ -228,6 +207,37 @@ class Daemon:
             await runtime.close()
             await edge.close()
             self._requests.close()
+
+    def _parts(
+        self, store: RedisStore, lease: Lease, traffic: Traffic, runtime: DockerRuntime, runner: HookRunner
+    ) -> Parts:
+        """What the conductors act with."""
+        settings = self.config.settings
+        return Parts(
+            store=store,
+            runtime=runtime,
+            images=runtime,
+            usage=runtime,
+            traffic=traffic,
+            hooks=runner,
+            measurer=Measurer(self._prometheus, settings.prometheus.interval),
+            clock=self._clock,
+            tick=settings.tick,
+            may_act=lease.fresh,
+            publish=self._publish,
+        )
+
+    def _stream(self, redis: Client, store: RedisStore, dispatcher: Dispatcher) -> RequestStream:
+        """Where requests come from."""
+        return RequestStream(
+            redis,
+            self._keys.requests,
+            self._keys.group,
+            store,
+            self._clock,
+            dispatcher.dispatch,
+            self._metrics.trimmed.inc,
+        )
 
     def _traffic(self, redis: Client, own: NginxEdge) -> Traffic:
         """This host's edge, or all of them."""
