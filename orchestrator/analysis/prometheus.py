@@ -58,7 +58,7 @@ class Prometheus:
         except TimeoutError as error:
             raise Fault(f"no answer within {self._timeout:g} s") from error
         except (RequestException, PrometheusApiClientException, KeyError, ValueError) as error:
-            raise Fault(str(error)[:500]) from error
+            raise Fault(_words(error)) from error
 
     def _query(self, expression: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self._connection.custom_query(expression, timeout=self._timeout)
@@ -86,7 +86,7 @@ class Prometheus:
         except TimeoutError as error:
             raise Fault(f"no answer within {limit:g} s") from error
         except (RequestException, PrometheusApiClientException, KeyError, ValueError) as error:
-            raise Fault(str(error)[:500]) from error
+            raise Fault(_words(error)) from error
 
     async def read(self, queries: Sequence[MetricQuery]) -> Mapping[str, Reading]:
         """See `ports.Metrics`: one query for all; the operators' own are asked alone if they break it."""
@@ -118,3 +118,9 @@ class Prometheus:
     def close(self) -> None:
         """Stop asking; a query that hangs is not waited for."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _words(error: Exception) -> str:
+    """What went wrong, without the layers that it came through."""
+    cause = getattr(error.args[0] if error.args else None, "reason", None)
+    return (str(error) if cause is None else str(cause).rpartition(": ")[2])[:500]

@@ -106,7 +106,7 @@ def note(state: ServiceState) -> str:
         mark = state.rollout.mark
         notes.append(f"[yellow]{mark.kind} ({escape(mark.actor)}: {escape(mark.reason)})[/]")
     if state.frozen:
-        notes.append(f"[cyan]frozen by {escape(state.frozen.actor)}: {escape(state.frozen.reason)}[/]")
+        notes.append(f"[cyan]frozen by {escape(state.frozen.by)}[/]")
     if state.queue:
         notes.append(f"queued: {', '.join(r.id for r in state.queue)}")
     notes += [f"[red]{problem}[/]" for problem in problems(state)]

@@ -346,7 +346,7 @@ def _abort(turn: Turn, command: Abort) -> str:
 
 def _freeze(turn: Turn, command: Freeze) -> str:
     if turn.state.frozen is not None:
-        return f"already frozen by {turn.state.frozen.actor}: {turn.state.frozen.reason}"
+        return f"already frozen by {turn.state.frozen.by}"
     turn.set(frozen=Mark(kind="frozen", actor=command.actor, reason=command.reason, since=turn.now))
     return ""
 

@@ -162,6 +162,11 @@ class Mark:
     reason: str
     since: float
 
+    @property
+    def by(self) -> str:
+        """Who, and why where that was said."""
+        return f"{self.actor}: {self.reason}" if self.reason else self.actor
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breach:

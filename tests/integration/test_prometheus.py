@@ -149,3 +149,10 @@ async def test_prometheus_that_is_away_or_hangs_is_an_error_in_time() -> None:
             await prometheus.ask("up")
         prometheus.close()
     silent.close()
+
+
+async def test_what_is_wrong_is_told_without_its_layers() -> None:
+    nobody = Prometheus(f"http://127.0.0.1:{free_port()}", SystemClock(), timeout=1.0)
+    with pytest.raises(Fault, match=r"^\[Errno 111\] Connection refused$"):
+        await nobody.ask("1")
+    nobody.close()
