@@ -60,10 +60,13 @@ ACQUIRE = """
 -- KEYS: lease, epoch   ARGV: ttl in ms, floor, token known to be dead ('' for none)
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[3] then return {0, redis.call('PTTL', KEYS[1])} end
-local epoch = math.max(tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARGV[2])) + 1
+-- The seconds of the clock keep a token from being given out twice where the epoch was lost.
+local now = tonumber(redis.call('TIME')[1])
+local last = math.max(tonumber(redis.call('GET', KEYS[2]) or '0'), tonumber(ARGV[2]), now)
+local epoch = string.format('%d', last + 1)
 redis.call('SET', KEYS[2], epoch)
 redis.call('SET', KEYS[1], epoch, 'PX', ARGV[1])
-return {epoch, 0}
+return {tonumber(epoch), 0}
 """
 
 ACCEPT = """

@@ -220,7 +220,8 @@ async def test_the_token_of_the_lease_grows_and_a_dead_holder_is_not_waited_for(
 ) -> None:
     keys = Keys("t")
     first = Lease(private_kit, keys, tmp_path / "host-a", ttl=3.0)
-    assert await first.acquire() == 1
+    token = await first.acquire()
+    assert token > int((await private_kit.time())[0]) - 60
     other_host = Lease(private_kit, keys, tmp_path / "host-b", ttl=3.0)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
@@ -229,32 +230,32 @@ async def test_the_token_of_the_lease_grows_and_a_dead_holder_is_not_waited_for(
     first._file.close()  # the process died: its lock is gone, its lease is not
     again = Lease(private_kit, keys, tmp_path / "host-a", ttl=3.0)
     async with asyncio.timeout(0.5):
-        assert await again.acquire() == 2
+        assert await again.acquire() == token + 1
     await again.release()
     async with asyncio.timeout(1.0):
-        assert await other_host.acquire() == 3
+        assert await other_host.acquire() == token + 2
     await other_host.release()
 
 
 async def test_a_lease_that_somebody_else_holds_ends_the_daemon(private_kit: Any, tmp_path: Path) -> None:
     lease = Lease(private_kit, Keys("t"), tmp_path, ttl=0.3)
-    await lease.acquire()
-    await private_kit.set("t:epoch", 9)
-    await private_kit.set("t:lease", 9)
+    other = await lease.acquire() + 1
+    await private_kit.set("t:epoch", other)
+    await private_kit.set("t:lease", other)
     with pytest.raises(Stale):
         async with asyncio.timeout(3):
             await lease.keep(lambda: None)
     await lease.release()
-    assert await private_kit.get("t:lease") == "9"
+    assert await private_kit.get("t:lease") == str(other)
 
 
 async def test_a_lease_that_ran_out_is_taken_again_if_nobody_drove(private_kit: Any, tmp_path: Path) -> None:
     lease = Lease(private_kit, Keys("t"), tmp_path, ttl=0.6)
-    await lease.acquire()
+    token = await lease.acquire()
     await private_kit.delete("t:lease")
     keeping = asyncio.create_task(lease.keep(lambda: None), name="keep")
     await asyncio.sleep(0.5)
-    assert await private_kit.get("t:lease") == "1"
+    assert await private_kit.get("t:lease") == str(token)
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
     await lease.release()
@@ -264,9 +265,9 @@ async def test_a_lease_is_not_taken_again_by_whom_somebody_has_followed(
     private_kit: Any, tmp_path: Path
 ) -> None:
     lease = Lease(private_kit, Keys("t"), tmp_path, ttl=0.3)
-    await lease.acquire()
+    token = await lease.acquire()
     await private_kit.delete("t:lease")
-    await private_kit.set("t:epoch", 2)
+    await private_kit.set("t:epoch", token + 1)
     with pytest.raises(Stale):
         async with asyncio.timeout(3):
             await lease.keep(lambda: None)
@@ -276,24 +277,37 @@ async def test_a_lease_is_not_taken_again_by_whom_somebody_has_followed(
 async def test_a_lease_is_above_what_the_resources_know_and_is_not_taken_again_below(
     private_kit: Any, tmp_path: Path
 ) -> None:
-    known = 41
+    known = 10**11
 
     async def floor() -> int:
         return known
 
     lost: list[bool] = []
     lease = Lease(private_kit, Keys("t"), tmp_path, ttl=0.3, floor=floor)
-    assert await lease.acquire() == 42
+    assert await lease.acquire() == 10**11 + 1
     await private_kit.flushall()
     keeping = asyncio.create_task(lease.keep(lambda: lost.append(True)), name="keep")
     await asyncio.sleep(0.25)
-    assert (await private_kit.get("t:lease"), await private_kit.get("t:epoch"), lost) == ("42", "42", [True])
-    known = 43
+    both = [await private_kit.get("t:lease"), await private_kit.get("t:epoch")]
+    assert (both, lost) == ([str(10**11 + 1)] * 2, [True])
+    known = 10**11 + 2
     await private_kit.flushall()
     with pytest.raises(Stale):
         async with asyncio.timeout(3):
             await keeping
     await lease.release()
+
+
+async def test_a_store_that_was_emptied_gives_no_token_out_twice(private_kit: Any, tmp_path: Path) -> None:
+    """Also when nothing outside has seen the first one."""
+    first = Lease(private_kit, Keys("t"), tmp_path / "host-a")
+    token = await first.acquire()
+    await asyncio.sleep(1.1)
+    await private_kit.flushall()
+    other = Lease(private_kit, Keys("t"), tmp_path / "host-b")
+    assert await other.acquire() > token
+    await first.release()
+    await other.release()
 
 
 async def test_a_lease_is_fresh_for_half_its_time(private_kit: Any, tmp_path: Path) -> None:

@@ -167,7 +167,8 @@ class World:
         """A new token, or 0 while another daemon holds the lease."""
         if self.holder() not in (0, known_dead):
             return 0
-        self.epoch = self.store.holder = max(self.epoch, self.floor()) + 1
+        clock = int(self.wall + self.now)
+        self.epoch = self.store.holder = max(self.epoch, self.floor(), clock) + 1
         self.lease_until = self.now + TTL
         return self.epoch
 
@@ -248,7 +249,7 @@ class World:
         self._served, self._token = route.generation, self.traffic.tokens["api"]
         if len({s.release for s in route.servers}) > 2:
             self.violated(f"I3: {route}")
-        # a store that has lost its tokens may give one out twice, until an effect has shown it elsewhere
+        # a store that has lost its tokens gives one out twice where its clock was set back too
         for container in set() if self.wiped else self.stopping & {s.container for s in route.servers}:
             self.violated(f"handover: nginx names {container}, which stops")
         self._check_claims([s for s in route.servers if not s.backup])
