@@ -563,12 +563,16 @@ def test_rollback_after_the_old_is_gone_deploys_it_again_without_the_ladder(sim:
     assert (sim.ends("api-1")[-1].actor, sim.ends("api-1")[-1].reason) == ("ann", "slow at noon")
 
 
-def test_rollback_to_a_release_that_is_just_being_stopped_waits_until_it_is_gone(sim: Sim) -> None:
-    sim.stop_takes = 4.0
+def _until_the_old_is_being_stopped(sim: Sim) -> None:
     sim.send(submit(2))
     sim.until_ended("api-2")
     while "api-1-0" not in sim.stopping:
         sim.step()
+
+
+def test_rollback_to_a_release_that_is_just_being_stopped_waits_until_it_is_gone(sim: Sim) -> None:
+    sim.stop_takes = 4.0
+    _until_the_old_is_being_stopped(sim)
     starts = sim.starts
     sim.send(Rollback(request="9-0", actor="ann"))
     sim.run(8)
@@ -579,10 +583,7 @@ def test_rollback_to_a_release_that_is_just_being_stopped_waits_until_it_is_gone
 
 def test_what_stops_for_too_long_ends_the_rollback_and_says_so(sim: Sim) -> None:
     sim.stop_takes = 4000.0
-    sim.send(submit(2))
-    sim.until_ended("api-2")
-    while "api-1-0" not in sim.stopping:
-        sim.step()
+    _until_the_old_is_being_stopped(sim)
     sim.send(Rollback(request="9-0", actor="ann"))
     sim.run(700)
     assert sim.ends("api-1")[-1].reason.startswith("api-1-0 still stopped after ")
