@@ -94,8 +94,7 @@ def phase_text(state: ServiceState, now: float) -> str:
 
 
 def _traffic(state: ServiceState) -> str:
-    candidate = state.rollout.release.id if state.rollout else (state.stable.id if state.stable else "")
-    share = state.route.share(candidate)
+    share = state.route.share(state.current)
     return f"{bar(share, 10)} {share * FULL:g} %"
 
 

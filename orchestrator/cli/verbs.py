@@ -199,9 +199,7 @@ def rollback(
                 state, _ = await store.load(service)
             except Fault as error:
                 raise Fault(f"{error}; on nginx' host, add --local to go back without it") from error
-        if state.rollout is not None:
-            return state.rollout.release.id
-        return state.stable.id if state.stable else ""
+        return state.current
 
     fields = {
         "verb": "rollback",

@@ -88,8 +88,7 @@ class Slack:
                 return _said(await self._status(who, service))
             self._desk.check(service, who)
             state, _ = await self._journal.load(service)
-            meant = state.rollout.release.id if state.rollout else state.stable.id if state.stable else ""
-            fields = {"verb": verb, "service": service, "why": why, "release": meant}
+            fields = {"verb": verb, "service": service, "why": why, "release": state.current}
             asked = await self._desk.put(who, {name: value for name, value in fields.items() if value})
         except Problem as problem:
             return _said(f":no_entry: {problem}")

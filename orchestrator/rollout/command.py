@@ -146,7 +146,7 @@ def offers(state: ServiceState, release: str) -> tuple[str, ...]:
     words = {"request": "", "actor": "anybody"}
     asked: list[Command] = []
     rollout = state.rolling(release)
-    stands = state.rollout is None and release == (state.stable.id if state.stable else "")
+    stands = state.rollout is None and release == state.current
     if rollout is not None and rollout.phase is not Phase.ROLLING_BACK:
         asked = [verb(**words, release=release) for verb in (Rollback, Pause, Resume, Approve, Promote)]
     elif stands:

@@ -306,6 +306,13 @@ class ServiceState:
     dead: tuple[str, ...] = ()
     answered: int = 0
 
+    @property
+    def current(self) -> str:
+        """What a service is at: the release that rolls out, else stable; '' where there is neither."""
+        if self.rollout is not None:
+            return self.rollout.release.id
+        return self.stable.id if self.stable else ""
+
     def rolling(self, release: str) -> Rollout | None:
         """A release's rollout, while it is under way."""
         return self.rollout if self.rollout is not None and self.rollout.release.id == release else None

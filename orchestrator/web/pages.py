@@ -181,10 +181,9 @@ class Pages:
 
     def _look(self, state: ServiceState, who: Principal) -> Row:
         rollout = state.rollout
-        release = rollout.release.id if rollout else state.stable.id if state.stable else ""
         phase = str(rollout.phase).replace("_", " ") if rollout else "idle" if state.stable else "empty"
-        share = state.route.share(release) * FULL
-        return Row(state, phase, share, problems(state), _verbs(state, release, who))
+        share = state.route.share(state.current) * FULL
+        return Row(state, phase, share, problems(state), _verbs(state, state.current, who))
 
     def _page(self, name: str, who: Principal, **shown: Any) -> str:
         return _TEMPLATES.get_template(name).render(who=who, kinds=json.dumps(KINDS), full=FULL, **shown)
