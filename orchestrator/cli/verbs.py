@@ -199,7 +199,7 @@ def rollback(
                 state, _ = await store.load(service)
             except Fault as error:
                 raise Fault(f"{error}; on nginx' host, add --local to go back without it") from error
-        return state.current
+        return state.meant
 
     fields = {
         "verb": "rollback",

@@ -88,7 +88,7 @@ class Slack:
                 return _said(await self._status(who, service))
             self._desk.check(service, who)
             state, _ = await self._journal.load(service)
-            fields = {"verb": verb, "service": service, "why": why, "release": state.current}
+            fields = {"verb": verb, "service": service, "why": why, "release": state.meant}
             asked = await self._desk.put(who, {name: value for name, value in fields.items() if value})
         except Problem as problem:
             return _said(f":no_entry: {problem}")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from orchestrator.rollout.events import CommandAccepted, Event, ReleaseAccepted, RequestRefused
-from orchestrator.rollout.model import Mark, Outcome, Phase, Receipt, Release, ServiceState
+from orchestrator.rollout.model import Mark, Outcome, Phase, Receipt, Release, Rollout, ServiceState
 from orchestrator.rollout.plan import step_count
 from orchestrator.rollout.policy import Policy, Template
 from orchestrator.rollout.turn import Turn
@@ -148,7 +148,8 @@ def offers(state: ServiceState, release: str) -> tuple[str, ...]:
     rollout = state.rolling(release)
     stands = state.rollout is None and release == state.current
     if rollout is not None and rollout.phase is not Phase.ROLLING_BACK:
-        asked = [verb(**words, release=release) for verb in (Rollback, Pause, Resume, Approve, Promote)]
+        verbs = (Abort,) if rollout.kind == "revert" else (Rollback, Pause, Resume, Approve, Promote)
+        asked = [verb(**words, release=release) for verb in verbs]
     elif stands:
         asked = [Rollback(**words, release=release)]
     elif any(r.id == release for r in state.queue):
@@ -262,39 +263,50 @@ def _rollback(turn: Turn, command: Rollback) -> str:
     reason = command.reason or f"rolled back by {command.actor}"
     active = rollout.release.id if rollout else ""
     stable = state.stable.id if state.stable else ""
+    if rollout is not None and (rollout.kind == "revert" or rollout.phase is Phase.ROLLING_BACK):
+        return _on_its_way_back(state, rollout)
     if command.release and command.release not in (active, stable):
         return (
             f"{command.release} has no traffic any more: stable is {stable or 'empty'}; nothing to roll back"
         )
-    if rollout is not None and (not command.release or command.release == active):
-        turn.retreat(Outcome.ROLLED_BACK, reason, actor=command.actor)
-        return ""
-    if rollout is not None:
-        return f"{active} is rolling out; roll that back first, or abort it"
-    target = _earlier(state, command.to)
+    if rollout is not None and (command.release not in ("", active) or command.to not in ("", stable)):
+        return f"{active} is rolling out over {stable or 'nothing'}; roll that back first, or abort it"
+    target = _earlier(state, command.to) if rollout is None else None
     if isinstance(target, str):
         return target
-    turn.revert(target, reason, actor=command.actor)
+    if target is None:
+        turn.retreat(Outcome.ROLLED_BACK, reason, actor=command.actor)
+    else:
+        turn.revert(target, reason, actor=command.actor)
     return ""
+
+
+def _on_its_way_back(state: ServiceState, rollout: Rollout) -> str:
+    """Why a rollout that goes back already is not rolled back or aborted."""
+    why = rollout.retreat.reason if rollout.retreat else rollout.reason
+    to = rollout.release.id if rollout.kind == "revert" else state.stable.id if state.stable else "nothing"
+    return f"{state.service} is being rolled back to {to} already, by {rollout.actor}: {why}"
 
 
 def _earlier(state: ServiceState, to: str) -> Release | str:
     """The release to go back to, or why there is none."""
     stable = state.stable.id if state.stable else ""
     good = [e.release for e in state.history if e.outcome is Outcome.PROMOTED and e.release.id != stable]
+    names = ", ".join(dict.fromkeys(r.id for r in reversed(good))) or "none"
     if to:
         wanted = next((r for r in reversed(good) if r.id == to), None)
-        names = ", ".join(dict.fromkeys(r.id for r in reversed(good))) or "none"
         return wanted or f"{to} is not an earlier promoted release of {state.service}; there are: {names}"
-    if state.previous is not None:
-        return state.previous
-    return good[-1] if good else f"{state.service} has no earlier promoted release to go back to"
+    if state.earlier is None and good:
+        return f"{state.service} has been rolled back from {names}: name one with `to` to release it again"
+    return state.earlier or f"{state.service} has no earlier promoted release to go back to"
 
 
 def _pause(turn: Turn, command: Pause) -> str:
     rollout = turn.state.rollout
     if rollout is None or rollout.phase is Phase.ROLLING_BACK:
         return "there is no rollout that could be paused"
+    if rollout.kind == "revert":
+        return f"a rollback is not paused; {rollout.release.id} can be aborted until it takes the traffic"
     if rollout.mark is not None and rollout.mark.kind == "paused":
         return f"already paused by {rollout.mark.actor}"
     turn.roll(mark=Mark(kind="paused", actor=command.actor, reason=command.reason, since=turn.now))
@@ -340,6 +352,8 @@ def _abort(turn: Turn, command: Abort) -> str:
         return ""
     if rollout is None or command.release not in ("", rollout.release.id):
         return f"{command.release or turn.state.service} has no release in progress"
+    if rollout.one_way or rollout.phase is Phase.ROLLING_BACK:
+        return _on_its_way_back(turn.state, rollout)
     turn.retreat(Outcome.ABORTED, reason, actor=command.actor)
     return ""
 

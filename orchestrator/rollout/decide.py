@@ -11,7 +11,6 @@ from typing import assert_never
 from orchestrator.rollout.adopt import adopt
 from orchestrator.rollout.events import (
     ApprovalWanted,
-    EdgeStuck,
     Event,
     ImageResolved,
     RolloutPaused,
@@ -31,7 +30,7 @@ from orchestrator.rollout.model import (
 from orchestrator.rollout.notice import notice_deaths, notice_edge, notice_host
 from orchestrator.rollout.observation import Instance, Observation
 from orchestrator.rollout.plan import current_step, is_fast
-from orchestrator.rollout.route import lost
+from orchestrator.rollout.route import lost, usable
 from orchestrator.rollout.turn import DAEMON, Turn
 
 
@@ -116,7 +115,7 @@ def _advance(turn: Turn, seen: Observation) -> None:
         case Phase.SHIFTING | Phase.BAKING:
             _step(turn, seen)
         case Phase.ROLLING_BACK:
-            _rolling_back(turn)
+            _rolling_back(turn, seen)
         case phase:
             assert_never(phase)
 
@@ -185,26 +184,38 @@ def _starting(turn: Turn, seen: Observation) -> None:
     rollout = turn.rollout
     release = rollout.release
     names = instance_names(release)
-    for name in names:
-        instance = seen.instance(name)
-        if name in seen.start_errors:
-            logs = instance.logs if instance else ""
-            turn.retreat(Outcome.FAILED, f"{name} did not start: {seen.start_errors[name]}", logs=logs)
-            return
-        if instance is not None and not instance.running and instance.exit_code is not None:
-            turn.retreat(Outcome.FAILED, f"{name} {_death(instance)} while starting", logs=instance.logs)
-            return
+    doomed = _doomed(turn, seen, names)
+    if doomed is not None:
+        turn.retreat(Outcome.FAILED, doomed[0], logs=doomed[1])
+        return
     found = [i for i in (seen.instance(n) for n in names) if i is not None]
     unready = [i for i in found if not (i.running and i.health == "ready")]
+    ready = len(found) - len(unready)
     scraped = _unscraped(turn, seen, names)
-    if len(found) == len(names) and not unready and not scraped:
+    late = turn.now - rollout.entered_at >= release.policy.start_deadline
+    if (ready == len(names) and not scraped) or (late and ready and rollout.kind == "revert"):
         _leave_start(turn, seen)
-    elif turn.now - rollout.entered_at >= release.policy.start_deadline:
-        ready = len(found) - len(unready)
+    elif late:
         why = scraped if ready == len(names) else f"{ready} of {len(names)} instances were ready"
         detail = next((f" ({i.detail})" for i in unready if i.detail), "")
         reason = f"{why} after {release.policy.start_deadline:.0f} s{detail}"
         turn.retreat(Outcome.FAILED, reason, logs="".join(i.logs for i in unready))
+
+
+def _doomed(turn: Turn, seen: Observation, names: tuple[str, ...]) -> tuple[str, str] | None:
+    """Why the instances can't all become ready, and the last log lines; None while they may.
+
+    A death does not doom a revert: its instances are started again, as stable's are.
+    """
+    for name in names:
+        instance = seen.instance(name)
+        logs = instance.logs if instance else ""
+        if name in seen.start_errors:
+            return f"{name} did not start: {seen.start_errors[name]}", logs
+        dead = instance is not None and not instance.running and instance.exit_code is not None
+        if instance is not None and dead and turn.rollout.kind != "revert":
+            return f"{name} {_death(instance)} while starting", logs
+    return None
 
 
 def _unscraped(turn: Turn, seen: Observation, names: tuple[str, ...]) -> str:
@@ -294,12 +305,15 @@ def _want_approval(turn: Turn, reason: str) -> None:
 
 def _step(turn: Turn, seen: Observation) -> None:
     """A weight is asked for or holds: watch, judge, and leave it one way or the other."""
+    if turn.rollout.one_way:
+        _revert(turn, seen)
+        return
     gone = _candidate_loss(turn, seen)
     if gone is not None:
         turn.retreat(Outcome.ROLLED_BACK, gone[0], logs=gone[1])
         return
     if turn.rollout.held_since is None:
-        _await_confirmation(turn)
+        _await_confirmation(turn, seen)
         return
     if is_fast(turn.state, turn.rollout):
         _promote(turn, "switched over")
@@ -312,18 +326,37 @@ def _step(turn: Turn, seen: Observation) -> None:
         _leave_step(turn, seen)
 
 
-def _await_confirmation(turn: Turn) -> None:
+def _revert(turn: Turn, seen: Observation) -> None:
+    """Wait until nginx confirms, however long that takes: meanwhile the rollback switch leads there too.
+
+    It is given up only while none of its instances can take the traffic, which then has not moved.
+    """
+    state, rollout = turn.state, turn.rollout
+    if _shifted(state, rollout, FULL):
+        if state.confirmed == state.route.generation:
+            _promote(turn, rollout.reason)
+        return
+    late = turn.now - rollout.entered_at >= rollout.release.policy.confirm_deadline
+    if late and seen.runtime_ok and not usable(rollout.release, state.route, seen):
+        turn.end(Outcome.FAILED, f"{rollout.release.id} has no healthy instance to take the traffic")
+
+
+def _shifted(state: ServiceState, rollout: Rollout, weight: int) -> bool:
+    """Whether the committed route gives the candidate this share, in percent."""
+    return abs(state.route.share(rollout.release.id) * FULL - weight) < 0.5  # noqa: PLR2004
+
+
+def _await_confirmation(turn: Turn, seen: Observation) -> None:
     state, rollout = turn.state, turn.rollout
     step = current_step(state, rollout)
-    served = state.confirmed == state.route.generation
-    shifted = abs(state.route.share(rollout.release.id) * FULL - step.weight) < 0.5  # noqa: PLR2004
-    if served and shifted:
+    if state.confirmed == state.route.generation and _shifted(state, rollout, step.weight):
         exposed = turn.now if rollout.exposed_since is None else rollout.exposed_since
         turn.roll(held_since=turn.now, exposed_since=exposed)
         return
     waited, patience = turn.now - rollout.entered_at, rollout.release.policy.confirm_deadline
     if waited >= patience:
         why = f"nginx did not confirm {step.weight} % within {patience:.0f} s"
+        why += f": {seen.edge.error}" if seen.edge.error else ""
         turn.retreat(Outcome.ROLLED_BACK, why)
 
 
@@ -376,14 +409,13 @@ def _promote(turn: Turn, reason: str) -> None:
     turn.retire(leaving)
 
 
-def _rolling_back(turn: Turn) -> None:
+def _rolling_back(turn: Turn, seen: Observation) -> None:
     state, rollout = turn.state, turn.rollout
     retreat = rollout.retreat
     assert retreat is not None
     named = any(s.release == rollout.release.id for s in state.route.servers)
-    if state.confirmed == state.route.generation and not named:
-        if state.previous is not None and state.previous.id == rollout.release.id:
-            turn.set(previous=None, previous_until=None)
+    confirmed = state.confirmed == state.route.generation
+    if (confirmed and not named) or _never_served(rollout, seen):
         turn.end(
             retreat.outcome if state.stable is not None else Outcome.FAILED,
             retreat.reason,
@@ -394,10 +426,18 @@ def _rolling_back(turn: Turn) -> None:
     elif named and state.stuck_since is None:
         waited = turn.now - rollout.entered_at
         if waited >= rollout.release.policy.confirm_deadline:
-            turn.set(stuck_since=turn.now)
-            reason = "stable has no healthy instance to go back to; the traffic stays where it is"
-            turn.tell(
-                EdgeStuck(
-                    service=state.service, at=turn.now, generation=state.route.generation, reason=reason
-                )
-            )
+            turn.stuck("stable has no healthy instance to go back to; the traffic stays where it is")
+
+
+def _never_served(rollout: Rollout, seen: Observation) -> bool:
+    """Whether nginx refuses the way back, and what it serves has never named the candidate.
+
+    Then there is nothing to take back, and the rollout does not wait for whoever mends nginx.
+    """
+    edge = seen.edge
+    if rollout.exposed_since is not None or not edge.error or edge.file != "ours":
+        return False
+    if edge.on_disk is None:
+        return edge.served is None
+    route = edge.on_disk.route
+    return edge.served == route.generation and all(s.release != rollout.release.id for s in route.servers)

@@ -99,18 +99,26 @@ def _instances(state: ServiceState) -> tuple[Wanted, ...]:
     for kept in (state.stable, state.previous):
         if kept is not None:
             want(kept, create=True, restart=True)
-    if state.rollout is not None and state.rollout.phase is not Phase.PREFLIGHT:
-        want(state.rollout.release, create=state.rollout.phase is Phase.STARTING, restart=False)
+    rollout = state.rollout
+    if rollout is not None and rollout.phase is not Phase.PREFLIGHT:
+        back = rollout.kind == "revert"  # a release that was good before is kept up like stable
+        want(rollout.release, create=back or rollout.phase is Phase.STARTING, restart=back)
     for entry in state.retiring:
         want(entry.release, create=False, restart=False)
     return tuple(wanted.values())
 
 
 def _fallback(state: ServiceState) -> Route | None:
-    """Where a rollback leads: to stable while a candidate has traffic, else to the previous release."""
+    """Where a rollback on the host leads.
+
+    To stable while a candidate has traffic, along with a revert that takes it, else to where a rollback of
+    stable leads.
+    """
     rollout = state.rollout
-    moving = rollout is not None and rollout.phase not in BEFORE_TRAFFIC
-    target = state.stable if moving else state.previous
+    if rollout is None or rollout.phase in BEFORE_TRAFFIC:
+        target = state.earlier
+    else:
+        target = rollout.release if rollout.one_way else state.stable
     if target is None:
         return None
     servers = alone(state.route, target.id)

@@ -232,6 +232,11 @@ class Rollout:
     actor: str
     reason: str
 
+    @property
+    def one_way(self) -> bool:
+        """Whether it is a revert that takes the traffic: nothing sends users back to what is being left."""
+        return self.kind == "revert" and self.phase is Phase.BAKING
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retiring:
@@ -312,6 +317,32 @@ class ServiceState:
         if self.rollout is not None:
             return self.rollout.release.id
         return self.stable.id if self.stable else ""
+
+    @property
+    def meant(self) -> str:
+        """What a verb is about that names no release: `current`; during a revert, what is being left."""
+        if self.rollout is not None and self.rollout.kind == "revert" and self.stable is not None:
+            return self.stable.id
+        return self.current
+
+    @property
+    def earlier(self) -> Release | None:
+        """Where a rollback of stable leads when it names no release; None where there is nothing.
+
+        Promoted releases are a stack, of which a revert takes off all above its target: a release that was
+        left is not gone back to, unless somebody names it.
+        """
+        stack: list[Release] = []
+        promoted = [e.release for e in self.history if e.outcome is Outcome.PROMOTED]
+        for release in promoted:
+            ids = [r.id for r in stack]
+            stack = stack[: ids.index(release.id)] if release.id in ids else stack
+            stack.append(release)
+        below = [r for r in stack if self.stable is None or r.id != self.stable.id]
+        if below:
+            return below[-1]
+        known = {r.id for r in promoted}
+        return self.previous if self.previous is not None and self.previous.id not in known else None
 
     def rolling(self, release: str) -> Rollout | None:
         """A release's rollout, while it is under way."""

@@ -3,7 +3,6 @@
 from orchestrator.rollout.events import (
     EdgeDrifted,
     EdgeRepaired,
-    EdgeStuck,
     InstanceDied,
     InstanceRecovered,
     RouteConfirmed,
@@ -31,7 +30,10 @@ def notice_host(turn: Turn, seen: Observation) -> None:
         return
     turn.set(answered=edge.on_disk.route.generation)
     if state.rollout is not None and state.rollout.release.id != local.to:
-        turn.retreat(Outcome.ROLLED_BACK, local.reason, actor=local.actor)
+        if state.rollout.one_way:  # two people went back to different releases: the host has the last word
+            turn.end(Outcome.ABORTED, local.reason, actor=local.actor)
+        else:
+            turn.retreat(Outcome.ROLLED_BACK, local.reason, actor=local.actor)
     if turn.state.rollout is None and state.previous is not None and state.previous.id == local.to:
         turn.revert(state.previous, local.reason, actor=local.actor)
 
@@ -55,10 +57,7 @@ def notice_edge(turn: Turn, seen: Observation) -> None:
         waited = now - state.route.changed_at
         reason = edge.error or (f"not confirmed after {waited:.0f} s" if waited > patience else "")
         if reason:
-            turn.set(stuck_since=now)
-            turn.tell(
-                EdgeStuck(service=state.service, at=now, generation=state.route.generation, reason=reason)
-            )
+            turn.stuck(reason)
     if edge.file != "ours" and edge.local is None and state.drifted_since is None and state.confirmed:
         turn.set(drifted_since=now)
         turn.tell(EdgeDrifted(service=state.service, at=now, file=edge.file))

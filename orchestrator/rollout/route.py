@@ -30,9 +30,7 @@ def shares(state: ServiceState) -> Shares:
     if rollout is None:
         return Shares(weights=((stable, FULL),), backup=state.previous)
     preview = rollout.release if rollout.phase is Phase.PREVIEW else None
-    leaving = rollout.phase is Phase.ROLLING_BACK and state.previous == rollout.release
-    backup = None if leaving else state.previous
-    return Shares(weights=((stable, FULL),), backup=backup, preview=preview)
+    return Shares(weights=((stable, FULL),), backup=state.previous, preview=preview)
 
 
 def lost(server: Server, instance: Instance | None) -> str:
@@ -51,19 +49,19 @@ def lost(server: Server, instance: Instance | None) -> str:
     return ""
 
 
-def _usable(release: Release, route: Route, seen: Observation) -> list[Instance]:
-    """Instances that may get traffic: new ones once ready, served ones until they are known to be bad.
+def usable(release: Release, route: Route, seen: Observation) -> list[Instance]:
+    """A release's instances that may get traffic: new ones once ready, served ones until known to be bad.
 
     The difference matters after a restart of the daemon, which has not probed anything yet.
     """
     served = {s.instance: s for s in (*route.servers, *route.preview)}
-    usable = []
+    found = []
     for instance in sorted(seen.of(release.id), key=lambda i: i.name):
         server = served.get(instance.name)
         ready = instance.running and bool(instance.address) and instance.health == "ready"
         if ready or (server is not None and not lost(server, instance)):
-            usable.append(instance)
-    return usable
+            found.append(instance)
+    return found
 
 
 def _server(instance: Instance, weight: int, *, backup: bool = False) -> Server:
@@ -104,11 +102,12 @@ def alone(route: Route, release: str) -> tuple[Server, ...]:
 
 def _back_unseen(state: ServiceState, seen: Observation, now: float) -> Route:
     route, rollout = state.route, state.rollout
-    going_back = rollout is not None and rollout.phase is Phase.ROLLING_BACK
-    if not going_back or state.stable is None:
-        return route
-    servers = alone(route, state.stable.id)
-    if not servers or all(s.release == state.stable.id for s in route.servers):
+    if rollout is not None and rollout.one_way:
+        target: Release | None = rollout.release
+    else:
+        target = state.stable if rollout is not None and rollout.phase is Phase.ROLLING_BACK else None
+    servers = alone(route, target.id) if target else ()
+    if not servers or all(s.release == servers[0].release for s in route.servers):
         return route
     generation = max(route.generation, seen.edge.floor) + 1
     return Route(generation=generation, servers=servers, changed_at=now)
@@ -119,15 +118,14 @@ def next_route(state: ServiceState, seen: Observation, now: float) -> Route:
 
     A release that should have traffic and has no usable instance keeps the route as it is: sending all
     traffic to nobody is never better than sending it where it went (I1, I15). While Docker does not
-    answer nothing is known of the instances, and the only change is back to those of stable that have
-    traffic already.
+    answer nothing is known of the instances, and the only change is back to those that nginx knows already.
     """
     route, wanted = state.route, shares(state)
     if _host_went_elsewhere(state, seen, wanted):
         return route
     if not seen.runtime_ok:
         return _back_unseen(state, seen, now)
-    pools = [(release, weight, _usable(release, route, seen)) for release, weight in wanted.weights]
+    pools = [(release, weight, usable(release, route, seen)) for release, weight in wanted.weights]
     if any(not pool for _, _, pool in pools):
         return route
     counts = math.prod(len(pool) for _, _, pool in pools)
@@ -139,8 +137,8 @@ def next_route(state: ServiceState, seen: Observation, now: float) -> Route:
         for instance in pool
     ]
     if wanted.backup is not None and servers:
-        servers += [_server(i, 1, backup=True) for i in _usable(wanted.backup, route, seen)]
-    preview = tuple(_server(i, 1) for i in _usable(wanted.preview, route, seen)) if wanted.preview else ()
+        servers += [_server(i, 1, backup=True) for i in usable(wanted.backup, route, seen)]
+    preview = tuple(_server(i, 1) for i in usable(wanted.preview, route, seen)) if wanted.preview else ()
     ahead = bool(servers) and seen.edge.floor >= route.generation + (0 if seen.edge.local else 1)
     if tuple(servers) == route.servers and preview == route.preview and not ahead:
         return route

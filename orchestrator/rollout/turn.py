@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.rollout.events import (
+    EdgeStuck,
     Event,
     PhaseEntered,
     ReleaseEnded,
@@ -82,9 +83,9 @@ class Turn:
     def enter(self, phase: Phase, reason: str, *, step: int = 0, actor: str = DAEMON) -> None:
         """Move the rollout to a phase, or to a step of it; what belonged to the old one is forgotten.
 
-        A revert keeps the reason that it was asked for with, until it is given up itself.
+        A revert keeps the reason that it was asked for with.
         """
-        if self.rollout.kind == "revert" and phase is not Phase.ROLLING_BACK:
+        if self.rollout.kind == "revert":
             reason = self.rollout.reason
         self.roll(
             phase=phase,
@@ -136,10 +137,11 @@ class Turn:
     ) -> None:
         """Give a rollout up: end it at once before it has traffic, else take the traffic back first.
 
-        A second retreat changes nothing: the first cause is the outcome.
+        A second retreat changes nothing: the first cause is the outcome. Nor is a revert turned round that
+        takes the traffic: it would send users back to the release that somebody wanted them away from.
         """
         rollout = self.rollout
-        if rollout.phase is Phase.ROLLING_BACK:
+        if rollout.phase is Phase.ROLLING_BACK or rollout.one_way:
             return
         if rollout.phase in BEFORE_TRAFFIC:
             without_traffic = Outcome.ABORTED if actor != DAEMON else Outcome.FAILED
@@ -159,6 +161,20 @@ class Turn:
         )
         self.enter(Phase.ROLLING_BACK, reason, step=rollout.step, actor=actor)
         self.roll(retreat=Retreat(outcome=outcome, actor=actor, reason=reason, verdict=verdict, logs=logs))
+
+    def stuck(self, reason: str) -> None:
+        """Note and tell that nginx does not come to serve the committed route."""
+        rollout = self.state.rollout
+        self.set(stuck_since=self.now)
+        self.tell(
+            EdgeStuck(
+                service=self.state.service,
+                at=self.now,
+                release=rollout.release.id if rollout else "",
+                generation=self.state.route.generation,
+                reason=reason,
+            )
+        )
 
     def end(
         self,

@@ -52,6 +52,7 @@ class Sim:
     counters: dict[str, Counter] = field(default_factory=dict)
     readings: list[Reading] = field(default_factory=list)
     edge_up: bool = True
+    refuses: str = ""
     file: str = "ours"
     drained: bool = True
     failed: str = ""
@@ -99,6 +100,7 @@ class Sim:
                 file=self.file,  # type: ignore[arg-type]
                 drained=self.drained,
                 failed=self.failed,
+                error=self.refuses,
                 floor=self.disk.route.generation if self.disk else 0,
                 on_disk=self.disk,
             ),
@@ -200,7 +202,7 @@ class Sim:
     def _converge(self) -> None:
         world = desired(self.state, self.now)
         ahead = self.disk is not None and self.disk.route.generation > world.route.generation
-        if self.edge_up and world.route.generation and not ahead:
+        if self.edge_up and not self.refuses and world.route.generation and not ahead:
             self.served = world.route.generation
             if self.disk is None or self.disk.local is None or world.route != self.disk.route:
                 self.disk = OnDisk(route=world.route, stable=world.stable)

@@ -604,16 +604,6 @@ def test_rollback_to_a_release_that_still_drains_keeps_its_instances(sim: Sim) -
     assert sim.starts == starts
 
 
-def test_rollback_of_a_rollback_returns(sim: Sim) -> None:
-    sim.send(submit(2))
-    sim.until_ended("api-2")
-    for request, expected in (("8-0", "api-1"), ("9-0", "api-2"), ("10-0", "api-1")):
-        sim.send(Rollback(request=request, actor="ann"))
-        sim.run(3)
-        assert sim.state.stable is not None
-        assert sim.state.stable.id == expected
-
-
 def test_two_people_who_roll_back_the_same_release_go_back_once(sim: Sim) -> None:
     sim.send(submit(2))
     sim.until_ended("api-2")
@@ -634,21 +624,6 @@ def test_rollback_to_a_named_release(sim: Sim) -> None:
     sim.run(5)
     assert sim.state.stable is not None
     assert sim.state.stable.id == "api-1"
-
-
-def test_a_revert_that_fails_leaves_stable_where_it_was(sim: Sim) -> None:
-    sim.send(submit(2))
-    sim.until_ended("api-2")
-    sim.edge_up = False
-    sim.send(Rollback(request="9-0", actor="ann"))
-    sim.step()
-    sim.kill("api-1-0")
-    sim.edge_up = True
-    sim.run(5)
-    assert sim.ends("api-1")[-1].outcome is Outcome.ROLLED_BACK
-    assert sim.state.stable is not None
-    assert sim.state.stable.id == "api-2"
-    assert sim.share("api-2") == 100
 
 
 def test_a_new_release_waits_for_a_revert(sim: Sim) -> None:

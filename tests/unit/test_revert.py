@@ -1,0 +1,261 @@
+"""The way back: it always ends, and never leads to the release that somebody wanted users away from."""
+
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.rollout.command import Abort, Pause, Rollback
+from orchestrator.rollout.decide import decide
+from orchestrator.rollout.desired import desired
+from orchestrator.rollout.events import CommandAccepted, EdgeStuck, ReleaseEnded, RequestRefused
+from orchestrator.rollout.model import Outcome, Phase, Rollout
+from tests.builders import submit
+from tests.unit.sim import Behaviour, Sim
+
+REFUSES = "nginx -t: unexpected } in /etc/nginx/conf.d/other.conf:3"
+
+
+def promoted(sim: Sim, *numbers: int) -> Sim:
+    for number in numbers or (2,):
+        sim.send(submit(number))
+        sim.until_ended(f"api-{number}")
+    return sim
+
+
+def ask(sim: Sim, request: str, **about: str) -> str:
+    """Ask for a rollback; why it was refused, or ''."""
+    events = sim.send(Rollback(request=request, actor="ann", **about))
+    return events[0].reason if isinstance(events[0], RequestRefused) else ""
+
+
+def stable(sim: Sim) -> str:
+    assert sim.state.stable is not None
+    return sim.state.stable.id
+
+
+def active(sim: Sim) -> Rollout:
+    assert sim.state.rollout is not None
+    return sim.state.rollout
+
+
+def reverted(sim: Sim) -> ReleaseEnded:
+    return next(e for e in reversed(sim.events) if isinstance(e, ReleaseEnded) and e.journey == "revert")
+
+
+@pytest.mark.parametrize("broken", ["refuses", "dead"])
+def test_a_revert_waits_for_nginx_however_long_it_refuses(sim: Sim, broken: str) -> None:
+    promoted(sim)
+    sim.refuses, sim.edge_up = (REFUSES, True) if broken == "refuses" else ("", False)
+    assert not ask(sim, "8-0")
+    sim.run(500)
+    assert (active(sim).kind, active(sim).phase) == ("revert", Phase.BAKING)
+    assert [s.release for s in desired(sim.state, sim.now).fallback.servers] == ["api-1"] * 2  # type: ignore[union-attr]
+    (stuck,) = [e for e in sim.events if isinstance(e, EdgeStuck)]
+    assert (stuck.release, REFUSES in stuck.reason) == ("api-1", broken == "refuses")
+    sim.refuses, sim.edge_up = "", True
+    sim.run(3)
+    assert (stable(sim), sim.share("api-1"), sim.state.rollout) == ("api-1", 100, None)
+    assert promoted(sim, 3).outcomes()["api-3"] is Outcome.PROMOTED
+
+
+@pytest.mark.parametrize("named", ["", "api-1", "api-2"])
+def test_a_second_rollback_does_not_turn_the_first_one_round(sim: Sim, named: str) -> None:
+    promoted(sim)
+    sim.refuses = REFUSES
+    assert not ask(sim, "8-0", release="api-2")
+    sim.run(3)
+    assert "is being rolled back to api-1 already, by ann" in ask(sim, "9-0", release=named)
+    assert "is being rolled back to api-1 already" in _refused(sim, Abort(request="10-0", actor="bob"))
+    assert "can be aborted until" in _refused(sim, Pause(request="11-0", actor="bob"))
+    sim.refuses = ""
+    sim.run(5)
+    assert ask(sim, "12-0", release=sim.state.meant) if named else True
+    assert (stable(sim), sim.share("api-1")) == ("api-1", 100)
+
+
+def _refused(sim: Sim, command: Abort | Pause) -> str:
+    (refused,) = sim.send(command)
+    assert isinstance(refused, RequestRefused)
+    return refused.reason
+
+
+def test_what_a_verb_is_about_during_a_revert_is_the_release_that_is_left(sim: Sim) -> None:
+    promoted(sim)
+    assert sim.state.meant == "api-2"
+    sim.edge_up = False
+    ask(sim, "8-0")
+    sim.run(2)
+    assert (sim.state.meant, sim.state.current) == ("api-2", "api-1")
+
+
+def test_a_release_that_was_left_is_gone_back_to_by_its_name_alone(sim: Sim) -> None:
+    promoted(sim, 2, 3)
+    for expected in ("api-2", "api-1"):
+        assert not ask(sim, f"{expected}-0")
+        sim.run(10)
+        assert stable(sim) == expected
+    assert "has been rolled back from api-2, api-3" in ask(sim, "9-0")
+    assert desired(sim.state, sim.now).fallback is None
+    assert not ask(sim, "10-0", to="api-3")
+    sim.run(10)
+    assert stable(sim) == "api-3"
+    assert not ask(sim, "11-0")
+    sim.run(10)
+    assert stable(sim) == "api-1"
+
+
+@pytest.mark.parametrize("when", ["before nginx confirms", "after"])
+def test_an_instance_of_the_target_that_dies_does_not_undo_a_revert(sim: Sim, when: str) -> None:
+    promoted(sim)
+    sim.refuses = REFUSES if when == "before nginx confirms" else ""
+    ask(sim, "8-0")
+    sim.step()
+    sim.kill("api-1-0")
+    sim.step()
+    sim.refuses = ""
+    for _ in range(10):
+        sim.step()
+        assert sim.share("api-2") == 0
+    assert (stable(sim), sim.share("api-1")) == ("api-1", 100)
+    assert reverted(sim).outcome is Outcome.PROMOTED
+
+
+def test_a_warm_instance_that_is_dead_is_started_again_and_waited_for(sim: Sim) -> None:
+    promoted(sim)
+    sim.kill("api-1-0")
+    sim.kill("api-1-1")
+    ask(sim, "8-0")
+    sim.run(5)
+    assert stable(sim) == "api-1"
+
+
+def test_a_revert_goes_on_at_the_start_deadline_with_what_is_ready(sim: Sim) -> None:
+    promoted(sim)
+    sim.behaviours["api-1"] = Behaviour(never_ready=True)
+    sim.kill("api-1-0")
+    ask(sim, "8-0")
+    sim.run(19)
+    assert stable(sim) == "api-2"
+    sim.run(5)
+    assert stable(sim) == "api-1"
+    assert [s.instance for s in sim.state.route.servers if not s.backup] == ["api-1-1"]
+
+
+def test_a_revert_without_any_healthy_instance_fails_and_moves_no_traffic(sim: Sim) -> None:
+    promoted(sim)
+    sim.run(115)  # api-1 is not warm any more
+    sim.behaviours["api-1"] = Behaviour(never_ready=True)
+    ask(sim, "8-0")
+    sim.run(2)
+    ready = tuple(replace(i, health="ready") for i in sim.instances.values())
+    seen = replace(sim.observe(), runtime_ok=False, instances=ready)  # as it was before Docker went away
+    sim.state, _ = decide(sim.state, seen, sim.now)
+    assert (active(sim).phase, sim.share("api-1")) == (Phase.BAKING, 0)
+    sim.behaviours["api-1"] = Behaviour(exits=True)
+    for name in ("api-1-0", "api-1-1"):
+        sim.kill(name)
+    sim.run(15)
+    assert (reverted(sim).outcome, reverted(sim).reason) == (
+        Outcome.FAILED,
+        "api-1 has no healthy instance to take the traffic",
+    )
+    assert (stable(sim), sim.share("api-2")) == ("api-2", 100)
+
+
+def test_a_revert_that_has_not_begun_can_be_aborted(sim: Sim) -> None:
+    promoted(sim)
+    sim.run(110)
+    sim.behaviours["api-1"] = Behaviour(never_ready=True)
+    ask(sim, "8-0")
+    sim.run(3)
+    assert "already" in ask(sim, "9-0")
+    accepted, ended = sim.send(Abort(request="10-0", actor="bob"))[:2]
+    assert isinstance(accepted, CommandAccepted)
+    assert isinstance(ended, ReleaseEnded)
+    assert ended.outcome is Outcome.ABORTED
+    assert stable(sim) == "api-2"
+
+
+def test_without_docker_a_revert_goes_to_the_warm_instances_that_nginx_knows(sim: Sim) -> None:
+    promoted(sim)
+    sim.edge_up = False
+    ask(sim, "8-0")
+    sim.step()
+    sim.runtime_ok = False
+    sim.edge_up = True
+    sim.run(4)
+    assert (stable(sim), sim.share("api-1")) == ("api-1", 100)
+
+
+def test_a_rollback_during_a_rollout_goes_where_it_says_or_is_refused(sim: Sim) -> None:
+    promoted(sim)
+    sim.send(submit(3))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    assert "api-3 is rolling out over api-2" in ask(sim, "8-0", to="api-1")
+    assert not ask(sim, "9-0", to="api-2")
+    sim.edge_up = False
+    sim.step()
+    assert "is being rolled back to api-2 already, by ann" in ask(sim, "10-0")
+    assert "already" in _refused(sim, Abort(request="11-0", actor="bob"))
+
+
+def test_two_people_on_the_host_and_elsewhere_the_host_has_the_last_word(sim: Sim) -> None:
+    promoted(sim, 2, 3)
+    fallback = sim.fallback
+    sim.refuses = REFUSES
+    assert not ask(sim, "8-0", to="api-1")
+    sim.run(5)
+    sim.fallback, sim.refuses = fallback, ""
+    sim.roll_back_on_host()
+    for _ in range(10):
+        sim.step()
+        assert sim.disk is not None
+        assert {s.release for s in sim.disk.route.servers if not s.backup} == {"api-2"}
+    assert (stable(sim), sim.state.rollout) == ("api-2", None)
+
+
+def test_a_first_release_that_nginx_refuses_fails_though_nginx_goes_on_refusing() -> None:
+    sim = Sim(refuses='nginx -t: duplicate upstream "api" in /etc/nginx/conf.d/mine.conf:1')
+    sim.served = None  # type: ignore[assignment]
+    sim.send(submit(1))
+    ended = sim.until_ended("api-1", 60)
+    assert ended.outcome is Outcome.FAILED
+    assert "duplicate upstream" in ended.reason
+    sim.send(submit(2))
+    assert sim.until_ended("api-2", 60).outcome is Outcome.FAILED
+    sim.refuses, sim.served = "", 0
+    sim.send(submit(3))
+    assert sim.until_ended("api-3", 60).outcome is Outcome.PROMOTED
+    sim.run(15)
+    assert set(sim.instances) == {"api-3-0", "api-3-1"}
+
+
+def test_a_candidate_that_nginx_never_served_does_not_wait_for_who_mends_nginx(sim: Sim) -> None:
+    sim.refuses = REFUSES
+    sim.send(submit(2))
+    ended = sim.until_ended("api-2", 60)
+    assert (ended.outcome, REFUSES in ended.reason) == (Outcome.ROLLED_BACK, True)
+    assert sim.state.stuck_since is not None
+    sim.refuses = ""
+    sim.run(15)
+    assert sim.state.stuck_since is None
+    assert sim.share("api-1") == 100
+    assert not [n for n in sim.instances if n.startswith("api-2")]
+
+
+@pytest.mark.parametrize("hidden", ["edited", "dead", "served"])
+def test_a_candidate_that_may_have_been_served_is_taken_back_first(sim: Sim, hidden: str) -> None:
+    sim.send(submit(2))
+    if hidden == "served":
+        sim.until_phase(Phase.SHIFTING, held=True)
+    else:
+        sim.until_phase(Phase.STARTING)
+    sim.refuses = REFUSES
+    sim.file = "edited" if hidden == "edited" else "ours"
+    sim.edge_up = hidden != "dead"
+    if hidden == "served":
+        ask(sim, "8-0")
+    sim.run(40)
+    assert active(sim).phase is Phase.ROLLING_BACK
+    sim.refuses, sim.file, sim.edge_up = "", "ours", True
+    sim.until_ended("api-2", 20)
