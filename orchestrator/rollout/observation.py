@@ -61,11 +61,13 @@ class OnDisk:
         route: The route that the file serves.
         stable: The release that was stable when it was written.
         local: Set when the file was put in place by a rollback on the host.
+        back: Where all traffic goes while the rollback switch is on; empty is no different from off.
     """
 
     route: Route
     stable: str = ""
     local: LocalRollback | None = None
+    back: tuple[Server, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -67,7 +67,6 @@ class _Change:
         disk: What is to be served, and what the file tells of it.
         token: The fencing token that the file will have.
         secret: See `Memory.secret`.
-        back: Where traffic goes while the rollback switch is on.
     """
 
     path: Path
@@ -75,7 +74,6 @@ class _Change:
     disk: OnDisk
     token: int
     secret: str
-    back: tuple[Server, ...] = ()
 
     @property
     def service(self) -> str:
@@ -149,10 +147,13 @@ class NginxEdge:
     async def apply(self, plan: RoutePlan, token: int) -> None:
         """See `ports.Traffic`. One apply at a time, so that there is one reload at a time.
 
+        Users go back at once where the rollback switch leads there, however long others are waited for.
+
         Raises:
             Stale: The disk holds a newer token.
             Fault: The disk holds a newer generation; or it is not served, and the last good file is back.
         """
+        await self._take_back_at_once(plan, token)
         async with self._changing(plan.service) as state:
             await self._apply(plan, token, state)
 
@@ -171,9 +172,7 @@ class NginxEdge:
                 return  # somebody has rolled back here
             secret = await self._secret(plan.service)
             await self._lay_beside(plan, token, secret)
-            disk = OnDisk(route=plan.route, stable=plan.stable)
-            back = plan.fallback.servers if plan.fallback else ()
-            text = self._render(_Change(path, old, disk, token, secret, back))
+            text = self._render(_Change(path, old, _on_disk(plan), token, secret))
             await to_the_end(lambda: write(path, text, private=bool(secret)))
 
     async def retreat(self, service: str, actor: str, reason: str, token: int | None = None) -> LocalRollback:
@@ -197,6 +196,9 @@ class NginxEdge:
             async with self._reloader.reloaded(gently=True) as before:
                 await self._reloader.gone(before)
 
+    def _state(self, service: str) -> _Served:
+        return self._served.setdefault(service, _Served())
+
     @contextlib.asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
         """One change of the folder at a time, in this process and among all on this host."""
@@ -206,7 +208,7 @@ class NginxEdge:
     @contextlib.asynccontextmanager
     async def _changing(self, service: str) -> AsyncIterator[_Served]:
         """One change of a service's file; a failure stays to be told."""
-        state = self._served.setdefault(service, _Served())
+        state = self._state(service)
         try:
             async with self._alone():
                 for left in self._dir.glob(".*.tmp"):  # by a process that was killed while it wrote
@@ -227,13 +229,19 @@ class NginxEdge:
         self._fence(plan, token, header)
         secret = await self._secret(plan.service)
         direct = await self._takes_routes(plan.service, header, secret, state)
-        switched = self._take_back_at_once(plan, header, flip=not direct)
-        back = plan.fallback.servers if plan.fallback and not switched else ()
-        change = _Change(path, old, OnDisk(route=plan.route, stable=plan.stable), token, secret, back)
+        disk = _on_disk(plan)
+        if self._keeps_switch(plan, header):
+            disk = dataclasses.replace(disk, back=())
+        change = _Change(path, old, disk, token, secret)
+        beside = read(path.with_suffix(FALLBACK))
         if not direct:
             await self._lay_beside(plan, token, secret)
         try:
             await self._make(change, state, direct=direct)
+        except BaseException:
+            if not direct:  # where a rollback on the host leads is said by both files or by neither
+                await to_the_end(lambda: _put_back(path.with_suffix(FALLBACK), beside, bool(secret)))
+            raise
         finally:
             if direct:  # only an nginx that starts again reads them
                 await self._lay_beside(plan, token, secret)
@@ -286,7 +294,7 @@ class NginxEdge:
         its text.
         """
         service = change.service
-        route = route_text(change.disk, self._options(service), token=change.token, back=change.back)
+        route = route_text(change.disk, self._options(service), token=change.token)
 
         def keep() -> str:
             text = self._render(change)
@@ -300,37 +308,41 @@ class NginxEdge:
             state.text = await to_the_end(keep)
         return state.text
 
-    def _take_back_at_once(self, plan: RoutePlan, header: Header | None, *, flip: bool) -> bool:
-        """Turn the rollback switch on if the route is where it leads and `flip`. Returns whether it is on.
+    async def _take_back_at_once(self, plan: RoutePlan, token: int) -> None:
+        """Turn the rollback switch on where it leads to the route that is wanted, and that is not served.
+
+        It waits for nobody: the switch is one file, which nginx looks for at each request.
+        """
+        text = read(self.file(plan.service))
+        header = read_header(text) if text is not None else None
+        if header is None or header.on_disk is None or self._switches.is_on(plan.service):
+            return
+        if _refused(plan, token, header) is not None:
+            return  # told where it is refused
+        wanted, served = _active(plan.route.servers), _active(header.on_disk.route.servers)
+        if wanted and wanted != served and wanted == _active(header.on_disk.back):
+            secret = await self._secret(plan.service)
+            if not await self._takes_routes(plan.service, header, secret, self._state(plan.service)):
+                await to_the_end(lambda: self._switches.turn_on(plan.service, "".join(wanted)))
+
+    def _keeps_switch(self, plan: RoutePlan, header: Header | None) -> bool:
+        """Whether the switch stays on until old workers are gone, because it leads where the route does.
 
         Raises:
             Fault: It is on and the route leads elsewhere: somebody has rolled back here.
         """
-        switches, wanted = self._switches, _active(plan.route)
-        served = _active(header.on_disk.route) if header is not None and header.on_disk else frozenset()
-        if switches.is_on(plan.service):
-            to = self._switched_to(plan.service)
-            if to == wanted:
-                return True
-            if to != served:
-                on = switches.path(plan.service)
-                raise Fault(f"{on} is there: traffic goes back until that is followed or it is removed")
-            switches.put_away(plan.service)
-        elif flip and served not in (wanted, frozenset()) and wanted == self._leads_to(plan.service):
-            switches.turn_on(plan.service, "".join(wanted))
+        if not self._switches.is_on(plan.service):
+            return False
+        disk = header.on_disk if header is not None and header.on_disk else OnDisk(route=Route())
+        served = _active(disk.route.servers)
+        to = _active(disk.back) or served
+        if to == _active(plan.route.servers):
             return True
-        return False
-
-    def _leads_to(self, service: str) -> frozenset[str]:
-        """The release that a rollback on this host leads to; empty when there is none."""
-        kept = read(self.file(service).with_suffix(FALLBACK))
-        found = read_header(kept) if kept is not None else None
-        return _active(found.on_disk.route) if found is not None and found.on_disk else frozenset()
-
-    def _switched_to(self, service: str) -> frozenset[str]:
-        """The release that the switch sends all traffic to; a person leaves the file empty."""
-        written = self._switches.written(service)
-        return frozenset({written}) if written else self._leads_to(service)
+        if to == served:
+            self._switches.put_away(plan.service)
+            return False
+        on = self._switches.path(plan.service)
+        raise Fault(f"{on} is there: traffic goes back until that is followed or it is removed")
 
     async def _keep_fallback(self, plan: RoutePlan, token: int, secret: str) -> None:
         """Let the fallback lie there, or none, before anything changes that makes it wanted."""
@@ -349,26 +361,28 @@ class NginxEdge:
         self, service: str, actor: str, reason: str, token: int | None, state: _Served
     ) -> LocalRollback:
         path = self.file(service)
-        kept = read(path.with_suffix(FALLBACK))
-        found = read_header(kept) if kept is not None else None
-        disk = found.on_disk if found is not None and found.intact else None
-        if found is None or disk is None or disk.local is None:
-            raise Fault(f"{service} has nothing to go back to on this host: no {path.with_suffix(FALLBACK)}")
-        old = read(path)
+        old, kept = read(path), read(path.with_suffix(FALLBACK))
         header = read_header(old) if old is not None else None
-        floor = max(found.generation, header.generation if header else 0)
-        known = max(found.token, header.token if header else 0)
+        found = read_header(kept) if kept is not None else None
+        disk = header.on_disk if header is not None else None
+        back = _way_back(disk, found)
+        if not back:
+            raise Fault(f"{service} has nothing to go back to on this host: no {path.with_suffix(FALLBACK)}")
+        known = max((h.token for h in (header, found) if h is not None), default=0)
         if token is not None and known > token:
             raise Stale(f"the edge has token {known}; a rollback under token {token} is refused")
-        if header is not None and header.on_disk is not None and _same(header.on_disk.route, disk.route):
-            raise Fault(f"{service}: {disk.local.to} has all the traffic already")
-        local = LocalRollback(to=disk.local.to, actor=actor, reason=reason)
-        route = dataclasses.replace(disk.route, generation=floor + 1)
+        to = back[0].release
+        if disk is not None and _same(disk.route.servers, back):
+            raise Fault(f"{service}: {to} has all the traffic already")
+        floor = max(h.generation for h in (header, found) if h is not None)
+        local = LocalRollback(to=to, actor=actor, reason=reason)
+        stable = disk.stable if disk is not None else found.on_disk.stable if found and found.on_disk else ""
         secret = await self._secret(service)
         direct = await self._takes_routes(service, header, secret, state)
         if not direct:
-            self._switches.turn_on(service, disk.local.to)
-        change = _Change(path, old, OnDisk(route=route, stable=disk.stable, local=local), known, secret)
+            self._switches.turn_on(service, to)
+        route = Route(generation=floor + 1, servers=back)
+        change = _Change(path, old, OnDisk(route=route, stable=stable, local=local), known, secret)
         await self._make(change, state, direct=direct)
         return local
 
@@ -380,18 +394,14 @@ class NginxEdge:
             token=change.token,
             listen=self._listen,
             folder=self._folder,
-            back=change.back,
             secret=change.secret,
         )
 
     @staticmethod
     def _fence(plan: RoutePlan, token: int, header: Header | None) -> None:
         """Refuse what is older than the disk, and a route that does not know of a rollback on the host."""
-        if header is None:
-            return
-        local = header.on_disk is not None and header.on_disk.local is not None
-        ahead = header.generation > plan.route.generation - (1 if local else 0)
-        if header.token <= token and not ahead:
+        refused = _refused(plan, token, header)
+        if refused is None or header is None:
             return
         log.warning(
             "stale_refused",
@@ -401,11 +411,7 @@ class NginxEdge:
             disk_generation=header.generation,
             disk_token=header.token,
         )
-        refused = (
-            f"the edge has generation {header.generation} under token {header.token}; "
-            f"generation {plan.route.generation} under token {token} is refused"
-        )
-        raise Stale(refused) if header.token > token else Fault(refused)
+        raise refused
 
     async def _reload(self, change: _Change, text: str, state: _Served) -> None:
         """Write, test, reload, confirm; else put the last good file back."""
@@ -462,21 +468,19 @@ class NginxEdge:
 
     async def observe(self, service: str) -> Edge:
         """See `ports.Traffic`."""
-        state = self._served.setdefault(service, _Served())
+        state = self._state(service)
         text = read(self.file(service))
         header = read_header(text) if text is not None else None
-        kept = read(self.file(service).with_suffix(FALLBACK))
-        fallback = read_header(kept) if kept is not None else None
+        disk = header.on_disk if header is not None and header.on_disk else OnDisk(route=Route())
         told = await self._listener.ask(service) if text is not None else Told("")
         retiring = (await self._process.workers()).retiring
         drained = not (retiring if state.old_workers is None else state.old_workers & retiring)
         drained = drained and not told.draining
-        route = header.on_disk.route if header and header.on_disk else Route()
-        switched = frozenset[str]()
-        if not state.changing and self._switches.is_on(service):
-            switched = self._switched_to(service)
-            if drained and switched == _active(route):  # no worker is left that it says anything to
-                self._switches.put_away(service)
+        on = self._switches.is_on(service)
+        switched = _active(disk.back) if on and not state.changing else frozenset[str]()
+        told_twice = switched in (frozenset(), _active(disk.route.servers))
+        if on and drained and not state.changing and told_twice:
+            self._switches.put_away(service)  # no worker is left that it says anything to
         return Edge(
             served=told.generation,
             confirmed=state.confirmed,
@@ -485,14 +489,39 @@ class NginxEdge:
             floor=header.generation if header else 0,
             error=state.error,
             on_disk=header.on_disk if header else None,
-            fallback=fallback.on_disk.route.servers if fallback and fallback.on_disk else (),
+            fallback=self._fallback(service, disk, on=on),
             switched_to="".join(switched),
         )
+
+    def _fallback(self, service: str, disk: OnDisk, *, on: bool) -> tuple[Server, ...]:
+        """Where a rollback on this host leads: said by a file of its own, and to nginx for the switch.
+
+        While the switch is on that leads there, the served file says nothing more of it.
+        """
+        kept = read(self.file(service).with_suffix(FALLBACK))
+        found = read_header(kept) if kept is not None else None
+        servers = found.on_disk.route.servers if found is not None and found.on_disk else ()
+        return servers if servers == disk.back or (on and not disk.back) else ()
 
     def highest_token(self) -> int:
         """The highest fencing token that the folder knows; 0 for a new one."""
         headers = (read_header(read(path) or "") for path in self._dir.glob("*.conf"))
         return max((header.token for header in headers if header is not None), default=0)
+
+
+def _refused(plan: RoutePlan, token: int, header: Header | None) -> Fault | None:
+    """Why a plan is not to be served over what the disk has."""
+    if header is None:
+        return None
+    local = header.on_disk is not None and header.on_disk.local is not None
+    ahead = header.generation > plan.route.generation - (1 if local else 0)
+    if header.token <= token and not ahead:
+        return None
+    why = (
+        f"the edge has generation {header.generation} under token {header.token}; "
+        f"generation {plan.route.generation} under token {token} is refused"
+    )
+    return Stale(why) if header.token > token else Fault(why)
 
 
 def _file_state(
@@ -508,12 +537,33 @@ def _file_state(
     return "ours" if header is not None and header.intact else "edited"
 
 
-def _active(route: Route) -> frozenset[str]:
+def _on_disk(plan: RoutePlan) -> OnDisk:
+    """What a plan's file says of itself."""
+    back = plan.fallback.servers if plan.fallback else ()
+    return OnDisk(route=plan.route, stable=plan.stable, back=back)
+
+
+def _active(servers: Sequence[Server]) -> frozenset[str]:
     """The releases that have traffic."""
-    return frozenset(s.release for s in route.servers if not s.backup)
+    return frozenset(s.release for s in servers if not s.backup)
 
 
-def _same(one: Route, other: Route) -> bool:
-    """Whether two routes send the traffic to the same instances, backups aside."""
-    first, second = ({s.instance for s in r.servers if not s.backup} for r in (one, other))
-    return first == second
+def _same(one: Sequence[Server], other: Sequence[Server]) -> bool:
+    """Whether the same instances have the traffic, backups aside."""
+    return {s.instance for s in one if not s.backup} == {s.instance for s in other if not s.backup}
+
+
+def _way_back(disk: OnDisk | None, found: Header | None) -> tuple[Server, ...]:
+    """Where the switch leads by the served file, else by the file that lies ready; empty is nowhere."""
+    if disk is not None and disk.back:
+        return disk.back
+    if found is None or not found.intact or found.on_disk is None or found.on_disk.local is None:
+        return ()
+    return found.on_disk.route.servers
+
+
+def _put_back(path: Path, text: str | None, private: bool) -> None:
+    if text is None:
+        remove(path)
+    else:
+        write(path, text, private=private)

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import ipaddress
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,7 @@ def _lua(folder: str) -> str:
     return f'(package.loaded.release_orchestrator or dofile("{balancer_path(folder)}"))'
 
 
-def route_text(disk: OnDisk, options: EdgeOptions, *, token: int, back: Sequence[Server] = ()) -> str:
+def route_text(disk: OnDisk, options: EdgeOptions, *, token: int) -> str:
     """A route as the balancer reads it."""
     route, who = disk.route, sides(disk) if options.audience else Sides()
     lines = [
@@ -111,7 +110,7 @@ def route_text(disk: OnDisk, options: EdgeOptions, *, token: int, back: Sequence
         f"token {token}",
         *([f"share {who.share}"] if who.share else []),
     ]
-    pools = {"main": route.servers, "back": back, "preview": route.preview}
+    pools = {"main": route.servers, "back": disk.back, "preview": route.preview}
     for pool, servers in {**pools, "stable": who.stable, "candidate": who.candidate}.items():
         for s in servers:
             check_server(s)
@@ -133,7 +132,6 @@ def render(
     token: int,
     listen: str,
     folder: str,
-    back: Sequence[Server] = (),
     secret: str = "",
 ) -> str:
     """The file for one service.
@@ -145,7 +143,6 @@ def render(
         token: The fencing token of the daemon that asks.
         listen: The private address that answers with the generation.
         folder: Our folder as nginx sees it.
-        back: Where the traffic goes while the rollback switch is on; empty is no different from off.
         secret: Lets weights be changed in nginx' memory by whoever knows it; empty where a reload does it.
 
     Raises:
@@ -153,14 +150,14 @@ def render(
     """
     check_service(service)
     route = disk.route
-    for server in (*route.servers, *route.preview, *back):
+    for server in (*route.servers, *route.preview, *disk.back):
         check_server(server)
     about = _ON_DISK.dump_json(disk).decode()
     words = _words(service, options, listen=listen, folder=folder, secret=secret)
     route = _served(route, options)
-    words |= {"route": route, "back": back or route.servers, "token": int(token)}
+    words |= {"route": route, "back": disk.back or route.servers, "token": int(token)}
     if secret:
-        words["text"] = f"[==[{route_text(disk, options, token=token, back=back)}]==]"
+        words["text"] = f"[==[{route_text(disk, options, token=token)}]==]"
         words["shape"] = shape_of(service, options, listen=listen, folder=folder, secret=secret)
     else:
         chosen = choice(service, words["variable"], options.audience, sides(disk))

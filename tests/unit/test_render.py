@@ -130,7 +130,7 @@ def test_options_are_rendered() -> None:
 @given(pool=st.lists(servers, max_size=6), back=st.lists(servers, max_size=2))
 def test_a_route_in_memory_says_what_the_model_says(pool: list[Server], back: list[Server]) -> None:
     route = Route(generation=9, servers=tuple(pool))
-    lines = route_text(OnDisk(route=route), EdgeOptions(), token=3, back=back).split("\n")
+    lines = route_text(OnDisk(route=route, back=tuple(back)), EdgeOptions(), token=3).split("\n")
     assert lines[:2] == ["generation 9", "token 3"]
     expected = [
         f"{name} {s.address.replace(':', ' ')} {s.weight} {s.release} {s.instance} {int(s.backup)} 1 2"
