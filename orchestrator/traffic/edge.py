@@ -417,7 +417,7 @@ class NginxEdge:
         """Write, test, reload, confirm; else put the last good file back."""
         path, service = change.path, change.service
         header = await self._keep_edited(path, change.old)
-        good = self._last_good(path, change.old, header, service)
+        good = await self._last_good(path, change.old, header, service)
         known, state.text = state.text, text
         calm = self._calm(service, header, change.disk.route)
         tested = False
@@ -456,11 +456,16 @@ class NginxEdge:
         gone = any(s.instance not in stay for s in header.on_disk.route.servers)
         return self._switches.is_on(service) or not gone
 
-    def _last_good(self, path: Path, old: str | None, header: Header | None, service: str) -> str | None:
+    async def _last_good(
+        self, path: Path, old: str | None, header: Header | None, service: str
+    ) -> str | None:
         """What to restore: the file as it is, unless a crash left one that was never confirmed."""
         if header is None or not header.intact or old == self._served[service].text:
             return old
-        return read(path.with_suffix(LAST_GOOD)) or old
+        good = read(path.with_suffix(LAST_GOOD))
+        if good is None and (await self._listener.ask(service)).generation == header.generation:
+            return old
+        return good
 
     async def close(self) -> None:
         """Close the connections to the private listener."""
@@ -478,8 +483,9 @@ class NginxEdge:
         drained = drained and not told.draining
         on = self._switches.is_on(service)
         switched = _active(disk.back) if on and not state.changing else frozenset[str]()
-        told_twice = switched in (frozenset(), _active(disk.route.servers))
-        if on and drained and not state.changing and told_twice:
+        served = header is not None and told.generation == header.generation
+        needless = switched in (frozenset(), _active(disk.route.servers))
+        if on and drained and served and needless and not state.changing:
             self._switches.put_away(service)  # no worker is left that it says anything to
         return Edge(
             served=told.generation,

@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 import structlog
 
 from tests.simulation.chaos import script
-from tests.simulation.journey import STORIES, simulate
+from tests.simulation.journey import simulate
 from tests.simulation.pairs import all_pairs
 from tests.simulation.world import Fault, Mode, World
 
@@ -80,7 +80,7 @@ def main() -> bool:
     if what == "script":
         return show(script(int(given[0])), [])
     faults = [Fault(int(n), Mode(mode)) for n, _, mode in (g.partition(":") for g in given)]
-    return show(simulate(STORIES[what], faults), faults)
+    return show(simulate(what, faults), faults)
 
 
 if __name__ == "__main__":

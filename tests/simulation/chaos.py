@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from tests.simulation.journey import Run, simulate
+from tests.simulation.journey import Run, tell
 from tests.simulation.world import Fault, Mode, World
 
 Kind = Literal[
@@ -34,6 +34,15 @@ Kind = Literal[
     "clock forward",
     "clock back",
     "rollback on the host",
+    "rollback twice",
+    "switch on",
+    "switch off",
+    "kill instance of stable",
+    "kill instance of candidate",
+    "nginx refuses",
+    "nginx ignores",
+    "nginx dies",
+    "nginx mended",
 ]
 
 
@@ -61,14 +70,22 @@ async def play(run: Run, script: list[Act]) -> None:
             run.push(number, verb=act.kind)
         elif act.kind.startswith("release"):
             _release(run, number, act.kind)
+        elif act.kind == "rollback twice":
+            run.push(number, verb="rollback")
+            await run.wait(0.3)
+            number += 1
+            run.push(number, verb="rollback", release=run.world.state().current)
         elif act.kind in OUTAGES:
             setattr(run.world, *OUTAGES[act.kind])
         else:
             _misfortune(run, act.kind)
         snapshot = dict(run.world.store.states)
     run.world.redis_up = run.world.docker_up = run.world.prometheus_up = True
-    run.push(number + 1, verb="unfreeze")
-    run.push(number + 2, verb="resume")
+    run.world.nginx.mend()
+    run.push(1001, verb="unfreeze")
+    run.push(1002, verb="resume")
+    await run.quiet(5000.0)
+    await run.obeys(1003)
     await run.quiet(5000.0)
 
 
@@ -97,7 +114,7 @@ def _release(run: Run, number: int, kind: str) -> None:
         run.push(number)
 
 
-def _misfortune(  # noqa: C901  one case for each
+def _misfortune(  # noqa: C901, PLR0912  one case for each
     run: Run, kind: str
 ) -> None:
     world = run.world
@@ -117,6 +134,22 @@ def _misfortune(  # noqa: C901  one case for each
         running = sorted(n for n, i in world.runtime.containers.items() if i.running)
         for name in running[-1:]:
             world.runtime.die(name)
+    elif kind == "kill instance of stable" and world.state().stable:
+        run.kill_instance(world.state().stable.id)  # type: ignore[union-attr]
+    elif kind == "kill instance of candidate" and world.state().rollout:
+        run.kill_instance(world.state().rollout.release.id)  # type: ignore[union-attr]
+    elif kind == "switch on":
+        world.nginx.switch("api").touch()
+    elif kind == "switch off":
+        world.nginx.switch("api").unlink(missing_ok=True)
+    elif kind == "nginx refuses":
+        world.nginx.refuses = "nginx -t: unexpected } in another file"
+    elif kind == "nginx ignores":
+        world.nginx.ignores = True
+    elif kind == "nginx dies":
+        world.nginx.dead, world.nginx.loaded = True, {}
+    elif kind == "nginx mended":
+        world.nginx.mend()
     elif kind == "clock forward":
         world.wall += 3600.0
         world.lease_until = world.now  # Redis follows the wall clock
@@ -130,4 +163,4 @@ def script(seed: int) -> World:
     kinds = get_args(Kind)
     acts = [Act(chance.choice(kinds), round(chance.uniform(0, 8), 2)) for _ in range(chance.randint(3, 25))]
     faults = [Fault(chance.randrange(150), chance.choice(list(Mode))) for _ in range(chance.randint(3, 6))]
-    return simulate(lambda run: play(run, acts), faults, seed)
+    return tell(lambda run: play(run, acts), faults, seed)

@@ -18,6 +18,7 @@ from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.observation import Edge, Image, Instance, LocalRollback, Reading
 from tests.contract.fakes import FakeHooks
+from tests.simulation.nginx import PROCESS, edge_of
 from tests.simulation.world import TTL, Host, World
 
 
@@ -26,6 +27,7 @@ class Ports:
 
     def __init__(self, world: World, host: Host) -> None:
         self.world, self.host = world, host
+        self.edge = edge_of(world, host)
 
     @property
     def token(self) -> int:
@@ -106,8 +108,7 @@ class Ports:
         async def work() -> None:
             self._reach_docker()
             self.world.fence(self.host.token)
-            plan = self.world.traffic.plans.get("api")
-            if plan is not None and name in {s.instance for s in plan.route.servers}:
+            if name in {s.instance for s in self.world.nginx.named("api")}:
                 self.world.violated(f"handover: {name} is stopped while nginx names it")
             await self.world.stop_instance(name)
 
@@ -132,22 +133,17 @@ class Ports:
     # edge
 
     async def apply(self, plan: RoutePlan, token: int) -> None:
-        async def work() -> None:
-            await self.world.traffic.apply(plan, token)
-            self.host.confirmed[plan.service] = plan.route.generation
-
-        await self.world.effect(self.host, f"apply {plan.route.generation}", work)
+        PROCESS.set(self.host)
+        await self.edge.apply(plan, token)
+        self.world.applied = plan.route.generation, token
 
     async def retreat(self, service: str, actor: str, reason: str, token: int | None = None) -> LocalRollback:
-        async def work() -> LocalRollback:
-            return await self.world.traffic.retreat(service, actor, reason, token)
-
-        return await self.world.effect(self.host, "retreat", work)
+        PROCESS.set(self.host)
+        return await self.edge.retreat(service, actor, reason, token)
 
     async def observe_edge(self, service: str) -> Edge:
         await self._read()
-        edge = await self.world.traffic.observe(service)
-        return replace(edge, confirmed=self.host.confirmed.get(service, 0))
+        return await self.edge.observe(service)
 
     # metrics
 

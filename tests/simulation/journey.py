@@ -13,6 +13,7 @@ from orchestrator.rollout.policy import Comparison, Limit, Policy, Step
 from tests.builders import policy, template
 from tests.simulation import loop
 from tests.simulation.daemon import Daemon
+from tests.simulation.nginx import PROCESS, edge_of, virtual_files
 from tests.simulation.world import LONG, Fault, Host, Mode, World
 
 RESTART = 0.5
@@ -36,6 +37,7 @@ POLICY: Policy = policy(
     keep_previous=4.0,
     on_new_release="queue",
 )
+WARM: Policy = replace(POLICY, keep_previous=60.0, confirm_deadline=20.0)
 PLAN = ServicePlan(
     service="api",
     images=("repo/api",),
@@ -43,6 +45,11 @@ PLAN = ServicePlan(
     policies={"": POLICY, "over": replace(POLICY, on_new_release="supersede")},
     metrics=MetricSource(requests="r", status_label="code", error_pattern="5..", latency=""),
 )
+PLANS = {
+    "revert": replace(PLAN, template=template(instances=2), policies={"": WARM}),
+    "newcomer": replace(PLAN, policies={"": replace(POLICY, confirm_deadline=30.0)}),
+}
+"""Of stories that need another than `PLAN`."""
 
 
 @dataclass
@@ -83,6 +90,12 @@ class Run:
             Request(id=f"{number}-0", verb=verb, service="api", who="ci", image=image, **fields)  # type: ignore[arg-type]
         )
 
+    def kill_instance(self, release: str) -> None:
+        """The last one of a release that runs, if any does."""
+        running = sorted(i.name for i in self.world.runtime.containers.values() if i.running)
+        for name in [n for n in running if n.startswith(f"{release}-")][-1:]:
+            self.world.runtime.die(name)
+
     async def wait(self, seconds: float) -> None:
         """Let time pass, with users."""
         deadline = self.world.now + seconds
@@ -93,8 +106,10 @@ class Run:
 
     async def rollback_on_host(self) -> None:
         """Somebody runs `orchestrator rollback --local` on nginx' host."""
+        ann = Host(-1, person=True)
+        PROCESS.set(ann)
         with contextlib.suppress(Refused):
-            await self.world.traffic.retreat("api", "ann", f"by hand at {self.world.now:.0f}")
+            await edge_of(self.world, ann).retreat("api", "ann", f"by hand at {self.world.now:.0f}")
         self.world.check()
 
     async def until(self, look: Callable[[], bool], limit: float, what: str) -> None:
@@ -125,22 +140,48 @@ class Run:
 
         await self.until(look, limit, "quiet")
 
+    async def obeys(self, number: int) -> None:
+        """L3: a good release is promoted, a rollback leads back, an abort has nothing to end and says so."""
+        before = self.world.state().stable
+        self.push(number)
+        promoted = self.world.promoted
+        await self.until(lambda: f"{number}-0" in promoted(), 600.0, f"the release of {number}-0 is promoted")
+        if before is not None and self.world.state().previous is not None:
+            self.push(number + 1, verb="rollback")
+            await self.until(lambda: self._stands(before.id), 300.0, f"a rollback leads to {before.id}")
+        self.push(number + 2, verb="abort")
+        await self.until(lambda: not self.world.store.pending, 60.0, "an abort is answered")
 
-def simulate(
-    story: Callable[[Run], Awaitable[None]], faults: Iterable[Fault] = (), seed: int | None = None
-) -> World:
+    def _stands(self, release: str) -> bool:
+        state = self.world.state()
+        return state.rollout is None and state.stable is not None and state.stable.id == release
+
+
+def simulate(story: str, faults: Iterable[Fault] = (), seed: int | None = None) -> World:
     """Tell a story under faults; the world that it leaves, with what was violated."""
+    return tell(STORIES[story], faults, seed, PLANS.get(story, PLAN))
+
+
+def tell(
+    story: Callable[[Run], Awaitable[None]],
+    faults: Iterable[Fault],
+    seed: int | None,
+    plan: ServicePlan = PLAN,
+) -> World:
+    """Any story, as `simulate` tells one of those that have a name."""
     planned: Mapping[int, Mode] = {f.effect: f.mode for f in faults}
     world = World(planned)
 
-    async def tell() -> None:
-        found = Run(world)
+    async def work() -> None:
+        found = Run(world, plan)
         world.kill, world.pause = found.kill, found.pause
         found.boot()
         await story(found)
         await world.finish()
+        world.over = True
 
-    loop.run(tell(), seed)
+    with virtual_files(world.nginx):
+        loop.run(work(), seed)
     return world
 
 
@@ -181,4 +222,34 @@ async def people(run: Run) -> None:
     await run.quiet()
 
 
-STORIES = {"good": good, "bad": bad, "people": people}
+async def revert(run: Run) -> None:
+    """nginx refuses everything while two people go back from a promoted release, and an instance dies."""
+    world = run.world
+    run.push(1)
+    await run.ended("api-1")
+    run.push(2)
+    await run.ended("api-2")
+    world.nginx.refuses = "nginx -t: unexpected } in another file"
+    run.push(3, verb="rollback")
+    await run.until(lambda: world.users_of() == {"api-1"}, 100.0, "users are on api-1, by the switch")
+    world.left.add("api-2")
+    run.push(4, verb="rollback", release=world.state().meant)
+    run.kill_instance("api-1")
+    await run.wait(30.0)  # longer than any confirmation is waited for
+    world.nginx.mend()
+    await run.until(lambda: run._stands("api-1"), 100.0, "api-1 is stable")
+    await run.quiet(500.0)
+
+
+async def newcomer(run: Run) -> None:
+    """nginx refuses the first release of a service, and takes the second."""
+    run.world.nginx.refuses = "nginx -t: duplicate upstream in another file"
+    run.push(1)
+    await run.ended("api-1")
+    run.world.nginx.mend()
+    run.push(2)
+    await run.ended("api-2")
+    await run.quiet()
+
+
+STORIES = {"good": good, "bad": bad, "people": people, "revert": revert, "newcomer": newcomer}

@@ -1,6 +1,6 @@
 """Every pair of faults of a story."""
 
-from tests.simulation.journey import STORIES, simulate
+from tests.simulation.journey import simulate
 from tests.simulation.world import Fault, Mode
 
 
@@ -10,13 +10,13 @@ def all_pairs(name: str, part: int, parts: int) -> tuple[int, list[str]]:
     Returns how many pairs were told, and what was violated, each with what replays it.
     """
     told, wrong = 0, []
-    for number in range(part, len(simulate(STORIES[name]).effects), parts):
+    for number in range(part, len(simulate(name).effects), parts):
         for mode in Mode:
             first = Fault(number, mode)
-            for other in range(number + 1, len(simulate(STORIES[name], [first]).effects)):
+            for other in range(number + 1, len(simulate(name, [first]).effects)):
                 for second in Mode:
                     faults = [first, Fault(other, second)]
                     replay = f"python -m tests.simulation {name} {' '.join(map(str, faults))}"
-                    wrong += [f"{replay}: {v}" for v in simulate(STORIES[name], faults).violations]
+                    wrong += [f"{replay}: {v}" for v in simulate(name, faults).violations]
                     told += 1
     return told, wrong

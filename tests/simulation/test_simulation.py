@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.simulation.chaos import Act, Kind, play, script
-from tests.simulation.journey import STORIES, simulate
+from tests.simulation.journey import STORIES, simulate, tell
 from tests.simulation.pairs import all_pairs
 from tests.simulation.world import Fault, Mode, World
 
@@ -36,17 +36,17 @@ def shown(world: World, story: str, faults: list[Fault]) -> str:
 
 @pytest.mark.parametrize("story", sorted(STORIES))
 def test_a_story_without_faults_ends_well(story: str) -> None:
-    world = simulate(STORIES[story])
+    world = simulate(story)
     assert not world.violations
 
 
 @pytest.mark.parametrize("mode", sorted(Mode))
 @pytest.mark.parametrize("story", sorted(STORIES))
 def test_any_one_effect_may_go_wrong(story: str, mode: Mode) -> None:
-    effects = simulate(STORIES[story]).effects
+    effects = simulate(story).effects
     for number in range(len(effects)):
         faults = [Fault(number, mode)]
-        world = simulate(STORIES[story], faults)
+        world = simulate(story, faults)
         assert not world.violations, shown(world, story, faults)
 
 
@@ -79,5 +79,5 @@ faults_in_scripts = st.dictionaries(st.integers(0, 120), st.sampled_from(Mode), 
 )
 def test_anything_may_happen_in_any_order(script: list[Act], faults: dict[int, Mode], seed: int) -> None:
     planned = [Fault(effect, mode) for effect, mode in faults.items()]
-    world = simulate(lambda run: play(run, script), planned, seed)
+    world = tell(lambda run: play(run, script), planned, seed)
     assert not world.violations, "\n".join(world.violations)

@@ -9,6 +9,7 @@ from typing import TypeVar
 from orchestrator.ports.faults import Away, Stale
 from orchestrator.ports.requests import Request
 from orchestrator.rollout.events import (
+    CommandAccepted,
     PhaseEntered,
     ReleaseAccepted,
     ReleaseEnded,
@@ -16,10 +17,12 @@ from orchestrator.rollout.events import (
     RouteChanged,
     ServiceAdopted,
 )
-from orchestrator.rollout.model import FULL, Outcome, Phase, Server, ServiceState
+from orchestrator.rollout.model import FULL, Outcome, Phase, Route, Server, ServiceState
 from orchestrator.rollout.observation import Instance, Sample
-from tests.contract.fakes import FakeRuntime, FakeStore, FakeTraffic
+from orchestrator.traffic.render import read_header
+from tests.contract.fakes import FakeRuntime, FakeStore
 from tests.journal import NEXT
+from tests.simulation.nginx import SimNginx
 
 T = TypeVar("T")
 
@@ -58,20 +61,25 @@ class Fault:
 
 @dataclass(slots=True)
 class Host:
-    """One daemon's process, as the world sees it."""
+    """One daemon's process, as the world sees it; or a person's, whose commands are never made to fail."""
 
     number: int
     clock: float = 0.0
     token: int = 0
     dead: bool = False
     asleep_until: float = 0.0
-    confirmed: dict[str, int] = field(default_factory=dict)
     looks: dict[str, int] = field(default_factory=dict)
+    person: bool = False
 
 
 @dataclass(slots=True)
 class World:
-    """Shared by all daemons of one run."""
+    """Shared by all daemons of one run.
+
+    Attributes:
+        applied: Generation and token of the last change that was confirmed; one that was not may be put back.
+        left: Releases that users were taken away from, for good.
+    """
 
     faults: Mapping[int, Mode]
     store: FakeStore = field(default_factory=FakeStore)
@@ -79,7 +87,7 @@ class World:
     runtime: FakeRuntime = field(
         default_factory=lambda: FakeRuntime(images={f"repo/api:{n}" for n in range(100)})
     )
-    traffic: FakeTraffic = field(default_factory=FakeTraffic)
+    nginx: SimNginx = field(default_factory=SimNginx)
     bad: set[str] = field(default_factory=set)
     requests: dict[str, Request] = field(default_factory=dict)
     counters: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -95,8 +103,10 @@ class World:
     redis_up: bool = True
     kill: Callable[[Host], None] = lambda _: None
     pause: Callable[[Host], None] = lambda _: None
-    _served: int = 0
-    _token: int = 0
+    left: set[str] = field(default_factory=set)
+    over: bool = False
+    applied: tuple[int, int] = (0, 0)
+    _graves: list[asyncio.Future[None]] = field(default_factory=list)
     _wrong_since: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -149,9 +159,16 @@ class World:
     async def alive(self, host: Host, *, waking: bool = True) -> None:
         """Wait as long as the process does not run. A call that was sent before a pause still lands after."""
         if host.dead:
-            await asyncio.get_running_loop().create_future()
+            await self._for_ever()
         while (waking or host.asleep_until) and self.now < host.asleep_until:
             await asyncio.sleep(host.asleep_until - self.now)
+
+    async def _for_ever(self) -> None:
+        """What a killed process waits for; kept, so that collecting garbage runs nothing of it."""
+        if self.over:
+            raise asyncio.CancelledError
+        self._graves.append(asyncio.get_running_loop().create_future())
+        await self._graves[-1]
 
     # the lease
 
@@ -161,7 +178,9 @@ class World:
         return self.store.holder
 
     def floor(self) -> int:
-        return max(self.engine_token, *self.traffic.tokens.values(), 0)
+        texts = [path.read_text() for path in self.nginx.folder.glob("[a-z]*.conf")]
+        headers = [header for text in texts if (header := read_header(text)) is not None]
+        return max([self.engine_token, *(header.token for header in headers)])
 
     def acquire(self, known_dead: int) -> int:
         """A new token, or 0 while another daemon holds the lease."""
@@ -197,8 +216,7 @@ class World:
 
     def users(self, seconds: float) -> None:
         """Requests are answered according to what nginx serves."""
-        plan = self.traffic.plans.get("api")
-        servers = [s for s in plan.route.servers if not s.backup] if plan else []
+        servers = self.nginx.weighted("api")
         total = sum(s.weight for s in servers)
         for server in servers:
             requests, errors = self.counters.get(server.instance, (0.0, 0.0))
@@ -211,6 +229,14 @@ class World:
         """The tag of the image that an instance runs."""
         found = self.runtime.containers.get(instance)
         return found.described.digest.removeprefix("sha256:") if found and found.described else ""
+
+    def users_of(self) -> set[str]:
+        """The releases that have users' traffic."""
+        return {s.release for s in self.nginx.weighted("api")}
+
+    def promoted(self) -> set[str]:
+        """The requests whose release was promoted."""
+        return {e.release.request for e in self.state().history if e.outcome is Outcome.PROMOTED}
 
     def wipe(self, states: Mapping[str, tuple[bytes, int]]) -> None:
         """Redis comes up empty, or with what it had at an earlier time: events and requests are lost."""
@@ -240,34 +266,36 @@ class World:
 
     def check(self) -> None:
         """I1, I2, I3, I5, I6, from outside, at this instant."""
-        plan = self.traffic.plans.get("api")
-        if plan is None:
+        disk, state = self.nginx.told("api"), self.state()
+        if disk is None:
             return
-        route = plan.route
-        if route.generation < self._served or self.traffic.tokens["api"] < self._token:
-            self.violated(f"I6: generation {route.generation} after {self._served}")
-        self._served, self._token = route.generation, self.traffic.tokens["api"]
-        if len({s.release for s in route.servers}) > 2:
-            self.violated(f"I3: {route}")
+        serves = self.nginx.loaded["api"].generation, self.nginx.loaded["api"].token
+        if serves[0] < self.applied[0] or serves[1] < self.applied[1]:
+            self.violated(f"I6: nginx serves generation and token {serves} after {self.applied}")
+        named, weighted = self.nginx.named("api"), self.nginx.weighted("api")
+        if len({s.release for s in named}) > 2:
+            self.violated(f"I3: {named}")
         # a store that has lost its tokens gives one out twice where its clock was set back too
-        for container in set() if self.wiped else self.stopping & {s.container for s in route.servers}:
+        for container in set() if self.wiped else self.stopping & {s.container for s in named}:
             self.violated(f"handover: nginx names {container}, which stops")
-        self._check_claims([s for s in route.servers if not s.backup])
-        state = self.state()
+        if self.left & self.users_of():
+            self.violated(f"L3: users are on {self.users_of()} again")
+        self._check_claims(weighted)
         rollout = state.rollout
         if rollout is None or rollout.kind == "revert" or state.stable is None:
             return
-        if self.wiped and route.generation > state.route.generation:
+        if self.wiped and disk.route.generation > state.route.generation:
             return  # the store has lost the step that this share was committed for
         if rollout.phase in (Phase.SHIFTING, Phase.BAKING):
             limit = rollout.release.policy.steps[rollout.step].weight
-            if route.share(rollout.release.id) * FULL > limit + 0.01:
-                self.violated(f"I5: {route.share(rollout.release.id)} of {limit} %")
+            share = Route(servers=weighted).share(rollout.release.id)
+            if share * FULL > limit + 0.01:
+                self.violated(f"I5: {share} of {limit} %")
 
     def _check_claims(self, weighted: Sequence[Server]) -> None:
         wrong = [s for s in weighted if not self._claimed(s)]
         for server in weighted:
-            if server not in wrong or not (self.docker_up and self.redis_up):
+            if server not in wrong or not (self.docker_up and self.redis_up and self.nginx.takes_changes):
                 self._wrong_since.pop(server.instance, None)
         for server in wrong if len(wrong) < len(weighted) else []:
             since = self._wrong_since.setdefault(server.instance, self.now)
@@ -287,11 +315,11 @@ class World:
         if not self.wiped:  # else the journal has gaps that nobody can fill
             self._requests(events)
             self._journal(events)
-        route = self.traffic.plans["api"].route if "api" in self.traffic.plans else None
-        if state.stable is not None and route is not None:
-            weighted = {s.release for s in route.servers if not s.backup}
-            if weighted != {state.stable.id}:
-                self.violated(f"I9: {weighted} have traffic, stable is {state.stable.id}")
+        weighted = self.users_of()
+        if state.stable is not None and weighted != {state.stable.id}:
+            self.violated(f"I9, L2: {weighted} have traffic, stable is {state.stable.id}")
+        if self.nginx.switch("api").exists():
+            self.violated("L2: the switch is on")
         kept = [r.id for r in (state.stable, state.previous) if r is not None]
         running = {i.release for i in self.runtime.containers.values() if i.running}
         if running != set(kept):
@@ -300,11 +328,11 @@ class World:
     def _requests(self, events: Sequence[object]) -> None:
         """I8: every request has one answer, every accepted release one end."""
         accepted = [e.request for e in events if isinstance(e, ReleaseAccepted) and not e.duplicate]
-        refused = [e.request for e in events if isinstance(e, RequestRefused)]
+        others = [e.request for e in events if isinstance(e, RequestRefused | CommandAccepted)]
         for entry, request in self.requests.items():
-            answers = accepted.count(entry) + refused.count(entry)
-            if request.verb == "release" and not request.key and answers != 1:
-                self.violated(f"I8: request {entry} was answered {answers} times")
+            answers = accepted.count(entry) + others.count(entry)
+            if not request.key and answers != 1:
+                self.violated(f"I8, L3: request {entry} was answered {answers} times")
         if sum(bool(self.requests[entry].key) for entry in accepted) > 1:
             self.violated("I8: one key made two releases")
         if self.store.pending:
