@@ -19,7 +19,7 @@ from orchestrator.daemon.settings import Settings
 from orchestrator.engine.conductor import Parts
 from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.measure import Measurer
-from orchestrator.engine.tasks import beside, eternal
+from orchestrator.engine.tasks import beside, courtesy, eternal
 from orchestrator.hooks.afterwards import Afterwards
 from orchestrator.hooks.runner import HookRunner
 from orchestrator.intake.stream import RequestStream
@@ -91,7 +91,8 @@ class Daemon:
         host, _, port = settings.http.listen.rpartition(":")
         views = Views(self._metrics, self._target_document, self._instance, lambda: self._unready)
         runner = await listen(application(views), host, int(port))
-        heartbeat = asyncio.create_task(systemd.heartbeat(), name="heartbeat")
+        beat = courtesy("heartbeat", systemd.heartbeat, self._metrics.task_failed, longest_pause=1.0)
+        heartbeat = asyncio.create_task(beat, name="heartbeat")
         systemd.notify("READY=1\nSTATUS=waiting for the lease")  # a standby is a healthy service too
         try:
             async with self._redis() as redis:
@@ -180,22 +181,26 @@ class Daemon:
         try:
             async with asyncio.TaskGroup() as group:
 
-                def forever(name: str, work: Callable[[], Any]) -> None:
+                def vital(name: str, work: Callable[[], Any]) -> None:
                     group.create_task(eternal(name, work), name=name)
 
-                forever("lease", lambda: lease.keep(dispatcher.doubt))
+                def courteous(name: str, work: Callable[[], Any], longest_pause: float = 15.0) -> None:
+                    done = courtesy(name, work, self._metrics.task_failed, longest_pause=longest_pause)
+                    group.create_task(done, name=name)
+
+                vital("lease", lambda: lease.keep(dispatcher.doubt))
                 await self._await_docker(runtime)
                 dispatcher.configure({n: s.plan() for n, s in self.config.services.items()}, group)
-                forever("requests", stream.run)
-                forever("measure", parts.measurer.run)
-                forever("request log", self._requests.run)
-                forever("docker events", lambda: dispatcher.listen(docker_events))
-                forever("stall", lambda: stall.watch(self._metrics.stall.set))
-                forever("counts", lambda: self._count(store))
-                forever("certificates", self._watch_certificates)
+                vital("requests", stream.run)
+                vital("measure", parts.measurer.run)
+                courteous("request log", self._requests.run, longest_pause=1.0)  # gates wait for it
+                courteous("docker events", lambda: dispatcher.listen(docker_events))
+                courteous("stall", lambda: stall.watch(self._metrics.stall.set))
+                courteous("counts", lambda: self._count(store))
+                courteous("certificates", self._watch_certificates)
                 afterwards = Afterwards(runner, store, self._hooks)
                 for reader in (afterwards, *readers(settings, store, store)):
-                    forever(f"notify {reader.name}", Postman(reader, store, store, self._clock).run)
+                    courteous(f"notify {reader.name}", Postman(reader, store, store, self._clock).run)
                 self._on_reload(dispatcher, group, doors)
                 self._unready = ""
                 systemd.notify("STATUS=driving")

@@ -16,8 +16,12 @@ JITTER = 0.25
 """The share of a pause that is left to chance, so that what failed together is not tried together again."""
 
 
+WELL = 60.0
+"""Seconds of work after which a failure counts as the first one again."""
+
+
 async def eternal(name: str, work: Callable[[], Awaitable[object]], pause: float = 1.0) -> None:
-    """Run something that must not end: a `Fault` is logged and it is started again.
+    """Run vital work, which must not end: a `Fault` is logged and it is started again.
 
     Any other exception, and a return, end the daemon: both are bugs.
 
@@ -27,7 +31,7 @@ async def eternal(name: str, work: Callable[[], Awaitable[object]], pause: float
     """
     while True:
         try:
-            await work()
+            await _to_its_end(work)
         except Stale:
             raise
         except Fault as error:
@@ -37,9 +41,64 @@ async def eternal(name: str, work: Callable[[], Awaitable[object]], pause: float
         raise RuntimeError(f"task {name} returned, which it must never do")
 
 
+async def courtesy(
+    name: str,
+    work: Callable[[], Awaitable[object]],
+    failed: Callable[[str], object] = lambda _name: None,
+    *,
+    first_pause: float = 1.0,
+    longest_pause: float = 15.0,
+) -> None:
+    """Run work that no release waits for: however it ends, that is logged and it is started again.
+
+    Args:
+        name: Of the task.
+        work: Must not end either.
+        failed: Called with the name whenever it has ended.
+        first_pause: Seconds after the first failure; doubled with each further one until it works for `WELL`.
+        longest_pause: The most seconds between two tries.
+
+    Raises:
+        Stale: Another daemon has taken over.
+    """
+    loop, pause = asyncio.get_running_loop(), first_pause
+    while True:
+        began = loop.time()
+        try:
+            await _to_its_end(work)
+            log.error("task_failed", task=name, reason="it returned, which it must never do")
+        except Stale:
+            raise
+        except Fault as error:
+            log.warning("task_failed", task=name, reason=str(error))
+        except Exception:
+            log.exception("task_failed", task=name)
+        failed(name)
+        if loop.time() - began >= WELL:
+            pause = first_pause
+        jitter = random.uniform(1 - JITTER, 1)  # noqa: S311  it spreads load, it hides nothing
+        await asyncio.sleep(pause * jitter)
+        pause = min(pause * 2, longest_pause)
+
+
+async def _to_its_end(work: Callable[[], Awaitable[object]]) -> None:
+    """Await work. A cancellation that nobody asked for must not pass for one that somebody did.
+
+    Raises:
+        RuntimeError: Something that the work waited for was cancelled, and the task was not.
+    """
+    try:
+        await work()
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise RuntimeError("what it waited for was cancelled") from error
+
+
 @contextlib.asynccontextmanager
 async def beside(works: Mapping[str, Callable[[], Awaitable[object]]]) -> AsyncIterator[None]:
-    """Run eternal work beside a block; if one of it ends, the block is cancelled and that is raised."""
+    """Run vital work beside a block; if one of it ends, the block is cancelled and that is raised."""
     owner, ended = asyncio.current_task(), list[asyncio.Task[None]]()
 
     def note(task: asyncio.Task[None]) -> None:

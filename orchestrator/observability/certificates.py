@@ -29,4 +29,4 @@ async def ends_at(host: str, port: int, name: str) -> float:
             shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
         finally:
             writer.close()
-    return x509.load_der_x509_certificate(shown).not_valid_after_utc.timestamp()
+    return x509.load_der_x509_certificate(shown or b"").not_valid_after_utc.timestamp()

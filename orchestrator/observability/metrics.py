@@ -76,7 +76,14 @@ class DaemonMetrics:
         self.pending = Gauge("orchestrator_requests_pending", "Requests not carried out yet", **add)
         self.stall = Gauge("orchestrator_loop_stall_seconds", "Longest stall of the loop lately", **add)
         self.dropped = Gauge("orchestrator_log_lines_dropped", "Log lines dropped", **add)
+        self._failures = Counter(
+            "orchestrator_task_failures", "Ends of work that no release waits for", ["task"], **add
+        )
         self._releases: dict[str, set[str]] = {}
+
+    def task_failed(self, name: str) -> None:
+        """Count an end of a task that must not end."""
+        self._failures.labels(name).inc()
 
     def count(self, event: Event) -> None:
         """Count an event."""

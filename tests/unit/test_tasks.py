@@ -1,0 +1,109 @@
+"""Background work: what ends the daemon, and what is only started again."""
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+
+import pytest
+from structlog.testing import capture_logs
+
+from orchestrator.engine.tasks import WELL, courtesy, eternal
+from orchestrator.ports.faults import Fault, Stale
+from tests.simulation.loop import run
+
+
+async def _raises(error: Exception) -> None:
+    raise error
+
+
+async def _cancelled_inside() -> None:
+    inner = asyncio.get_running_loop().create_future()
+    inner.cancel()
+    await inner
+
+
+def starts(work: Callable[[], Awaitable[object]], seconds: float) -> tuple[list[float], list[str]]:
+    """When a courtesy was started within a time, and what was counted."""
+    began: list[float] = []
+    failed: list[str] = []
+
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+
+        async def noted() -> None:
+            began.append(loop.time())
+            await work()
+
+        task = asyncio.create_task(courtesy("told", noted, failed.append), name="told")
+        await asyncio.sleep(seconds)
+        assert not task.done()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(story())
+    return began, failed
+
+
+@pytest.mark.parametrize(
+    ("work", "level", "says"),
+    [
+        (lambda: _raises(ZeroDivisionError()), "error", True),
+        (lambda: _raises(ExceptionGroup("two", [ValueError(), KeyError()])), "error", True),
+        (_cancelled_inside, "error", True),
+        (lambda: asyncio.sleep(0), "error", None),
+        (lambda: _raises(Fault("away")), "warning", None),
+    ],
+    ids=["a bug", "several bugs", "what it waited for is cancelled", "a return", "a fault"],
+)
+def test_however_a_courtesy_ends_it_is_logged_counted_and_started_again(
+    work: Callable[[], Awaitable[object]], level: str, says: bool | None
+) -> None:
+    with capture_logs() as lines:
+        began, failed = starts(work, 100.0)
+    assert len(began) > 5
+    assert failed == ["told"] * len(began)
+    assert {(line["event"], line["task"], line["log_level"]) for line in lines} == {
+        ("task_failed", "told", level)
+    }
+    assert {line.get("exc_info") for line in lines} == {says}
+
+
+def test_the_pauses_of_a_courtesy_grow_up_to_a_bound() -> None:
+    began, _ = starts(lambda: _raises(ZeroDivisionError()), 100.0)
+    pauses = [after - before for before, after in itertools.pairwise(began)]
+    for pause, most in zip(pauses, [1, 2, 4, 8, *[15] * 100], strict=False):
+        assert 0.75 * most <= pause <= most + 0.001
+    assert max(pauses) > 8
+
+
+def test_a_courtesy_that_has_worked_well_for_a_while_is_started_again_at_once() -> None:
+    tries: list[int] = []
+
+    async def work() -> None:
+        tries.append(1)
+        if len(tries) == 5:
+            await asyncio.sleep(WELL)
+        raise ZeroDivisionError
+
+    began, _ = starts(work, 200.0)
+    assert 8 * 0.75 <= began[4] - began[3] <= 8.001
+    assert began[5] - began[4] <= WELL + 1.001
+    assert began[6] - began[5] > 1.1
+
+
+def test_a_courtesy_that_is_stale_stops() -> None:
+    with pytest.raises(Stale, match="newer"):
+        run(courtesy("told", lambda: _raises(Stale("newer"))))
+
+
+def test_vital_work_whose_inside_is_cancelled_is_not_taken_for_one_that_was_stopped() -> None:
+    """A task group leaves a cancelled child alone: nobody would hear of it."""
+
+    async def story() -> None:
+        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+            group.create_task(eternal("lease", _cancelled_inside))
+
+    with pytest.raises(ExceptionGroup) as ended:
+        run(story())
+    assert ended.group_contains(RuntimeError, match="was cancelled")
