@@ -111,6 +111,11 @@ class RequestLog:
         except OSError as error:
             self._error = f"{self._path}: {error.strerror}"
             raise Fault(self._error) from error
+        except Fault:
+            raise
+        except Exception as error:
+            self._error = f"{self._path}: {type(error).__name__}"
+            raise
 
     def look(self) -> bool:
         """Count what is new. Returns whether there is more already; raises OSError."""

@@ -146,6 +146,27 @@ async def test_a_rotation_that_nginx_cannot_follow_is_taken_back(
 
 
 @pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_a_log_that_nobody_reads_any_more_is_no_log_without_requests(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = RequestLog(site.process, site.folder)
+
+    async def breaks() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(site.process, "reopen", breaks)
+    requests.prepare()
+    assert not requests.look()
+    assert of(site, requests, "api-1").codes.total() == 0
+    requests._largest = 0
+    with pytest.raises(ZeroDivisionError):
+        await requests.run()
+    with pytest.raises(Fault, match=r"requests\.log: ZeroDivisionError"):
+        of(site, requests, "api-1")
+    requests.close()
+
+
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
 async def test_a_log_that_is_removed_is_told_and_taken_up_again(site: Site) -> None:
     requests = RequestLog(site.process, site.folder)
     requests.prepare()
