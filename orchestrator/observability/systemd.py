@@ -1,6 +1,7 @@
 """systemd's notification protocol (sd_notify(3)): ready, alive, stopping."""
 
 import asyncio
+import contextlib
 import os
 import socket
 
@@ -12,11 +13,11 @@ def notify(message: str) -> None:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
-        try:
-            connection.sendto(message.encode(), address)
-        except OSError:
-            return
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection,
+    ):
+        connection.sendto(message.encode(), address)
 
 
 def watchdog_interval() -> float | None:

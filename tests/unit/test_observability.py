@@ -108,6 +108,15 @@ def test_systemd_is_told_if_it_is_there(tmp_path: Path, monkeypatch: pytest.Monk
     assert systemd.watchdog_interval() is None
 
 
+def test_a_word_to_systemd_that_cannot_be_sent_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")
+    monkeypatch.setattr(socket, "socket", none_left)
+    systemd.notify("WATCHDOG=1")
+
+
 async def test_a_held_loop_is_seen() -> None:
     stalls: list[float] = []
     task = asyncio.create_task(watch(stalls.append), name="stall")
