@@ -200,7 +200,9 @@ class Daemon:
                 courteous("certificates", self._watch_certificates)
                 afterwards = Afterwards(runner, store, self._hooks)
                 for reader in (afterwards, *readers(settings, store, store)):
-                    courteous(f"notify {reader.name}", Postman(reader, store, store, self._clock).run)
+                    dropped = self._metrics.notification_dropped
+                    postman = Postman(reader, store, store, self._clock, dropped)
+                    courteous(f"notify {reader.name}", postman.run)
                 self._on_reload(dispatcher, group, doors)
                 self._unready = ""
                 systemd.notify("STATUS=driving")

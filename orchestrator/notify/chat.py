@@ -5,7 +5,7 @@ import logging
 import apprise
 
 from orchestrator.notify.text import Message
-from orchestrator.ports.faults import Fault
+from orchestrator.ports.faults import Away, Fault
 from orchestrator.rollout.events import Event
 
 apprise.logger.setLevel(logging.CRITICAL + 1)
@@ -43,4 +43,4 @@ class Chat:
             body_format=apprise.NotifyFormat.TEXT,
         )
         if not done:
-            raise Fault(f"{self._place}: it was not taken")
+            raise Away(f"{self._place}: it was not taken")  # Apprise does not tell why

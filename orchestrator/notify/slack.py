@@ -1,13 +1,15 @@
 """One message a release in Slack: kept up to date in place, with its story in its thread."""
 
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
 from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_client import AsyncWebClient
 
+from orchestrator.notify.http_json import fault
 from orchestrator.notify.text import OUTCOMES, Language, message, plain
-from orchestrator.ports.faults import Fault
+from orchestrator.ports.faults import Away, Fault, Refused
 from orchestrator.ports.store import Bookmarks, Journal
 from orchestrator.rollout.command import offers
 from orchestrator.rollout.events import Event, ReleaseEnded
@@ -31,6 +33,22 @@ IN_THREAD = frozenset(
     {"approval_wanted", "rollout_paused", "rollback_started", "instance_died", "release_ended"}
 )
 """Events that are told in its thread too."""
+
+LATER = frozenset(
+    {
+        "accesslimited",
+        "external_channel_migrating",
+        "fatal_error",
+        "internal_error",
+        "org_login_required",
+        "rate_limited",
+        "ratelimited",
+        "request_timeout",
+        "service_unavailable",
+        "team_added_to_org",
+    }
+)
+"""Errors of https://docs.slack.dev/reference/methods/chat.postMessage that pass by themselves."""
 
 BUTTONS = frozenset({"rollback", "pause", "resume", "approve"})
 
@@ -122,16 +140,40 @@ class SlackThread:
             await self._call("chat_update", ts=thread, text=headline, blocks=blocks)
             return thread
         made = await self._call("chat_postMessage", text=headline, blocks=blocks)
-        await self._bookmarks.set_bookmark(f"slack.{event.release}", str(made["ts"]))
-        return str(made["ts"])
+        await self._bookmarks.set_bookmark(f"slack.{event.release}", made)
+        return made
 
-    async def _call(self, method: str, **words: Any) -> Any:
+    async def _call(self, method: str, **words: Any) -> str:
+        """Call a method; returns the timestamp of its message.
+
+        Raises:
+            Away: Slack did not answer, or what answers is not Slack.
+            Refused: Slack will not.
+        """
         try:
-            return await getattr(self._client, method)(channel=self._channel, **words)
+            answer = await getattr(self._client, method)(channel=self._channel, **words)
+            stamp = answer.get("ts")
         except SlackApiError as error:
-            raise Fault(f"Slack: {error.response.get('error', error.response.status_code)}") from None
+            raise _fault(error.response) from None
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise Fault(f"Slack: {type(error).__name__}") from error
+            raise Away(f"Slack: {type(error).__name__}") from error
+        except (AttributeError, TypeError, ValueError) as error:  # the SDK takes any answer for an object
+            raise Away(f"Slack: not an answer of Slack ({error})") from error
+        if not isinstance(stamp, str) or not stamp:
+            raise Away("Slack: an answer without ts")
+        return stamp
+
+
+def _fault(answer: Any) -> Fault:
+    """What an answer means that the SDK does not take; where it can't be parsed, it is that of aiohttp."""
+    status = answer.status if isinstance(answer, aiohttp.ClientResponse) else answer.status_code
+    data = None if isinstance(answer, aiohttp.ClientResponse) else answer.data
+    error = data.get("error") if isinstance(data, dict) else None
+    if status >= HTTPStatus.BAD_REQUEST:
+        return fault(status, f"Slack: status {status}: {error or 'not an answer of Slack'}")
+    if not isinstance(error, str):
+        return Away(f"Slack: status {status}: not an answer of Slack")
+    return (Away if error in LATER else Refused)(f"Slack: {error}")
 
 
 def shown(state: ServiceState, event: Event, language: Language) -> tuple[str, list[str]]:

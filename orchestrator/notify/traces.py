@@ -13,7 +13,7 @@ from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
-from orchestrator.ports.faults import Fault
+from orchestrator.ports.faults import Away
 from orchestrator.ports.store import Journal
 from orchestrator.rollout.events import Event, GateJudged, PhaseEntered, ReleaseEnded
 from orchestrator.rollout.model import Outcome
@@ -47,7 +47,7 @@ class Traces:
         spans = trace(event, events)
         result = await asyncio.to_thread(self._exporter.export, spans)
         if result is not SpanExportResult.SUCCESS:
-            raise Fault("the collector did not take the trace")
+            raise Away("the collector did not take the trace")  # the exporter does not tell why
 
 
 def trace(ended: ReleaseEnded, events: Sequence[Event]) -> list[ReadableSpan]:

@@ -79,7 +79,14 @@ class DaemonMetrics:
         self._failures = Counter(
             "orchestrator_task_failures", "Ends of work that no release waits for", ["task"], **add
         )
+        self._undelivered = Counter(
+            "orchestrator_notifications_dropped", "Messages that a channel did not get", ["channel"], **add
+        )
         self._releases: dict[str, set[str]] = {}
+
+    def notification_dropped(self, channel: str) -> None:
+        """Count a message that a channel did not get."""
+        self._undelivered.labels(channel).inc()
 
     def task_failed(self, name: str) -> None:
         """Count an end of a task that must not end."""

@@ -4,7 +4,7 @@ from functools import cache
 
 from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.ports.faults import Fault
+from orchestrator.ports.faults import Fault, Refused
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
 
@@ -28,12 +28,12 @@ def load_state(data: bytes | str) -> ServiceState:
     """A state from JSON.
 
     Raises:
-        Fault: It is not a state; the message names the first wrong path.
+        Refused: It is not a state; the message names the first wrong path.
     """
     try:
         return _state().validate_json(data)
     except ValidationError as error:
-        raise Fault(f"stored state is damaged: {_first(error)}") from None
+        raise Refused(f"stored state is damaged: {_first(error)}") from None
 
 
 def dump_event(event: Event) -> bytes:

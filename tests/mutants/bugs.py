@@ -476,9 +476,11 @@ BUGS = (
     Bug(
         "a superseded daemon goes on",
         "engine/tasks.py",
-        "        except Stale:\n            raise\n",
-        "",
-        ENGINE,
+        "        except Stale:\n            raise\n        except Fault as error:\n"
+        '            log.warning("task_failed", task=name, reason=str(error))\n            await',
+        "        except Fault as error:\n"
+        '            log.warning("task_failed", task=name, reason=str(error))\n            await',
+        "tests/unit/test_engine.py",
     ),
     Bug(
         "a rollback on the host is undone",
@@ -674,10 +676,23 @@ BUGS = (
     Bug(
         "a message is noted before it is sent",
         "notify/postman.py",
-        "                    await self._deliver(event)\n"
-        "                    await self._bookmarks.set_bookmark(self._to.name, entry)\n",
-        "                    await self._bookmarks.set_bookmark(self._to.name, entry)\n",
+        "                    await self._deliver(event)\n                    self._after = entry\n",
+        "                    self._after = entry\n",
         DOOR + "test_notify.py",
+    ),
+    Bug(
+        "a bug in a courtesy ends the daemon",
+        "engine/tasks.py",
+        "        except Exception:\n",
+        "        except ValueError:\n",
+        "tests/unit/test_tasks.py",
+    ),
+    Bug(
+        "what is refused is asked again",
+        "notify/postman.py",
+        "not isinstance(error, Refused | Stale)",
+        "not isinstance(error, Stale)",
+        DOOR + "test_delivery.py -k 'refused'",
     ),
     Bug(
         "a stranger's text calls the channel",
