@@ -198,8 +198,8 @@ class Daemon:
                 courteous("stall", lambda: stall.watch(self._metrics.stall.set))
                 courteous("counts", lambda: self._count(store))
                 courteous("certificates", self._watch_certificates)
-                afterwards = Afterwards(runner, store, self._hooks)
-                for reader in (afterwards, *readers(settings, store, store)):
+                courteous("hooks", Afterwards(runner, store, store, self._hooks).run)
+                for reader in readers(settings, store, store):
                     dropped = self._metrics.notification_dropped
                     postman = Postman(reader, store, store, self._clock, dropped)
                     courteous(f"notify {reader.name}", postman.run)

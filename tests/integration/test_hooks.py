@@ -12,14 +12,10 @@ import pytest
 from aiohttp import web
 
 from examples.playground.stack import free_port
-from orchestrator.hooks.afterwards import Afterwards
 from orchestrator.hooks.runner import HookRunner
-from orchestrator.rollout.events import ReleaseEnded
 from orchestrator.rollout.hooks import HookCall, HookResult
-from orchestrator.rollout.model import Ended, Outcome, ServiceState
 from orchestrator.rollout.policy import Hook
 from tests.builders import release
-from tests.samples import ended
 
 
 def program(*words: str, **more: Any) -> Hook:
@@ -151,33 +147,3 @@ async def test_a_policy_of_opa_decides(service: Service, answer: Any, passes: bo
     service.answer = lambda _: (200, answer)
     assert await ask(called(service, "opa")) == HookResult(passed=passes, text=says)
     assert json.loads(service.got[0][0])["input"]["release"] == "api-7"
-
-
-class Told:
-    """A journal that knows one release."""
-
-    async def load(self, service: str) -> tuple[ServiceState, int]:
-        over = Ended(
-            release=release(7),
-            kind="release",
-            outcome=Outcome.ROLLED_BACK,
-            reason="r",
-            actor="a",
-            began_at=1.0,
-            ended_at=2.0,
-        )
-        return ServiceState(service=service, history=(over,)), 1
-
-
-async def test_afterwards_those_are_told_whom_it_concerns(service: Service) -> None:
-    promoted = Hook(name="p", at="after_promotion", kind="http", url=service.url)
-    back = Hook(name="b", at="after_rollback", kind="http", url=service.url)
-    reader = Afterwards(HookRunner(), Told(), lambda _: [promoted, back])  # type: ignore[arg-type]
-    event = ended()
-    assert isinstance(event, ReleaseEnded)
-    assert reader.wants(event)
-    assert not reader.wants(ended(outcome=Outcome.ABORTED))
-    await reader.take(event)
-    ((body, _),) = service.got
-    told = json.loads(body)
-    assert (told["hook"], told["outcome"], told["because"]) == ("b", "rolled_back", "error_rate")

@@ -480,7 +480,7 @@ BUGS = (
         '            log.warning("task_failed", task=name, reason=str(error))\n            await',
         "        except Fault as error:\n"
         '            log.warning("task_failed", task=name, reason=str(error))\n            await',
-        "tests/unit/test_engine.py",
+        ENGINE,
     ),
     Bug(
         "a rollback on the host is undone",
@@ -700,6 +700,20 @@ BUGS = (
         'return _MENTION.sub(lambda found: found[0] + "\\u200b", " ".join(text.split()))',
         'return " ".join(text.split())',
         DOOR + "test_notify.py",
+    ),
+    Bug(
+        "a service's hooks wait for those of another one",
+        "hooks/afterwards.py",
+        "last.get(event.service)",
+        "next(reversed(under_way.values()), None)",
+        DOOR + "test_afterwards.py",
+    ),
+    Bug(
+        "a hook that was told is told again",
+        "hooks/afterwards.py",
+        "return hooks[names.index(name) + 1 :]",
+        "return hooks",
+        DOOR + "test_afterwards.py",
     ),
     Bug(
         "an answer of OPA that is undefined allows",
