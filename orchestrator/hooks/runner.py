@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import signal
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -24,6 +25,8 @@ log = structlog.get_logger()
 
 OUTPUT = 2000
 """Letters of what a hook says that are kept: the last ones of a program's, the first ones of an answer."""
+
+_FIELD = re.compile(r"\{([a-z]+)\}")
 
 PASSES = frozenset({HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.ACCEPTED})
 
@@ -62,6 +65,9 @@ class HookRunner:
                     result = await self._once(hook, told)
         except Fault as error:
             result = HookResult(passed=False, text=str(error))
+        except Exception as error:
+            log.exception("hook_failed", release=call.release.id, hook=hook.name)
+            result = HookResult(passed=False, text=f"{type(error).__name__}: {str(error)[:200]}")
         if not result.passed and not hook.required:
             result = HookResult(passed=True, text=f"{result.text} (not required)")
         level = "info" if result.passed else "warning"
@@ -122,10 +128,11 @@ async def _run(hook: Hook, told: dict[str, Any]) -> HookResult:
 
 
 def _filled(word: str, told: dict[str, Any]) -> str:
-    """A word of a command with `{image}` and the like in it; there is no shell that could see more."""
-    for name, value in told.items():
-        word = word.replace("{" + name + "}", str(value).replace("\0", ""))
-    return word
+    """A word of a command with `{image}` and the like filled in, once: values hold what strangers write.
+
+    There is no shell that could see more in them.
+    """
+    return _FIELD.sub(lambda field: str(told.get(field[1], field[0])).replace("\0", ""), word)
 
 
 async def _call(hook: Hook, told: dict[str, Any]) -> HookResult:

@@ -40,6 +40,23 @@ async def test_a_program_is_told_by_arguments_environment_and_input(tmp_path: Pa
     assert told["reason"] == '"; touch /tmp/x #'
 
 
+async def test_what_is_filled_in_is_not_looked_at_again() -> None:
+    result = await ask(
+        program("printf", "%s|", "{reason}", "{author}", "{image}/{nothing}", "{{service}}", "{}"),
+        reason="{digest} {author}",
+        author="{reason}",
+    )
+    assert result.text == "{digest} {author}|{reason}|repo/api:7/{nothing}|{api}|{}|"
+
+
+async def test_a_hook_that_cannot_even_be_asked_is_no_and_never_an_error() -> None:
+    result = await ask(program("printf", "\0"))
+    assert not result.passed
+    assert result.text == "ValueError: embedded null byte"
+    assert (await ask(program("printf", "\0", required=False))).passed
+    assert not (await ask(program("printf", "{reason}"), reason="\ud800")).passed
+
+
 async def test_its_exit_code_decides_and_its_last_words_are_kept() -> None:
     result = await ask(program("sh", "-c", "yes noise | head -100000; echo CVE-2026-1; exit 3"))
     assert not result.passed
