@@ -3,20 +3,26 @@
 import asyncio
 import contextlib
 import fcntl
+import io
+import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import docker
 import pytest
+import structlog
 
 from examples.playground import engine, gin
 from examples.playground.service import service_file
 from examples.playground.stack import Stack
+from orchestrator.observability.logs import configure
 from tests.acceptance.observer import Observer
 
 Images = Callable[..., str]
 Stacks = Callable[..., Awaitable[Stack]]
+LogLines = Callable[[], list[dict[str, Any]]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,6 +39,23 @@ async def no_task_is_left() -> AsyncIterator[None]:
     yield
     left = [t for t in asyncio.all_tasks() if t is not asyncio.current_task() and not t.done()]
     assert not left, f"tasks left behind: {[t.get_name() for t in left]}"
+
+
+@pytest.fixture
+def log_lines() -> Iterator[LogLines]:
+    """The lines that the daemon would log, from its own code and from libraries."""
+    out, root = io.StringIO(), logging.getLogger()
+    handlers, level = root.handlers, root.level
+    writer = configure("json", "info", out)
+
+    def lines() -> list[dict[str, Any]]:
+        writer.flush()
+        return [json.loads(text) for text in out.getvalue().splitlines()]
+
+    yield lines
+    root.handlers = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from orchestrator.intake import openapi
 from orchestrator.intake.door import Guard, Operation, problems
@@ -25,9 +26,15 @@ IDLE = 30.0
 CONNECTIONS = 1000
 """Connections that may be open; those that idle longest are closed beyond it."""
 
-_QUIET = logging.getLogger("orchestrator.door")
-_QUIET.disabled = True
-"""What is no HTTP is the client's matter: it gets a 400, and no traceback is printed for it."""
+
+def _ours(record: logging.LogRecord) -> bool:
+    """Whether a failure is this side's. What is no HTTP is the client's matter, and so is leaving early."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError | web.RequestPayloadError | ConnectionError)
+
+
+_PROTOCOL = logging.getLogger("orchestrator.door")
+_PROTOCOL.addFilter(_ours)
 
 SECURITY = {
     "X-Content-Type-Options": "nosniff",
@@ -149,7 +156,7 @@ class Server:
             shutdown_timeout=2.0,
             keepalive_timeout=IDLE,
             lingering_time=1.0,
-            logger=_QUIET,
+            logger=_PROTOCOL,
         )
         await self._runner.setup()
         site: web.BaseSite
@@ -185,6 +192,11 @@ async def _secured(
 ) -> web.StreamResponse:
     response = await handler(request)
     if not response.prepared:
+        if (
+            request.writer.output_size
+        ):  # an answer that had begun has failed; a second one would be part of it
+            log.warning("answer_cut_off", path=request.path, status=response.status)
+            raise ConnectionError("the answer is cut off")
         for name, value in SECURITY.items():
             response.headers.setdefault(name, value)
     return response

@@ -73,11 +73,20 @@ class _Logger:
 
 
 class _StdlibBridge(logging.Handler):
-    """Libraries that use `logging` speak through the same writer."""
+    """Libraries that use `logging` speak through the same writer; what they do wrong there costs one line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        logger = structlog.get_logger()
-        logger.log(record.levelno, "library", logger_name=record.name, message=record.getMessage())
+        level = min(record.levelno // 10 * 10, logging.CRITICAL)  # structlog knows no levels between
+        try:
+            structlog.get_logger().log(
+                level,
+                "library",
+                logger_name=record.name,
+                message=record.getMessage(),
+                exc_info=record.exc_info,
+            )
+        except Exception:  # noqa: BLE001  as every handler of the standard library does
+            self.handleError(record)
 
 
 def configure(form: str = "auto", level: str = "info", stream: IO[str] | None = None) -> LineWriter:

@@ -1,8 +1,10 @@
 """Logs, metrics, systemd."""
 
 import asyncio
+import gc
 import io
 import json
+import logging
 import os
 import socket
 import time
@@ -24,6 +26,7 @@ from orchestrator.ports.traffic import AnsweredCounts
 from orchestrator.rollout.events import GateJudged, ReleaseEnded
 from orchestrator.rollout.model import Outcome, Result, ServiceState, Verdict
 from orchestrator.rollout.observation import Observation
+from tests.conftest import LogLines
 
 VERDICT = Verdict(gate="errors", result=Result.FAIL, value=0.05, limit=0.02, samples=100, text="5 %")
 
@@ -45,6 +48,53 @@ def test_an_event_is_one_json_line_with_flat_fields() -> None:
     )
     assert (line["value"], line["limit"], line["samples"], line["level"]) == (0.05, 0.02, 100, "warning")
     structlog.reset_defaults()
+
+
+def test_what_a_library_logs_keeps_its_traceback(log_lines: LogLines) -> None:
+    try:
+        int("nought")
+    except ValueError as error:
+        logging.getLogger("lib").exception("it failed: %s", "here")
+        logging.getLogger("lib").warning("so it did", exc_info=error)
+    failed, so = log_lines()
+    assert (failed["event"], failed["logger_name"]) == ("library", "lib")
+    assert (failed["message"], failed["level"]) == ("it failed: here", "error")
+    for line in (failed, so):
+        assert "Traceback" in line["exception"]
+        assert "test_what_a_library_logs_keeps_its_traceback" in line["exception"]
+        assert "ValueError: invalid literal" in line["exception"]
+
+
+async def test_a_task_whose_failure_nobody_fetched_is_logged_with_its_traceback(
+    log_lines: LogLines,
+) -> None:
+    async def breaks() -> None:
+        raise ZeroDivisionError("by nought")
+
+    task = asyncio.create_task(breaks(), name="lost")
+    await asyncio.sleep(0.01)
+    del task
+    gc.collect()
+    (line,) = log_lines()
+    assert "never retrieved" in line["message"]
+    assert "in breaks" in line["exception"]
+
+
+@pytest.mark.parametrize(("level", "name"), [(35, "warning"), (45, "error"), (60, "critical")])
+def test_a_level_of_a_librarys_own_is_the_one_below(log_lines: LogLines, level: int, name: str) -> None:
+    logging.getLogger("lib").log(level, "x")
+    (line,) = log_lines()
+    assert line["level"] == name
+
+
+def test_a_line_that_a_library_writes_wrongly_costs_that_line_alone(
+    log_lines: LogLines, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = next(h for h in logging.getLogger().handlers if "orchestrator" in type(h).__module__)
+    ours.handle(logging.LogRecord("lib", logging.ERROR, "lib.py", 1, "%d", ("one",), None))
+    ours.handle(logging.LogRecord("lib", logging.ERROR, "lib.py", 1, "two", (), None))
+    assert [line["message"] for line in log_lines()] == ["two"]
+    assert "Logging error" in capsys.readouterr().err
 
 
 def test_a_reader_that_stops_never_blocks_the_writer() -> None:
