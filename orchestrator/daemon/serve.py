@@ -304,11 +304,16 @@ class Daemon:
     def _publish(
         self, state: ServiceState, plan: ServicePlan, seen: Observation, events: tuple[Event, ...]
     ) -> None:
-        for event in events:
-            tell(event, self._metrics)
-        if seen.runtime_ok:
-            self._targets[state.service] = targets(state, seen.instances, plan.metrics)
-        self._metrics.show(state, seen)
+        """Show what a turn has found; a bug here is no reason to stop the turn."""
+        try:
+            if seen.runtime_ok:
+                self._targets[state.service] = targets(state, seen.instances, plan.metrics)
+            for event in events:
+                tell(event, self._metrics)
+            self._metrics.show(state, seen)
+        except Exception:
+            log.exception("task_failed", task="publish", service=state.service)
+            self._metrics.task_failed("publish")
 
     def _all_targets(self) -> Iterator[Target]:
         return (t for found in self._targets.values() for t in found)
