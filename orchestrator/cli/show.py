@@ -31,7 +31,9 @@ def bar(share: float, width: int = WIDTH) -> str:
     return "█" * full + "░" * (width - full)
 
 
-ALARMING = frozenset({"request_refused", "instance_died", "rollback_started", "edge_drifted", "edge_stuck"})
+ALARMING = frozenset(
+    {"request_refused", "instance_died", "rollback_started", "edge_drifted", "edge_stuck", "service_troubled"}
+)
 NOTABLE = frozenset({"approval_wanted", "rollout_paused", "service_adopted", "state_restored"})
 
 

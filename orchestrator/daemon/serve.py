@@ -227,7 +227,7 @@ class Daemon:
             usage=runtime,
             traffic=traffic,
             hooks=runner,
-            measurer=Measurer(self._prometheus, settings.prometheus.interval),
+            measurer=Measurer(self._prometheus, self._clock, settings.prometheus.interval),
             clock=self._clock,
             tick=settings.tick,
             may_act=lease.fresh,

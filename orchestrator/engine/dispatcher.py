@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 import structlog
 
 from orchestrator.engine.conductor import Conductor, Parts
-from orchestrator.engine.tasks import eternal
+from orchestrator.engine.tasks import bug, eternal
 from orchestrator.ports.requests import Request
 from orchestrator.ports.runtime import RuntimeEvents
 from orchestrator.ports.service import ServicePlan
@@ -71,7 +71,11 @@ class Dispatcher:
                 request, fields, f"service: {request.service!r} is not known; there are: {known}"
             )
             return
-        command = to_command(request, conductor.plan)
+        try:
+            command = to_command(request, conductor.plan)
+        except Exception as error:
+            log.exception("request_failed", service=request.service, request=request.id)
+            command = bug(error)
         if isinstance(command, str):
             await self._refuse(request, fields, command)
         elif not conductor.submit(command):

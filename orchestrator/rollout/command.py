@@ -110,31 +110,34 @@ def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceSt
         return state, ()
     state = replace(state, handled=(*state.handled, command.request)[-HANDLED:])
     turn = Turn(state, now)
-    refusal = _misses(state, command) or _carry_out(turn, command)
-    verb = verb_of(command)
-    if refusal:
-        refused = RequestRefused(
-            service=state.service,
-            at=now,
-            verb=verb,
-            actor=command.actor,
-            request=command.request,
-            reason=refusal,
-        )
-        return state, (refused,)
+    why = _misses(state, command) or _carry_out(turn, command)
+    if why:
+        return state, (refusal(state.service, command, why, now),)
     if not isinstance(command, Submit):
         about = state.rollout.release.id if state.rollout else ""
         accepted = CommandAccepted(
             service=state.service,
             at=now,
             release=about,
-            verb=verb,
+            verb=verb_of(command),
             actor=command.actor,
             request=command.request,
             reason=command.reason,
         )
         turn.events.insert(0, accepted)
     return turn.state, tuple(turn.events)
+
+
+def refusal(service: str, command: Command, reason: str, now: float) -> RequestRefused:
+    """The answer to a command that is not carried out."""
+    return RequestRefused(
+        service=service,
+        at=now,
+        verb=verb_of(command),
+        actor=command.actor,
+        request=command.request,
+        reason=reason,
+    )
 
 
 def offers(state: ServiceState, release: str) -> tuple[str, ...]:

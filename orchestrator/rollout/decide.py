@@ -133,10 +133,11 @@ def _preflight(turn: Turn, seen: Observation) -> None:
     late = turn.now - rollout.entered_at >= release.policy.preflight_deadline
     if late and turn.state.rollout is not None and turn.rollout.phase is Phase.PREFLIGHT:
         what = f"image {release.image} was not there"
+        why = f": {seen.image_error}" if seen.image_error and image is None else ""
         if image is not None:
             leaving = _leaving(turn.state, seen)
             what = f"{leaving} still stopped" if leaving else f"the hooks of {release.id} had not passed"
-        turn.retreat(Outcome.FAILED, f"{what} after {release.policy.preflight_deadline:.0f} s")
+        turn.retreat(Outcome.FAILED, f"{what} after {release.policy.preflight_deadline:.0f} s{why}")
 
 
 def _leave_preflight(turn: Turn, seen: Observation) -> None:

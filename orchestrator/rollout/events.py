@@ -262,6 +262,14 @@ class EdgeStuck(_Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceTroubled(_Event):
+    """The daemon has met a bug in driving a service, and tries again; with an empty `reason` it is over."""
+
+    kind: Literal["service_troubled"] = "service_troubled"
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceAdopted(_Event):
     """Nothing was committed for a service that runs, so it was taken up as it was found.
 
@@ -304,6 +312,7 @@ Event = (
     | EdgeDrifted
     | EdgeRepaired
     | EdgeStuck
+    | ServiceTroubled
     | ServiceAdopted
     | StateRestored
 )

@@ -289,6 +289,7 @@ class ServiceState:
         stuck_since: When the edge began to refuse or not confirm; None when it does not.
         dead: Instances of stable and previous whose death has been told.
         answered: The generation of the last rollback on the host that was followed.
+        trouble: The bug that the daemon meets in driving the service; empty where it meets none.
     """
 
     service: str
@@ -310,6 +311,7 @@ class ServiceState:
     stuck_since: float | None = None
     dead: tuple[str, ...] = ()
     answered: int = 0
+    trouble: str = ""
 
     @property
     def current(self) -> str:

@@ -167,6 +167,7 @@ class Observation:
     Attributes:
         runtime_ok: False when Docker did not answer; then `instances` says nothing.
         images: Answers to resolving, by reference.
+        image_error: Why there is no answer yet; empty where nothing is known to be wrong.
         start_errors: Instance name to why it could not be created or started.
         readings: The looks since the step began, oldest first.
         hooks: What hooks have said, by `HookCall.key`.
@@ -176,6 +177,7 @@ class Observation:
     runtime_ok: bool = True
     edge: Edge = Edge()
     images: Mapping[str, Image] = field(default_factory=dict)
+    image_error: str = ""
     start_errors: Mapping[str, str] = field(default_factory=dict)
     readings: tuple[Reading, ...] = ()
     hooks: Mapping[str, HookResult] = field(default_factory=dict)

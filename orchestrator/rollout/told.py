@@ -24,6 +24,7 @@ from orchestrator.rollout.events import (
     RouteChanged,
     RouteConfirmed,
     ServiceAdopted,
+    ServiceTroubled,
     StateRestored,
 )
 from orchestrator.rollout.model import ServiceState
@@ -75,6 +76,8 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
             return "nginx' file is ours again"
         case EdgeStuck():
             return f"nginx does not confirm route {event.generation}: {event.reason}"
+        case ServiceTroubled():
+            return event.reason or "driven again without an error"
         case ServiceAdopted():
             also = f", candidate {event.candidate}" if event.candidate else ""
             return f"taken up as it was found at generation {event.generation}{also}"
@@ -94,6 +97,8 @@ def problems(state: ServiceState) -> list[str]:
     found = [f"{name} is down" for name in state.dead]
     if state.drifted_since is not None:
         found.append("nginx' file was edited by hand")
+    if state.trouble:
+        found.append(state.trouble)
     if state.stuck_since is not None:
         found.append("nginx does not confirm what it must serve")
     return found

@@ -100,6 +100,7 @@ class FakeRuntime:
     looks: dict[str, int] = field(default_factory=dict)
     created: int = 0
     down: bool = False
+    resolve_error: str = ""
     removed_images: list[str] = field(default_factory=list)
     cpu: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -122,6 +123,8 @@ class FakeRuntime:
 
     async def resolve(self, image: str) -> Image:
         self._up()
+        if self.resolve_error:
+            raise Away(self.resolve_error)
         if image in self.digests:
             return Image(digest=image)
         if image in self.images:

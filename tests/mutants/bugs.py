@@ -25,17 +25,19 @@ PLACES = "tests/contract/test_places.py"
 MEMORY = "tests/contract/test_memory.py -k 'not share'"
 RUNTIME = "tests/contract/test_runtime.py"
 SIMULATION = "tests/simulation -k one_effect"
+REVERT = "tests/simulation -k 'one_effect and revert'"
+BULKHEADS = "tests/unit/test_bulkheads.py"
 
 BUGS = (
     Bug(
         "a command is forgotten before it is committed",
         "engine/conductor.py",
         "            command = self._inbox[0]\n"
-        "            state, events = handle(self._state, command, self._parts.clock.now())\n"
+        "            state, events = self._handle(command)\n"
         "            await self._commit(state, events, acks=(command.request,))\n"
         "            self._inbox.popleft()\n        return told\n",
         "            command = self._inbox.popleft()\n"
-        "            state, events = handle(self._state, command, self._parts.clock.now())\n"
+        "            state, events = self._handle(command)\n"
         "            await self._commit(state, events, acks=(command.request,))\n        return told\n",
         ENGINE,
     ),
@@ -119,23 +121,65 @@ BUGS = (
     Bug(
         "a rollback waits for its reload",
         "traffic/edge.py",
-        '            switches.turn_on(plan.service, "".join(wanted))\n            return True\n',
-        "            return False\n",
+        "        await self._take_back_at_once(plan, token)\n",
+        "",
         SWITCH,
     ),
     Bug(
         "a switch that is left over holds the next release back",
         "traffic/edge.py",
-        "            switches.put_away(plan.service)\n",
-        "",
+        "            self._switches.put_away(plan.service)\n            return False\n",
+        "            return True\n",
         SWITCH,
     ),
     Bug(
         "a step goes on over a switch that a person has turned",
         "traffic/edge.py",
-        "            if to != served:\n",
-        "            if False:\n",
+        "        if to == served:\n",
+        "        if True:\n",
         SWITCH,
+    ),
+    Bug(
+        "a switch is put away before nginx serves what makes it needless",
+        "traffic/edge.py",
+        "        if on and drained and served and needless",
+        "        if on and drained and needless",
+        REVERT,
+    ),
+    Bug(
+        "a change that fails leaves the fallback of the new plan",
+        "traffic/edge.py",
+        "_put_back(path.with_suffix(FALLBACK), beside, bool(secret))",
+        "None",
+        SWITCH,
+    ),
+    Bug(
+        "a first file that was never confirmed is put back after a crash",
+        "traffic/edge.py",
+        "            return old\n        return good\n",
+        "            return old\n        return good or old\n",
+        "tests/simulation -k one_effect",
+    ),
+    Bug(
+        "a bug in one service ends the daemon",
+        "engine/conductor.py",
+        '                except Exception as error:\n                    log.exception("turn_failed"',
+        '                except ZeroDivisionError as error:\n                    log.exception("turn_failed"',
+        BULKHEADS,
+    ),
+    Bug(
+        "a look that meets a bug is one for nobody",
+        "engine/measure.py",
+        "            if len(queries) > 1:",
+        "            if len(queries) > 1000:",
+        "tests/unit/test_measure.py",
+    ),
+    Bug(
+        "what a job has done is done again until it is seen",
+        "engine/tasks.py",
+        "            self._not_before[name] = asyncio.get_running_loop().time() + self._first\n",
+        "",
+        BULKHEADS,
     ),
     Bug(
         "connections are not closed before a reload",
@@ -203,8 +247,8 @@ BUGS = (
     Bug(
         "what was never confirmed is put back after a crash",
         "traffic/edge.py",
-        "return read(path.with_suffix(LAST_GOOD)) or old",
-        "return old",
+        "            return old\n        return good\n",
+        "            return old\n        return old\n",
         TRAFFIC,
     ),
     Bug(
@@ -599,8 +643,8 @@ BUGS = (
     Bug(
         "a verb hits whatever rolls out",
         "rollout/command.py",
-        "refusal = _misses(state, command) or _carry_out(turn, command)",
-        "refusal = _carry_out(turn, command)",
+        "why = _misses(state, command) or _carry_out(turn, command)",
+        "why = _carry_out(turn, command)",
         UNIT,
     ),
     Bug(

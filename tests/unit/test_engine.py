@@ -19,7 +19,7 @@ from orchestrator.ports.requests import Request
 from orchestrator.ports.service import ServicePlan
 from orchestrator.rollout.command import Abort, Freeze, Rollback
 from orchestrator.rollout.desired import Wanted, desired
-from orchestrator.rollout.events import Event, ReleaseAccepted, ReleaseEnded
+from orchestrator.rollout.events import Event, ReleaseAccepted, ReleaseEnded, RequestRefused, ServiceTroubled
 from orchestrator.rollout.model import Outcome, Phase, Route, Server, ServiceState
 from orchestrator.rollout.observation import Edge, Observation, Sample
 from orchestrator.rollout.policy import Comparison, Step
@@ -53,7 +53,7 @@ class Kit:
             self.clock.time += 0.1
 
         self.metrics = FakeMetrics(self.clock)
-        measurer = Measurer(self.metrics, 0.01)
+        measurer = Measurer(self.metrics, self.clock, 0.01)
         self.parts = Parts(
             store=self.store,
             runtime=self.runtime,
@@ -283,16 +283,67 @@ async def test_a_refusal_at_the_resource_ends_the_daemon(kit: Kit) -> None:
             await eternal("conductor", conductor.run)
 
 
-async def test_a_bug_in_a_job_ends_the_daemon(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_in_a_job_is_told_in_the_state_and_the_job_is_tried_again(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def broken(_: FakeRuntime, image: str) -> Any:
         raise ZeroDivisionError(image)
 
-    monkeypatch.setattr(FakeRuntime, "resolve", broken)
-    conductor = Conductor(PLAN, kit.parts)
-    conductor.submit(small(1))
-    with pytest.raises(ZeroDivisionError):
-        async with asyncio.timeout(5):
-            await eternal("conductor", conductor.run)
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeRuntime, "resolve", broken)
+        kit.conductor.submit(small(1))
+        state = await kit.until(lambda s: bool(s.trouble))
+        assert state.trouble == "internal error, see the daemon's log: ZeroDivisionError: repo/api:1"
+        kit.conductor.submit(Freeze(request="2-0", actor="ann"))
+        await kit.until(lambda s: s.frozen is not None)
+    state = await kit.until(lambda s: bool(s.history) and not s.trouble)
+    assert state.history[-1].outcome is Outcome.PROMOTED
+    told = [e.reason for e in await kit.store.told() if isinstance(e, ServiceTroubled)]
+    assert told == ["internal error, see the daemon's log: ZeroDivisionError: repo/api:1", ""]
+
+
+async def test_a_bug_in_deciding_leaves_verbs_and_the_daemon_alive(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise IndexError("a bug")
+
+    kit.conductor.submit(small(1))
+    await kit.until(ended("api-1"))
+    with monkeypatch.context() as patched:
+        patched.setattr("orchestrator.engine.conductor.decide", broken)
+        state = await kit.until(lambda s: "IndexError" in s.trouble)
+        patched.setattr("orchestrator.engine.conductor.handle", broken)
+        kit.conductor.submit(Freeze(request="2-0", actor="ann"))
+        await kit.until(lambda s: "2-0" in s.handled)
+    (refused,) = [e for e in await kit.store.told() if isinstance(e, RequestRefused)]
+    assert refused.reason == "internal error, see the daemon's log: IndexError: a bug"
+    state = await kit.until(lambda s: not s.trouble)
+    assert state.frozen is None
+
+
+async def test_a_pull_that_never_ends_is_told_with_the_words_of_the_last_try(kit: Kit) -> None:
+    kit.runtime.images.clear()
+    kit.runtime.down = True
+    kit.conductor.submit(small(1, preflight_deadline=3.0))
+    kit.runtime.down = False
+    kit.runtime.resolve_error = "Docker: no end within 600 s"
+    state = await kit.until(ended("api-1"))
+    assert "image repo/api:1 was not there after 3 s: Docker: no end within 600 s" in state.history[-1].reason
+
+
+async def test_a_job_that_is_cancelled_before_it_begins_can_begin_again() -> None:
+    jobs, ran = Jobs(lambda: None), asyncio.Event()
+    jobs.start("route 7", lambda: asyncio.sleep(60))
+    jobs.cancel(lambda _: True)
+    await asyncio.sleep(0.01)
+
+    async def work() -> None:
+        ran.set()
+
+    jobs.start("route 7", work)
+    await asyncio.wait_for(ran.wait(), 5)
+    await jobs.stop()
 
 
 async def test_a_conductor_takes_only_so_many_commands() -> None:
@@ -368,7 +419,9 @@ async def test_jobs_run_one_at_a_time_and_wait_longer_after_each_failure() -> No
     jobs.start("a", fails)
     await asyncio.sleep(0.01)
     assert len(runs) == 2
-    jobs.forget(lambda _: False)
+    jobs.forget_others()
+    assert jobs.errors
+    jobs.forget_others()
     assert jobs.errors == {}
     jobs.start("b", lambda: asyncio.sleep(60))
     jobs.cancel(lambda name: name == "b")

@@ -31,6 +31,7 @@ LINES = {
     "gates_looked": "error_rate pass; evidence of harm 2",
     "instance_recovered": "api-7-0 is ready again",
     "release_retired": "retired",
+    "service_troubled": "internal error, see the daemon's log: KeyError: 'Id'",
     "service_adopted": "taken up as it was found at generation 3, candidate api-8",
 }
 
@@ -54,9 +55,10 @@ def test_the_log_of_a_dead_container_comes_below() -> None:
 
 def test_what_is_wrong_with_a_service_is_named() -> None:
     assert problems(ServiceState(service="api")) == []
-    bad = ServiceState(service="api", dead=("api-1-0",), drifted_since=1.0, stuck_since=2.0)
+    bad = ServiceState(service="api", dead=("api-1-0",), drifted_since=1.0, stuck_since=2.0, trouble="a bug")
     assert problems(bad) == [
         "api-1-0 is down",
         "nginx' file was edited by hand",
+        "a bug",
         "nginx does not confirm what it must serve",
     ]
