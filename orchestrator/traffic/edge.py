@@ -272,9 +272,10 @@ class NginxEdge:
     async def _takes_routes(self, service: str, header: Header | None, secret: str, state: _Served) -> bool:
         """Whether nginx runs a file that differs from the wanted one in nothing but its route.
 
-        What was seen before is believed: nginx itself refuses a route for another file than it runs.
+        What was seen before is believed: nginx itself refuses a route for another file than it runs. A master
+        from before an upgrade has a memory of its own.
         """
-        if not secret or header is None or not header.intact:
+        if not secret or header is None or not header.intact or (await self._process.workers()).outdated:
             return False
         shape = self._shape(service, secret)
         return state.shape == shape or (await self._listener.ask(service)).shape == shape

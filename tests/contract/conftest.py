@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 from collections import Counter
@@ -145,7 +146,8 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     old = os.umask(0o077)  # as in the systemd unit
     edge.prepare()
     os.umask(old)
-    subprocess.run(["nginx", "-c", str(conf)], check=True, timeout=10)
+    program = shutil.which("nginx") or "nginx"  # whole: what USR2 starts is not looked for
+    subprocess.run([program, "-c", str(conf)], check=True, timeout=10)
     site = Site(
         edge,
         process,
