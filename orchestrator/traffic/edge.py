@@ -18,7 +18,7 @@ from orchestrator.traffic.files import locked, read, remove, to_the_end, write
 from orchestrator.traffic.listener import Listener, Told
 from orchestrator.traffic.memory import Memory, Mode
 from orchestrator.traffic.options import EdgeOptions
-from orchestrator.traffic.reload import Reloader
+from orchestrator.traffic.reload import Reloader, takes_connections
 from orchestrator.traffic.render import (
     Header,
     check_service,
@@ -414,7 +414,7 @@ class NginxEdge:
         header = await self._keep_edited(path, change.old)
         good = self._last_good(path, change.old, header, service)
         known, state.text = state.text, text
-        calm = self._calm(service, header, change.disk.route)
+        calm = await self._calm(service, header, change.disk.route)
         tested = False
         try:
             await to_the_end(lambda: write(path, text, private=bool(change.secret)))
@@ -429,7 +429,7 @@ class NginxEdge:
                 remove(path)
             else:
                 write(path, good, private=True)
-            if tested:
+            if tested and self._reloader.asked:
                 with contextlib.suppress(Fault):
                     await self._process.reload()
             raise
@@ -443,13 +443,19 @@ class NginxEdge:
             log.warning("edited_file_kept", service=path.stem, path=str(aside))
         return header
 
-    def _calm(self, service: str, header: Header | None, route: Route) -> bool:
-        """Whether the reload may wait: nobody who is served is gone, or the switch has acted already."""
-        if header is None or header.on_disk is None:
-            return False
-        stay = {s.instance for s in route.servers}
-        gone = any(s.instance not in stay for s in header.on_disk.route.servers)
-        return self._switches.is_on(service) or not gone
+    async def _calm(self, service: str, header: Header | None, route: Route) -> bool:
+        """Whether the reload may wait: no server hangs that has traffic and loses it, or the switch is on.
+
+        One that takes no connections is passed over by nginx, as long as there is another.
+        """
+        if header is None or header.on_disk is None or self._switches.is_on(service):
+            return True
+        stay, served = {s.instance for s in route.servers}, header.on_disk.route.servers
+        leaving = [s.address for s in served if s.instance not in stay and not s.backup]
+        if not leaving:
+            return True
+        others = any(s.instance in stay for s in served)
+        return others and not any(await asyncio.gather(*map(takes_connections, leaving)))
 
     def _last_good(self, path: Path, old: str | None, header: Header | None, service: str) -> str | None:
         """What to restore: the file as it is, unless a crash left one that was never confirmed."""

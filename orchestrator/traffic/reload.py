@@ -19,6 +19,9 @@ WATCHING = 0.005
 RUN, RUN_WATCHED = 8, 2
 """Fresh requests in a row that must show the generation; the second is for when no old worker accepts."""
 
+TAKES_CONNECTIONS = 0.25
+"""Seconds in which a server that runs takes a connection."""
+
 
 class Reloader:
     """Reloads of one nginx.
@@ -29,6 +32,9 @@ class Reloader:
         switches: The files that it looks for.
         deadline: Seconds from the reload to the confirmation.
         closing_wait: Seconds before a gentle reload in which answers close their connections.
+
+    Attributes:
+        asked: Whether nginx may have been asked for the reload that was begun last.
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class Reloader:
         self._switches = switches
         self._deadline = deadline
         self._closing_wait = closing_wait
+        self.asked = False
 
     @contextlib.asynccontextmanager
     async def reloaded(self, *, gently: bool) -> AsyncIterator[frozenset[int]]:
@@ -55,11 +62,13 @@ class Reloader:
         Raises:
             Fault: nginx could not be asked, or a master is there that does not hear of it.
         """
+        self.asked = False
         before = await self._accepting()
         try:
             if gently and self._closing_wait:
                 self._switches.close_connections()
                 await asyncio.sleep(self._closing_wait)
+            self.asked = True
             await self._process.reload()
             yield before
         finally:
@@ -129,3 +138,15 @@ class Reloader:
     async def _late(self, what: str, *, reloaded: bool) -> Fault:
         words = (await self._process.complaint()).words if reloaded else ""
         return Fault(f"{what}; its error log: {words}" if words else what)
+
+
+async def takes_connections(address: str) -> bool:
+    """Whether a server does: it runs, though it may hang. One that does not is passed over by nginx."""
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(TAKES_CONNECTIONS):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True

@@ -37,6 +37,7 @@ class Site:
     port: int
     backends: dict[str, int]
     dynamic: bool
+    servers: dict[str, asyncio.Server]
     answered: Counter[str] = field(default_factory=Counter)
     got: list[tuple[str, str]] = field(default_factory=list)
     """Who was asked, and the head of the request."""
@@ -155,6 +156,7 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         port,
         {r: s.sockets[0].getsockname()[1] for r, s in servers.items()},
         request.param == "dynamic",
+        servers,
         got=got,
     )
     await edge.apply(site.plan(1, "api-1"), 1)

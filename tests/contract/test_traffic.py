@@ -61,7 +61,9 @@ async def kit(
     if request.param in ("host", "lua"):
         subprocess.run(["nginx", "-c", str(conf)], check=True, timeout=10)
         process: Any = HostNginx(conf=str(conf), pid_file=tmp_path / "nginx.pid")
-        edge = NginxEdge(process, folder, lambda _: EdgeOptions(), listen=listen, confirm_deadline=3.0)
+        edge = NginxEdge(
+            process, folder, lambda _: EdgeOptions(), listen=listen, confirm_deadline=3.0, closing_wait=0.2
+        )
         edge.prepare()
         yield Kit(edge, folder, process, process.master())
         await edge.close()
@@ -84,7 +86,9 @@ async def kit(
     )
     client = DockerClient()
     process = ContainerNginx(client, name)
-    edge = NginxEdge(process, folder, lambda _: EdgeOptions(), listen=listen, confirm_deadline=3.0)
+    edge = NginxEdge(
+        process, folder, lambda _: EdgeOptions(), listen=listen, confirm_deadline=3.0, closing_wait=0.2
+    )
     edge.prepare()
     await asyncio.sleep(0.5)
     yield Kit(edge, folder, process)
