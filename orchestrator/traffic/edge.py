@@ -11,10 +11,10 @@ from typing import Literal
 import structlog
 
 from orchestrator.ports.faults import Fault, Stale
-from orchestrator.ports.traffic import EdgeProcess, RoutePlan
+from orchestrator.ports.traffic import EdgeProcess, RoutePlan, Workers
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import Edge, LocalRollback, OnDisk
-from orchestrator.traffic.files import locked, read, remove, to_the_end, write
+from orchestrator.traffic.files import is_private, locked, read, remove, to_the_end, write
 from orchestrator.traffic.listener import Listener, Told
 from orchestrator.traffic.memory import Memory, Mode
 from orchestrator.traffic.options import EdgeOptions
@@ -414,6 +414,7 @@ class NginxEdge:
         header = await self._keep_edited(path, change.old)
         good = self._last_good(path, change.old, header, service)
         known, state.text = state.text, text
+        private = is_private(path)
         calm = await self._calm(service, header, change.disk.route)
         tested = False
         try:
@@ -428,7 +429,7 @@ class NginxEdge:
             if good is None:
                 remove(path)
             else:
-                write(path, good, private=True)
+                write(path, good, private=private)
             if tested and self._reloader.asked:
                 with contextlib.suppress(Fault):
                     await self._process.reload()
@@ -475,7 +476,8 @@ class NginxEdge:
         kept = read(self.file(service).with_suffix(FALLBACK))
         fallback = read_header(kept) if kept is not None else None
         told = await self._listener.ask(service) if text is not None else Told("")
-        retiring = (await self._process.workers()).retiring
+        workers = await self._process.workers()
+        retiring = workers.retiring
         drained = not (retiring if state.old_workers is None else state.old_workers & retiring)
         drained = drained and not told.draining
         route = header.on_disk.route if header and header.on_disk else Route()
@@ -494,7 +496,17 @@ class NginxEdge:
             on_disk=header.on_disk if header else None,
             fallback=fallback.on_disk.route.servers if fallback and fallback.on_disk else (),
             switched_to="".join(switched),
+            silence="" if text is None or state.changing else self._silence(service, told, workers),
         )
+
+    def _silence(self, service: str, told: Told, workers: Workers) -> str:
+        """Why nginx does not say what it serves of a service that has a file; empty when it does."""
+        if told.generation is not None:
+            return ""
+        if told.answered or workers.accepting:
+            include = f"include {self._folder}/*.conf;"
+            return f"nginx runs and does not serve {service}: is `{include}` in its http {{}}?"
+        return f"nginx does not answer at {told.text}"
 
     def highest_token(self) -> int:
         """The highest fencing token that the folder knows; 0 for a new one."""

@@ -153,9 +153,10 @@ class Fleet:
         failed = [*left.values(), *(f"edge {name} has not been heard of" for name in sorted(away))]
         by_hand = max((e for e in (own, *others) if e.local), key=lambda e: e.floor, default=own)
         behind = next((e.served or 0 for e in others if e.served != own.served), own.served)
+        silent = {f"edge {name}: ": r.edge.silence for name, r in found.items() if name not in left}
         return replace(
             own,
-            served=behind,
+            served=behind if own.served is not None else None,
             confirmed=min([own.confirmed, *(e.confirmed for e in others)]),
             file=next((e.file for e in (own, *others) if e.file != "ours"), "ours"),
             drained=own.drained and all(report.edge.drained for report in found.values()),
@@ -164,6 +165,7 @@ class Fleet:
             on_disk=by_hand.on_disk,
             switched_to=next((e.switched_to for e in (own, *others) if e.switched_to), ""),
             failed="; ".join(failed) if self._on_failure == "all_back" else "",
+            silence="; ".join(f"{who}{why}" for who, why in {"": own.silence, **silent}.items() if why),
         )
 
     async def _reports(self, service: str) -> dict[str, Report]:

@@ -207,6 +207,17 @@ async def test_an_instance_drains_at_every_edge() -> None:
     assert not (await fleet.observe("api")).drained
 
 
+async def test_an_edge_that_is_silent_is_named() -> None:
+    fleet, own, board = together()
+    await fleet.apply(plan(2), 1)
+    board.say("b", served=None, confirmed=2, silence="nginx does not run")
+    board.say("c", served=2, confirmed=2)
+    assert (await fleet.observe("api")).silence == "edge b: nginx does not run"
+    own.seen = replace(own.seen, served=None, silence="nginx does not serve api")
+    seen = await fleet.observe("api")
+    assert (seen.served, seen.silence) == (None, "nginx does not serve api; edge b: nginx does not run")
+
+
 async def test_a_follower_serves_what_is_wanted_and_says_so() -> None:
     edge, board = OneEdge(), Paper()
     follower = Follower(board, "b", lambda _: edge)  # type: ignore[arg-type, return-value]
