@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import EdgeProcess
+from orchestrator.traffic.files import to_the_end
 from orchestrator.traffic.listener import Listener
 from orchestrator.traffic.switch import Switches
 
@@ -66,7 +67,7 @@ class Reloader:
         before = await self._accepting()
         try:
             if gently and self._closing_wait:
-                self._switches.close_connections()
+                await to_the_end(self._switches.close_connections)
                 await asyncio.sleep(self._closing_wait)
             self.asked = True
             await self._process.reload()

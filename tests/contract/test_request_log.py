@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import AnsweredCounts
+from orchestrator.traffic.process import HostNginx
 from orchestrator.traffic.request_log import RequestLog
 from tests.contract.conftest import Site
 
@@ -172,7 +173,7 @@ async def test_a_log_that_is_removed_is_told_and_taken_up_again(site: Site) -> N
 
 
 async def test_others_run_while_a_long_log_is_counted(tmp_path: Path) -> None:
-    requests = RequestLog(None, tmp_path)  # type: ignore[arg-type]  nothing is rotated
+    requests = RequestLog(HostNginx(), tmp_path)  # which is not asked: nothing is rotated
     requests.prepare()
     task = asyncio.create_task(requests.run())
     await asyncio.sleep(0)
