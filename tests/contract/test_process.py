@@ -61,12 +61,14 @@ async def upgraded(site: Site) -> AsyncIterator[tuple[Site, int]]:
     """The site after USR2: a new master, and the old one, whose workers still accept."""
     old = site.process.master()
     os.kill(old, signal.SIGUSR2)
-    async with asyncio.timeout(5):
-        while not await _is_another(site.process, old):
-            await asyncio.sleep(0.02)
-    yield site, old
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(old, signal.SIGTERM)
+    try:
+        async with asyncio.timeout(5):
+            while not await _is_another(site.process, old):
+                await asyncio.sleep(0.02)
+        yield site, old
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(old, signal.SIGTERM)
 
 
 async def _is_another(process: HostNginx, old: int) -> bool:
