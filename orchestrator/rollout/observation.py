@@ -85,6 +85,7 @@ class Edge:
         fallback: The servers of the file that a rollback on the host would put in place.
         switched_to: The release that has all traffic because the rollback switch is on; empty when it is off.
         failed: Why a rollout has to go back, because one of several edges can't follow; empty when all can.
+        silence: Why nginx does not say what it serves, though its file is there; empty when it does.
     """
 
     served: int | None = None
@@ -97,6 +98,7 @@ class Edge:
     fallback: tuple[Server, ...] = ()
     switched_to: str = ""
     failed: str = ""
+    silence: str = ""
 
     @property
     def local(self) -> LocalRollback | None:

@@ -20,6 +20,8 @@ ENGINE = "tests/unit/test_engine.py"
 STORE = "tests/contract/test_store.py"
 TRAFFIC = "tests/contract/test_traffic.py -k 'not container'"
 SWITCH = "tests/contract/test_switch.py"
+KEPT = "tests/contract/test_kept.py"
+PROCESS = "tests/contract/test_process.py"
 AUDIENCE = "tests/contract/test_audience.py"
 PLACES = "tests/contract/test_places.py"
 MEMORY = "tests/contract/test_memory.py -k 'not share'"
@@ -184,9 +186,44 @@ BUGS = (
     Bug(
         "connections are not closed before a reload",
         "traffic/reload.py",
-        "                self._switches.close_connections()\n",
+        "                await to_the_end(self._switches.close_connections)\n",
         "",
         SWITCH,
+    ),
+    Bug(
+        "a backup that leaves makes a reload hasty",
+        "traffic/edge.py",
+        "if s.instance not in stay and not s.backup]",
+        "if s.instance not in stay]",
+        KEPT,
+    ),
+    Bug(
+        "a reload that was never asked for is taken back by another",
+        "traffic/edge.py",
+        "if tested and self._reloader.asked:",
+        "if tested:",
+        KEPT,
+    ),
+    Bug(
+        "whoever has the number in nginx's pid file is signalled",
+        "traffic/process.py",
+        "        if MASTER.match(title(pid)):\n            return\n",
+        "        return\n",
+        PROCESS,
+    ),
+    Bug(
+        "workers of a master from before an upgrade are not seen",
+        "traffic/process.py",
+        "            first = older\n",
+        "            break\n",
+        PROCESS,
+    ),
+    Bug(
+        "a try to bind that may yet succeed is a refusal",
+        "traffic/error_log.py",
+        " and not words.endswith(TRIES_AGAIN)",
+        "",
+        PROCESS,
     ),
     Bug(
         "connections stay closed after a reload",
