@@ -161,14 +161,15 @@ def render(
     route = _served(route, options)
     words |= {"route": route, "back": disk.back or route.servers, "token": int(token)}
     if secret:
-        words["text"] = f"[==[{route_text(disk, options, token=token)}]==]"
+        lines = route_text(disk, options, token=token).split("\n")  # one literal must pass nginx' buffer
+        words["text"] = f'table.concat({{{", ".join(f"[==[{line}]==]" for line in lines)}}}, "\\n")'
         words["shape"] = shape_of(service, options, listen=listen, folder=folder, secret=secret)
     else:
         chosen = choice(service, words["variable"], options.audience, sides(disk))
         pools = [(side, _served(Route(servers=found), options).servers) for side, found in chosen.sides]
         words |= {"maps": chosen.maps, "split": chosen.split, "sides": pools}
-    lines = [about[i : i + ABOUT_WIDTH] for i in range(0, len(about), ABOUT_WIDTH)]
-    body = "".join(f"{ABOUT}{line}\n" for line in lines) + _template.render(**words)
+    abouts = [about[i : i + ABOUT_WIDTH] for i in range(0, len(about), ABOUT_WIDTH)]
+    body = "".join(f"{ABOUT}{line}\n" for line in abouts) + _template.render(**words)
     digest = hashlib.sha256(body.encode()).hexdigest()
     about = f"service={service} generation={route.generation} token={token} sha256={digest}"
     notice = "# Written by the daemon: a change by hand is noticed and told."
