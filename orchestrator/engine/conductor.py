@@ -22,7 +22,7 @@ from orchestrator.rollout.command import Abort, Command, Pause, Rollback, handle
 from orchestrator.rollout.decide import decide, watch
 from orchestrator.rollout.desired import desired
 from orchestrator.rollout.events import Event, StateRestored
-from orchestrator.rollout.model import Phase, Rollout, ServiceState
+from orchestrator.rollout.model import Phase, Rollout, ServiceState, instance_names
 from orchestrator.rollout.observation import Edge, Observation, Reading
 from orchestrator.rollout.policy import Policy
 
@@ -77,6 +77,7 @@ def measurements(plan: ServicePlan, rollout: Rollout) -> MetricQuery:
         queries=tuple((g.name, g.query) for g in policy.limits if g.metric == "query"),
         history=tuple((g.name, g.history) for g in policy.comparisons if g.history and g.name not in known),
         cpu=any(g.metric == "cpu" for g in policy.limits),
+        instances=instance_names(rollout.release),
     )
 
 

@@ -1,5 +1,6 @@
 """`ports.Metrics` on a real Prometheus, with the counters that break others."""
 
+import re
 import socket
 import time
 from dataclasses import replace
@@ -116,6 +117,55 @@ async def test_own_queries_beside_the_counters_and_a_wrong_one_breaks_nothing(ki
     assert ("bad", "") not in reading.values
     assert reading.values["one", ""] == 7
     assert reading.samples["api-2-0"].requests == 10
+
+
+@pytest.mark.parametrize(
+    ("guilty", "words"),
+    [
+        (
+            replace(API, source=replace(API.source, ignore=(("path", "(?!x)"),))),
+            r"http_requests_total.*\(\?!",
+        ),
+        (replace(API, source=replace(API.source, requests="http.requests")), r"http\.requests.*parse error"),
+        (replace(API, source=replace(API.source, latency="lat.ms")), r"lat\.ms_bucket.*parse error"),
+    ],
+    ids=["pattern", "counter", "histogram"],
+)
+async def test_a_service_that_prometheus_refuses_takes_no_others_data_away(
+    kit: Kit, guilty: MetricQuery, words: str
+) -> None:
+    kit.exporters["api-2-0"].text = requests(10)
+    await kit.until(API, lambda r: "api-2-0" in r.samples)
+    wrong = replace(guilty, service="guilty")
+    for _ in range(2):
+        found = await kit.prometheus.read([replace(API, service="before"), wrong, API])
+        assert (found["api"].error, found["before"].error) == ("", "")
+        assert found["api"].samples["api-2-0"].requests == 10
+        assert re.search(words, found["guilty"].error)
+
+
+async def test_a_query_that_fails_as_it_runs_or_answers_a_histogram_is_its_gates_trouble(kit: Kit) -> None:
+    kit.exporters["api-1-0"].text = requests(10)
+    await kit.until(API, lambda r: "api-1-0" in r.samples)
+    two = '(label_replace(vector(1), "a", "1", "", "") or label_replace(vector(1), "a", "2", "", ""))'
+    queries = (("many", f"{two} * on () {two}"), ("scalar", "scalar(up)"), ("one", "vector(1)"))
+    wrong = replace(API, service="guilty", queries=queries)
+    found = await kit.prometheus.read([API, wrong])
+    assert found["api"].samples["api-1-0"].requests == 10
+    assert found["guilty"].error == ""
+    assert found["guilty"].values == {("one", ""): 1}
+    assert set(found["guilty"].refused) == {"many", "scalar"}
+    assert "many-to-many" in found["guilty"].refused["many"]
+
+
+async def test_why_an_instance_is_not_scraped_is_told_in_prometheus_words(kit: Kit) -> None:
+    wanted = replace(API, instances=("api-2-0", "api-2-1"))
+    kit.exporters["api-2-0"].up = False
+    reading = await kit.until(wanted, lambda r: bool(r.unread.get("api-2-0")))
+    assert re.fullmatch(
+        r"server returned HTTP status 500 .* \(http://127.0.0.1:\d+/metrics\)", reading.unread["api-2-0"]
+    )
+    assert reading.unread["api-2-1"] == ""
 
 
 async def test_many_services_are_one_query(kit: Kit) -> None:
