@@ -105,7 +105,9 @@ class Daemon:
 
                 doors = self._doors(redis)
                 await doors.open()
-                lease = Lease(redis, self._keys, settings.state_dir, settings.redis.lease_ttl, floor=floor)
+                lease = Lease(
+                    redis.apart(), self._keys, settings.state_dir, settings.redis.lease_ttl, floor=floor
+                )
                 self._unready = "standby: another daemon may hold the lease"
                 try:
                     async with beside(doors.works()):
@@ -230,7 +232,7 @@ class Daemon:
     def _stream(self, redis: Client, store: RedisStore, dispatcher: Dispatcher) -> RequestStream:
         """Where requests come from."""
         return RequestStream(
-            redis,
+            redis.apart(),
             self._keys.requests,
             self._keys.group,
             store,

@@ -1,6 +1,7 @@
 """`ports.Store`: the fake and Redis pass one suite."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from orchestrator.rollout.model import ServiceState
 from orchestrator.store.codec import dump_event
 from orchestrator.store.keys import Keys
 from orchestrator.store.lease import Lease
-from orchestrator.store.redis_store import RedisStore, connect
+from orchestrator.store.redis_store import CONNECTIONS, RedisStore, connect
 from orchestrator.store.server import PrivateRedis, check_settings
 from tests.builders import submit
 from tests.contract.fakes import FakeStore
@@ -318,6 +319,70 @@ async def test_a_lease_is_fresh_for_half_its_time(private_kit: Any, tmp_path: Pa
     await asyncio.sleep(0.25)
     assert not lease.fresh()
     await lease.release()
+
+
+async def test_hundreds_of_conductors_wait_for_a_connection_and_none_fails(private: PrivateRedis) -> None:
+    redis = connect(private.url)
+    store = RedisStore(redis, Keys("t"), 1)
+    found = await asyncio.gather(*(store.load(f"s{n}") for n in range(400)))
+    assert [state.service for state, _ in found] == [f"s{n}" for n in range(400)]
+    assert len(await redis.client_list()) <= CONNECTIONS
+    await redis.aclose()
+
+
+async def test_who_finds_no_connection_in_time_is_told(private: PrivateRedis) -> None:
+    redis = connect(private.url, timeout=0.2, connections=1)
+    held = await redis.connection_pool.get_connection()
+    with pytest.raises(Fault, match="Redis: No connection available"):
+        await RedisStore(redis, Keys("t")).load("api")
+    await redis.connection_pool.release(held)
+    assert (await RedisStore(redis, Keys("t")).load("api"))[1] == 0
+    await redis.aclose()
+
+
+async def test_the_lease_is_renewed_while_hundreds_of_conductors_load(
+    private: PrivateRedis, tmp_path: Path
+) -> None:
+    redis = connect(private.url)
+    store = RedisStore(redis, Keys("t"), 1)
+    blocked = [redis.xread({"t:none": "$"}, block=4_000) for _ in range(CONNECTIONS)]  # not one is left
+    reading = [asyncio.create_task(b, name="reader") for b in blocked]
+    lease = Lease(redis.apart(), Keys("t"), tmp_path, ttl=1.5)
+    await lease.acquire()
+    keeping = asyncio.create_task(lease.keep(lambda: None), name="keep")
+    loads = [asyncio.create_task(store.load(f"s{n}"), name="load") for n in range(400)]
+    for _ in range(15):
+        await asyncio.sleep(0.2)
+        assert lease.fresh()
+    assert not any(load.done() for load in loads)
+    for task in (keeping, *reading):
+        task.cancel()
+    await asyncio.gather(keeping, *reading, return_exceptions=True)
+    assert len(await asyncio.gather(*loads)) == 400
+    await lease.release()
+    await redis.aclose()
+
+
+async def test_calls_that_are_cancelled_end_and_leave_their_connections_to_others(
+    private: PrivateRedis,
+) -> None:
+    redis = connect(private.url, timeout=2.0, connections=4)
+    store = RedisStore(redis, Keys("t"))
+
+    async def load_for_ever() -> None:
+        while True:
+            await store.load("api")
+
+    chance = random.Random(7)
+    for _ in range(60):
+        tasks = [asyncio.create_task(load_for_ever(), name="load") for _ in range(12)]
+        await asyncio.sleep(chance.uniform(0, 0.01))
+        for task in tasks:
+            task.cancel()
+        async with asyncio.timeout(2.0):
+            await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.gather(*(store.load(f"s{n}") for n in range(40)))
+    await redis.aclose()
 
 
 async def test_a_key_is_for_one_request(private_kit: Any) -> None:
