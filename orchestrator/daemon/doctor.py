@@ -113,7 +113,15 @@ async def _redis(config: Config) -> list[Check]:
         await redis.aclose()
     if not problems:
         return [Check("redis", True, "keeps what it acknowledges")]
-    return [Check("redis", section.durability == "relaxed", p, p.rpartition(": ")[2]) for p in problems]
+    return [
+        Check(
+            "redis",
+            section.durability == "relaxed",
+            problem,
+            f"{problem.rpartition(': ')[2]}, or set redis/durability to relaxed",
+        )
+        for problem in problems
+    ]
 
 
 def _which(program: str) -> bool:

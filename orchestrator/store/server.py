@@ -7,7 +7,7 @@ from pathlib import Path
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from orchestrator.ports.faults import Fault
 from orchestrator.store.redis_store import connect
@@ -116,15 +116,40 @@ class PrivateRedis:
 async def check_settings(redis: Redis) -> list[str]:
     """What a given server would have to change to keep what it acknowledges; empty when it does.
 
+    Where CONFIG is not allowed, as on managed servers, INFO tells what it can; the rest can't be checked.
+
     Raises:
         Fault: It does not answer.
     """
-    problems = []
+    problems, unknown, why = [], [], ""
     try:
         for name, wanted in REQUIRED.items():
-            found = dict(await redis.config_get(name)).get(name)
-            if found != wanted:
-                problems.append(f"{name} is {found!r}: run CONFIG SET {name} {wanted} and CONFIG REWRITE")
+            try:
+                found = dict(await redis.config_get(name)).get(name)
+                mend = f"run CONFIG SET {name} {wanted} and CONFIG REWRITE"
+            except ResponseError as error:
+                why = str(error)
+                found, mend = await _from_info(redis, name), "set it where the server is managed"
+            if found is None:
+                unknown.append(name)
+            elif found != wanted:
+                problems.append(f"{name} is {found!r}, not {wanted!r}: {mend}")
     except RedisError as error:
         raise Fault(f"Redis: {error}") from error
+    if unknown:
+        problems.append(
+            f"{', '.join(unknown)} can't be checked, because CONFIG is not allowed ({why})"
+            ": allow CONFIG GET to the daemon's user"
+        )
     return problems
+
+
+async def _from_info(redis: Redis, name: str) -> str | None:
+    """A setting as INFO shows it; None when it does not."""
+    try:
+        info = await redis.info("everything")
+    except ResponseError:
+        return None
+    if name == "appendonly" and "aof_enabled" in info:
+        return "yes" if info["aof_enabled"] else "no"
+    return info.get("maxmemory_policy") if name == "maxmemory-policy" else None

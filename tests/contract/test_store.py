@@ -1,13 +1,22 @@
 """`ports.Store`: the fake and Redis pass one suite."""
 
 import asyncio
+import contextlib
+import io
 import random
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import RedisError
 
+from orchestrator.daemon.config import Config
+from orchestrator.daemon.doctor import _redis
+from orchestrator.daemon.serve import Daemon
+from orchestrator.daemon.settings import RedisSection, Settings
+from orchestrator.observability.logs import LineWriter
 from orchestrator.ports.faults import Conflict, Fault, Stale
 from orchestrator.rollout.command import handle
 from orchestrator.rollout.events import EdgeDrifted, RequestRefused
@@ -15,7 +24,7 @@ from orchestrator.rollout.model import ServiceState
 from orchestrator.store.codec import dump_event
 from orchestrator.store.keys import Keys
 from orchestrator.store.lease import Lease
-from orchestrator.store.redis_store import CONNECTIONS, RedisStore, connect
+from orchestrator.store.redis_store import CONNECTIONS, Client, RedisStore, connect
 from orchestrator.store.server import PrivateRedis, check_settings
 from tests.builders import submit
 from tests.contract.fakes import FakeStore
@@ -216,6 +225,77 @@ async def test_settings_that_lose_writes_are_named(private_kit: Any) -> None:
     assert "CONFIG SET maxmemory-policy noeviction" in problem
 
 
+@contextlib.asynccontextmanager
+async def managed(folder: Path, *settings: str) -> AsyncIterator[Client]:
+    """A server as providers rent it out."""
+    socket = folder / "managed.sock"
+    program = shutil.which("redis-server")
+    assert program is not None
+    keeps = ["appendonly yes", "appendfsync always", "maxmemory-policy noeviction"]
+    where = ["port 0", f"unixsocket {socket}", f"dir {folder}", 'save ""']
+    (folder / "managed.conf").write_text("\n".join([*where, *keeps, *settings]))
+    process = await asyncio.create_subprocess_exec(
+        program, str(folder / "managed.conf"), stdout=asyncio.subprocess.DEVNULL
+    )
+    redis = connect(f"unix://{socket}")
+    try:
+        async with asyncio.timeout(10):
+            while True:
+                with contextlib.suppress(RedisError):
+                    await redis.ping()
+                    break
+                await asyncio.sleep(0.05)
+        yield redis
+    finally:
+        await redis.aclose()
+        process.terminate()
+        await process.wait()
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (['rename-command CONFIG ""'], "unknown command 'CONFIG'"),
+        (["user default on nopass ~* &* +@all -config"], "no permissions to run the 'config"),
+    ],
+)
+async def test_a_server_that_does_not_allow_config_is_asked_by_info_and_the_rest_is_named(
+    tmp_path: Path, settings: list[str], why: str
+) -> None:
+    async with managed(tmp_path, *settings) as redis:
+        (problem,) = await check_settings(redis)
+        assert problem.startswith("appendfsync can't be checked, because CONFIG is not allowed")
+        assert why in problem
+        assert problem.endswith(": allow CONFIG GET to the daemon's user")
+    async with managed(tmp_path, *settings, "appendonly no") as redis:
+        wrong, _ = await check_settings(redis)
+        assert wrong == "appendonly is 'no', not 'yes': set it where the server is managed"
+
+
+async def test_a_server_that_allows_neither_config_nor_info_is_no_fault(tmp_path: Path) -> None:
+    async with managed(tmp_path, "user default on nopass ~* &* +@all -config -info") as redis:
+        (problem,) = await check_settings(redis)
+        assert problem.startswith("appendonly, appendfsync, maxmemory-policy can't be checked")
+
+
+@pytest.mark.parametrize("durability", ["strict", "relaxed"])
+async def test_strict_refuses_what_cannot_be_checked_and_relaxed_starts(
+    tmp_path: Path, durability: Any
+) -> None:
+    redis_section = RedisSection(url=f"unix://{tmp_path}/managed.sock", durability=durability)
+    config = Config(tmp_path, Settings(redis=redis_section), {})
+    async with managed(tmp_path, 'rename-command CONFIG ""') as redis:
+        daemon = Daemon(config, LineWriter(io.StringIO()))
+        if durability == "strict":
+            with pytest.raises(Fault, match=r"appendfsync can't be checked.*relaxed"):
+                await daemon._check_redis(redis)
+        else:
+            await daemon._check_redis(redis)
+        (check,) = await _redis(config)
+        assert check.ok == (durability == "relaxed")
+        assert check.mend == "allow CONFIG GET to the daemon's user, or set redis/durability to relaxed"
+
+
 async def test_the_token_of_the_lease_grows_and_a_dead_holder_is_not_waited_for(
     private_kit: Any, tmp_path: Path
 ) -> None:
@@ -332,7 +412,7 @@ async def test_hundreds_of_conductors_wait_for_a_connection_and_none_fails(priva
 
 async def test_who_finds_no_connection_in_time_is_told(private: PrivateRedis) -> None:
     redis = connect(private.url, timeout=0.2, connections=1)
-    held = await redis.connection_pool.get_connection()
+    held = await redis.connection_pool.get_connection()  # type: ignore[no-untyped-call]
     with pytest.raises(Fault, match="Redis: No connection available"):
         await RedisStore(redis, Keys("t")).load("api")
     await redis.connection_pool.release(held)
@@ -345,8 +425,11 @@ async def test_the_lease_is_renewed_while_hundreds_of_conductors_load(
 ) -> None:
     redis = connect(private.url)
     store = RedisStore(redis, Keys("t"), 1)
-    blocked = [redis.xread({"t:none": "$"}, block=4_000) for _ in range(CONNECTIONS)]  # not one is left
-    reading = [asyncio.create_task(b, name="reader") for b in blocked]
+
+    async def read() -> None:
+        await redis.xread({"t:none": "$"}, block=4_000)
+
+    reading = [asyncio.create_task(read(), name="reader") for _ in range(CONNECTIONS)]  # not one is left
     lease = Lease(redis.apart(), Keys("t"), tmp_path, ttl=1.5)
     await lease.acquire()
     keeping = asyncio.create_task(lease.keep(lambda: None), name="keep")
