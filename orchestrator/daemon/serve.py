@@ -46,7 +46,7 @@ from orchestrator.store.board import RedisBoard
 from orchestrator.store.keys import Keys
 from orchestrator.store.lease import Lease
 from orchestrator.store.redis_store import Client, ReadingStore, RedisStore, connect
-from orchestrator.store.server import PrivateRedis, check_settings
+from orchestrator.store.server import PrivateRedis, check_settings, disk_full, free_bytes
 from orchestrator.store.tokens import RedisTokens
 from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.fleet import Fleet
@@ -58,6 +58,9 @@ log = structlog.get_logger()
 STOP_DEADLINE = 15.0
 """Seconds for an orderly stop; then the process leaves whatever still hangs."""
 
+
+DISKS_EVERY = 5.0
+"""Seconds between looks at what the disks have left."""
 
 CERTIFICATES_EVERY = 60.0
 """Seconds between looks at the certificates that nginx shows."""
@@ -73,6 +76,7 @@ class Daemon:
         self._clock = SystemClock()
         self._metrics = DaemonMetrics()
         self._unready = "starting"
+        self._full = ""
         self._token = 0
         self._targets: dict[str, list[Target]] = {}
         self._docker = DockerClient(settings.docker.url)
@@ -89,7 +93,7 @@ class Daemon:
         """
         settings = self.config.settings
         host, _, port = settings.http.listen.rpartition(":")
-        views = Views(self._metrics, self._target_document, self._instance, lambda: self._unready)
+        views = Views(self._metrics, self._target_document, self._instance, self._why_unready)
         runner = await listen(application(views), host, int(port))
         heartbeat = asyncio.create_task(systemd.heartbeat(), name="heartbeat")
         systemd.notify("READY=1\nSTATUS=waiting for the lease")  # a standby is a healthy service too
@@ -194,6 +198,7 @@ class Daemon:
                 forever("docker events", lambda: dispatcher.listen(docker_events))
                 forever("stall", lambda: stall.watch(self._metrics.stall.set))
                 forever("counts", lambda: self._count(store))
+                forever("disks", self._watch_disks)
                 forever("certificates", self._watch_certificates)
                 afterwards = Afterwards(runner, store, self._hooks)
                 for reader in (afterwards, *readers(settings, store, store)):
@@ -317,6 +322,24 @@ class Daemon:
         addresses = {t.labels["instance"]: t.address for t in self._all_targets() if t.at_edge}
         self._requests.forget(set(addresses.values()))
         return seen_by_nginx(self._requests.counts(name, addresses[name]))
+
+    def _why_unready(self) -> str:
+        return "; ".join(filter(None, (self._full, self._unready)))
+
+    async def _watch_disks(self) -> None:
+        """Tell when a disk that the daemon writes to is full: nothing can be committed then."""
+        settings = self.config.settings
+        while True:
+            full = []
+            for path in (settings.state_dir, settings.nginx.directory):
+                full.append(await asyncio.to_thread(disk_full, path))
+                with contextlib.suppress(OSError):
+                    self._metrics.disk.labels(str(path)).set(await asyncio.to_thread(free_bytes, path))
+            found = "; ".join(filter(None, full))
+            if bool(found) != bool(self._full):
+                log.error("disk_full", reason=found) if found else log.info("disk_has_room")
+            self._full = found
+            await asyncio.sleep(DISKS_EVERY)
 
     async def _watch_certificates(self) -> None:
         """Tell when those end that nginx shows at generated `server` blocks."""
