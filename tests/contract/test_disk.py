@@ -6,6 +6,7 @@ import io
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -71,7 +72,8 @@ async def test_a_private_server_that_ends_on_a_full_disk_says_so_and_comes_back(
                 await store.push({"a": "again"})
                 break
             await asyncio.sleep(0.1)
-    kept = [fields["a"] for _, fields in await redis.xrange("t:requests")]
+    found: Any = await redis.xrange("t:requests")
+    kept = [fields["a"] for _, fields in found]
     assert (kept[0], kept[-1]) == ("kept", "again")
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
