@@ -97,6 +97,7 @@ class Conductor:
         self._state = ServiceState(service=plan.service)
         self._version = 0
         self._loaded = False
+        self._looked = False
 
     def wake(self) -> None:
         """Something has happened: look now."""
@@ -152,11 +153,12 @@ class Conductor:
             raise self._jobs.fatal
         if not self._loaded:
             await self._load()
-        told = bool(self._version) and await self._obey()
+        told = bool(self._version) and self._looked and await self._obey()
         seen = await self._look()
-        if not self._version:  # nothing is committed: what runs may have to be taken up before commands
-            if not seen.runtime_ok:
+        if not self._version or not self._looked:  # the store may know less than what runs: that comes first
+            if not self._version and not seen.runtime_ok:
                 return False
+            self._looked = True
             await self._decide(seen)
             told = await self._obey()
         told |= await self._decide(seen)
