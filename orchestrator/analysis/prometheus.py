@@ -42,6 +42,10 @@ REFUSED = frozenset({400, 413, 414, 422, 431})
 """Answers that say something of the query: it is wrong, too long, or can't be carried out."""
 
 
+ODD = (LookupError, TypeError, ValueError, AttributeError)
+"""What an answer that is not as documented raises."""
+
+
 class QueryRefused(Fault):
     """Prometheus says that the query is wrong."""
 
@@ -79,7 +83,7 @@ class Prometheus:
         )
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="prometheus")
         self._refused: dict[str, tuple[float, str]] = {}
-        self._targets: tuple[float, Mapping[tuple[str, str], str]] = (0.0, {})
+        self._targets: tuple[float, Mapping[tuple[str, str], str] | None] = (0.0, None)
 
     async def ask(self, expression: str) -> Rows:
         """One instant query.
@@ -112,7 +116,7 @@ class Prometheus:
                 return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         except (TimeoutError, ReadTimeout) as error:
             raise QuerySlow(f"no answer within {limit:g} s") from error
-        except (RequestException, PrometheusApiClientException, LookupError, TypeError, ValueError) as error:
+        except (RequestException, PrometheusApiClientException, *ODD) as error:
             raise Fault(_words(error)) from error
 
     async def read(self, queries: Sequence[MetricQuery]) -> Mapping[str, Reading]:
@@ -207,7 +211,7 @@ class Prometheus:
         }
         if not any(missing.values()):
             return found
-        errors = await self.target_errors()
+        errors = await self.target_errors() or {}
         return {
             service: replace(
                 reading, unread={name: errors.get((service, name), "") for name in missing.get(service, ())}
@@ -215,10 +219,10 @@ class Prometheus:
             for service, reading in found.items()
         }
 
-    async def target_errors(self) -> Mapping[tuple[str, str], str]:
-        """(service, instance) to why Prometheus can't scrape it, of those that it tries and can't.
+    async def target_errors(self) -> Mapping[tuple[str, str], str] | None:
+        """(service, instance) of the targets that Prometheus has, to why it can't scrape it; '' where it can.
 
-        The list may be some seconds old. It is empty where Prometheus does not give one.
+        The list may be some seconds old; None where Prometheus does not give one, or a huge one.
         """
         at, known = self._targets
         now = asyncio.get_running_loop().time()
@@ -227,11 +231,11 @@ class Prometheus:
         try:
             known = await self._run(self._look_at_targets, self._timeout)
         except Fault:
-            known = {}
+            known = None
         self._targets = (now + TARGETS_EVERY, known)
         return known
 
-    def _look_at_targets(self) -> Mapping[tuple[str, str], str]:
+    def _look_at_targets(self) -> Mapping[tuple[str, str], str] | None:
         with self._session.get(
             f"{self._url}/api/v1/targets",
             params={"state": "active"},
@@ -243,12 +247,13 @@ class Prometheus:
             for chunk in answer.iter_content(64 * 1024):
                 text += chunk
                 if len(text) > TARGETS_MOST:
-                    return {}
-        return {
-            (labels.get("service", ""), labels.get("instance", "")): f"{why} ({target['scrapeUrl']})"
-            for target in json.loads(text)["data"]["activeTargets"]
-            if (labels := target["labels"]) and (why := target["lastError"])
-        }
+                    return None
+        found: dict[tuple[str, str], str] = {}
+        for target in json.loads(text)["data"]["activeTargets"]:
+            labels, why = target["labels"], target["lastError"]
+            name = (labels.get("service", ""), labels.get("instance", ""))
+            found[name] = f"{why} ({target['scrapeUrl']})" if why else found.get(name, "")
+        return found
 
     def close(self) -> None:
         """Stop asking; a query that hangs is not waited for."""
@@ -266,7 +271,7 @@ def _refuse(answer: requests.Response, *_: object, **__: object) -> None:
     try:
         body = answer.json()
         kind, words = str(body["errorType"]), str(body["error"])
-    except (LookupError, TypeError, ValueError):
+    except ODD:
         kind, words = "", f"HTTP status {answer.status_code}: {answer.text[:200]}"
     words = re.sub(r'^(invalid parameter "query": )?(\d+:\d+: )?', "", words)[:500]
     if answer.status_code in REFUSED:

@@ -62,6 +62,9 @@ STOP_DEADLINE = 15.0
 DISKS_EVERY = 5.0
 """Seconds between looks at what the disks have left."""
 
+SCRAPES_EVERY = 30.0
+"""Seconds between looks at what Prometheus scrapes; what it has not scraped at two of them is told."""
+
 CERTIFICATES_EVERY = 60.0
 """Seconds between looks at the certificates that nginx shows."""
 
@@ -200,6 +203,7 @@ class Daemon:
                 forever("counts", lambda: self._count(store))
                 forever("disks", self._watch_disks)
                 forever("certificates", self._watch_certificates)
+                forever("scrapes", self._watch_scrapes)
                 afterwards = Afterwards(runner, store, self._hooks)
                 for reader in (afterwards, *readers(settings, store, store)):
                     forever(f"notify {reader.name}", Postman(reader, store, store, self._clock).run)
@@ -340,6 +344,33 @@ class Daemon:
                 log.error("disk_full", reason=found) if found else log.info("disk_has_room")
             self._full = found
             await asyncio.sleep(DISKS_EVERY)
+
+    async def _watch_scrapes(self) -> None:
+        """Tell once which instances Prometheus does not scrape, before a release has to wait for it.
+
+        A service's first release is judged by nobody, so nothing else would say so.
+        """
+        told: dict[tuple[str, str], str] = {}
+        before: dict[tuple[str, str], str] = {}
+        while True:
+            await asyncio.sleep(SCRAPES_EVERY)
+            gated = {name for name, file in self.config.services.items() if file.gates}
+            wanted = [(t.labels["service"], t.labels["instance"]) for t in self._all_targets()]
+            known = await self._prometheus.target_errors() if gated else None
+            if known is None:
+                continue
+            found = {
+                target: known.get(target, "it is not among Prometheus' targets (does it read /targets?)")
+                for target in wanted
+                if target[0] in gated
+            }
+            unread = {target: why for target, why in found.items() if why}
+            for target, why in unread.items():
+                if target in before and target not in told:
+                    log.warning("instance_not_scraped", service=target[0], instance=target[1], reason=why)
+                    told[target] = why
+            told = {target: why for target, why in told.items() if target in unread}
+            before = unread
 
     async def _watch_certificates(self) -> None:
         """Tell when those end that nginx shows at generated `server` blocks."""

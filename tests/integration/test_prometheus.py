@@ -166,6 +166,9 @@ async def test_why_an_instance_is_not_scraped_is_told_in_prometheus_words(kit: K
         r"server returned HTTP status 500 .* \(http://127.0.0.1:\d+/metrics\)", reading.unread["api-2-0"]
     )
     assert reading.unread["api-2-1"] == ""
+    targets = await kit.prometheus.target_errors() or {}
+    assert (targets["api", "api-1-0"], bool(targets["api", "api-2-0"])) == ("", True)
+    assert ("api", "api-2-1") not in targets
 
 
 async def test_many_services_are_one_query(kit: Kit) -> None:

@@ -1,19 +1,27 @@
 """One service's trouble with Prometheus is its own: a double that refuses what a test calls bad."""
 
+import asyncio
+import io
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from orchestrator.analysis.presets import PRESETS
 from orchestrator.analysis.prometheus import AGAIN, Prometheus, QueryRefused, QuerySlow
 from orchestrator.analysis.query import STAT
+from orchestrator.daemon import serve
 from orchestrator.daemon.clock import SystemClock
+from orchestrator.daemon.config import load
+from orchestrator.daemon.serve import Daemon
+from orchestrator.observability.logs import LineWriter
 from orchestrator.ports.faults import Fault
-from orchestrator.ports.metrics import MetricQuery
+from orchestrator.ports.metrics import MetricQuery, Target
 from orchestrator.rollout.observation import Reading
 
 SOURCE = PRESETS["client_golang"]
@@ -156,3 +164,41 @@ async def test_slow_counters_are_no_answer_for_their_services() -> None:
     assert {r.error for r in found.values()} == {"no answer within 1 s"}
     found = await prometheus.read([query("a")])
     assert found["a"].error == "no answer within 1 s"
+
+
+async def test_instances_that_prometheus_does_not_scrape_are_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "services").mkdir()
+    (tmp_path / "orchestrator.yaml").write_text("prometheus: {url: http://127.0.0.1:1}")
+    for name, gates in (("api", "[{metric: error_rate, max: 1%}]"), ("web", "[]")):
+        (tmp_path / "services" / f"{name}.yaml").write_text(
+            f"{{service: {name}, images: [repo/{name}], container: {{port: 8080}}, gates: {gates}}}"
+        )
+    daemon = Daemon(load(tmp_path / "orchestrator.yaml"), LineWriter(io.StringIO()))
+    for name in ("api", "web"):
+        labels = [{"service": name, "instance": f"{name}-1-{n}"} for n in range(3)]
+        daemon._targets[name] = [
+            Target(address=f"10.0.0.{n}:1", labels=found) for n, found in enumerate(labels)
+        ]
+    scraped = {("api", "api-1-0"): "", ("api", "api-1-1"): "HTTP status 404 (http://10.0.0.1:1/metrics)"}
+    looks: list[int] = []
+
+    async def target_errors() -> dict[tuple[str, str], str] | None:
+        looks.append(1)
+        return None if len(looks) % 3 == 0 else scraped  # now and then Prometheus gives no list
+
+    monkeypatch.setattr(daemon._prometheus, "target_errors", target_errors)
+    monkeypatch.setattr(serve, "SCRAPES_EVERY", 0.001)
+    with capture_logs() as logs:
+        watching = asyncio.create_task(daemon._watch_scrapes(), name="scrapes")
+        async with asyncio.timeout(5):
+            while len(looks) < 8:
+                await asyncio.sleep(0.001)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    told = {line["instance"]: line["reason"] for line in logs if line["event"] == "instance_not_scraped"}
+    assert told["api-1-1"] == "HTTP status 404 (http://10.0.0.1:1/metrics)"
+    assert "not among Prometheus' targets" in told["api-1-2"]
+    assert told.keys() == {"api-1-1", "api-1-2"}
+    assert len(logs) == 2
