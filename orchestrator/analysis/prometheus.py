@@ -93,9 +93,14 @@ class Prometheus:
             QuerySlow: Prometheus took longer than the timeout.
             Fault: Prometheus is away.
         """
-        return await self._run(
-            lambda: self._connection.custom_query(expression, timeout=self._timeout), self._timeout
-        )
+
+        def work() -> Rows:
+            found = self._connection.custom_query(expression, timeout=self._timeout)
+            if not isinstance(found, list):
+                raise TypeError(f"unexpected answer: {str(found)[:200]}")
+            return found
+
+        return await self._run(work, self._timeout)
 
     async def range(self, expression: str, start: float, end: float, step: float) -> Rows:
         """A query over a time, in seconds since the epoch; Prometheus answers 11,000 points a series at most.

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from aiohttp import web
 
 from examples.playground.stack import free_port
 from orchestrator.analysis.presets import PRESETS
@@ -202,6 +203,49 @@ async def test_prometheus_that_is_away_or_hangs_is_an_error_in_time() -> None:
             await prometheus.ask("up")
         prometheus.close()
     silent.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (200, "<html>sign in</html>", "Expecting value"),
+        (200, '{"status": "success"}', "data"),
+        (200, '{"data": {"result": null}}', "unexpected answer: None"),
+        (200, '{"data": {"result": {"a": 1}}}', "unexpected answer: "),
+        (200, "[]", "list indices"),
+        (200, '{"data": {"result": [1, "x", null, {"metric": 7}, {"metric": {"service": []}}]}}', ""),
+        (
+            400,
+            '{"status": "error", "errorType": "bad_data", "error": "1:7: parse error: x"}',
+            "parse error: x",
+        ),
+        (400, "{}", "HTTP status 400"),
+        (401, "no", "^HTTP status 401: no$"),
+        (503, '{"status": "error", "errorType": "timeout", "error": "query timed out"}', "^query timed out$"),
+        (502, "<html>bad gateway</html>", "^HTTP status 502"),
+    ],
+)
+async def test_whatever_answers_in_place_of_prometheus_is_a_reading(
+    status: int, body: str, words: str
+) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=body, status=status, content_type="application/json")
+
+    app = web.Application()
+    app.router.add_route("*", "/{rest:.*}", answer)
+    runner, port = web.AppRunner(app), free_port()
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    prometheus = Prometheus(f"http://127.0.0.1:{port}", SystemClock(), timeout=2.0)
+    wanted = replace(API, queries=(("one", "vector(1)"),), instances=("api-1-0",))
+    found = await prometheus.read([wanted, replace(API, service="web")])
+    for reading in found.values():
+        assert bool(reading.error) == bool(words)
+        assert re.search(words, reading.error)
+        assert not reading.samples
+    assert await prometheus.target_errors() is None
+    prometheus.close()
+    await runner.cleanup()
 
 
 async def test_what_is_wrong_is_told_without_its_layers() -> None:
