@@ -18,7 +18,7 @@ from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import mentions_lua
 from orchestrator.runtime.client import DockerClient
 from orchestrator.store.redis_store import connect
-from orchestrator.store.server import check_settings, private_socket
+from orchestrator.store.server import check_settings, disk_full, private_socket
 from orchestrator.traffic.process import run
 
 SECRET_FILES = frozenset(
@@ -59,6 +59,9 @@ async def _folders(config: Config) -> list[Check]:
         ok = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
         detail = f"{path} can be written" if ok else f"{path} can't be written by uid {os.getuid()}"
         checks.append(Check(name, ok, detail, f"mkdir -p {path} && chown {os.getuid()} {path}"))
+        full = disk_full(place) if ok else ""
+        if full:
+            checks.append(Check(f"{name} disk", False, full, "make room"))
     for name, service in config.services.items():
         container = service.container
         for source in [*(s.source for s in container.secrets), container.env_file]:
@@ -113,7 +116,15 @@ async def _redis(config: Config) -> list[Check]:
         await redis.aclose()
     if not problems:
         return [Check("redis", True, "keeps what it acknowledges")]
-    return [Check("redis", section.durability == "relaxed", p, p.rpartition(": ")[2]) for p in problems]
+    return [
+        Check(
+            "redis",
+            section.durability == "relaxed",
+            problem,
+            f"{problem.rpartition(': ')[2]}, or set redis/durability to relaxed",
+        )
+        for problem in problems
+    ]
 
 
 def _which(program: str) -> bool:

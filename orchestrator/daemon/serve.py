@@ -46,7 +46,7 @@ from orchestrator.store.board import RedisBoard
 from orchestrator.store.keys import Keys
 from orchestrator.store.lease import Lease
 from orchestrator.store.redis_store import Client, ReadingStore, RedisStore, connect
-from orchestrator.store.server import PrivateRedis, check_settings
+from orchestrator.store.server import PrivateRedis, check_settings, disk_full, free_bytes
 from orchestrator.store.tokens import RedisTokens
 from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.fleet import Fleet
@@ -58,6 +58,12 @@ log = structlog.get_logger()
 STOP_DEADLINE = 15.0
 """Seconds for an orderly stop; then the process leaves whatever still hangs."""
 
+
+DISKS_EVERY = 5.0
+"""Seconds between looks at what the disks have left."""
+
+SCRAPES_EVERY = 30.0
+"""Seconds between looks at what Prometheus scrapes; what it has not scraped at two of them is told."""
 
 CERTIFICATES_EVERY = 60.0
 """Seconds between looks at the certificates that nginx shows."""
@@ -73,6 +79,7 @@ class Daemon:
         self._clock = SystemClock()
         self._metrics = DaemonMetrics()
         self._unready = "starting"
+        self._full = ""
         self._token = 0
         self._targets: dict[str, list[Target]] = {}
         self._docker = DockerClient(settings.docker.url)
@@ -89,7 +96,7 @@ class Daemon:
         """
         settings = self.config.settings
         host, _, port = settings.http.listen.rpartition(":")
-        views = Views(self._metrics, self._target_document, self._instance, lambda: self._unready)
+        views = Views(self._metrics, self._target_document, self._instance, self._why_unready)
         runner = await listen(application(views), host, int(port))
         beat = courtesy("heartbeat", systemd.heartbeat, self._metrics.task_failed, longest_pause=1.0)
         heartbeat = asyncio.create_task(beat, name="heartbeat")
@@ -106,7 +113,9 @@ class Daemon:
 
                 doors = self._doors(redis)
                 await doors.open()
-                lease = Lease(redis, self._keys, settings.state_dir, settings.redis.lease_ttl, floor=floor)
+                lease = Lease(
+                    redis.apart(), self._keys, settings.state_dir, settings.redis.lease_ttl, floor=floor
+                )
                 self._unready = "standby: another daemon may hold the lease"
                 try:
                     async with beside(doors.works()):
@@ -197,7 +206,9 @@ class Daemon:
                 courteous("docker events", lambda: dispatcher.listen(docker_events))
                 courteous("stall", lambda: stall.watch(self._metrics.stall.set))
                 courteous("counts", lambda: self._count(store))
+                courteous("disks", self._watch_disks)
                 courteous("certificates", self._watch_certificates)
+                courteous("scrapes", self._watch_scrapes)
                 courteous("hooks", Afterwards(runner, store, store, self._hooks).run)
                 for reader in readers(settings, store, store):
                     dropped = self._metrics.notification_dropped
@@ -237,7 +248,7 @@ class Daemon:
     def _stream(self, redis: Client, store: RedisStore, dispatcher: Dispatcher) -> RequestStream:
         """Where requests come from."""
         return RequestStream(
-            redis,
+            redis.apart(),
             self._keys.requests,
             self._keys.group,
             store,
@@ -327,6 +338,51 @@ class Daemon:
         addresses = {t.labels["instance"]: t.address for t in self._all_targets() if t.at_edge}
         self._requests.forget(set(addresses.values()))
         return seen_by_nginx(self._requests.counts(name, addresses[name]))
+
+    def _why_unready(self) -> str:
+        return "; ".join(filter(None, (self._full, self._unready)))
+
+    async def _watch_disks(self) -> None:
+        """Tell when a disk that the daemon writes to is full: nothing can be committed then."""
+        settings = self.config.settings
+        while True:
+            full = []
+            for path in (settings.state_dir, settings.nginx.directory):
+                full.append(await asyncio.to_thread(disk_full, path))
+                with contextlib.suppress(OSError):
+                    self._metrics.disk.labels(str(path)).set(await asyncio.to_thread(free_bytes, path))
+            found = "; ".join(filter(None, full))
+            if bool(found) != bool(self._full):
+                log.error("disk_full", reason=found) if found else log.info("disk_has_room")
+            self._full = found
+            await asyncio.sleep(DISKS_EVERY)
+
+    async def _watch_scrapes(self) -> None:
+        """Tell once which instances Prometheus does not scrape, before a release has to wait for it.
+
+        A service's first release is judged by nobody, so nothing else would say so.
+        """
+        told: dict[tuple[str, str], str] = {}
+        before: dict[tuple[str, str], str] = {}
+        while True:
+            await asyncio.sleep(SCRAPES_EVERY)
+            gated = {name for name, file in self.config.services.items() if file.gates}
+            wanted = [(t.labels["service"], t.labels["instance"]) for t in self._all_targets()]
+            known = await self._prometheus.target_errors() if gated else None
+            if known is None:
+                continue
+            found = {
+                target: known.get(target, "it is not among Prometheus' targets (does it read /targets?)")
+                for target in wanted
+                if target[0] in gated
+            }
+            unread = {target: why for target, why in found.items() if why}
+            for target, why in unread.items():
+                if target in before and target not in told:
+                    log.warning("instance_not_scraped", service=target[0], instance=target[1], reason=why)
+                    told[target] = why
+            told = {target: why for target, why in told.items() if target in unread}
+            before = unread
 
     async def _watch_certificates(self) -> None:
         """Tell when those end that nginx shows at generated `server` blocks."""

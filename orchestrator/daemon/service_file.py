@@ -47,7 +47,11 @@ class ContainerSection(Section):
     env_file: AbsolutePath | None = None
     secrets: list[SecretSection] = Field([])
     command: list[str] = Field([], description="Replaces the image's own")
-    user: str = Field("65534:65534", pattern=r"^[0-9]+(:[0-9]+)?$")
+    user: str = Field(
+        "",
+        pattern=r"^([0-9]+(:[0-9]+)?)?$",
+        description="uid[:gid]; unset: the image's own user, or 65534:65534 where that is root",
+    )
     read_only: bool = True
     tmpfs: list[AbsolutePath] = Field([])
     memory: Size = Field(512 * 1024**2, ge=6 * 1024**2)

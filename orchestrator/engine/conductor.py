@@ -23,7 +23,7 @@ from orchestrator.rollout.command import HANDLED, Abort, Command, Pause, Rollbac
 from orchestrator.rollout.decide import decide, watch
 from orchestrator.rollout.desired import desired
 from orchestrator.rollout.events import Event, ServiceTroubled, StateRestored
-from orchestrator.rollout.model import Phase, Rollout, ServiceState
+from orchestrator.rollout.model import Phase, Rollout, ServiceState, instance_names
 from orchestrator.rollout.observation import Edge, Observation, Reading
 from orchestrator.rollout.policy import Policy
 
@@ -83,6 +83,7 @@ def measurements(plan: ServicePlan, rollout: Rollout) -> MetricQuery:
         queries=tuple((g.name, g.query) for g in policy.limits if g.metric == "query"),
         history=tuple((g.name, g.history) for g in policy.comparisons if g.history and g.name not in known),
         cpu=any(g.metric == "cpu" for g in policy.limits),
+        instances=instance_names(rollout.release),
     )
 
 
@@ -104,6 +105,7 @@ class Conductor:
         self._loaded = False
         self._bugs: list[str] = []
         self._unseen: dict[str, str] = {}
+        self._looked = False
 
     def wake(self) -> None:
         """Something has happened: look now."""
@@ -183,11 +185,12 @@ class Conductor:
             raise self._jobs.stale
         if not self._loaded:
             await self._load()
-        told = bool(self._version) and await self._obey()
+        told = bool(self._version) and self._looked and await self._obey()
         seen = await self._look()
-        if not self._version:  # nothing is committed: what runs may have to be taken up before commands
-            if not seen.runtime_ok:
+        if not self._version or not self._looked:  # the store may know less than what runs: that comes first
+            if not self._version and not seen.runtime_ok:
                 return False
+            self._looked = True
             await self._decide(seen)
             told = await self._obey()
         told |= await self._decide(seen)

@@ -72,6 +72,7 @@ class DaemonMetrics:
             **add,
         )
         self.store = Gauge("orchestrator_store_up", "1 while Redis answers", **add)
+        self.disk = Gauge("orchestrator_disk_free_bytes", "What can be written there", ["path"], **add)
         self.trimmed = Counter("orchestrator_requests_trimmed", "Requests removed before their time", **add)
         self.pending = Gauge("orchestrator_requests_pending", "Requests not carried out yet", **add)
         self.stall = Gauge("orchestrator_loop_stall_seconds", "Longest stall of the loop lately", **add)

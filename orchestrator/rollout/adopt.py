@@ -1,5 +1,8 @@
 """Going on from what runs where the store has lost what was committed, wholly or in part."""
 
+import re
+from dataclasses import replace
+
 from orchestrator.rollout.events import ServiceAdopted
 from orchestrator.rollout.model import FULL, Outcome, Phase, Release, Rollout, Route, ServiceState
 from orchestrator.rollout.observation import Observation, OnDisk
@@ -17,13 +20,14 @@ def adopt(turn: Turn, seen: Observation) -> None:
     committed, only who is stable is taken over; the route is made anew from that.
     """
     state, disk = turn.state, seen.edge.on_disk
-    blank = state == ServiceState(service=state.service)
+    blank = replace(state, at=0.0, released=0) == ServiceState(service=state.service)
+    if seen.runtime_ok or not blank:
+        turn.set(released=max(state.released, _given_out(state, seen)))
     ahead = seen.edge.floor > state.route.generation and seen.edge.local is None
     releases = {i.release: i.described for i in seen.instances if i.described is not None}
     if not seen.runtime_ok or not releases or not (blank or ahead):
         return
     disk = disk or OnDisk(route=Route(generation=seen.edge.floor))
-    turn.set(released=max(state.released, *(_number(r) for r in (*releases.values(), *_history(state)))))
     stable = max(releases.values(), key=lambda r: _trust(r, disk, seen))
     if not blank and stable == state.stable:
         return
@@ -53,12 +57,17 @@ def adopt(turn: Turn, seen: Observation) -> None:
     )
 
 
+def _given_out(state: ServiceState, seen: Observation) -> int:
+    """The highest number of an id that is known to be in use; a store that went back gives none out twice."""
+    disk = seen.edge.on_disk or OnDisk(route=Route())
+    ids = {i.release for i in seen.instances} | {s.release for s in disk.route.servers} | {disk.stable}
+    ids |= {e.release.id for e in state.history}
+    form = re.compile(rf"{re.escape(state.service)}-(\d{{1,9}})", re.ASCII)
+    return max((int(found[1]) for i in ids if (found := form.fullmatch(i))), default=0)
+
+
 def _number(release: Release) -> int:
     return int(release.id.rpartition("-")[2])
-
-
-def _history(state: ServiceState) -> list[Release]:
-    return [e.release for e in state.history]
 
 
 def _trust(release: Release, disk: OnDisk, seen: Observation) -> tuple[bool, bool, float, bool, int]:

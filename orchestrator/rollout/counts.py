@@ -137,7 +137,8 @@ def missing_data(reading: Reading | None, instances: Sequence[str], max_age: flo
     for name in instances:
         sample = reading.samples.get(name)
         if sample is None:
-            return f"{name} is not scraped or its target is down"
+            why = reading.unread.get(name, "")
+            return f"{name} is not scraped or its target is down" + (f": {why}" if why else "")
         if now - sample.at > max_age:
             return f"the last sample of {name} is {now - sample.at:.0f} s old"
     return ""

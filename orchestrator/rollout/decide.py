@@ -226,7 +226,14 @@ def _unscraped(turn: Turn, seen: Observation, names: tuple[str, ...]) -> str:
         return ""
     last = seen.readings[-1] if seen.readings else None
     missing = [n for n in names if last is None or n not in last.samples]
-    return f"Prometheus has not scraped {missing[0]} (does it read our http_sd_configs?)" if missing else ""
+    if not missing:
+        return ""
+    if last is not None and last.error:
+        return f"Prometheus: {last.error}"
+    why = last.unread.get(missing[0]) if last else None
+    if why:
+        return f"Prometheus cannot scrape {missing[0]}: {why}"
+    return f"Prometheus has not scraped {missing[0]} (does it read our http_sd_configs?)"
 
 
 def _death(instance: Instance) -> str:

@@ -113,6 +113,8 @@ def _measure(
     missing = missing_data(
         last, () if limit.metric == "query" else names, rollout.release.policy.sample_max_age, now
     )
+    if last is not None and not missing and limit.name in last.refused:
+        missing = f"Prometheus: {last.refused[limit.name]}"
     if missing or last is None:
         return Measured(missing=missing)
     since = max(now - limit.window, rollout.held_since if rollout.held_since is not None else now)
@@ -237,6 +239,10 @@ def _judged(
     found = verdicts(policy, evidences, weight / FULL, turn.state.confirmed)
     looks: Looks = []
     for rule in policy.comparisons:
+        if rule.name in last.refused:
+            why = f"Prometheus: {last.refused[rule.name]}"
+            looks.append(_unknown(rule, Result.NO_DATA, why, turn.state.confirmed))
+            continue
         if rule.name not in found:
             looks.append(_unknown(rule, *_why_unknown(turn, rule, last), turn.state.confirmed))
             continue

@@ -152,6 +152,8 @@ class Reading:
         samples: Per instance; an instance whose target is not up is absent.
         values: Results of `query` gates: (gate, release) to value; release is empty for a bare number.
         history: For comparisons with the past: gate to the share of bad requests in it.
+        refused: Gate to why its own query or counters have no answer.
+        unread: Instances that are not scraped, to why as Prometheus says it; empty when it does not say.
         error: Why there is no answer; empty when there is one.
     """
 
@@ -159,6 +161,8 @@ class Reading:
     samples: Mapping[str, Sample] = field(default_factory=dict)
     values: Mapping[tuple[str, str], float] = field(default_factory=dict)
     history: Mapping[str, float] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    unread: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import docker
 import structlog
-from docker.errors import APIError, ImageNotFound, NotFound
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container
 from docker.types import LogConfig, Mount
 
@@ -35,6 +35,9 @@ LOG_DELAY, LOG_LOOKS = 0.3, 4
 
 ENDED = frozenset({"exited", "restarting"})
 """States of a process that ran and ended; a container that is only created, or is being removed, did not."""
+
+NOBODY = "65534:65534"
+"""Who runs what says nothing, or root."""
 
 START_TRIES = 3
 CONFLICT = 409
@@ -113,7 +116,29 @@ class DockerRuntime:
             identity = identify(attrs["Config"]["Labels"] or {})
             if identity is not None:
                 found.append((identity, attrs))
-        return found
+        return self._told_apart(found)
+
+    def _told_apart(
+        self, found: list[tuple[Identity, dict[str, Any]]]
+    ) -> list[tuple[Identity, dict[str, Any]]]:
+        """One container an instance: what runs before what does not, then the one with the instance's name.
+
+        Any other, as somebody's copy or the corpse of a renamed one, is `instance@id`, which nobody wants.
+        """
+        best: dict[str, tuple[bool, bool, str]] = {}
+        for identity, attrs in found:
+            named = attrs["Name"] == f"/{self._container_name(identity.instance)}"
+            rank = (attrs["State"]["Running"], named, attrs["Id"])
+            best[identity.instance] = max(best.get(identity.instance, rank), rank)
+        return [
+            (
+                identity
+                if attrs["Id"] == best[identity.instance][2]
+                else replace(identity, instance=f"{identity.instance}@{attrs['Id'][:12]}"),
+                attrs,
+            )
+            for identity, attrs in found
+        ]
 
     async def cpu_seconds(self, service: str) -> dict[str, tuple[float, float]]:
         """See `ports.Usage`. The Engine takes up to a second to answer for each."""
@@ -121,7 +146,7 @@ class DockerRuntime:
 
         async def used(container: str) -> tuple[float, float]:
             stats = await self._docker.call(
-                lambda client: client.api.stats(container, stream=False, one_shot=True), slow=True
+                lambda client: client.api.stats(container, stream=False, one_shot=True), lane="usage"
             )
             at = datetime.fromisoformat(stats["read"][:26].rstrip("Z") + "Z")
             return at.timestamp(), stats["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9
@@ -182,35 +207,45 @@ class DockerRuntime:
     async def resolve(self, image: str) -> Image:
         """See `ports.Runtime`."""
 
-        def work(client: docker.DockerClient) -> Image:
-            found = None
-            if self._pull != "always":
-                try:
-                    found = client.images.get(image)
-                except ImageNotFound:
-                    found = None
-            if found is None:
-                try:
-                    self._pull_image(client, image)
-                    found = client.images.get(image)
-                except APIError as error:
-                    return Image(error=words(error))
+        def look(client: docker.DockerClient) -> Image | None:
+            try:
+                found = client.images.get(image)
+            except ImageNotFound:
+                return None
             repository = image.partition("@")[0]
             if ":" in repository.rpartition("/")[2]:
                 repository = repository.rpartition(":")[0]
             pinned = [d for d in found.attrs.get("RepoDigests") or [] if d.partition("@")[0] == repository]
             return Image(digest=pinned[0] if pinned else str(found.id))
 
-        return await self._docker.call(work, self._pull_deadline, slow=True)
+        def pull(client: docker.DockerClient) -> Image:
+            try:
+                self._pull_image(client, image)
+                return look(client) or Image(error=f"{image} was pulled and is gone again")
+            except APIError as error:
+                return Image(error=words(error))
+
+        found = None if self._pull == "always" else await self._docker.call(look)
+        return await self._docker.call(pull, self._pull_deadline, "pull") if found is None else found
 
     def _pull_image(self, client: docker.DockerClient, image: str) -> None:
-        """Pull with the credentials of Docker's own config file, and with the pull's own deadline."""
+        """Pull with the credentials of Docker's own config file, and with the pull's own deadline.
+
+        Raises:
+            APIError: The Engine, the registry or the helper for credentials refuses.
+        """
         puller = docker.APIClient(
             base_url=client.api.base_url if not client.api.base_url.startswith("http+docker") else None,
             timeout=int(self._pull_deadline),
         )
         try:
-            for line in puller.pull(image, stream=True, decode=True):
+            lines = puller.pull(image, stream=True, decode=True)
+        except APIError:
+            raise
+        except DockerException as error:  # of the helper that ~/.docker/config.json names
+            raise APIError(str(error)) from error
+        else:
+            for line in lines:
                 if "error" in line:
                     raise APIError(str(line["error"]))
         finally:
@@ -222,6 +257,8 @@ class DockerRuntime:
         def work(client: docker.DockerClient) -> None:
             self._fence.check(client, self._token())
             preferred = self._clear(client, wanted)
+            if preferred is None:
+                return
             for attempt in range(1, START_TRIES + 1):
                 with self._addresses:
                     container = self._create(client, wanted, preferred)
@@ -230,7 +267,7 @@ class DockerRuntime:
                 try:
                     container.start()
                 except APIError as error:
-                    container.remove(force=True)
+                    container.remove(force=True, v=True)
                     taken = "address already in use" in words(error).lower()
                     if not taken or attempt == START_TRIES:
                         raise
@@ -238,29 +275,46 @@ class DockerRuntime:
                 else:
                     return
 
-        await self._docker.call(work, 120.0, slow=True)
+        await self._docker.call(work, 120.0, "start")
 
-    def _clear(self, client: docker.DockerClient, wanted: Wanted) -> str:
-        """Remove a dead container of this name; returns the address that it had.
+    def _mine(self, client: docker.DockerClient, instance: str) -> list[Container]:
+        """Our containers of an instance, whatever they are called; the one with its own name comes first.
+
+        `instance@id` is one container alone, of which there should be none.
+        """
+        name, _, container = instance.partition("@")
+        filters: dict[str, Any] = {"label": [f"{OWNER}={self._owner}", f"{INSTANCE}={name}"]}
+        if container:
+            filters["id"] = container
+        found = client.containers.list(all=True, filters=filters, ignore_removed=True)
+        return sorted(found, key=lambda c: c.name != self._container_name(name))
+
+    def _clear(self, client: docker.DockerClient, wanted: Wanted) -> str | None:
+        """Remove dead containers of an instance; returns the address that it had, None when one runs.
 
         Raises:
-            Fault: The name belongs to somebody else's container.
+            Fault: Its name belongs to somebody else's container, or what runs is another release.
         """
-        try:
-            found = client.containers.get(self._container_name(wanted.name))
-        except NotFound:
-            return ""
-        mine = found.labels.get(OWNER) == self._owner and found.labels.get(INSTANCE) == wanted.name
-        if not mine:
-            raise Fault(f"container name {found.name} is taken by a container that is not ours")
-        if found.status == "running":
-            runs = identify(found.labels)
+        found = self._mine(client, wanted.name)
+        running = next((c for c in found if c.status == "running"), None)
+        if running is not None:
+            runs = identify(running.labels)
             if runs is None or runs.described != wanted.release:
-                raise Fault(f"{found.name} runs already, and it is not {wanted.release.id} as it is wanted")
-            return ""
-        endpoint = found.attrs["NetworkSettings"]["Networks"].get(self._network.name) or {}
-        address = (endpoint.get("IPAMConfig") or {}).get("IPv4Address") or ""
-        found.remove(force=True)
+                raise Fault(f"{running.name} runs already, and it is not {wanted.release.id} as it is wanted")
+            return None
+        name = self._container_name(wanted.name)
+        if not found or found[0].name != name:
+            try:
+                client.containers.get(name)
+            except NotFound:
+                pass
+            else:
+                raise Fault(f"container name {name} is taken by a container that is not ours")
+        address = ""
+        for dead in found:
+            endpoint = dead.attrs["NetworkSettings"]["Networks"].get(self._network.name) or {}
+            address = address or (endpoint.get("IPAMConfig") or {}).get("IPv4Address") or ""
+            dead.remove(force=True, v=True)
         return str(address)
 
     def _create(self, client: docker.DockerClient, wanted: Wanted, preferred: str) -> Container | None:
@@ -271,7 +325,7 @@ class DockerRuntime:
             "name": self._container_name(wanted.name),
             "labels": labels(wanted, self._owner, self._token()),
             "environment": _environment(release),
-            "user": template.user,
+            "user": template.user or _user(client, release.digest),
             "read_only": template.read_only,
             "tmpfs": dict.fromkeys(template.tmpfs, ""),
             "cap_drop": ["ALL"],
@@ -289,7 +343,6 @@ class DockerRuntime:
             "networking_config": {
                 self._network.name: client.api.create_endpoint_config(ipv4_address=address)
             },
-            "stop_signal": "SIGTERM",
         }
         try:
             return client.containers.create(
@@ -317,7 +370,11 @@ class DockerRuntime:
         def work(client: docker.DockerClient) -> None:
             self._fence.check(client, self._token())
             policy: Any = {"Name": "unless-stopped", "MaximumRetryCount": 0}
-            client.api.update_container(self._container_name(name), restart_policy=policy)
+            found = self._mine(client, name)
+            if not found:
+                raise Fault(f"{name} is not there")
+            for container in found:
+                client.api.update_container(str(container.id), restart_policy=policy)
 
         await self._docker.call(work)
 
@@ -326,21 +383,19 @@ class DockerRuntime:
 
         def work(client: docker.DockerClient) -> None:
             self._fence.check(client, self._token())
-            try:
-                found = client.containers.get(self._container_name(name))
-                if found.labels.get(OWNER) != self._owner:
-                    return
-                grace = float(found.labels.get(GRACE, "10"))
-                if found.status == "running":
-                    found.stop(timeout=max(int(grace), 1))
-                found.remove(force=True)
-            except NotFound:
-                return
-            except APIError as error:
-                if error.status_code != CONFLICT:
-                    raise
+            for found in self._mine(client, name):
+                try:
+                    grace = float(found.labels.get(GRACE, "10"))
+                    if found.status == "running":
+                        found.stop(timeout=max(int(grace), 1))
+                    found.remove(force=True, v=True)
+                except NotFound:
+                    continue
+                except APIError as error:
+                    if error.status_code != CONFLICT:
+                        raise
 
-        await self._docker.call(work, 600.0, slow=True)
+        await self._docker.call(work, 600.0, "remove")
 
     async def remove_images(self, digests: Sequence[str]) -> None:
         """See `ports.Images`."""
@@ -355,11 +410,18 @@ class DockerRuntime:
                     if error.status_code not in (404, CONFLICT):
                         raise
 
-        await self._docker.call(work, 120.0, slow=True)
+        await self._docker.call(work, 120.0, "remove")
 
     async def close(self) -> None:
         """Close what is open."""
         await self._prober.close()
+
+
+def _user(client: docker.DockerClient, image: str) -> str:
+    """The image's own user, unless it is root."""
+    config = (client.images.get(image).attrs or {}).get("Config") or {}
+    user = str(config.get("User") or "")
+    return NOBODY if user.partition(":")[0] in ("", "0", "root") else user
 
 
 def _environment(release: Release) -> dict[str, str]:

@@ -3,11 +3,12 @@
 import asyncio
 import hashlib
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
@@ -22,12 +23,28 @@ from orchestrator.store.scripts import ACCEPT, COMMIT, REFUSE
 log = structlog.get_logger()
 
 
+CONNECTIONS = 64
+"""Connections that share the work; some of them wait for news of a stream. More make Redis no faster."""
+
+
 class Client(Redis):
-    """A client whose calls can be cancelled at any moment.
+    """A client whose calls can be cancelled at any moment, and wait their turn for a connection.
 
     redis-py sends through `asyncio.wait_for`, which in Python 3.11 drops a cancellation that comes as its
     work ends; a loop of calls would then go on for ever.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._apart: list[Client] = []
+        self._again: Callable[[int], Client] | None = None
+
+    def apart(self) -> "Client":
+        """A client with connections of its own, for what must not wait behind others; it ends with this."""
+        assert self._again is not None
+        client = self._again(2)
+        self._apart.append(client)
+        return client
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """See redis-py; raises `CancelledError` if the task was cancelled meanwhile."""
@@ -38,18 +55,27 @@ class Client(Redis):
             raise asyncio.CancelledError
         return answer
 
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """See redis-py."""
+        for client in self._apart:
+            await client.aclose()
+        await super().aclose(close_connection_pool)
 
-def connect(url: str, timeout: float = 5.0) -> Client:
+
+def connect(url: str, timeout: float = 5.0, connections: int = CONNECTIONS) -> Client:
     """A client whose every call gives up after `timeout` seconds.
 
     It repeats nothing by itself: a commit whose reply was lost would be refused as stale the second time.
 
     Args:
         url: `redis://`, `rediss://` or `unix://`.
-        timeout: Seconds for connecting and for each answer.
+        timeout: Seconds for a free connection, for connecting, and for each answer.
+        connections: The most that are open; who comes when all are in use waits.
     """
-    client = Client.from_url(
+    pool = BlockingConnectionPool.from_url(
         url,
+        max_connections=connections,
+        timeout=timeout,
         decode_responses=True,
         encoding_errors="replace",
         protocol=2,
@@ -58,7 +84,9 @@ def connect(url: str, timeout: float = 5.0) -> Client:
         socket_connect_timeout=timeout,
         health_check_interval=30,
     )
+    client = Client.from_pool(pool)
     assert isinstance(client, Client)
+    client._again = partial(connect, url, timeout)  # noqa: SLF001  our own
     return client
 
 

@@ -133,6 +133,20 @@ async def test_a_request_that_is_delivered_again_is_one_release(kit: Kit) -> Non
     assert state.released == 1
 
 
+async def test_a_store_that_went_back_is_corrected_before_the_first_command_is_obeyed() -> None:
+    kit = Kit()
+    state = ServiceState(service="api", released=1, handled=("0-1",))
+    await kit.store.commit(state, 0, ())
+    await kit.runtime.start(Wanted(name="api-4-0", release=release(4), index=0, create=True, restart=False))
+    kit.conductor.submit(small(1))
+    task = asyncio.create_task(eternal("conductor", kit.conductor.run, pause=0.01), name="conductor")
+    await kit.until(lambda state: state.released > 4)
+    accepted = [e.release for e in await kit.store.told() if isinstance(e, ReleaseAccepted)]
+    assert accepted == ["api-5"]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_docker_away_stops_nothing_that_serves(kit: Kit) -> None:
     kit.conductor.submit(small(1))
     before = await kit.until(ended("api-1"))

@@ -1,6 +1,7 @@
 """The journey of a release: every phase and every way out of it."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,7 @@ from orchestrator.rollout.events import (
     RouteChanged,
 )
 from orchestrator.rollout.model import Outcome, Phase, Result
+from orchestrator.rollout.observation import Reading
 from orchestrator.rollout.policy import Limit, Preview, Step
 from tests.builders import ERRORS, LADDER, policy, submit, template
 from tests.unit.sim import Behaviour, Sim
@@ -172,12 +174,33 @@ def test_holding_without_data_ends_too(sim: Sim) -> None:
     assert sim.until_ended("api-2").outcome is Outcome.ROLLED_BACK
 
 
+@pytest.mark.parametrize(
+    ("reading", "words"),
+    [
+        (
+            {"unread": {"api-2-0": "server returned HTTP status 404 (http://10.0.2.10/metrics)"}},
+            "Prometheus cannot scrape api-2-0: server returned HTTP status 404 (http://10.0.2.10/metrics)",
+        ),
+        ({"unread": {"api-2-0": ""}}, "Prometheus has not scraped api-2-0 (does it read our http_sd_"),
+        ({"error": "up{: parse error"}, "Prometheus: up{: parse error"),
+    ],
+)
+def test_a_candidate_that_is_not_read_ends_with_prometheus_own_reason(
+    sim: Sim, monkeypatch: pytest.MonkeyPatch, reading: dict[str, Any], words: str
+) -> None:
+    monkeypatch.setattr(Sim, "_scrape", lambda s: s.readings.append(Reading(at=s.now, **reading)))
+    sim.send(submit(2))
+    ended = sim.until_ended("api-2")
+    assert ended.outcome is Outcome.FAILED
+    assert words in ended.reason
+
+
 def test_a_candidate_that_prometheus_never_scrapes_gets_no_traffic(sim: Sim) -> None:
     sim.prometheus_up = False
     sim.send(submit(2))
     ended = sim.until_ended("api-2")
     assert ended.outcome is Outcome.FAILED
-    assert "http_sd_configs" in ended.reason
+    assert "Prometheus: connection refused" in ended.reason
     assert max(sum(s.weight for s in sim.state.route.servers if s.release == "api-2"), 0) == 0
 
 
