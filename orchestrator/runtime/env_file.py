@@ -1,4 +1,4 @@
-"""`env_file` of a service: variables for its containers, one a line. The grammar is in docs/reference/config.md."""
+"""`env_file` of a service: variables for its containers. The grammar is in docs/reference/config.md."""
 
 import re
 from pathlib import Path

@@ -65,15 +65,15 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
 
 
 def test_a_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Fault, match="env_file .*none: No such file"):
+    with pytest.raises(Fault, match=r"env_file .*none: No such file"):
         read_env_file(tmp_path / "none")
     latin = tmp_path / "latin"
     latin.write_bytes(b"A=\xe9\n")
-    with pytest.raises(Fault, match="env_file .*latin: is not UTF-8"):
+    with pytest.raises(Fault, match=r"env_file .*latin: is not UTF-8"):
         read_env_file(latin)
     wrong = tmp_path / "wrong"
     wrong.write_text("A=1\nB\n")
-    with pytest.raises(Fault, match="env_file .*wrong: line 2: there is no '='"):
+    with pytest.raises(Fault, match=r"env_file .*wrong: line 2: there is no '='"):
         read_env_file(wrong)
 
 
