@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import getpass
 import os
 import socket
@@ -61,7 +62,7 @@ def config_or_exit(path: Path, *, quiet: bool = False) -> Config:
     except ConfigError as error:
         for problem in error.problems:
             err.print(f"[red]error[/]: {escape(str(problem))}")
-        if not path.exists():
+        if error.problems[0].text == os.strerror(errno.ENOENT):
             err.print(
                 "       orchestrator init writes an example; --config or ORCHESTRATOR_CONFIG names another"
             )

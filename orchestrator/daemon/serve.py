@@ -320,7 +320,7 @@ class Daemon:
         return [section.hook() for section in found.hooks] if found else []
 
     def _service_names(self) -> Collection[str]:
-        return self.config.services.keys()
+        return self.config.names
 
     def _edge_options(self, service: str) -> EdgeOptions:
         found = self.config.services.get(service)

@@ -1,6 +1,8 @@
 """What is wrong with a file, in words that say what would be right."""
 
 import difflib
+import functools
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -82,7 +84,7 @@ def problem(model: type[BaseModel], error: Any) -> str:
 
 
 def _unknown(key: str, model: type[BaseModel], where: Sequence[str | int], kind: str) -> str:
-    schema = model.model_json_schema()
+    schema = _schema(model)
     here = {name for part in _reach(schema, where) for name in part.get("properties", {})}
     if key in here:
         return f"key `{key}` is not for {kind}"
@@ -97,6 +99,11 @@ def _unknown(key: str, model: type[BaseModel], where: Sequence[str | int], kind:
     if elsewhere:
         return f"{text}; did you mean {' or '.join(f'`{path}`' for path in elsewhere[:3])}?"
     return f"{text}; there are: {', '.join(sorted(here))}"
+
+
+@functools.cache
+def _schema(model: type[BaseModel]) -> Schema:
+    return model.model_json_schema()
 
 
 def _reach(schema: Schema, where: Sequence[str | int]) -> list[Schema]:
@@ -141,7 +148,7 @@ def _places(schema: Schema, part: Schema | None = None, path: str = "") -> Itera
 
 def _words(error: Any) -> str:  # noqa: PLR0911  one a kind of error
     kind, given, about = error["type"], error["input"], error.get("ctx", {})
-    shown = repr(given) if isinstance(given, str | int | float | bool) else "what is written"
+    shown = _shown(given, error["loc"])
     if kind == "missing":
         return "is required"
     if given is None:
@@ -152,7 +159,10 @@ def _words(error: Any) -> str:  # noqa: PLR0911  one a kind of error
         case "literal_error" | "enum":
             return f"{shown} is not one of {about['expected']}{_meant(given, about['expected'])}"
         case "string_pattern_mismatch":
-            return f"{shown} is not right; it must match {about['pattern']}"
+            wanted = (
+                f"is not {what}" for start, what in _TEXTS.items() if about["pattern"].startswith(start)
+            )
+            return f"{shown} {next(wanted, 'does not match ' + about['pattern'])}"
         case "greater_than" | "greater_than_equal":
             return f"{shown} is too small; it must be {_bound(about)}"
         case "less_than" | "less_than_equal":
@@ -165,6 +175,24 @@ def _words(error: Any) -> str:  # noqa: PLR0911  one a kind of error
     text = str(error["msg"]).removeprefix("Value error, ")
     return text.replace("Input should be", "must be")
 
+
+def _shown(given: Any, loc: Sequence[str | int]) -> str:
+    """A value as it may be printed: nobody knows what stands where the path of a secret should."""
+    if not isinstance(given, str | int | float) or (loc and str(loc[-1]).endswith("_file")):
+        return "what is written"
+    text = repr(given)
+    return re.sub(r"://[^/@\s]*@", "://***@", text) if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+LONGEST = 80
+"""Characters of a wrong value that are shown."""
+
+_TEXTS = {
+    "^/": "an absolute path; it begins with /",
+    "^https?://": "an address; it begins with http:// or https://",
+    "^[0-9]+(:": "a uid, or uid:gid, in numbers",
+}
+"""What texts must be, by how the pattern begins that they do not match."""
 
 _WANTED = {
     **dict.fromkeys(("int_parsing", "int_type", "int_from_float", "int_parsing_size"), "a whole number"),

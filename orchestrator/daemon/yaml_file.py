@@ -122,10 +122,21 @@ def parse(path: Path) -> Any:
         ConfigError: It can't be read, or is no YAML.
     """
     try:
-        # A SafeLoader; what editors on Windows put first is no part of the text.
-        return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)  # noqa: S506
+        body = path.read_bytes()
     except OSError as error:
-        told = error.strerror or str(error)
+        raise ConfigError([Problem(path, error.strerror or str(error))]) from error
+    return document(path, body)
+
+
+def document(path: Path, body: bytes) -> Any:
+    """What the content of a file says.
+
+    Raises:
+        ConfigError: It is no YAML.
+    """
+    try:
+        text = body.decode("utf-8-sig")  # what editors on Windows put first is no part of the text
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader
     except UnicodeDecodeError:
         told = "is not UTF-8"
     except yaml.YAMLError as error:

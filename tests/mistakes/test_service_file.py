@@ -149,6 +149,30 @@ MISTAKES = [
     Mistake(
         "the file was indented by a tab", "\tx: 1", "found character '\\t' that cannot start any token", ""
     ),
+    Mistake(
+        "a relative path",
+        "  env_file: ./api.env",
+        "container/env_file: what is written is not an absolute path; it begins with /",
+        "  env_file: /etc/api.env",
+    ),
+    Mistake(
+        "a user by name",
+        "  user: nobody",
+        "container/user: 'nobody' is not a uid, or uid:gid, in numbers",
+        "  user: 65534",
+    ),
+    Mistake(
+        "an address without its scheme",
+        "hooks: [{name: ask, at: before_step, url: 'example.com/x'}]",
+        "hooks/0/url: 'example.com/x' is not an address; it begins with http:// or https://",
+        "hooks: [{name: ask, at: before_step, url: 'https://example.com/x'}]",
+    ),
+    Mistake(
+        "one space too many",
+        "   instances: 2",
+        "mapping values are not allowed here",
+        "  instances: 2",
+    ),
     Mistake("a key is there twice", "images: [a]", "key 'images' is there twice", ""),
 ]
 
@@ -192,6 +216,27 @@ def test_images_are_repositories(image: str, says: str, tmp_path: Path) -> None:
     assert f"images: 0: {image!r} {says}" in said
     place.write("services/api.yaml", text.replace("registry.example.com/team/api", says.rpartition(" ")[2]))
     assert place.check() == ""
+
+
+@pytest.mark.parametrize("name", ["hello_api", "Hello", "a.b", "-a"])
+def test_a_name_that_is_no_dns_label_is_told(name: str, tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.write("services/hello.yaml", f"service: {name}\nimages: [a]\ncontainer: {{port: 80}}\n")
+    said = place.check()
+    assert f"hello.yaml: service: '{name}' is not a lower-case DNS label of at most 40 characters" in said
+    place.write("services/hello.yaml", "service: hello-api\nimages: [a]\ncontainer: {port: 80}\n")
+    assert place.check() == ""
+
+
+def test_what_may_be_a_secret_is_not_shown(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.service(
+        "hooks: [{name: a, at: before_step, url: 'htp://me:hunter2@x', secret_file: hunter2}]\nhunter: 2"
+    )
+    said = place.check()
+    assert "hooks/0/url" in said
+    assert "hooks/0/secret_file" in said
+    assert "hunter2" not in said
 
 
 def test_what_is_missing_is_required(tmp_path: Path) -> None:

@@ -99,7 +99,10 @@ async def _docker(config: Config) -> list[Check]:
 
 
 async def _credentials(_: Config) -> list[Check]:
-    folder = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+    try:
+        folder = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+    except RuntimeError:  # an account without a home
+        return []
     return credentials(folder / "config.json")
 
 

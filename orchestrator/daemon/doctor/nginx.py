@@ -6,8 +6,8 @@ from pathlib import Path
 
 from orchestrator.daemon.adapters import make_process
 from orchestrator.daemon.config import Config
-from orchestrator.daemon.doctor.check import Check
-from orchestrator.daemon.doctor.nginx_text import directives, mistakes, taken_upstreams
+from orchestrator.daemon.doctor.check import Check, status
+from orchestrator.daemon.doctor.nginx_text import Directive, directives, mistakes, taken_upstreams
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import RoutePlan, mentions_lua
 from orchestrator.rollout.model import Route
@@ -16,7 +16,7 @@ from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.process import HostNginx, run
 
 ALONE = """\
-error_log stderr;
+{main}error_log stderr;
 pid {folder}/nginx.pid;
 events {{}}
 http {{
@@ -25,7 +25,7 @@ http {{
     include {folder}/edge/*.conf;
 }}
 """
-"""A configuration of the daemon's files and nothing else."""
+"""A configuration of the daemon's files and nothing else; `main`: who nginx' workers are, and its modules."""
 
 
 async def nginx(config: Config) -> list[Check]:
@@ -63,12 +63,13 @@ async def nginx(config: Config) -> list[Check]:
     bounded = "worker_shutdown_timeout" in whole
     mend = "add to the main context: worker_shutdown_timeout 60s;"
     checks.append(Check("nginx old workers", bounded, "bounded" if bounded else "may pile up", mend))
-    return [*checks, *beside_ours(config, whole), *await _alone(config)]
+    found = directives(whole)
+    return [*checks, *_beside_ours(config, found), *await _alone(config, found)]
 
 
-def beside_ours(config: Config, whole: str) -> list[Check]:
+def _beside_ours(config: Config, found: list[Directive]) -> list[Check]:
     """What the rest of nginx' configuration does to our files."""
-    found, folder = directives(whole), config.settings.nginx.directory
+    folder = config.settings.nginx.directory
     checks = [
         Check(
             "nginx upstream",
@@ -81,7 +82,7 @@ def beside_ours(config: Config, whole: str) -> list[Check]:
     return [*checks, *(Check("nginx locations", False, text, mend) for text, mend in mistakes(found, folder))]
 
 
-async def _alone(config: Config) -> list[Check]:
+async def _alone(config: Config, found: list[Directive]) -> list[Check]:
     """Whether nginx takes what the daemon would write, tested on a copy that nobody serves."""
     section = config.settings.nginx
     if not config.services or section.test_command:
@@ -90,7 +91,9 @@ async def _alone(config: Config) -> list[Check]:
         folder = Path(name)
         (folder / "tmp").mkdir()
         conf = folder / "nginx.conf"
-        conf.write_text(ALONE.format(folder=folder), encoding="utf-8")
+        kept = [" ".join(d.words) for d in found if d.words[:1] in (("user",), ("load_module",))]
+        main = "".join(f"{text};\n" for text in kept)
+        conf.write_text(ALONE.format(folder=folder, main=main), encoding="utf-8")
         process = HostNginx(binary=section.binary, conf=str(conf))
         edge = NginxEdge(
             process,
@@ -127,5 +130,6 @@ def weights(mode: str, whole: str) -> Check:
 
 def closed_to_others(folder: Path) -> Path | None:
     """The first folder on the way that an unprivileged worker can't pass through."""
-    way = [p for p in (*reversed(folder.parents), folder, folder / "switch") if p.is_dir()]
-    return next((p for p in way if not p.stat().st_mode & stat.S_IXOTH), None)
+    way = {p: status(p) for p in (*reversed(folder.parents), folder, folder / "switch")}
+    modes = {p: found.st_mode for p, found in way.items() if not isinstance(found, OSError)}
+    return next((p for p, mode in modes.items() if stat.S_ISDIR(mode) and not mode & stat.S_IXOTH), None)

@@ -71,7 +71,7 @@ def _directives(text: str, file: str) -> list[Directive]:
             elif match["mark"] == "}" and len(open_blocks) > 1:
                 block = open_blocks.pop()
                 open_blocks[-1].inside.append(Directive(block.words, file, block.line, tuple(block.inside)))
-            elif not match["skip"]:
+            elif not match["skip"] and not match["mark"]:
                 words.append(
                     next(g for g in (match["double"], match["single"], match["word"]) if g is not None)
                 )
