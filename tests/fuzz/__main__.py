@@ -159,9 +159,7 @@ TARGETS = [
     Target(
         "nginx -T",
         lambda b: mistakes(directives(b.decode("utf-8", "replace")), Path("/e")),
-        (
-            b"# configuration file /a:\nserver { location / { include /e/snippets/a.conf; rewrite a b break; }}",
-        ),
+        (b"# configuration file /a:\nhttp { server / { include /e/snippets/a.conf; rewrite a b break; }}",),
         (),
     ),
     Target(
