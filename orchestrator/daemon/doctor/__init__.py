@@ -72,7 +72,8 @@ async def _redis(config: Config) -> list[Check]:
         await redis.aclose()
     if not problems:
         return [Check("redis", True, "keeps what it acknowledges")]
-    return [Check("redis", relaxed, p, p.rpartition(": ")[2]) for p in problems]
+    other = "or set redis/durability to relaxed"
+    return [Check("redis", relaxed, p, f"{p.rpartition(': ')[2]}, {other}") for p in problems]
 
 
 def unanswered(reason: str, *, relaxed: bool) -> Check:
