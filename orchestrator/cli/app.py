@@ -7,6 +7,7 @@ import time
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 import orchestrator
@@ -25,6 +26,7 @@ from orchestrator.cli.session import (
     ServiceArgument,
     check_known,
     config_or_exit,
+    file_or_exit,
     out,
     run,
     store_of,
@@ -67,7 +69,7 @@ def main(
 @app.command()
 def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Run the daemon in the foreground."""
-    found = config_or_exit(config)
+    found = config_or_exit(config, quiet=True)  # the log has what is wrong
     writer = configure(found.settings.log.format, found.settings.log.level)
     code = serve_daemon(found, writer)
     sys.stdout.flush()
@@ -76,7 +78,7 @@ def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:
 
 async def _states(config: Config, service: str) -> list[ServiceState]:
     async with store_of(config) as store:
-        names = [service] if service else sorted({*config.services, *await store.services()})
+        names = [service] if service else sorted({*config.names, *await store.services()})
         return [(await store.load(name))[0] for name in names]
 
 
@@ -112,7 +114,7 @@ def watch(
     async def work() -> None:
         async with store_of(found) as store:
             if output is Output.TEXT and out.is_terminal:
-                await watch_live(store, sorted(found.services), service)
+                await watch_live(store, found.names, service)
             else:
                 await watch_events(store, service, output)
 
@@ -184,7 +186,7 @@ def rehearse_command(
 ) -> None:
     """Replay the gates on the service's own past, with nothing wrong: false alarms, and how long it takes."""
     found = config_or_exit(config)
-    check_known(found, service)
+    file_or_exit(found, service)
     run(rehearse(found, service, days=days, replays=replays, seed=seed, output=output))
 
 
@@ -231,15 +233,15 @@ def doctor(
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Check Redis, Docker, nginx, Prometheus and permissions; each problem comes with its mend."""
-    checks = run(examine(config_or_exit(config)))
+    checks = run(examine(config_or_exit(config, quiet=True)))
     if output is Output.JSON:
         rows = [{"check": c.name, "ok": c.ok, "detail": c.detail, "mend": c.mend} for c in checks]
         out.print(json.dumps(rows, indent=2), markup=False)
     else:
         for check in checks:
             mark = "[green]ok[/]  " if check.ok else "[red]FAIL[/]"
-            out.print(f"{mark} {check.name}: {check.detail}")
+            out.print(f"{mark} {escape(check.name)}: {escape(check.detail)}")
             if check.mend and not check.ok:
-                out.print(f"       mend: {check.mend}", style="yellow")
+                out.print(f"       mend: {escape(check.mend)}", style="yellow")
     if not all(c.ok for c in checks):
         raise typer.Exit(1)

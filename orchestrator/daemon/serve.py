@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -13,9 +15,10 @@ from orchestrator.analysis.discovery import document, targets
 from orchestrator.daemon.adapters import REDIS_TIMEOUT, make_edge, make_process, make_prometheus
 from orchestrator.daemon.channels import readers
 from orchestrator.daemon.clock import SystemClock
-from orchestrator.daemon.config import Config, ConfigError, load
+from orchestrator.daemon.config import Config, load
 from orchestrator.daemon.doors import Doors
 from orchestrator.daemon.settings import Settings
+from orchestrator.daemon.yaml_file import ConfigError, Problem
 from orchestrator.engine.conductor import Parts
 from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.measure import Measurer
@@ -86,6 +89,8 @@ class Daemon:
         self._requests = RequestLog(make_process(settings, self._docker), settings.nginx.directory)
         self._keys = Keys(settings.redis.prefix)
         self._prometheus = make_prometheus(settings, self._clock)
+        self._problems: Sequence[Problem] = ()
+        self._tell(config.problems)
 
     async def run(self) -> None:
         """Start, drive until cancelled, stop.
@@ -96,7 +101,14 @@ class Daemon:
         """
         settings = self.config.settings
         host, _, port = settings.http.listen.rpartition(":")
-        views = Views(self._metrics, self._target_document, self._instance, self._why_unready)
+        views = Views(
+            self._metrics,
+            self._target_document,
+            self._instance,
+            self._why_unready,
+            lambda: [str(problem) for problem in self._problems],
+        )
+        _prepare(settings.state_dir)
         runner = await listen(application(views), host, int(port))
         beat = courtesy("heartbeat", systemd.heartbeat, self._metrics.task_failed, longest_pause=1.0)
         heartbeat = asyncio.create_task(beat, name="heartbeat")
@@ -199,7 +211,7 @@ class Daemon:
 
                 vital("lease", lambda: lease.keep(dispatcher.doubt))
                 await self._await_docker(runtime)
-                dispatcher.configure({n: s.plan() for n, s in self.config.services.items()}, group)
+                self._configure(dispatcher, group)
                 vital("requests", stream.run)
                 vital("measure", parts.measurer.run)
                 courteous("request log", self._requests.run, longest_pause=1.0)  # gates wait for it
@@ -288,25 +300,45 @@ class Daemon:
         def reload() -> None:
             systemd.notify("RELOADING=1")
             try:
-                config = load(self.config.path)
+                config = load(self.config.path, self.config)
             except ConfigError as error:
-                for problem in error.problems:
-                    log.error("config_refused", problem=problem)
+                self._tell(error.problems)
             else:
                 self.config = config
-                dispatcher.configure({n: s.plan() for n, s in config.services.items()}, group)
+                self._tell(config.problems)
+                self._configure(dispatcher, group)
                 log.info("config_reloaded", services=sorted(config.services))
             doors.reload(self.config.settings)
             systemd.notify("READY=1")
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
 
+    def _configure(self, dispatcher: Dispatcher, group: asyncio.TaskGroup) -> None:
+        config = self.config
+        dispatcher.configure({n: s.plan() for n, s in config.services.items()}, group, config.unusable)
+        for service in config.names:
+            if service in config.unusable:
+                log.error(
+                    "service_not_driven", service=service, reason="its file is wrong; traffic stays as it is"
+                )
+            elif config.wrong(service):
+                log.error(
+                    "service_file_kept", service=service, reason="its file is wrong; it is driven as before"
+                )
+
+    def _tell(self, problems: Sequence[Problem]) -> None:
+        """Say what is wrong with the configuration, in the log and wherever the daemon is looked at."""
+        self._problems = problems
+        self._metrics.show_problems(Counter(str(problem.file) for problem in problems))
+        for problem in problems:
+            log.error("config_refused", problem=str(problem))
+
     def _hooks(self, service: str) -> Sequence[Hook]:
         found = self.config.services.get(service)
         return [section.hook() for section in found.hooks] if found else []
 
     def _service_names(self) -> Collection[str]:
-        return self.config.services.keys()
+        return self.config.names
 
     def _edge_options(self, service: str) -> EdgeOptions:
         found = self.config.services.get(service)
@@ -409,6 +441,20 @@ class Daemon:
             self._metrics.store.set(1)
             self._metrics.dropped.set(self._writer.dropped)
             await asyncio.sleep(2.0)
+
+
+def _prepare(state_dir: Path) -> None:
+    """The folder of all that is kept.
+
+    Raises:
+        Fault: This process may not write to it.
+    """
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Fault(f"state_dir {state_dir}: {error.strerror}: create it for uid {os.getuid()}") from error
+    if not os.access(state_dir, os.W_OK | os.X_OK):
+        raise Fault(f"state_dir {state_dir}: can't be written: chown {os.getuid()} {state_dir}")
 
 
 def serve(config: Config, writer: LineWriter) -> int:

@@ -1,7 +1,7 @@
 """What the daemon tells Prometheus of itself."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -71,6 +71,7 @@ class DaemonMetrics:
             ["service"],
             **add,
         )
+        self._problems = Gauge("orchestrator_config_problems", "Problems of a file", ["file"], **add)
         self.store = Gauge("orchestrator_store_up", "1 while Redis answers", **add)
         self.disk = Gauge("orchestrator_disk_free_bytes", "What can be written there", ["path"], **add)
         self.trimmed = Counter("orchestrator_requests_trimmed", "Requests removed before their time", **add)
@@ -105,6 +106,12 @@ class DaemonMetrics:
             self._deaths.labels(event.service).inc()
         elif isinstance(event, ReleaseEnded):
             self._seconds.labels(event.service, event.outcome.value).observe(event.seconds)
+
+    def show_problems(self, by_file: Mapping[str, int]) -> None:
+        """Set how many problems each file of the configuration has; a file without any is absent."""
+        self._problems.clear()
+        for file, number in by_file.items():
+            self._problems.labels(file).set(number)
 
     def show(self, state: ServiceState, seen: Observation) -> None:
         """Set the gauges of a service."""

@@ -19,6 +19,7 @@ from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.model import Release
 from orchestrator.rollout.observation import Image, Instance
 from orchestrator.runtime.client import DockerClient, words
+from orchestrator.runtime.env_file import read_env_file
 from orchestrator.runtime.fence import Fence
 from orchestrator.runtime.labels import GRACE, INSTANCE, OWNER, SERVICE, Identity, identify, labels
 from orchestrator.runtime.network import Network
@@ -425,20 +426,11 @@ def _user(client: docker.DockerClient, image: str) -> str:
 
 
 def _environment(release: Release) -> dict[str, str]:
-    """The file's lines, then the template's own, then what every instance is told of itself.
+    """What the file says, then the template, then what every instance is told of itself.
 
     Raises:
-        Fault: The file can't be read; names the path.
+        Fault: The file is not right; names the path, and the line.
     """
     template = release.template
-    env: dict[str, str] = {}
-    if template.env_file:
-        try:
-            lines = Path(template.env_file).read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise Fault(f"env_file {template.env_file}: {error.strerror}") from error
-        for line in lines:
-            name, found, value = line.strip().partition("=")
-            if found and not name.startswith("#"):
-                env[name] = value
+    env = read_env_file(Path(template.env_file)) if template.env_file else {}
     return {**env, **dict(template.env), "RELEASE": release.id, "SERVICE": release.service}

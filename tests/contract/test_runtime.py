@@ -166,16 +166,20 @@ async def test_the_environment_comes_from_the_file_then_the_template(
     runtime, image, _ = kit
     digest = (await runtime.resolve(image)).digest
     file = tmp_path / "api.env"
-    file.write_text("# a comment\nA=from file\nB=from file\n\nnot a pair\n")
+    file.write_text("# a comment\nA=from file\nB=from file\n\nexport C='quoted'\n")
     wanted = want(digest)
     settings = replace(wanted.release.template, env=(("B", "from template"),), env_file=str(file))
     await runtime.start(replace(wanted, release=replace(wanted.release, template=settings)))
     seen_instance = await seen(runtime, "api-1-0", running=True)
     env = docker_client.containers.get(seen_instance.container).attrs["Config"]["Env"]
-    assert {"A=from file", "B=from template", "RELEASE=api-1", "SERVICE=api"} <= set(env)
+    assert {"A=from file", "B=from template", "C=quoted", "RELEASE=api-1", "SERVICE=api"} <= set(env)
+    another = want(digest, 1, release=replace(wanted.release, template=settings))
+    file.write_text("A=1\nnot a pair\n")
+    with pytest.raises(Fault, match=r"env_file .*api.env: line 2: there is no '='"):
+        await runtime.start(another)
     file.unlink()
     with pytest.raises(Fault, match=r"env_file .*api.env: No such file"):
-        await runtime.start(want(digest, 1, release=replace(wanted.release, template=settings)))
+        await runtime.start(another)
 
 
 @pytest.mark.parametrize("kit", ["docker"], indirect=True)

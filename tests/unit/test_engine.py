@@ -384,9 +384,12 @@ async def test_requests_find_their_conductor_or_the_dead_letters() -> None:
         ):
             await dispatcher.dispatch(request, {"service": request.service})
         assert [letter["entry"] for letter in kit.store.dead] == ["2-0", "3-0"]
-        dispatcher.configure({}, group)
+        assert "there are: api (systemctl reload orchestrator reads new files)" in kit.store.dead[0]["error"]
+        dispatcher.configure({}, group, {"api": "/s/api.yaml: images: is required"})
         await dispatcher.dispatch(good, {"service": "api"})
         assert kit.store.dead[-1]["entry"] == "1-0"
+        wrong = "service: 'api' is not driven: /s/api.yaml: images: is required"
+        assert kit.store.dead[-1]["error"] == wrong
     assert kit.runtime.containers["api-1-0"].running
     assert any(isinstance(e, ReleaseEnded) for e in kit.published)
 
