@@ -65,8 +65,8 @@ def connect(url: str, timeout: float = 5.0) -> Client:
 RECEIPT_TTL = 7 * 86400.0
 """Seconds for which an idempotency key is remembered at the door."""
 
-SKEW = 3600.0
-"""Seconds by which the daemon's clock and that of Redis may differ."""
+AROUND = 3600.0
+"""Seconds before the beginning of a journey, and after its end, whose events are told with it."""
 
 ASKED = ("verb", "service", "image", "strategy", "release", "to", "checks")
 """The fields that say what is asked for; who asks and why may differ when it is asked again."""
@@ -244,14 +244,14 @@ class RedisStore:
 
         Args:
             release: Its id.
-            since: When its rollout began, by the daemon's clock; Redis' own may differ by up to an hour.
+            since: When its rollout began, by the daemon's clock, which Redis' own may be far from.
             until: The last moment that is of interest, by the same clock.
 
         Raises:
             Fault: Redis did not answer.
         """
-        after = f"({int(max(since - SKEW, 0.0) * 1000)}-0"
-        last = "+" if until == math.inf else str(int((until + SKEW) * 1000))
+        after = str((await self._places(since - AROUND))[0])
+        last = "+" if until == math.inf else str((await self._places(until + AROUND))[1])
         found: list[Event] = []
         while True:
             try:
@@ -265,6 +265,28 @@ class RedisStore:
                     found.append(event)
             if not page:
                 return found
+
+    async def _places(self, at: float) -> tuple[int, int]:
+        """Where in the event stream a time of the daemon's clock lies: between two times of Redis' clock.
+
+        Events are told in the order of either clock, so this halves until what is left is short.
+
+        Returns:
+            Milliseconds of Redis' clock, `AROUND` apart at the most; the first is never too late.
+        """
+        oldest = await self.events_after("0-0", 1)
+        low = int(oldest[0][0].partition("-")[0]) if oldest else 0
+        high = int((await self.last_event_id()).partition("-")[0]) + 1
+        guess = int((at + AROUND / 2) * 1000)  # the clocks agree nearly always
+        while high - low > AROUND * 1000:
+            middle = guess if low < guess < high else (low + high) // 2
+            guess -= int(AROUND * 1000)
+            found = await self.events_after(f"{middle}-0", 1)
+            if found and found[0][1].at < at:
+                low = middle
+            else:
+                high = middle
+        return low, high
 
     async def push(self, fields: Mapping[str, str]) -> str:
         """Append a request; returns the id of its entry once it is durable.
