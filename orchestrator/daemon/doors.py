@@ -19,7 +19,7 @@ from orchestrator.intake.server import Server, Tls
 from orchestrator.intake.signed import Key, Signed
 from orchestrator.intake.slack import Slack, Workspace
 from orchestrator.ports.access import Tokens
-from orchestrator.ports.clock import Clock
+from orchestrator.ports.clock import HostClock
 from orchestrator.ports.faults import Fault
 from orchestrator.store.redis_store import RedisStore
 from orchestrator.store.tail import EventTail
@@ -46,7 +46,7 @@ class Doors:
         settings: Settings,
         store: RedisStore,
         tokens: Tokens,
-        clock: Clock,
+        clock: HostClock,
         services: Callable[[], Collection[str]],
     ) -> None:
         self._settings = settings

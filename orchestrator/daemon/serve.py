@@ -190,6 +190,7 @@ class Daemon:
                 forever("measure", parts.measurer.run)
                 forever("request log", self._requests.run)
                 forever("docker events", lambda: dispatcher.listen(docker_events))
+                forever("clock", lambda: self._clock.watch(self._metrics.ahead.set))
                 forever("stall", lambda: stall.watch(self._metrics.stall.set))
                 forever("counts", lambda: self._count(store))
                 forever("certificates", self._watch_certificates)

@@ -38,7 +38,7 @@ from orchestrator.intake.views import (
     service_view,
 )
 from orchestrator.ports.access import Principal, Verb
-from orchestrator.ports.clock import Clock
+from orchestrator.ports.clock import WallClock
 from orchestrator.ports.requests import Inbox
 from orchestrator.ports.store import Journal, Tail
 from orchestrator.rollout.events import RequestRefused
@@ -77,7 +77,7 @@ class Api:
         journal: Journal,
         tail: Tail,
         guard: Guard,
-        clock: Clock,
+        clock: WallClock,
     ) -> None:
         self._desk = desk
         self._inbox = inbox
@@ -285,7 +285,7 @@ class Api:
 
     async def _create_token(self, call: Call) -> web.Response:
         body: TokenBody = call.body
-        now = self._clock.now()
+        now = self._clock.wall()
         principal = Principal(name=body.name, role=body.role, services=tuple(body.services))
         expires = now + body.days * DAY if body.days else None
         token, secret = await self._tokens.create(principal, call.who.name, now, expires)

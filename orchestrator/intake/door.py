@@ -20,7 +20,7 @@ from orchestrator.intake.parse import MAX_BYTES
 from orchestrator.intake.problems import Problem
 from orchestrator.intake.views import Nothing, Wait
 from orchestrator.ports.access import Principal, Token, Tokens, Verb
-from orchestrator.ports.clock import Clock
+from orchestrator.ports.clock import WallClock
 from orchestrator.ports.faults import Fault
 
 log = structlog.get_logger()
@@ -87,7 +87,7 @@ class Operation:
 class Guard:
     """Lets requests in, or tells why not."""
 
-    def __init__(self, tokens: Tokens, clock: Clock, *, rate: float, burst: int) -> None:
+    def __init__(self, tokens: Tokens, clock: WallClock, *, rate: float, burst: int) -> None:
         self.tokens = tokens
         self._clock = clock
         self._usual = Buckets(rate, burst)
@@ -141,7 +141,7 @@ class Guard:
         Raises:
             Problem: Nobody who is known; or a page of another site sent it.
         """
-        now = self._clock.now()
+        now = self._clock.wall()
         scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer" and secret:
             token = await self.tokens.recognise(secret.strip(), now)

@@ -14,7 +14,7 @@ from orchestrator.intake.parse import parse
 from orchestrator.intake.problems import Problem
 from orchestrator.intake.signatures import REMEMBER, check_time, fits, hmac_of, one_header, refused
 from orchestrator.ports.access import Principal, Tokens
-from orchestrator.ports.clock import Clock
+from orchestrator.ports.clock import WallClock
 from orchestrator.ports.faults import Fault
 
 PATH = "/hooks/request"
@@ -44,7 +44,7 @@ class Signed:
     """
 
     def __init__(
-        self, desk: Desk, tokens: Tokens, clock: Clock, keys: Callable[[], Mapping[str, Key]]
+        self, desk: Desk, tokens: Tokens, clock: WallClock, keys: Callable[[], Mapping[str, Key]]
     ) -> None:
         self._desk = desk
         self._tokens = tokens
@@ -60,7 +60,7 @@ class Signed:
         right = signature(secret, timestamp, nonce, request.method, request.raw_path, body)
         if not fits(given, right) or key is None:
             raise refused()
-        check_time(timestamp, self._clock.now())
+        check_time(timestamp, self._clock.wall())
         if not NONCE.fullmatch(nonce):
             raise refused("the nonce is not 16 to 128 letters, digits, - or _")
         if not await self._tokens.first_time(f"signed {key_id} {nonce}", REMEMBER):

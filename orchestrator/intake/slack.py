@@ -24,7 +24,7 @@ from orchestrator.intake.problems import Problem
 from orchestrator.intake.signatures import REMEMBER, check_time, fits, hmac_of, one_header, refused
 from orchestrator.intake.views import RELEASE, ServiceView, service_view
 from orchestrator.ports.access import Principal, Tokens, Verb
-from orchestrator.ports.clock import Clock
+from orchestrator.ports.clock import WallClock
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.store import Journal
 from orchestrator.rollout.events import RequestRefused
@@ -67,7 +67,7 @@ class Slack:
         journal: Journal,
         answers: Answers,
         tokens: Tokens,
-        clock: Clock,
+        clock: WallClock,
         workspace: Callable[[], Workspace | None],
     ) -> None:
         self._desk = desk
@@ -139,7 +139,7 @@ class Slack:
         right = f"v0={hmac_of(workspace.secret if workspace else None, text)}"
         if not fits(given, right) or workspace is None:
             raise refused()
-        check_time(timestamp, self._clock.now())
+        check_time(timestamp, self._clock.wall())
         if not await self._tokens.first_time(f"slack {right}", REMEMBER):
             raise refused("it has come before")
         try:

@@ -75,6 +75,9 @@ class DaemonMetrics:
         self.trimmed = Counter("orchestrator_requests_trimmed", "Requests removed before their time", **add)
         self.pending = Gauge("orchestrator_requests_pending", "Requests not carried out yet", **add)
         self.stall = Gauge("orchestrator_loop_stall_seconds", "Longest stall of the loop lately", **add)
+        self.ahead = Gauge(
+            "orchestrator_clock_ahead_seconds", "Time of decisions less the host's clock", **add
+        )
         self.dropped = Gauge("orchestrator_log_lines_dropped", "Log lines dropped", **add)
         self._releases: dict[str, set[str]] = {}
 
