@@ -5,6 +5,7 @@ In this order: how much, who, whether they may, what they say. Each refusal is a
 
 import asyncio
 import time
+import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -189,6 +190,18 @@ async def read_bytes(request: web.Request) -> bytes:
         why = "the body broke off"
         raise Problem(HTTPStatus.BAD_REQUEST, why, {"Connection": "close"}) from error
     return bytes(found)
+
+
+def form_of(body: bytes) -> dict[str, str]:
+    """The fields of a form (`application/x-www-form-urlencoded`).
+
+    Raises:
+        Problem: It is none.
+    """
+    try:
+        return dict(urllib.parse.parse_qsl(body.decode(), max_num_fields=50))
+    except ValueError:
+        raise Problem(HTTPStatus.BAD_REQUEST, "send a form") from None
 
 
 async def read_body(request: web.Request, model: type[BaseModel] | None, *, optional: bool) -> Any:

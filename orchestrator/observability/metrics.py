@@ -83,7 +83,7 @@ class DaemonMetrics:
 
     def count(self, event: Event) -> None:
         """Count an event."""
-        if isinstance(event, ReleaseAccepted):
+        if isinstance(event, ReleaseAccepted) and not event.duplicate:
             self._accepted.labels(event.service).inc()
         elif isinstance(event, RequestRefused):
             self._refused.inc()

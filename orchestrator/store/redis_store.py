@@ -12,7 +12,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from orchestrator.ports.faults import Conflict, Fault, Stale
+from orchestrator.ports.faults import Conflict, Fault, Repeated, Stale
+from orchestrator.ports.requests import Once
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
 from orchestrator.store.codec import dump_event, dump_state, load_event, load_state
@@ -288,27 +289,37 @@ class RedisStore:
                 high = middle
         return low, high
 
-    async def push(self, fields: Mapping[str, str]) -> str:
+    async def push(self, fields: Mapping[str, str], once: Once | None = None) -> str:
         """Append a request; returns the id of its entry once it is durable.
 
         A request with a `key` may be appended again; the daemon makes one release of all.
 
         Raises:
             Conflict: The key has been used for something else; nothing was appended.
+            Repeated: It was to come once, and has come before; nothing was appended.
             Fault: Redis did not answer; the request may have been appended or not.
         """
-        key = fields.get("key", "")
+        key, nonce = fields.get("key", ""), once.nonce if once else ""
+        digest = hashlib.sha256(nonce.encode("utf-8", "surrogateescape")).hexdigest()
         try:
-            if not key:
-                return str(await self._redis.xadd(self._keys.requests, dict[Any, Any](fields)))
-            flat = [part for pair in fields.items() for part in pair]
             found, entry = await self._accept(
-                keys=[self._keys.receipt(fields.get("service", ""), key), self._keys.requests],
-                args=[fingerprint(fields), int(RECEIPT_TTL * 1000), *flat],
+                keys=[
+                    self._keys.requests,
+                    self._keys.receipt(fields.get("service", ""), key),
+                    self._keys.nonce(digest),
+                ],
+                args=[
+                    fingerprint(fields) if key else "",
+                    int(RECEIPT_TTL * 1000),
+                    int(once.seconds * 1000) if once else 0,
+                    *(part for pair in fields.items() for part in pair),
+                ],
             )
         except RedisError as error:
             raise Fault(f"Redis: {error}") from error
-        if not found:
+        if found == "repeated":
+            raise Repeated(str(entry))
+        if found == "conflict":
             raise Conflict(f"key {key!r} was used for another request ({entry}); use a new key")
         return str(entry)
 
