@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.intake import strict_json
 from orchestrator.intake.limits import Buckets, Lane
-from orchestrator.intake.parse import MAX_BYTES
+from orchestrator.intake.parse import MAX_BYTES, wrong_field
 from orchestrator.intake.problems import Problem
 from orchestrator.intake.views import Nothing, Wait
 from orchestrator.ports.access import Principal, Token, Tokens, Verb
@@ -228,8 +228,8 @@ def _validated(model: type[BaseModel], given: Any) -> Any:
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        found = [f"{'/'.join(str(p)[:80] for p in e['loc'])}: {e['msg']}" for e in error.errors()[:5]]
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "; ".join(found)) from None
+        found = "; ".join(map(wrong_field, error.errors()[:5]))
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, found) from None
 
 
 @web.middleware
