@@ -11,7 +11,7 @@ import structlog
 from aiohttp import web
 from pydantic import BaseModel
 
-from orchestrator.intake.answers import Answers
+from orchestrator.intake.answers import Answer, Answers
 from orchestrator.intake.desk import Desk
 from orchestrator.intake.door import Call, Guard, Operation
 from orchestrator.intake.problems import Problem
@@ -43,7 +43,7 @@ from orchestrator.ports.clock import WallClock
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.requests import Inbox
 from orchestrator.ports.store import Journal, Tail
-from orchestrator.rollout.events import Event, RequestRefused
+from orchestrator.rollout.events import Event, ReleaseAccepted, RequestRefused
 from orchestrator.rollout.model import ServiceState
 
 log = structlog.get_logger()
@@ -240,14 +240,13 @@ class Api:
         event = await self._answers.to(request, call.query.wait)
         if event is None:
             return _json(RequestView(request=request, state="waiting", service=service))
-        refused = isinstance(event, RequestRefused)
         return _json(
             RequestView(
                 request=request,
-                state="refused" if refused else "accepted",
+                state="refused" if isinstance(event, RequestRefused) else "accepted",
                 service=service,
                 release=event.release,
-                reason=event.reason if refused else "",
+                reason=_why(event),
             )
         )
 
@@ -333,6 +332,16 @@ def _get(
         answers={200: answer},
         **more,
     )
+
+
+def _why(answer: Answer) -> str:
+    """Why a request was refused, or the release that it made waits."""
+    match answer:
+        case RequestRefused():
+            return answer.reason
+        case ReleaseAccepted(frozen=by) if by:
+            return f"queued: frozen by {by}"
+    return ""
 
 
 def _heard(event: Event, who: Principal, query: EventFilter) -> bool:

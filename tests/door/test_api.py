@@ -277,6 +277,10 @@ async def test_what_became_of_a_request_is_told(house: House) -> None:
     await house.commit(Freeze(request=asked["resume"], actor="ann"))
     told = (await house.ask("GET", f"/v1/requests/{asked['resume']}", secret))[1]
     assert (told["state"], told["reason"]) == ("refused", "already frozen by ann")
+    _, told, headers = await house.ask("POST", path_of("release"), secret, IMAGE)
+    await house.commit(submit(1, request=told["request"]))
+    told = (await house.ask("GET", headers["Location"], secret))[1]
+    assert (told["state"], told["reason"]) == ("accepted", "queued: frozen by ann")
 
 
 async def _lines(house: House, secret: str, path: str, number: int, **headers: str) -> list[tuple[str, Any]]:
