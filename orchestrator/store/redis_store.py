@@ -12,7 +12,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from orchestrator.ports.faults import Conflict, Fault, Repeated, Stale
+from orchestrator.ports.faults import Away, Conflict, Fault, Repeated, Stale
 from orchestrator.ports.requests import Once
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
@@ -79,6 +79,12 @@ def fingerprint(fields: Mapping[str, str]) -> str:
     return hashlib.sha256("\0".join(asked).encode()).hexdigest()
 
 
+def _fault(error: RedisError) -> Fault:
+    """`Away` where Redis did not answer; a plain fault where it did, and refused."""
+    kind = Fault if isinstance(error, ResponseError) else Away
+    return kind(f"Redis: {error}")
+
+
 async def run_script(script: Any, keys: Sequence[str], args: Sequence[object]) -> int:
     """The answer of one of our scripts.
 
@@ -113,7 +119,7 @@ class RedisStore:
         try:
             data, version = await self._redis.hmget(self._keys.state(service), ["data", "version"])
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise _fault(error) from error
         if data is None:
             return ServiceState(service=service), int(version or 0)
         return load_state(data), int(version or 0)
@@ -168,14 +174,14 @@ class RedisStore:
         try:
             return sorted(str(s) for s in await self._redis.smembers(self._keys.services))
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise _fault(error) from error
 
     async def last_event_id(self) -> str:
         """The id of the newest event, `0-0` when there is none."""
         try:
             newest: Any = await self._redis.xrevrange(self._keys.events, count=1)
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise _fault(error) from error
         return str(newest[0][0]) if newest else "0-0"
 
     async def events(self, after: str, block: float = 1.0) -> AsyncIterator[tuple[str, Event | None]]:
@@ -190,7 +196,7 @@ class RedisStore:
                     {self._keys.events: after}, count=100, block=int(block * 1000)
                 )
             except RedisError as error:
-                raise Fault(f"Redis: {error}") from error
+                raise _fault(error) from error
             if not found:
                 yield after, None
                 continue
@@ -206,7 +212,7 @@ class RedisStore:
             try:
                 page: Any = await self._redis.xrange(self._keys.events, min=f"({after}", count=limit)
             except RedisError as error:
-                raise Fault(f"Redis: {error}") from error
+                raise _fault(error) from error
             read = [(str(entry), self._event(str(entry), fields)) for entry, fields in page]
             found = [(entry, event) for entry, event in read if event is not None]
             if found or not page:
@@ -231,14 +237,14 @@ class RedisStore:
         try:
             return str(await self._redis.get(self._keys.bookmark(reader)) or "")
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise _fault(error) from error
 
     async def set_bookmark(self, reader: str, entry: str) -> None:
         """See `ports.Bookmarks`."""
         try:
             await self._redis.set(self._keys.bookmark(reader), entry)
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise _fault(error) from error
 
     async def told(self, release: str, since: float, until: float = math.inf) -> list[Event]:
         """See `ports.Journal`; oldest first.
@@ -258,7 +264,7 @@ class RedisStore:
             try:
                 page: Any = await self._redis.xrange(self._keys.events, min=after, max=last, count=1000)
             except RedisError as error:
-                raise Fault(f"Redis: {error}") from error
+                raise _fault(error) from error
             for entry, fields in page:
                 after = f"({entry}"
                 event = self._event(entry, fields) if fields.get("release") == release else None
@@ -297,7 +303,8 @@ class RedisStore:
         Raises:
             Conflict: The key has been used for something else; nothing was appended.
             Repeated: It was to come once, and has come before; nothing was appended.
-            Fault: Redis did not answer; the request may have been appended or not.
+            Away: Redis did not answer; the request may have been appended or not.
+            Fault: It refused; nothing was appended.
         """
         key, nonce = fields.get("key", ""), once.nonce if once else ""
         digest = hashlib.sha256(nonce.encode("utf-8", "surrogateescape")).hexdigest()
@@ -316,7 +323,7 @@ class RedisStore:
                 ],
             )
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise _fault(error) from error
         if found == "repeated":
             raise Repeated(str(entry))
         if found == "conflict":
@@ -328,7 +335,7 @@ class RedisStore:
         try:
             found: Any = await self._redis.xrange(self._keys.requests, min=request, max=request)
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise _fault(error) from error
         return dict(found[0][1]) if found else None
 
     async def waiting(self) -> int:
@@ -338,7 +345,7 @@ class RedisStore:
         except ResponseError:
             return 0
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise _fault(error) from error
         return sum(int(g["pending"]) + int(g["lag"] or 0) for g in groups)
 
 
@@ -354,7 +361,7 @@ class ReadingStore(RedisStore):
         try:
             version = int(await self._redis.hget(self._keys.state(service), "version") or 0)
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise _fault(error) from error
         known = self._known.get(service)
         if known is None or known[1] != version:
             known = self._known[service] = await super().load(service)

@@ -68,7 +68,7 @@ async def test_pause_resume_and_rollback_of_a_running_rollout(stack: Stacks, ima
         assert "already paused" in text
         assert (await s.cli("resume", "api"))[0] == 0
         code, text = await s.cli("rollback", "api", "--wait", "--who", "ann")
-        assert code == exits.OUTCOMES[Outcome.ROLLED_BACK], text
+        assert code == exits.OK, text
     ended = await s.ended("api-2")
     assert (ended.outcome, ended.actor) == (Outcome.ROLLED_BACK, "ann")
 
