@@ -11,7 +11,7 @@ from rich.markup import escape
 from orchestrator.cli.exits import OK, OUTCOMES, REFUSED, TIMED_OUT
 from orchestrator.cli.session import Output, err, out
 from orchestrator.cli.show import event_text
-from orchestrator.ports.faults import Away, Repeated
+from orchestrator.ports.faults import Away, Conflict, Fault, Repeated
 from orchestrator.ports.requests import Once
 from orchestrator.rollout.events import (
     CommandAccepted,
@@ -77,6 +77,10 @@ async def carry_out(
             return await errand.follow(answer) if wait and not isinstance(answer, RequestRefused) else code
     except TimeoutError:
         err.print(f"[yellow]timed out[/] after {limit:g} s: {errand.standing()}")
+    except Fault as error:
+        if isinstance(error, Conflict) or not errand.may_be_taken:
+            raise
+        err.print(f"[red]error[/]: {escape(str(error))}: {errand.standing()}")
     except Lost:
         what = errand.release or "it"
         err.print(
@@ -92,6 +96,7 @@ class _Errand:
     Attributes:
         request: Its id; '' until Redis has said that it has it.
         release: The release that it is about; '' until that is known.
+        may_be_taken: Whether Redis may have it.
     """
 
     def __init__(self, store: RedisStore, fields: Mapping[str, str], output: Output) -> None:
@@ -100,6 +105,7 @@ class _Errand:
         self._output = output
         self._after = "0-0"
         self._away = False
+        self._sent = self.may_be_taken = False
         self.service = fields["service"]
         self.request = self.release = ""
         self._answered = False
@@ -107,11 +113,13 @@ class _Errand:
     async def send(self) -> None:
         """Put the request down, once: what may have been taken is known again by its nonce."""
         self._after = await self._store.last_event_id()
+        self._sent = True
         once = Once(f"command line {secrets.token_hex(16)}", REMEMBER)
         try:
             self.request = await self._steadily(lambda: self._store.push(self._fields, once))
         except Repeated as error:
             self.request = error.request
+        self.may_be_taken = True
 
     async def answer(self, *, patient: bool) -> Answer:
         """The answer of a daemon; where the patience is for longer than usual that is told."""
@@ -184,6 +192,8 @@ class _Errand:
         """What is known of it now."""
         if self._answered:
             return f"{self.release or self.service} goes on"
+        if not self._sent:
+            return "nothing was asked for"
         if self.request:
             return "no daemon has answered; the request is kept until one does"
         return (
@@ -222,7 +232,7 @@ class _Errand:
     async def _gone(self, error: Away) -> None:
         if not self._away:
             err.print(f"[yellow]waiting[/]: {escape(str(error))}")
-        self._away = True
+        self._away = self.may_be_taken = True
         await asyncio.sleep(AGAIN)
 
     def _back(self) -> None:

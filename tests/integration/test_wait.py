@@ -15,7 +15,7 @@ from orchestrator.cli import exits
 from orchestrator.cli.ask import carry_out
 from orchestrator.cli.session import Output
 from orchestrator.engine.dispatcher import Dispatcher
-from orchestrator.ports.faults import Fault
+from orchestrator.ports.faults import Away, Fault
 from orchestrator.ports.requests import Request
 from orchestrator.rollout.command import Freeze, Rollback, handle
 from orchestrator.rollout.events import ReleaseEnded
@@ -206,6 +206,41 @@ async def test_a_time_out_says_what_is_known(
     assert says in " ".join(capsys.readouterr().err.split())
     if when == "before the push":
         await bench.start()
+
+
+async def test_a_server_that_refuses_after_it_has_taken_the_request_is_no_outcome_either(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waiting = bench.carry_out(RELEASE)
+    await bench.answer(lambda entry: submit(1, request=entry))
+    await heard(capsys, "accepted", [])
+    await bench.redis.delete("t:events")
+    await bench.redis.set("t:events", "no")
+    assert await waiting == exits.TIMED_OUT
+    told = " ".join(capsys.readouterr().err.split())
+    assert "WRONGTYPE" in told
+    assert "api-1 goes on" in told
+
+
+async def test_a_refusal_after_a_reply_that_was_lost_says_nothing_of_the_first_try(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push = bench.store.push
+
+    async def loses_its_reply(*given: Any) -> str:
+        await push(*given)
+        await bench.redis.delete("t:requests", *await bench.redis.keys("t:nonce:*"))
+        await bench.redis.set("t:requests", "no")
+        monkeypatch.undo()
+        raise Away("Redis: timeout")
+
+    monkeypatch.setattr(bench.store, "push", loses_its_reply)
+    assert await bench.carry_out(RELEASE) == exits.TIMED_OUT
+    told = " ".join(capsys.readouterr().err.split())
+    assert "WRONGTYPE" in told
+    assert "it is not known whether Redis has taken the request" in told
+    with pytest.raises(Fault, match="WRONGTYPE"):
+        await bench.carry_out(RELEASE)
 
 
 async def test_without_redis_nothing_was_asked(bench: Bench) -> None:
