@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 import orchestrator
 from orchestrator.cli import config as config_command
@@ -31,7 +30,7 @@ from orchestrator.cli.session import (
     run,
     store_of,
 )
-from orchestrator.cli.show import COLOURS, history_rows, status_table, verdict_lines
+from orchestrator.cli.show import history_rows, history_table, status_table, verdict_lines
 from orchestrator.cli.watch import watch_events, watch_live
 from orchestrator.daemon.config import Config
 from orchestrator.daemon.doctor import examine
@@ -39,7 +38,7 @@ from orchestrator.daemon.edge import run_edge
 from orchestrator.daemon.local import reload_here
 from orchestrator.daemon.serve import serve as serve_daemon
 from orchestrator.observability.logs import configure
-from orchestrator.rollout.model import Outcome, ServiceState
+from orchestrator.rollout.model import ServiceState
 from orchestrator.store.codec import dump_state
 
 app = typer.Typer(
@@ -133,15 +132,7 @@ def history(
     if output is Output.JSON:
         out.print(json.dumps(rows, indent=2), markup=False)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("release", "outcome", "image", "when", "seconds", "by", "reason"):
-        table.add_column(column)
-    for row in rows:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["ended_at"]))
-        outcome = f"[{COLOURS[Outcome(row['outcome'])]}]{row['outcome']}[/]"
-        name = row["release"] + (" (back)" if row["kind"] == "revert" else "")
-        table.add_row(name, outcome, row["image"], when, f"{row['seconds']:g}", row["actor"], row["reason"])
-    out.print(table)
+    out.print(history_table(rows))
 
 
 ReleaseArgument = Annotated[str, typer.Argument(metavar="RELEASE", help="For example api-7")]

@@ -1,5 +1,6 @@
 """States and events as people read them."""
 
+import time
 from typing import Any
 
 from rich.markup import escape
@@ -144,3 +145,22 @@ def history_rows(state: ServiceState) -> list[dict[str, Any]]:
         }
         for e in reversed(state.history)
     ]
+
+
+def history_table(rows: list[dict[str, Any]]) -> Table:
+    """Finished journeys: whose release it was, and who or what ended it where that is somebody else."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("release", "outcome", "image", "when", "seconds", "author", "ended by", "reason"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(
+            row["release"] + (" (back)" if row["kind"] == "revert" else ""),
+            f"[{COLOURS[Outcome(row['outcome'])]}]{row['outcome']}[/]",
+            escape(row["image"]),
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["ended_at"])),
+            f"{row['seconds']:g}",
+            escape(row["author"]),
+            escape(row["actor"]) if row["actor"] != row["author"] else "",
+            escape(row["reason"]),
+        )
+    return table

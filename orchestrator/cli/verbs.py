@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.ask import ask, follow, report
-from orchestrator.cli.exits import OK, OUTCOMES
+from orchestrator.cli.ask import carry_out
 from orchestrator.cli.session import (
     DEFAULT_CONFIG,
     ConfigOption,
@@ -25,7 +24,6 @@ from orchestrator.daemon.config import Config
 from orchestrator.daemon.local import roll_back_here
 from orchestrator.daemon.units import limit, seconds
 from orchestrator.ports.faults import Fault
-from orchestrator.rollout.events import CommandAccepted, ReleaseAccepted
 
 app = typer.Typer()
 
@@ -88,29 +86,11 @@ def _seconds(text: str) -> float:
 def _send(config: Config, fields: dict[str, str], *, wait: bool, timeout: float, output: Output) -> None:
     async def work() -> int:
         async with store_of(config) as store:
-            asked = await ask(store, fields)
-            code = report(asked, output)
-            if code != OK or not wait:
-                return code
-            answer = asked.answer
-            followed = answer.release if isinstance(answer, ReleaseAccepted) else ""
-            if isinstance(answer, ReleaseAccepted) and answer.duplicate:
-                state, _ = await store.load(fields["service"])
-                ended = state.journeys(followed)
-                if ended:
-                    return OUTCOMES[ended[-1].outcome]
-            after = asked.seen
-            if isinstance(answer, CommandAccepted):
-                after = _before(after)
-            return await follow(store, fields["service"], followed, after, timeout, output)
+            return await carry_out(
+                store, fields, wait=wait, timeout=timeout, output=output, configured=config.services
+            )
 
     raise typer.Exit(run(work()))
-
-
-def _before(event_id: str) -> str:
-    """The id just before, because a command's own end may be in the same commit."""
-    ms, _, number = event_id.partition("-")
-    return f"{int(ms)}-{max(int(number) - 1, 0)}"
 
 
 def _service_verb(verb: str, doc: str) -> None:

@@ -19,7 +19,7 @@ from orchestrator.intake.server import Server, Tls
 from orchestrator.intake.signed import Key, Signed
 from orchestrator.intake.slack import Slack, Workspace
 from orchestrator.ports.access import Tokens
-from orchestrator.ports.clock import Clock
+from orchestrator.ports.clock import HostClock
 from orchestrator.ports.faults import Fault
 from orchestrator.store.redis_store import RedisStore
 from orchestrator.store.tail import EventTail
@@ -46,7 +46,7 @@ class Doors:
         settings: Settings,
         store: RedisStore,
         tokens: Tokens,
-        clock: Clock,
+        clock: HostClock,
         services: Callable[[], Collection[str]],
     ) -> None:
         self._settings = settings
@@ -57,8 +57,8 @@ class Doors:
         self._tail = EventTail(store)
         api = Api(desk, store, store, self._tail, guard, clock)
         answers = Answers(store, self._tail)
-        self._slack = Slack(desk, store, answers, tokens, clock, lambda: self._secrets.workspace)
-        forges = Forges(desk, tokens, lambda: self._secrets.forges)
+        self._slack = Slack(desk, store, answers, clock, lambda: self._secrets.workspace)
+        forges = Forges(desk, lambda: self._secrets.forges)
         alerts = Alerts(desk, store, guard, clock, self._rules)
         pages = Pages(
             store,
@@ -71,7 +71,7 @@ class Doors:
         )
         routes = [
             *pages.routes(),
-            web.post(signed.PATH, Signed(desk, tokens, clock, lambda: self._secrets.keys).handle),
+            web.post(signed.PATH, Signed(desk, clock, lambda: self._secrets.keys).handle),
             web.post(alertmanager.PATH, alerts.handle),
             web.post(forge.GITHUB_PATH, forges.github),
             web.post(forge.GITLAB_PATH, forges.gitlab),

@@ -216,6 +216,7 @@ class Daemon:
                 vital("measure", parts.measurer.run)
                 courteous("request log", self._requests.run, longest_pause=1.0)  # gates wait for it
                 courteous("docker events", lambda: dispatcher.listen(docker_events))
+                courteous("clock", lambda: self._clock.watch(self._metrics.ahead.set))
                 courteous("stall", lambda: stall.watch(self._metrics.stall.set))
                 courteous("counts", lambda: self._count(store))
                 courteous("disks", self._watch_disks)

@@ -127,7 +127,7 @@ def message(event: Event, language: Language) -> Message | None:  # noqa: C901, 
     match event:
         case ReleaseEnded():
             return _ended(event, language)
-        case ReleaseAccepted():
+        case ReleaseAccepted(duplicate=False):
             lines = [say["image"].format(event.image), *_who(say, event.actor, event.reason), event.link]
             return _made(say["accepted"].format(name), lines, "info")
         case RequestRefused():

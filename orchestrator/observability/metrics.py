@@ -77,6 +77,9 @@ class DaemonMetrics:
         self.trimmed = Counter("orchestrator_requests_trimmed", "Requests removed before their time", **add)
         self.pending = Gauge("orchestrator_requests_pending", "Requests not carried out yet", **add)
         self.stall = Gauge("orchestrator_loop_stall_seconds", "Longest stall of the loop lately", **add)
+        self.ahead = Gauge(
+            "orchestrator_clock_ahead_seconds", "Time of decisions less the host's clock", **add
+        )
         self.dropped = Gauge("orchestrator_log_lines_dropped", "Log lines dropped", **add)
         self._failures = Counter(
             "orchestrator_task_failures", "Ends of work that no release waits for", ["task"], **add
@@ -96,7 +99,7 @@ class DaemonMetrics:
 
     def count(self, event: Event) -> None:
         """Count an event."""
-        if isinstance(event, ReleaseAccepted):
+        if isinstance(event, ReleaseAccepted) and not event.duplicate:
             self._accepted.labels(event.service).inc()
         elif isinstance(event, RequestRefused):
             self._refused.inc()

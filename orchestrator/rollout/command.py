@@ -223,12 +223,14 @@ def _submit(turn: Turn, command: Submit) -> str:
     if command.key:
         kept = Receipt(key=command.key, image=command.image, release=release.id, strategy=command.strategy)
         turn.set(receipts=(*state.receipts, kept)[-RECEIPTS:])
-    turn.tell(_accepted(turn, command, release.id, duplicate=False))
     _make_way(turn, release)
+    turn.events.insert(0, _accepted(turn, command, release.id, duplicate=False))
     return ""
 
 
 def _accepted(turn: Turn, command: Submit, release: str, *, duplicate: bool) -> ReleaseAccepted:
+    frozen = turn.state.frozen
+    queued = any(r.id == release for r in turn.state.queue)
     return ReleaseAccepted(
         service=turn.state.service,
         at=turn.now,
@@ -239,6 +241,7 @@ def _accepted(turn: Turn, command: Submit, release: str, *, duplicate: bool) -> 
         request=command.request,
         link=command.link,
         duplicate=duplicate,
+        frozen=frozen.by if frozen is not None and queued else "",
     )
 
 

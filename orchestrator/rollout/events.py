@@ -21,7 +21,12 @@ class _Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseAccepted(_Event):
-    """A request became a release. `duplicate`: its key had been used for this release before."""
+    """A request became a release.
+
+    Attributes:
+        duplicate: Its key had been used for this release before.
+        frozen: Who has frozen the service, and why, where the release waits for that to end.
+    """
 
     kind: Literal["release_accepted"] = "release_accepted"
     image: str
@@ -30,6 +35,7 @@ class ReleaseAccepted(_Event):
     request: str
     link: str = ""
     duplicate: bool = False
+    frozen: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

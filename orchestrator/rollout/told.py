@@ -35,7 +35,8 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
     match event:
         case ReleaseAccepted():
             again = " (already known by its key)" if event.duplicate else ""
-            return f"accepted {event.image} from {event.actor}{again}"
+            waits = f"; queued: frozen by {event.frozen}" if event.frozen else ""
+            return f"accepted {event.image} from {event.actor}{again}{waits}"
         case RequestRefused():
             return f"refused {event.verb} from {event.actor}: {event.reason}"
         case CommandAccepted():

@@ -82,6 +82,8 @@ class FakeStore:
 
     async def refuse(self, entry: str, fields: Mapping[str, str], event: Event) -> None:
         self._check_lease()
+        if any(letter["entry"] == entry for letter in self.dead):  # the reply was lost
+            return
         self.dead.append({"entry": entry, **fields})
         self.stream.append(dump_event(event))
         self.pending.discard(entry)

@@ -5,7 +5,7 @@ import contextlib
 import io
 import random
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from orchestrator.daemon.doctor import _redis
 from orchestrator.daemon.serve import Daemon
 from orchestrator.daemon.settings import RedisSection, Settings
 from orchestrator.observability.logs import LineWriter
-from orchestrator.ports.faults import Conflict, Fault, Stale
+from orchestrator.ports.faults import Conflict, Fault, Repeated, Stale
+from orchestrator.ports.requests import Once
 from orchestrator.rollout.command import handle
 from orchestrator.rollout.events import EdgeDrifted, RequestRefused
 from orchestrator.rollout.model import ServiceState
+from orchestrator.store.board import RedisBoard
 from orchestrator.store.codec import dump_event
 from orchestrator.store.keys import Keys
 from orchestrator.store.lease import Lease
@@ -183,6 +185,76 @@ async def test_a_refusal_is_a_dead_letter_an_event_and_an_acknowledgement(kit: A
     await kit.hold(2)
     with pytest.raises(Stale):
         await kit.store.refuse(entry, {"error": "x"}, event)
+
+
+async def test_a_refusal_that_is_told_again_as_its_reply_was_lost_changes_nothing(kit: Any) -> None:
+    entry = await kit.deliver({"service": "nope"})
+    event = RequestRefused(
+        service="nope", at=1.0, verb="release", actor="ci", request=entry, reason="unknown"
+    )
+    for _ in range(2):
+        await kit.store.refuse(entry, {"error": "unknown"}, event)
+    assert (len(await kit.dead()), await kit.told()) == (1, [event])
+
+
+@pytest.mark.parametrize("name", ["dead", "events", "requests", "services", "wanted"])
+async def test_a_key_of_another_type_is_seen_before_anything_is_written(private_kit: Any, name: str) -> None:
+    """Redis does not undo a script that fails half-way."""
+    keys = Keys("t")
+    store, board = RedisStore(private_kit, keys, 1), RedisBoard(private_kit, keys, 10.0, 1)
+    await private_kit.set(keys.lease, 1)
+    entry = await store.push({"service": "api"})
+    await private_kit.xgroup_create(keys.requests, keys.group, id="0")
+    await private_kit.xreadgroup(keys.group, "driver", {keys.requests: ">"})
+    if name == "requests":
+        await private_kit.delete(keys.requests)
+    await private_kit.set(getattr(keys, name), "no")
+    refused = RequestRefused(service="api", at=1.0, verb="release", actor="ci", request=entry, reason="no")
+    state, events = handle(ServiceState(service="api"), submit(1), 1000.0)
+    calls: dict[str, list[Callable[[], Awaitable[object]]]] = {
+        "commit": [lambda: store.commit(state, 0, events)],
+        "refuse": [lambda: store.refuse(entry, {"error": "no"}, refused)],
+        "want": [lambda: board.want("api", "text")],
+        "push": [
+            lambda: store.push({"service": "api"}),
+            lambda: store.push({"service": "api", "key": "a"}, Once("nonce", 60.0)),
+        ],
+    }
+    touches = {
+        "dead": ["refuse"],
+        "events": ["commit", "refuse"],
+        "requests": ["commit", "refuse", "push"],
+        "services": ["commit"],
+        "wanted": ["want"],
+    }
+    before = await _all(private_kit)
+    for call in (c for verb in touches[name] for c in calls[verb]):
+        with pytest.raises(Fault, match="WRONGTYPE"):
+            await call()
+    assert await _all(private_kit) == before
+
+
+async def _all(redis: Any) -> dict[str, Any]:
+    """Everything that Redis holds."""
+    return {key: await redis.dump(key) for key in await redis.keys()}
+
+
+async def test_a_request_that_is_to_come_once_is_appended_once_also_when_its_reply_was_lost(
+    private_kit: Any,
+) -> None:
+    store = RedisStore(private_kit, Keys("t"))
+    once = Once("nonce", 0.5)
+    entry = await store.push({"service": "api"}, once)
+    with pytest.raises(Repeated) as repeated:
+        await store.push({"service": "web", "key": "a"}, once)
+    assert repeated.value.request == entry
+    assert await private_kit.xlen("t:requests") == 1
+    await private_kit.delete(*await private_kit.keys("t:nonce:*"))
+    await store.push({"service": "api", "key": "a"}, once)
+    with pytest.raises(Conflict):
+        await store.push({"service": "api", "key": "a", "image": "b"}, Once("other", 60.0))
+    await store.push({"service": "api", "key": "b"}, Once("other", 60.0))
+    assert 0 < await private_kit.pttl((await private_kit.keys("t:nonce:*"))[0]) <= 60_000
 
 
 async def test_damaged_state_is_not_guessed_at(private_kit: Any) -> None:

@@ -72,6 +72,13 @@ BUGS = (
         STORE,
     ),
     Bug(
+        "a refusal whose reply was lost is told twice",
+        "store/scripts.py",
+        "if #redis.call('XPENDING', KEYS[4], ARGV[2], ARGV[3], ARGV[3], 1) == 0 then return 0 end",
+        "",
+        STORE,
+    ),
+    Bug(
         "a lease is taken again although somebody has driven since",
         "store/scripts.py",
         "if tonumber(redis.call('GET', KEYS[2]) or '0') > tonumber(ARGV[1]) then return 0 end",
@@ -88,7 +95,7 @@ BUGS = (
     Bug(
         "a key is good for any request",
         "store/scripts.py",
-        "if known[1] and known[1] ~= ARGV[1] then return {0, known[2]} end",
+        "if known[1] and known[1] ~= ARGV[1] then return {{'conflict', known[2]}} end",
         "",
         STORE,
     ),
@@ -651,9 +658,9 @@ BUGS = (
     ),
     Bug(
         "a signed request may come twice",
-        "intake/signed.py",
-        'if not await self._tokens.first_time(f"signed {key_id} {nonce}", REMEMBER):',
-        "if False:",
+        "store/scripts.py",
+        "local before = once and redis.call('GET', KEYS[3])",
+        "local before = false",
         DOOR + "test_signed.py",
     ),
     Bug(

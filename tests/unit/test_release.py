@@ -36,6 +36,7 @@ from orchestrator.rollout.events import (
 from orchestrator.rollout.model import Outcome, Phase, Result
 from orchestrator.rollout.observation import Reading
 from orchestrator.rollout.policy import Limit, Preview, Step
+from orchestrator.rollout.told import told
 from tests.builders import ERRORS, LADDER, policy, submit, template
 from tests.unit.sim import Behaviour, Sim
 
@@ -715,6 +716,22 @@ def test_a_queued_release_can_be_aborted(sim: Sim) -> None:
     sim.send(Abort(request="9-0", actor="ann", release="api-2"))
     assert sim.outcomes()["api-2"] is Outcome.ABORTED
     assert not sim.state.queue
+
+
+def test_a_release_that_waits_for_an_unfreeze_says_by_whom_and_why(sim: Sim) -> None:
+    assert "queued" not in told(sim.send(submit(2, key="a"))[0])
+    sim.until_ended("api-2")
+    sim.send(Freeze(request="7-0", actor="dave", reason="holidays"))
+    assert "queued" not in told(sim.send(submit(2, request="7-1", key="a"))[0])  # it is over
+    for request in ("7-3", "7-4"):  # also where it is asked for again
+        (accepted, *_) = sim.send(submit(3, request=request, key="b"))
+        assert isinstance(accepted, ReleaseAccepted)
+        assert accepted.frozen == "dave: holidays"
+        assert told(accepted).endswith("; queued: frozen by dave: holidays")
+    rejected = replace(policy(), on_new_release="reject")
+    accepted, ended = sim.send(submit(4, request="7-5", policy=rejected))
+    assert (accepted.kind, ended.kind) == ("release_accepted", "release_ended")
+    assert "queued" not in told(accepted)
 
 
 def test_the_same_image_can_be_released_again(sim: Sim) -> None:
