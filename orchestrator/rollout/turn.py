@@ -104,6 +104,19 @@ class Turn:
         )
         self._tell_phase(actor, reason)
 
+    def stood(self, seconds: float) -> None:
+        """Take time in which the phase could not go on out of its clocks; none of them gets ahead of now."""
+
+        def later(clock: float | None) -> float | None:
+            return None if clock is None else min(clock + seconds, self.now)
+
+        rollout = self.rollout
+        self.roll(
+            entered_at=later(rollout.entered_at),
+            held_since=later(rollout.held_since),
+            measured_at=later(rollout.measured_at),
+        )
+
     def _evidence_in(self, step: int) -> tuple[Evidence, ...]:
         steps = compared_steps(self.rollout.release.policy)
         return tuple(enter_step(e, step, steps) for e in self.rollout.evidence)

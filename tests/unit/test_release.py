@@ -427,6 +427,37 @@ def test_a_step_that_wants_approval_waits_and_is_rolled_back_if_nobody_comes(sim
     assert "without approval" in ended.reason
 
 
+def _waits_for_approval(sim: Sim, requests: int = 10) -> None:
+    """A step of 5 % that has passed in the day and waits for a person, into a night with few requests."""
+    steps = (replace(LADDER[0], approve=True), *LADDER[1:])
+    limit = replace(ERRORS, min_requests=requests, window=60.0)
+    changes = {"steps": steps, "limits": (limit,), "pause_deadline": 9e4, "on_inconclusive": "rollback"}
+    sim.send(submit(2, policy=policy(**changes)))
+    while not (sim.state.rollout and sim.state.rollout.mark):
+        sim.step()
+    sim.behave("api-2").rate = 1.0
+    sim.run(600)
+
+
+def test_the_time_in_which_a_person_decides_is_not_the_steps(sim: Sim) -> None:
+    _waits_for_approval(sim)
+    sim.send(Approve(request="9-0", actor="ann"))
+    sim.run(LADDER[0].deadline - LADDER[0].hold - 5)
+    assert not sim.ends("api-2")
+    assert sim.share("api-2") == 5
+    sim.behave("api-2").rate = 100.0
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+def test_a_pause_while_approval_is_awaited_counts_for_nothing_either(sim: Sim) -> None:
+    _waits_for_approval(sim)
+    sim.send(Pause(request="7-0", actor="ann"))
+    sim.run(100)
+    sim.send(Resume(request="8-0", actor="ann"))
+    sim.run(LADDER[0].deadline - LADDER[0].hold - 5)
+    assert not sim.ends("api-2")
+
+
 def test_a_bad_release_goes_back_while_it_waits_for_approval(sim: Sim) -> None:
     steps = (replace(LADDER[0], approve=True), *LADDER[1:])
     sim.send(submit(2, policy=policy(steps=steps)))
