@@ -19,6 +19,7 @@ from orchestrator.ports.service import ServicePlan
 from orchestrator.ports.store import Store
 from orchestrator.ports.traffic import Traffic
 from orchestrator.rollout.command import Abort, Command, Pause, Rollback, handle
+from orchestrator.rollout.counts import Known, settle
 from orchestrator.rollout.decide import decide, watch
 from orchestrator.rollout.desired import desired
 from orchestrator.rollout.events import Event, StateRestored
@@ -57,6 +58,7 @@ class _Memory:
     """What a conductor knows beyond the committed state; all of it can be seen again after a restart."""
 
     readings: list[Reading] = field(default_factory=list)
+    known: dict[str, Known] = field(default_factory=dict)
     cpu: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     watched: ServiceState | None = None
     seen: Observation = field(default_factory=lambda: Observation(runtime_ok=False))
@@ -271,11 +273,13 @@ class Conductor:
         if rollout is None or not rollout.release.policy.measured:
             self._parts.measurer.forget(service)
             readings.clear()
+            self._memory.known.clear()
             return
         query = measurements(self.plan, rollout)
         self._parts.measurer.watch(query, self.wake)
         latest = self._parts.measurer.latest(service)
         if latest is not None and (not readings or readings[-1].at < latest.at):
+            self._memory.known, latest = settle(self._memory.known, latest)
             readings.append(self._with_cpu(latest) if query.cpu and query.source.cpu == ENGINE else latest)
         began = rollout.held_since or rollout.entered_at
         windows = [limit.window for limit in rollout.release.policy.limits]

@@ -7,9 +7,10 @@ is born with a value, and an error series that does not exist yet is an empty ve
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.rollout.observation import Reading, Sample
+from orchestrator.rollout.policy import Comparison, Limit
 
 NONE = (0.0, 0.0)
 
@@ -29,27 +30,91 @@ class Counts:
     own: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def difference(older: Sample, newer: Sample) -> Counts:
-    """What was counted between two samples of one instance.
+Series = tuple[str, str | float]
+"""One counter of an instance: what it is a part of, as `of_gate` names it, and which one of that."""
 
-    A counter that went down means that the process restarted: all that `newer` holds was counted since. A
-    series that `older` lacks was born in between and counts in full.
+
+def of_gate(gate: Limit | Comparison) -> str:
+    """What of a sample a gate that counts requests is judged on."""
+    if gate.metric == "counts":
+        return f"counts:{gate.name}"
+    return "latency" if gate.metric == "latency" else "requests"
+
+
+def _series(sample: Sample) -> dict[Series, float]:
+    found: dict[Series, float] = {("requests", "all"): sample.requests, ("requests", "bad"): sample.errors}
+    for bound, value in sample.buckets.items():
+        found["latency", bound] = value
+    for gate, (total, bad) in sample.own.items():
+        found[f"counts:{gate}", "all"], found[f"counts:{gate}", "bad"] = total, bad
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the counters of one instance have shown so far.
+
+    Attributes:
+        last: The last value of each that was above 0.
+        excused: Those of a process before the present one, which need not have them yet.
     """
-    restarted = (
-        newer.requests < older.requests
-        or newer.errors < older.errors
-        or any(newer.buckets.get(bound, 0.0) < count for bound, count in older.buckets.items())
-        or any(newer.own.get(gate, NONE)[i] < was[i] for gate, was in older.own.items() for i in (0, 1))
-    )
-    if restarted:
-        return Counts(newer.requests, newer.errors, dict(newer.buckets), dict(newer.own))
+
+    last: Mapping[Series, float] = field(default_factory=dict)
+    excused: frozenset[Series] = frozenset()
+
+
+def settle(known: Mapping[str, Known], reading: Reading) -> tuple[dict[str, Known], Reading]:
+    """Mark in a new reading what had been seen of an instance and is missing.
+
+    A counter never goes back to 0 while its process lives. One that is 0 or absent after it was above has not
+    been seen, unless others have gone down and none has grown: then the process began anew, and the counter
+    is born when it first counts. If it then comes with no less than it had, it may be the old one.
+
+    Args:
+        known: By instance; what the last call returned.
+        reading: The next one.
+    """
+    whole, samples = dict(known), {}
+    for name, sample in reading.samples.items():
+        before = known.get(name, Known())
+        now = {key: value for key, value in _series(sample).items() if value > 0}
+        both = now.keys() & before.last.keys()
+        grown = any(now[key] > before.last[key] for key in both)
+        anew = not grown and any(now[key] < before.last[key] for key in both)
+        absent = before.last.keys() - now.keys()
+        missing = set() if anew else absent - before.excused
+        doubtful = {key for key in both & before.excused if now[key] >= before.last[key]}
+        whole[name] = Known({**before.last, **now}, frozenset(absent - missing))
+        samples[name] = replace(sample, unseen=frozenset(group for group, _ in missing | doubtful))
+    return whole, replace(reading, samples=samples)
+
+
+def difference(older: Sample, newer: Sample) -> Counts:
+    """What was counted between two samples of one instance, as far as that is known.
+
+    A counter went down and none has grown: the process began anew, and all that the counter holds was counted
+    since. One that went down while others grew has lost a part of its series, so that nothing is known of
+    what it belongs to; nor is it where a part of that is unseen. A counter of requests or a histogram that
+    `older` lacks was born in between and counts in full; an operator's own begins with its first value,
+    because it may not have been asked for before.
+    """
+    was, now = _series(older), _series(newer)
+    fell = {key for key, value in was.items() if not now.get(key, 0.0) >= value}
+    unknown = older.unseen | newer.unseen
+    if any(now.get(key, 0.0) > value for key, value in was.items() if value > 0):
+        unknown |= {group for group, _ in fell}
+    now = {key: value if key in fell else value - was.get(key, 0.0) for key, value in now.items()}
+    unknown |= {group for group, which in now if (group, which) not in was and group.startswith("counts:")}
+    unknown |= {group for (group, _), value in now.items() if not 0.0 <= value < math.inf}
+    counted = "requests" not in unknown
     return Counts(
-        newer.requests - older.requests,
-        newer.errors - older.errors,
-        {bound: count - older.buckets.get(bound, 0.0) for bound, count in newer.buckets.items()},
+        now["requests", "all"] if counted else 0.0,
+        now["requests", "bad"] if counted else 0.0,
+        {} if "latency" in unknown else {bound: now["latency", bound] for bound in newer.buckets},
         {
-            gate: (total - older.own.get(gate, NONE)[0], bad - older.own.get(gate, NONE)[1])
-            for gate, (total, bad) in newer.own.items()
+            gate: (now[f"counts:{gate}", "all"], now[f"counts:{gate}", "bad"])
+            for gate in newer.own
+            if f"counts:{gate}" not in unknown
         },
     )
 
@@ -128,6 +193,14 @@ def quantile(buckets: Mapping[float, float], q: float) -> float | None:
     return finite[-1]
 
 
+def unseen(reading: Reading, instances: Sequence[str], gate: Limit | Comparison) -> str:
+    """Which instance lacks counters of a gate that it has shown before; '' when none does."""
+    for name in instances:
+        if of_gate(gate) in reading.samples[name].unseen:
+            return f"Prometheus has lost counters of {name} that it had before"
+    return ""
+
+
 def missing_data(reading: Reading | None, instances: Sequence[str], max_age: float, now: float) -> str:
     """Why the instances can't be judged now: no answer, a target that is not up, a stale sample; else ''."""
     if reading is None:
@@ -138,6 +211,6 @@ def missing_data(reading: Reading | None, instances: Sequence[str], max_age: flo
         sample = reading.samples.get(name)
         if sample is None:
             return f"{name} is not scraped or its target is down"
-        if now - sample.at > max_age:
+        if not now - sample.at <= max_age:
             return f"the last sample of {name} is {now - sample.at:.0f} s old"
     return ""

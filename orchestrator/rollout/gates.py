@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from orchestrator.rollout.compare import between, block_of, counted, lifetime, slow_bound, verdicts
-from orchestrator.rollout.counts import count, cpu_share, missing_data
+from orchestrator.rollout.counts import count, cpu_share, missing_data, unseen
 from orchestrator.rollout.events import GateJudged, GateLook, GatesLooked
 from orchestrator.rollout.evidence import (
     Block,
@@ -113,6 +113,8 @@ def _measure(
     missing = missing_data(
         last, () if limit.metric == "query" else names, rollout.release.policy.sample_max_age, now
     )
+    if last is not None and not missing and limit.counts_requests:
+        missing = unseen(last, names, limit)
     if missing or last is None:
         return Measured(missing=missing)
     since = max(now - limit.window, rollout.held_since if rollout.held_since is not None else now)
@@ -151,6 +153,17 @@ def _comparisons(turn: Turn, seen: Observation) -> Looks:
         blocks = _blocks(turn, evidences, base, last)
     turn.roll(evidence=tuple(evidences.values()))
     return _judged(turn, last, evidences, begun, blocks)
+
+
+def _lost(turn: Turn, rule: Comparison, reading: Reading) -> tuple[Result, str] | None:
+    """What is said of a comparison while counters of it are unseen; None when they are all there."""
+    rollout, stable = turn.rollout, turn.state.stable
+    assert stable is not None
+    text = unseen(reading, instance_names(stable), rule)
+    if text:
+        return Result.INCONCLUSIVE, text
+    text = unseen(reading, instance_names(rollout.release), rule)
+    return (Result.NO_DATA, text) if text else None
 
 
 def _unknown(rule: Comparison, result: Result, text: str, generation: int) -> tuple[Verdict, GateLook]:
@@ -217,6 +230,8 @@ def _blocks(turn: Turn, evidences: dict[str, Evidence], base: Reading, last: Rea
         cold = rule.warm_up and base.at - rollout.exposed_since < rule.warm_up
         if rule.name not in evidences or cold:
             continue
+        if _lost(turn, rule, base) or _lost(turn, rule, last):
+            continue
         evidence = evidences[rule.name]
         block = block_of(rule, evidence, mine, theirs)
         tolerance = tolerance_of(policy, rollout.step, rule) if whole else None
@@ -234,11 +249,14 @@ def _judged(
     blocks: dict[str, Taken],
 ) -> Looks:
     policy, weight = turn.rollout.release.policy, current_step(turn.state, turn.rollout).weight
-    found = verdicts(policy, evidences, weight / FULL, turn.state.confirmed)
+    lost = {r.name: why for r in policy.comparisons if (why := _lost(turn, r, last)) is not None}
+    seen = {name: e for name, e in evidences.items() if name not in lost}
+    found = verdicts(policy, seen, weight / FULL, turn.state.confirmed)
     looks: Looks = []
     for rule in policy.comparisons:
         if rule.name not in found:
-            looks.append(_unknown(rule, *_why_unknown(turn, rule, last), turn.state.confirmed))
+            why = lost.get(rule.name) or _why_unknown(turn, rule, last)
+            looks.append(_unknown(rule, *why, turn.state.confirmed))
             continue
         looked = replace(GateLook.of(found[rule.name]), begun=begun.get(rule.name))
         taken = blocks.get(rule.name)

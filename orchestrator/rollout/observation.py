@@ -119,9 +119,10 @@ class Sample:
         requests: Requests counted so far.
         errors: Bad ones among them so far.
         buckets: Cumulative histogram: upper bound in seconds to requests counted so far.
-        own: The operator's counters: gate to all and bad ones counted so far.
+        own: The operator's counters: gate to all and bad ones counted so far; absent when they are not known.
         cpu: When CPU seconds were counted, and how many had been used so far; None when they are not known.
         stamp: What tells scrapes apart: Prometheus' own time of it; `at` may differ by the time of an answer.
+        unseen: Of what counters are missing that were seen before, see `counts.settle`.
     """
 
     at: float
@@ -131,6 +132,7 @@ class Sample:
     own: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     cpu: tuple[float, float] | None = None
     stamp: float | None = None
+    unseen: frozenset[str] = frozenset()
 
     def later_than(self, other: "Sample") -> bool:
         """Whether it is of a later scrape."""

@@ -238,15 +238,22 @@ BUGS = (
     Bug(
         "a stale sample passes a gate",
         "rollout/counts.py",
-        "if now - sample.at > max_age:",
+        "if not now - sample.at <= max_age:",
         "if False:",
         UNIT,
     ),
     Bug(
         "a counter that was reset counts backwards",
         "rollout/counts.py",
-        "    if restarted:\n",
-        "    if False:\n",
+        "value if key in fell else value - was.get(key, 0.0)",
+        "value - was.get(key, 0.0)",
+        UNIT,
+    ),
+    Bug(
+        "a counter that was not seen is zero",
+        "rollout/counts.py",
+        "    unknown = older.unseen | newer.unseen\n",
+        "    unknown = frozenset()\n",
         UNIT,
     ),
     Bug(

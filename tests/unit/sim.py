@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestrator.rollout.command import Command, handle
+from orchestrator.rollout.counts import Known, settle
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.desired import Wanted, desired
 from orchestrator.rollout.events import Event, ReleaseEnded, RouteChanged
@@ -51,6 +52,7 @@ class Sim:
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
     counters: dict[str, Counter] = field(default_factory=dict)
     readings: list[Reading] = field(default_factory=list)
+    known: dict[str, Known] = field(default_factory=dict)
     edge_up: bool = True
     file: str = "ours"
     drained: bool = True
@@ -195,7 +197,8 @@ class Sim:
                 c = self.counters.setdefault(name, Counter())
                 buckets = {0.1: c.requests - c.slow, 0.5: c.requests, float("inf"): c.requests}
                 samples[name] = Sample(self.now, c.requests, c.errors, buckets)
-        self.readings.append(Reading(at=self.now, samples=samples))
+        self.known, reading = settle(self.known, Reading(at=self.now, samples=samples))
+        self.readings.append(reading)
 
     def _converge(self) -> None:
         world = desired(self.state, self.now)
