@@ -36,6 +36,10 @@ IDLE_FACTOR = 4
 """How much slower a service without a rollout is looked at; events of Docker still wake it at once."""
 
 
+UNWATCHED = 30.0
+"""Seconds between two decisions of a process from which on nobody has watched meanwhile."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What every conductor shares. `may_act`: whether the lease is fresh enough to touch the world."""
@@ -55,12 +59,19 @@ class Parts:
 
 @dataclass(slots=True)
 class _Memory:
-    """What a conductor knows beyond the committed state; all of it can be seen again after a restart."""
+    """What a conductor knows beyond the committed state; all of it can be seen again after a restart.
+
+    Attributes:
+        decided_at: When a decision was last made that could be carried out; None before the first one here.
+        loaded_at: When the state was committed that was found at the start.
+    """
 
     readings: list[Reading] = field(default_factory=list)
     known: dict[str, Known] = field(default_factory=dict)
     cpu: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     watched: ServiceState | None = None
+    decided_at: float | None = None
+    loaded_at: float = 0.0
     seen: Observation = field(default_factory=lambda: Observation(runtime_ok=False))
 
 
@@ -154,7 +165,7 @@ class Conductor:
         if not self._loaded:
             await self._load()
         told = bool(self._version) and await self._obey()
-        seen = await self._look()
+        seen = replace(await self._look(), unwatched=self._unwatched())
         if not self._version:  # nothing is committed: what runs may have to be taken up before commands
             if not seen.runtime_ok:
                 return False
@@ -162,9 +173,21 @@ class Conductor:
             told = await self._obey()
         told |= await self._decide(seen)
         if self._parts.may_act():
+            self._memory.decided_at = self._parts.clock.now()
             self._converger.converge(desired(self._state, self._parts.clock.now()), self._state, seen)
         self._memory.watched = None
         return told
+
+    def _unwatched(self) -> float:
+        """Seconds until now in which nobody drove the service, neither this daemon nor the one before it.
+
+        Of that one it is known only when it last committed something.
+        """
+        now, memory = self._parts.clock.now(), self._memory
+        if memory.decided_at is None:
+            return max(now - memory.loaded_at, 0.0)
+        gap = now - memory.decided_at
+        return gap if gap > max(UNWATCHED, 10 * self._parts.tick) else 0.0
 
     async def _obey(self) -> bool:
         """Carry out the commands that wait. True when there were any."""
@@ -189,6 +212,8 @@ class Conductor:
         """
         state, version = await self._parts.store.load(self.plan.service)
         self._parts.clock.not_before(state.at)
+        if not self._version:
+            self._memory.loaded_at = state.at
         if version >= self._version:
             self._state, self._version, self._loaded = state, version, True
             return

@@ -323,7 +323,7 @@ def _approve(turn: Turn) -> str:
 def _go_on(turn: Turn, mark: Mark) -> None:
     """Take a mark off. The time under it counts for no clock of the phase."""
     turn.stood(turn.now - mark.since)
-    turn.roll(mark=None)
+    turn.roll(mark=None, silent=0.0)
 
 
 def _promote(turn: Turn, command: Promote) -> str:

@@ -58,8 +58,7 @@ def look(turn: Turn, seen: Observation) -> None:
                     verdict=found,
                 )
             )
-    if found_now and not any(v.result is Result.NO_DATA for v in found_now if not v.dry_run):
-        turn.roll(measured_at=turn.now)
+    turn.roll(silent=_silence(turn, seen, found_now))
     turn.roll(verdicts=found_now, looked_at=last.at if last else None)
     if last is not None and looks:
         turn.tell(
@@ -74,6 +73,33 @@ def look(turn: Turn, seen: Observation) -> None:
                 looks=tuple(found for _, found in looks),
             )
         )
+
+
+def _silence(turn: Turn, seen: Observation, found: Sequence[Verdict]) -> float:
+    """For how many seconds the candidate has had no data.
+
+    Only time between two readings of this process counts, which Prometheus has answered both and which are
+    no further apart than a sample may be old: else nobody looked. While stable can't be read either it is
+    not the candidate that is silent.
+    """
+    rollout, stable = turn.rollout, turn.state.stable
+    last = seen.readings[-1] if seen.readings else None
+    if last is None or last.error:
+        return rollout.silent
+    if not _no_data(found):
+        return 0.0
+    policy = rollout.release.policy
+    before = next((r for r in reversed(seen.readings[:-1]) if r.at == rollout.looked_at), None)
+    assert stable is not None
+    of_all = policy.counted and missing_data(last, instance_names(stable), policy.sample_max_age, turn.now)
+    if before is None or before.error or of_all or not _no_data(rollout.verdicts):
+        return rollout.silent
+    gap = last.at - before.at
+    return rollout.silent + (gap if gap <= policy.sample_max_age else 0.0)
+
+
+def _no_data(found: Sequence[Verdict]) -> bool:
+    return any(v.result is Result.NO_DATA for v in found if not v.dry_run)
 
 
 def _limits(turn: Turn, seen: Observation) -> Looks:
@@ -268,7 +294,7 @@ def _judged(
 
 def _why_unknown(turn: Turn, rule: Comparison, last: Reading) -> tuple[Result, str]:
     if rule.history:
-        return Result.NO_DATA, f"Prometheus has no history of {rule.history:.0f} s"
+        return Result.INCONCLUSIVE, f"Prometheus has no history of {rule.history:.0f} s"
     if not any(last.samples[n].buckets for n in instance_names(turn.rollout.release)):
         return Result.INCONCLUSIVE, "the candidate has no histogram yet; it is born with its first request"
     text = f"stable's histogram has no bound above its p{rule.quantile * 100:g} that the candidate's has too"

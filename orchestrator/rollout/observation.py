@@ -170,6 +170,8 @@ class Observation:
         start_errors: Instance name to why it could not be created or started.
         readings: The looks since the step began, oldest first.
         hooks: What hooks have said, by `HookCall.key`.
+        unwatched: Seconds before this look in which nobody drove the service: no daemon ran, none had the
+            lease, or nothing could be committed.
     """
 
     instances: tuple[Instance, ...] = ()
@@ -179,6 +181,7 @@ class Observation:
     start_errors: Mapping[str, str] = field(default_factory=dict)
     readings: tuple[Reading, ...] = ()
     hooks: Mapping[str, HookResult] = field(default_factory=dict)
+    unwatched: float = 0.0
 
     def of(self, release: str) -> tuple[Instance, ...]:
         """The instances of one release."""

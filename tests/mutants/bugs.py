@@ -257,6 +257,27 @@ BUGS = (
         UNIT,
     ),
     Bug(
+        "Prometheus that is away is the candidate's silence",
+        "rollout/gates.py",
+        "    if last is None or last.error:\n        return rollout.silent\n",
+        "    if last is None:\n        return rollout.silent\n",
+        UNIT,
+    ),
+    Bug(
+        "time in which nobody looked counts",
+        "rollout/decide.py",
+        "    overlook(turn, seen.unwatched)\n",
+        "    overlook(turn, 0.0)\n",
+        UNIT,
+    ),
+    Bug(
+        "time in which no daemon ran is not known",
+        "engine/conductor.py",
+        "            return max(now - memory.loaded_at, 0.0)\n",
+        "            return 0.0\n",
+        ENGINE,
+    ),
+    Bug(
         "evidence is forgotten at each look while the store is away",
         "engine/conductor.py",
         "watch(self._memory.watched or self._state, seen",

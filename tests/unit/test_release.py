@@ -155,7 +155,7 @@ def test_the_steps_own_minimum_counts_since_the_step_began(sim: Sim) -> None:
 def test_no_data_never_passes(sim: Sim, action: str, outcome: Outcome | None) -> None:
     sim.send(submit(2, policy=policy(on_no_data=action)))
     sim.until_phase(Phase.SHIFTING, held=True)
-    sim.prometheus_up = False
+    sim.unreadable.add("api-2")
     sim.run(40)
     assert sim.share("api-2") in (0, 5)
     assert sim.outcomes().get("api-2") is outcome
@@ -168,12 +168,12 @@ def test_no_data_never_passes(sim: Sim, action: str, outcome: Outcome | None) ->
 def test_holding_without_data_ends_too(sim: Sim) -> None:
     sim.send(submit(2, policy=policy(on_no_data="hold", pause_deadline=50.0)))
     sim.until_phase(Phase.SHIFTING, held=True)
-    sim.prometheus_up = False
+    sim.unreadable.add("api-2")
     assert sim.until_ended("api-2").outcome is Outcome.ROLLED_BACK
 
 
 def test_a_candidate_that_prometheus_never_scrapes_gets_no_traffic(sim: Sim) -> None:
-    sim.prometheus_up = False
+    sim.unreadable.add("api-2")
     sim.send(submit(2))
     ended = sim.until_ended("api-2")
     assert ended.outcome is Outcome.FAILED
