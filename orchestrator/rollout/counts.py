@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from orchestrator.rollout.observation import Reading, Sample
+from orchestrator.rollout.observation import COUNTABLE, Reading, Sample
 from orchestrator.rollout.policy import Comparison, Limit
 
 NONE = (0.0, 0.0)
@@ -105,7 +105,7 @@ def difference(older: Sample, newer: Sample) -> Counts:
         unknown |= {group for group, _ in fell}
     now = {key: value if key in fell else value - was.get(key, 0.0) for key, value in now.items()}
     unknown |= {group for group, which in now if (group, which) not in was and group.startswith("counts:")}
-    unknown |= {group for (group, _), value in now.items() if not 0.0 <= value < math.inf}
+    unknown |= {group for (group, _), value in now.items() if not 0.0 <= value <= COUNTABLE}
     counted = "requests" not in unknown
     return Counts(
         now["requests", "all"] if counted else 0.0,
@@ -211,6 +211,8 @@ def missing_data(reading: Reading | None, instances: Sequence[str], max_age: flo
         sample = reading.samples.get(name)
         if sample is None:
             return f"{name} is not scraped or its target is down"
+        if not sample.sound:
+            return f"{name} has a counter that is no number from 0 to 2^53"
         if not now - sample.at <= max_age:
             return f"the last sample of {name} is {now - sample.at:.0f} s old"
     return ""

@@ -1,5 +1,6 @@
 """The gates of a step: one look at all of them after every reading, and what they leave unmet."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -218,7 +219,7 @@ def _evidences(
             if bound is None or not timed:
                 continue
         if rule.history:
-            if rule.name not in last.history:
+            if not 0.0 <= last.history.get(rule.name, -1.0) <= 1.0:
                 continue
             known = begin(rule)
             evidence = replace(known, past=(1.0, last.history[rule.name]))
@@ -237,7 +238,7 @@ def _base(rollout: Rollout, readings: Sequence[Reading], names: Sequence[str]) -
     if rollout.block_from is not None:
         return next((r for r in readings if r.at == rollout.block_from), None)
     exposed = rollout.exposed_since if rollout.exposed_since is not None else 0.0
-    whole = [r for r in readings if r.at <= exposed and all(n in r.samples for n in names)]
+    whole = [r for r in readings if r.at <= exposed and not missing_data(r, names, math.inf, r.at)]
     return whole[-1] if whole else None
 
 

@@ -7,6 +7,9 @@ from typing import Literal
 from orchestrator.rollout.hooks import HookResult
 from orchestrator.rollout.model import Release, Route, Server
 
+COUNTABLE = 2.0**53
+"""The most that a counter can say exactly."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
@@ -133,6 +136,14 @@ class Sample:
     cpu: tuple[float, float] | None = None
     stamp: float | None = None
     unseen: frozenset[str] = frozenset()
+
+    @property
+    def sound(self) -> bool:
+        """Whether all counters are numbers that something can have counted up to."""
+        own = (value for pair in self.own.values() for value in pair)
+        return all(
+            0.0 <= value <= COUNTABLE for value in (self.requests, self.errors, *self.buckets.values(), *own)
+        )
 
     def later_than(self, other: "Sample") -> bool:
         """Whether it is of a later scrape."""
