@@ -185,7 +185,7 @@ class Conductor:
         """
         now, memory = self._parts.clock.now(), self._memory
         if memory.decided_at is None:
-            return max(now - memory.loaded_at, 0.0)
+            return max(now - memory.loaded_at, 0.0) if self._version else 0.0
         gap = now - memory.decided_at
         return gap if gap > max(UNWATCHED, 10 * self._parts.tick) else 0.0
 

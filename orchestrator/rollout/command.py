@@ -7,7 +7,7 @@ from orchestrator.rollout.events import CommandAccepted, Event, ReleaseAccepted,
 from orchestrator.rollout.model import Mark, Outcome, Phase, Receipt, Release, ServiceState
 from orchestrator.rollout.plan import step_count
 from orchestrator.rollout.policy import Policy, Template
-from orchestrator.rollout.turn import Turn
+from orchestrator.rollout.turn import DAEMON, Turn
 
 HANDLED = 200
 """Request ids remembered for a service, against a second delivery."""
@@ -308,6 +308,8 @@ def _resume(turn: Turn) -> str:
     if rollout is None or rollout.mark is None or rollout.mark.kind != "paused":
         return "there is no paused rollout"
     _go_on(turn, rollout.mark)
+    if rollout.mark.actor == DAEMON:  # at a deadline: the phase gets its whole time again
+        turn.roll(entered_at=turn.now)
     return ""
 
 

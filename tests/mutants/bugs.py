@@ -273,8 +273,8 @@ BUGS = (
     Bug(
         "time in which no daemon ran is not known",
         "engine/conductor.py",
-        "            return max(now - memory.loaded_at, 0.0)\n",
-        "            return 0.0\n",
+        "return max(now - memory.loaded_at, 0.0) if self._version else 0.0",
+        "return 0.0",
         ENGINE,
     ),
     Bug(

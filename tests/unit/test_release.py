@@ -481,6 +481,20 @@ def test_pause_stands_still_and_resume_does_not_shorten_the_hold(sim: Sim) -> No
     assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
 
 
+def test_a_step_that_was_paused_at_its_deadline_gets_its_whole_time_from_who_resumes_it(sim: Sim) -> None:
+    sim.behave("api-2").rate = 0.1
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    while not (sim.state.rollout and sim.state.rollout.mark):
+        sim.step()
+    assert "step deadline" in sim.state.rollout.mark.reason
+    sim.send(Resume(request="9-0", actor="ann"))
+    sim.run(LADDER[0].deadline - 5)
+    assert sim.state.rollout.mark is None
+    sim.run(10)
+    assert sim.state.rollout.mark is not None
+
+
 def test_a_pause_before_traffic_stands_still_too(sim: Sim) -> None:
     sim.send(submit(2))
     sim.until_phase(Phase.STARTING)
