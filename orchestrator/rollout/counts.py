@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from orchestrator.rollout.observation import COUNTABLE, Reading, Sample
 from orchestrator.rollout.policy import Comparison, Limit
@@ -41,13 +42,22 @@ def of_gate(gate: Limit | Comparison) -> str:
     return "latency" if gate.metric == "latency" else "requests"
 
 
+def _parts(sample: Sample) -> list[str]:
+    return ["requests", "latency", *(f"counts:{gate}" for gate in sample.own)]
+
+
+def _part(sample: Sample, part: str) -> Mapping[Any, float]:
+    """The counters of one part, by what tells them apart: a histogram's bounds, or all and the bad ones."""
+    if part == "latency":
+        return sample.buckets
+    if part == "requests":
+        return {"all": sample.requests, "bad": sample.errors}
+    own = sample.own.get(part.removeprefix("counts:"))
+    return {} if own is None else {"all": own[0], "bad": own[1]}
+
+
 def _series(sample: Sample) -> dict[Series, float]:
-    found: dict[Series, float] = {("requests", "all"): sample.requests, ("requests", "bad"): sample.errors}
-    for bound, value in sample.buckets.items():
-        found["latency", bound] = value
-    for gate, (total, bad) in sample.own.items():
-        found[f"counts:{gate}", "all"], found[f"counts:{gate}", "bad"] = total, bad
-    return found
+    return {(part, name): v for part in _parts(sample) for name, v in _part(sample, part).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +99,7 @@ def settle(known: Mapping[str, Known], reading: Reading) -> tuple[dict[str, Know
     return whole, replace(reading, samples=samples)
 
 
-def difference(older: Sample, newer: Sample) -> Counts:
+def difference(older: Sample, newer: Sample, parts: Sequence[str] = ()) -> Counts:
     """What was counted between two samples of one instance, as far as that is known.
 
     A counter went down and none has grown: the process began anew, and all that the counter holds was counted
@@ -97,26 +107,34 @@ def difference(older: Sample, newer: Sample) -> Counts:
     what it belongs to; nor is it where a part of that is unseen. A counter of requests or a histogram that
     `older` lacks was born in between and counts in full; an operator's own begins with its first value,
     because it may not have been asked for before.
+
+    Args:
+        older: The earlier one.
+        newer: The later one.
+        parts: What is asked for, as `of_gate` names it; empty: all.
     """
-    was, now = _series(older), _series(newer)
-    fell = {key for key, value in was.items() if not now.get(key, 0.0) >= value}
-    unknown = older.unseen | newer.unseen
-    if any(now.get(key, 0.0) > value for key, value in was.items() if value > 0):
-        unknown |= {group for group, _ in fell}
-    now = {key: value if key in fell else value - was.get(key, 0.0) for key, value in now.items()}
-    unknown |= {group for group, which in now if (group, which) not in was and group.startswith("counts:")}
-    unknown |= {group for (group, _), value in now.items() if not 0.0 <= value <= COUNTABLE}
-    counted = "requests" not in unknown
+    found: dict[str, dict[Any, float]] = {}
+    for part in parts or _parts(newer):
+        was, now = _part(older, part), _part(newer, part)
+        fell = {name for name, value in was.items() if not now.get(name, 0.0) >= value}
+        counted = {name: value if name in fell else value - was.get(name, 0.0) for name, value in now.items()}
+        unasked = not was and part.startswith("counts:")
+        unknown = unasked or part in older.unseen or part in newer.unseen or (fell and _grew(older, newer))
+        if not unknown and all(0.0 <= value <= COUNTABLE for value in counted.values()):
+            found[part] = counted
+    requests = found.get("requests", {"all": 0.0, "bad": 0.0})
+    own = {gate: found[f"counts:{gate}"] for gate in newer.own if f"counts:{gate}" in found}
     return Counts(
-        now["requests", "all"] if counted else 0.0,
-        now["requests", "bad"] if counted else 0.0,
-        {} if "latency" in unknown else {bound: now["latency", bound] for bound in newer.buckets},
-        {
-            gate: (now[f"counts:{gate}", "all"], now[f"counts:{gate}", "bad"])
-            for gate in newer.own
-            if f"counts:{gate}" not in unknown
-        },
+        requests["all"],
+        requests["bad"],
+        found.get("latency", {}),
+        {gate: (counted["all"], counted["bad"]) for gate, counted in own.items()},
     )
+
+
+def _grew(older: Sample, newer: Sample) -> bool:
+    now = _series(newer)
+    return any(now.get(key, 0.0) > value > 0 for key, value in _series(older).items())
 
 
 def add(a: Counts, b: Counts) -> Counts:
@@ -133,17 +151,20 @@ def add(a: Counts, b: Counts) -> Counts:
     )
 
 
-def count(readings: Sequence[Reading], instances: Sequence[str], since: float) -> Counts:
+def count(
+    readings: Sequence[Reading], instances: Sequence[str], since: float, parts: Sequence[str] = ()
+) -> Counts:
     """What the instances counted since a moment, as far as the readings go back.
 
-    For each instance the last sample taken at or before `since` is the zero; without one, its first.
+    For each instance the last sample taken at or before `since` is the zero; without one, its first. `parts`:
+    see `difference`.
     """
     total = Counts()
     for name in instances:
         samples = [r.samples[name] for r in readings if name in r.samples]
         start = max((i for i, s in enumerate(samples) if s.at <= since), default=0)
         for older, newer in zip(samples[start:], samples[start + 1 :], strict=False):
-            total = add(total, difference(older, newer))
+            total = add(total, difference(older, newer, parts))
     return total
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from orchestrator.rollout.compare import between, block_of, counted, lifetime, slow_bound, verdicts
-from orchestrator.rollout.counts import count, cpu_share, missing_data, unseen
+from orchestrator.rollout.counts import count, cpu_share, missing_data, of_gate, unseen
 from orchestrator.rollout.events import GateJudged, GateLook, GatesLooked
 from orchestrator.rollout.evidence import (
     Block,
@@ -146,7 +146,7 @@ def _measure(
         return Measured(missing=missing)
     since = max(now - limit.window, rollout.held_since if rollout.held_since is not None else now)
     if limit.counts_requests:
-        counts = count(readings, names, since)
+        counts = count(readings, names, since, ("requests", of_gate(limit)))
         return Measured(value=value_of(limit, counts), samples=int(counts.requests))
     if limit.metric == "cpu":
         return Measured(value=cpu_share(readings, names, since, release.template.cpus))
@@ -328,7 +328,7 @@ def unmet(turn: Turn, seen: Observation, held: float) -> str:
             return why
     if step.min_requests:
         since = rollout.held_since if rollout.held_since is not None else turn.now
-        got = int(count(seen.readings, instance_names(rollout.release), since).requests)
+        got = int(count(seen.readings, instance_names(rollout.release), since, ("requests",)).requests)
         if got < step.min_requests:
             return f"{got} of {step.min_requests} requests"
     return ""

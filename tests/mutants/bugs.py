@@ -245,15 +245,15 @@ BUGS = (
     Bug(
         "a counter that was reset counts backwards",
         "rollout/counts.py",
-        "value if key in fell else value - was.get(key, 0.0)",
-        "value - was.get(key, 0.0)",
+        "value if name in fell else value - was.get(name, 0.0)",
+        "value - was.get(name, 0.0)",
         UNIT,
     ),
     Bug(
         "a counter that was not seen is zero",
         "rollout/counts.py",
-        "    unknown = older.unseen | newer.unseen\n",
-        "    unknown = frozenset()\n",
+        "unknown = unasked or part in older.unseen or part in newer.unseen or",
+        "unknown = unasked or",
         UNIT,
     ),
     Bug(

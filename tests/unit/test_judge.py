@@ -96,6 +96,9 @@ def test_why_there_is_no_data() -> None:
     assert "b is not scraped" in missing_data(reading, ["a", "b"], 60, 100)
     assert "105 s old" in missing_data(reading, ["a"], 60, 200)
     assert missing_data(reading, ["a"], 60, 100) == ""
+    for odd in (math.nan, math.inf, -1.0):
+        unsound = Reading(at=100, samples={"a": Sample(95, odd, 0)})
+        assert missing_data(unsound, ["a"], 60, 100) == "a has a counter that is no number from 0 to 2^53"
 
 
 def test_missing_never_passes() -> None:

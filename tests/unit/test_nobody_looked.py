@@ -321,6 +321,22 @@ def test_a_policy_of_queries_alone_asks_nothing_of_stable(sim: Sim) -> None:
     assert sim.until_ended("api-2", 60).reason == "no data for 15 s: q: no finite value"
 
 
+def test_a_query_without_an_answer_is_not_a_query_without_a_value(sim: Sim) -> None:
+    limits = (Limit(name="q", metric="query", query="x", max=1.0),)
+    sim.send(submit(2, policy=policy(**STRICT, limits=limits)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(5)
+    assert sim.state.rollout is not None
+    silent = sim.state.rollout.silent
+    sim.prometheus_up = False
+    sim.run(30)
+    assert sim.state.rollout.silent == silent
+    sim.prometheus_up = True
+    sim.run(5)
+    assert sim.state.rollout.silent == silent + 4
+    assert sim.until_ended("api-2", 10).reason.startswith("no data for 15 s")
+
+
 def test_before_the_first_answer_nothing_is_known_of_prometheus(sim: Sim) -> None:
     shifting(sim)
     sim.prometheus_up = False
