@@ -20,6 +20,7 @@ from orchestrator.ports.service import ServicePlan
 from orchestrator.ports.store import Store
 from orchestrator.ports.traffic import Traffic
 from orchestrator.rollout.command import HANDLED, Abort, Command, Pause, Rollback, handle, refusal
+from orchestrator.rollout.counts import Known, settle
 from orchestrator.rollout.decide import decide, watch
 from orchestrator.rollout.desired import desired
 from orchestrator.rollout.events import Event, ServiceTroubled, StateRestored
@@ -41,6 +42,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 T = TypeVar("T")
 
 
+UNWATCHED = 30.0
+"""Seconds between two decisions of a process from which on nobody has watched meanwhile."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What every conductor shares. `may_act`: whether the lease is fresh enough to touch the world."""
@@ -60,11 +65,19 @@ class Parts:
 
 @dataclass(slots=True)
 class _Memory:
-    """What a conductor knows beyond the committed state; all of it can be seen again after a restart."""
+    """What a conductor knows beyond the committed state; all of it can be seen again after a restart.
+
+    Attributes:
+        decided_at: When a decision was last made that could be carried out; None before the first one here.
+        loaded_at: When the state was committed that was found at the start.
+    """
 
     readings: list[Reading] = field(default_factory=list)
+    known: dict[str, Known] = field(default_factory=dict)
     cpu: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     watched: ServiceState | None = None
+    decided_at: float | None = None
+    loaded_at: float = 0.0
     seen: Observation = field(default_factory=lambda: Observation(runtime_ok=False))
 
 
@@ -186,18 +199,31 @@ class Conductor:
         if not self._loaded:
             await self._load()
         told = bool(self._version) and self._looked and await self._obey()
-        seen = await self._look()
+        seen = replace(await self._look(), unwatched=self._unwatched())
         if not self._version or not self._looked:  # the store may know less than what runs: that comes first
             if not self._version and not seen.runtime_ok:
                 return False
             self._looked = True
             await self._decide(seen)
+            seen = replace(seen, unwatched=0.0)
             told = await self._obey()
         told |= await self._decide(seen)
         if self._parts.may_act():
+            self._memory.decided_at = self._parts.clock.now()
             self._converger.converge(desired(self._state, self._parts.clock.now()), self._state, seen)
         self._memory.watched = None
         return told
+
+    def _unwatched(self) -> float:
+        """Seconds until now in which nobody drove the service, neither this daemon nor the one before it.
+
+        Of that one it is known only when it last committed something.
+        """
+        now, memory = self._parts.clock.now(), self._memory
+        if memory.decided_at is None:
+            return max(now - memory.loaded_at, 0.0) if self._version else 0.0
+        gap = now - memory.decided_at
+        return gap if gap > max(UNWATCHED, 10 * self._parts.tick) else 0.0
 
     async def _obey(self) -> bool:
         """Carry out the commands that wait. True when there were any."""
@@ -233,6 +259,8 @@ class Conductor:
         """
         state, version = await self._parts.store.load(self.plan.service)
         self._parts.clock.not_before(state.at)
+        if not self._version:
+            self._memory.loaded_at = state.at
         if version >= self._version:
             self._state, self._version, self._loaded = state, version, True
             return
@@ -334,11 +362,13 @@ class Conductor:
         if rollout is None or not rollout.release.policy.measured:
             self._parts.measurer.forget(service)
             readings.clear()
+            self._memory.known.clear()
             return
         query = measurements(self.plan, rollout)
         self._parts.measurer.watch(query, self.wake)
         latest = self._parts.measurer.latest(service)
         if latest is not None and (not readings or readings[-1].at < latest.at):
+            self._memory.known, latest = settle(self._memory.known, latest)
             readings.append(self._with_cpu(latest) if query.cpu and query.source.cpu == ENGINE else latest)
         began = rollout.held_since or rollout.entered_at
         windows = [limit.window for limit in rollout.release.policy.limits]

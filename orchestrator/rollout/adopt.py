@@ -5,8 +5,11 @@ from dataclasses import replace
 
 from orchestrator.rollout.events import ServiceAdopted
 from orchestrator.rollout.model import FULL, Outcome, Phase, Release, Rollout, Route, ServiceState
-from orchestrator.rollout.observation import Observation, OnDisk
+from orchestrator.rollout.observation import Instance, Observation, OnDisk
 from orchestrator.rollout.turn import DAEMON, Turn
+
+NUMBER = re.compile("[0-9]{1,10}")
+"""How release ids end."""
 
 LOST = "the store had lost what was committed; it was taken up as it was found"
 
@@ -20,11 +23,13 @@ def adopt(turn: Turn, seen: Observation) -> None:
     committed, only who is stable is taken over; the route is made anew from that.
     """
     state, disk = turn.state, seen.edge.on_disk
-    blank = replace(state, at=0.0, released=0) == ServiceState(service=state.service)
+    untold = replace(state, at=0.0, released=0, trouble="", overlooked=0.0)
+    blank = untold == ServiceState(service=state.service)
     if seen.runtime_ok or not blank:
         turn.set(released=max(state.released, _given_out(state, seen)))
     ahead = seen.edge.floor > state.route.generation and seen.edge.local is None
-    releases = {i.release: i.described for i in seen.instances if i.described is not None}
+    found = [i for i in seen.instances if _credible(i, state.service)]
+    releases = {i.release: i.described for i in found if i.described is not None}
     if not seen.runtime_ok or not releases or not (blank or ahead):
         return
     disk = disk or OnDisk(route=Route(generation=seen.edge.floor))
@@ -66,8 +71,22 @@ def _given_out(state: ServiceState, seen: Observation) -> int:
     return max((int(found[1]) for i in ids if (found := form.fullmatch(i))), default=0)
 
 
+def _credible(instance: Instance, service: str) -> bool:
+    """Whether what a container's labels tell of its release can be: anybody may have written them."""
+    release = instance.described
+    return (
+        release is not None
+        and (release.service, release.id) == (service, instance.release)
+        and bool(release.policy.steps)
+        and release.template.instances > 0
+        and release.template.cpus > 0
+    )
+
+
 def _number(release: Release) -> int:
-    return int(release.id.rpartition("-")[2])
+    """The number in a release's id; 0 where it is none that was ever given out."""
+    number = release.id.rpartition("-")[2]
+    return int(number) if NUMBER.fullmatch(number) else 0
 
 
 def _trust(release: Release, disk: OnDisk, seen: Observation) -> tuple[bool, bool, float, bool, int]:

@@ -7,7 +7,7 @@ from orchestrator.rollout.events import CommandAccepted, Event, ReleaseAccepted,
 from orchestrator.rollout.model import Mark, Outcome, Phase, Receipt, Release, Rollout, ServiceState
 from orchestrator.rollout.plan import step_count
 from orchestrator.rollout.policy import Policy, Template
-from orchestrator.rollout.turn import Turn
+from orchestrator.rollout.turn import DAEMON, Turn
 
 HANDLED = 200
 """Request ids remembered for a service, against a second delivery."""
@@ -315,6 +315,8 @@ def _pause(turn: Turn, command: Pause) -> str:
         return f"a rollback is not paused; {rollout.release.id} can be aborted until it takes the traffic"
     if rollout.mark is not None and rollout.mark.kind == "paused":
         return f"already paused by {rollout.mark.actor}"
+    if rollout.mark is not None:
+        _go_on(turn, rollout.mark)
     turn.roll(mark=Mark(kind="paused", actor=command.actor, reason=command.reason, since=turn.now))
     return ""
 
@@ -323,10 +325,9 @@ def _resume(turn: Turn) -> str:
     rollout = turn.state.rollout
     if rollout is None or rollout.mark is None or rollout.mark.kind != "paused":
         return "there is no paused rollout"
-    stood = turn.now - rollout.mark.since
-    held = None if rollout.held_since is None else rollout.held_since + stood
-    measured = None if rollout.measured_at is None else rollout.measured_at + stood
-    turn.roll(mark=None, entered_at=rollout.entered_at + stood, held_since=held, measured_at=measured)
+    _go_on(turn, rollout.mark)
+    if rollout.mark.actor == DAEMON:  # at a deadline: the phase gets its whole time again
+        turn.roll(entered_at=turn.now)
     return ""
 
 
@@ -334,8 +335,15 @@ def _approve(turn: Turn) -> str:
     rollout = turn.state.rollout
     if rollout is None or rollout.mark is None or rollout.mark.kind != "awaiting_approval":
         return "there is no rollout that waits for approval"
-    turn.roll(mark=None, approved=True)
+    _go_on(turn, rollout.mark)
+    turn.roll(approved=True)
     return ""
+
+
+def _go_on(turn: Turn, mark: Mark) -> None:
+    """Take a mark off. The time under it counts for no clock of the phase."""
+    turn.stood(turn.now - mark.since)
+    turn.roll(mark=None, silent=0.0)
 
 
 def _promote(turn: Turn, command: Promote) -> str:

@@ -196,7 +196,9 @@ class Rollout:
         entered_at: When the phase, or the step in it, was entered.
         held_since: When nginx confirmed the step's weight, or the preview began; None before.
         exposed_since: When nginx first confirmed any traffic for the candidate; None before.
-        measured_at: When the gates last had data in this step; None before.
+        silent: Seconds without data for the candidate, up to the last look: between readings in a row that
+            Prometheus answered.
+        blind_since: When Prometheus was first seen not to answer; None while it does.
         looked_at: The reading that the gates last looked at in this step; None before.
         block_from: The reading that the comparisons have counted up to; None before the first.
         evidence: What the comparisons have seen, over all steps.
@@ -218,7 +220,8 @@ class Rollout:
     entered_at: float
     held_since: float | None = None
     exposed_since: float | None = None
-    measured_at: float | None = None
+    silent: float = 0.0
+    blind_since: float | None = None
     looked_at: float | None = None
     block_from: float | None = None
     evidence: tuple[Evidence, ...] = ()
@@ -284,6 +287,7 @@ class ServiceState:
         at: When it was committed; no later state has an earlier time.
         confirmed: The highest generation that nginx was seen to serve.
         released: How many release ids have been given out.
+        overlooked: Seconds in which nobody drove the service while there was a queue.
         handled: Ids of the last requests that were carried out or refused, against a second delivery.
         drifted_since: When the edge's file was first seen to differ from ours; None when it does not.
         stuck_since: When the edge began to refuse or not confirm; None when it does not.
@@ -305,6 +309,7 @@ class ServiceState:
     route: Route = Route()
     confirmed: int = 0
     released: int = 0
+    overlooked: float = 0.0
     receipts: tuple[Receipt, ...] = ()
     handled: tuple[str, ...] = ()
     drifted_since: float | None = None

@@ -7,6 +7,9 @@ from typing import Literal
 from orchestrator.rollout.hooks import HookResult
 from orchestrator.rollout.model import Release, Route, Server
 
+COUNTABLE = 2.0**53
+"""The most that a counter can say exactly."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
@@ -123,9 +126,10 @@ class Sample:
         requests: Requests counted so far.
         errors: Bad ones among them so far.
         buckets: Cumulative histogram: upper bound in seconds to requests counted so far.
-        own: The operator's counters: gate to all and bad ones counted so far.
+        own: The operator's counters: gate to all and bad ones counted so far; absent when they are not known.
         cpu: When CPU seconds were counted, and how many had been used so far; None when they are not known.
         stamp: What tells scrapes apart: Prometheus' own time of it; `at` may differ by the time of an answer.
+        unseen: Of what counters are missing that were seen before, see `counts.settle`.
     """
 
     at: float
@@ -135,6 +139,15 @@ class Sample:
     own: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     cpu: tuple[float, float] | None = None
     stamp: float | None = None
+    unseen: frozenset[str] = frozenset()
+
+    @property
+    def sound(self) -> bool:
+        """Whether all counters are numbers that something can have counted up to."""
+        own = (value for pair in self.own.values() for value in pair)
+        return all(
+            0.0 <= value <= COUNTABLE for value in (self.requests, self.errors, *self.buckets.values(), *own)
+        )
 
     def later_than(self, other: "Sample") -> bool:
         """Whether it is of a later scrape."""
@@ -177,6 +190,8 @@ class Observation:
         start_errors: Instance name to why it could not be created or started.
         readings: The looks since the step began, oldest first.
         hooks: What hooks have said, by `HookCall.key`.
+        unwatched: Seconds before this look in which nobody drove the service: no daemon ran, none had the
+            lease, or nothing could be committed.
     """
 
     instances: tuple[Instance, ...] = ()
@@ -187,6 +202,7 @@ class Observation:
     start_errors: Mapping[str, str] = field(default_factory=dict)
     readings: tuple[Reading, ...] = ()
     hooks: Mapping[str, HookResult] = field(default_factory=dict)
+    unwatched: float = 0.0
 
     def of(self, release: str) -> tuple[Instance, ...]:
         """The instances of one release."""

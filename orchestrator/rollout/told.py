@@ -102,4 +102,6 @@ def problems(state: ServiceState) -> list[str]:
         found.append(state.trouble)
     if state.stuck_since is not None:
         found.append("nginx does not confirm what it must serve")
+    if state.rollout is not None and state.rollout.blind_since is not None:
+        found.append("Prometheus does not answer; the rollout is held")
     return found

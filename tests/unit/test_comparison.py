@@ -383,11 +383,11 @@ def test_without_a_past_there_is_no_data(sim: Sim) -> None:
 def test_a_pause_for_want_of_data_can_be_resumed(sim: Sim) -> None:
     sim.send(submit(2, policy=compared(ERRORS, on_no_data="pause")))
     sim.until_phase(Phase.SHIFTING, held=True)
-    sim.prometheus_up = False
+    sim.unreadable.add("api-2")
     sim.run(20)
     assert sim.state.rollout is not None
     assert sim.state.rollout.mark is not None
-    sim.prometheus_up = True
+    sim.unreadable.clear()
     sim.send(Resume(request="9-0", actor="ann"))
     assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
 

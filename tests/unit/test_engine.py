@@ -22,7 +22,7 @@ from orchestrator.rollout.desired import Wanted, desired
 from orchestrator.rollout.events import Event, ReleaseAccepted, ReleaseEnded, RequestRefused, ServiceTroubled
 from orchestrator.rollout.model import Outcome, Phase, Route, Server, ServiceState
 from orchestrator.rollout.observation import Edge, Observation, Sample
-from orchestrator.rollout.policy import Comparison, Step
+from orchestrator.rollout.policy import Comparison, Limit, Step
 from tests.builders import LADDER, policy, release, submit, template
 from tests.contract.fakes import FakeClock, FakeHooks, FakeMetrics, FakeRuntime, FakeStore, FakeTraffic
 
@@ -509,3 +509,97 @@ async def test_a_block_that_is_cancelled_is_cancelled_whatever_runs_beside() -> 
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+@dataclass
+class Driven:
+    """A service whose conductor can be taken away for a while."""
+
+    kit: Kit = field(default_factory=Kit)
+    task: asyncio.Task[None] | None = None
+    measuring: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        conductor = Conductor(PLAN, self.kit.parts)
+        self.kit.conductor = conductor
+        self.task = asyncio.create_task(eternal("conductor", conductor.run, pause=0.01), name="conductor")
+
+    async def stop(self) -> None:
+        assert self.task is not None
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+HELD = Step(weight=20, hold=300.0, deadline=301.0)
+
+
+@pytest.fixture
+async def driven() -> AsyncIterator[Driven]:
+    """A release that holds its first step, before Prometheus has answered the new process once."""
+    driven = Driven()
+    kit = driven.kit
+    driven.measuring = asyncio.create_task(kit.parts.measurer.run(), name="measure")
+    driven.start()
+    kit.conductor.submit(small(1))
+    await kit.until(ended("api-1"))
+    strict = policy(
+        limits=(Limit(name="q", metric="query", query="x", max=1.0),),
+        steps=(HELD, LADDER[-1]),
+        on_no_data="rollback",
+        on_inconclusive="rollback",
+        no_data_after=120.0,
+    )
+    kit.conductor.submit(submit(2, template=template(instances=1), policy=strict))
+    await kit.until(lambda s: s.rollout is not None and bool(s.rollout.verdicts))
+    yield driven
+    driven.measuring.cancel()
+    await driven.stop()
+
+
+async def _stands(kit: Kit) -> None:
+    """A good while of decisions later nothing has gone back."""
+    async with asyncio.timeout(5):
+        version = (await kit.store.load("api"))[1]
+        while (await kit.store.load("api"))[1] < version + 5:
+            await asyncio.sleep(0.01)
+    state = await kit.state()
+    assert state.rollout is not None
+    assert state.rollout.phase is Phase.SHIFTING
+
+
+@pytest.mark.parametrize("seconds", [600.0, 3600.0])
+async def test_time_without_a_daemon_is_no_time_of_the_release(driven: Driven, seconds: float) -> None:
+    kit = driven.kit
+    await driven.stop()
+    before = await kit.state()
+    kit.clock.time += seconds
+    driven.start()
+    await _stands(kit)
+    after = await kit.state()
+    assert before.rollout is not None
+    assert after.rollout is not None
+    assert after.rollout.entered_at - before.rollout.entered_at >= seconds
+    assert after.rollout.silent < 120
+
+
+async def test_time_without_a_store_is_no_time_of_the_release(driven: Driven) -> None:
+    kit = driven.kit
+    kit.store.fail_before = 10**6
+    async with asyncio.timeout(5):
+        while kit.store.fail_before == 10**6:
+            await asyncio.sleep(0.01)
+    kit.clock.time += 600.0
+    await asyncio.sleep(0.1)
+    assert "api" not in kit.traffic.local
+    kit.store.fail_before = 0
+    await _stands(kit)
+
+
+async def test_a_command_that_waits_for_the_daemon_does_not_hide_that_it_was_away(driven: Driven) -> None:
+    kit = driven.kit
+    await driven.stop()
+    kit.clock.time += 600.0
+    driven.start()
+    kit.conductor.submit(Freeze(request="9-0", actor="ann"))
+    await kit.until(lambda s: s.frozen is not None)
+    await _stands(kit)

@@ -158,7 +158,7 @@ def test_the_steps_own_minimum_counts_since_the_step_began(sim: Sim) -> None:
 def test_no_data_never_passes(sim: Sim, action: str, outcome: Outcome | None) -> None:
     sim.send(submit(2, policy=policy(on_no_data=action)))
     sim.until_phase(Phase.SHIFTING, held=True)
-    sim.prometheus_up = False
+    sim.unreadable.add("api-2")
     sim.run(40)
     assert sim.share("api-2") in (0, 5)
     assert sim.outcomes().get("api-2") is outcome
@@ -171,7 +171,7 @@ def test_no_data_never_passes(sim: Sim, action: str, outcome: Outcome | None) ->
 def test_holding_without_data_ends_too(sim: Sim) -> None:
     sim.send(submit(2, policy=policy(on_no_data="hold", pause_deadline=50.0)))
     sim.until_phase(Phase.SHIFTING, held=True)
-    sim.prometheus_up = False
+    sim.unreadable.add("api-2")
     assert sim.until_ended("api-2").outcome is Outcome.ROLLED_BACK
 
 
@@ -183,7 +183,7 @@ def test_holding_without_data_ends_too(sim: Sim) -> None:
             "Prometheus cannot scrape api-2-0: server returned HTTP status 404 (http://10.0.2.10/metrics)",
         ),
         ({"unread": {"api-2-0": ""}}, "Prometheus has not scraped api-2-0 (does it read our http_sd_"),
-        ({"error": "up{: parse error"}, "Prometheus: up{: parse error"),
+        ({"error": "up{: parse error"}, "Prometheus did not answer for 300 s, the limit is 300 s: up{: parse e"),
     ],
 )
 def test_a_candidate_that_is_not_read_ends_with_prometheus_own_reason(
@@ -197,11 +197,11 @@ def test_a_candidate_that_is_not_read_ends_with_prometheus_own_reason(
 
 
 def test_a_candidate_that_prometheus_never_scrapes_gets_no_traffic(sim: Sim) -> None:
-    sim.prometheus_up = False
+    sim.unreadable.add("api-2")
     sim.send(submit(2))
     ended = sim.until_ended("api-2")
     assert ended.outcome is Outcome.FAILED
-    assert "Prometheus: connection refused" in ended.reason
+    assert "Prometheus has not scraped api-2-0" in ended.reason
     assert max(sum(s.weight for s in sim.state.route.servers if s.release == "api-2"), 0) == 0
 
 
@@ -451,6 +451,37 @@ def test_a_step_that_wants_approval_waits_and_is_rolled_back_if_nobody_comes(sim
     assert "without approval" in ended.reason
 
 
+def _waits_for_approval(sim: Sim, requests: int = 10) -> None:
+    """A step of 5 % that has passed in the day and waits for a person, into a night with few requests."""
+    steps = (replace(LADDER[0], approve=True), *LADDER[1:])
+    limit = replace(ERRORS, min_requests=requests, window=60.0)
+    changes = {"steps": steps, "limits": (limit,), "pause_deadline": 9e4, "on_inconclusive": "rollback"}
+    sim.send(submit(2, policy=policy(**changes)))
+    while not (sim.state.rollout and sim.state.rollout.mark):
+        sim.step()
+    sim.behave("api-2").rate = 1.0
+    sim.run(600)
+
+
+def test_the_time_in_which_a_person_decides_is_not_the_steps(sim: Sim) -> None:
+    _waits_for_approval(sim)
+    sim.send(Approve(request="9-0", actor="ann"))
+    sim.run(LADDER[0].deadline - LADDER[0].hold - 5)
+    assert not sim.ends("api-2")
+    assert sim.share("api-2") == 5
+    sim.behave("api-2").rate = 100.0
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+def test_a_pause_while_approval_is_awaited_counts_for_nothing_either(sim: Sim) -> None:
+    _waits_for_approval(sim)
+    sim.send(Pause(request="7-0", actor="ann"))
+    sim.run(100)
+    sim.send(Resume(request="8-0", actor="ann"))
+    sim.run(LADDER[0].deadline - LADDER[0].hold - 5)
+    assert not sim.ends("api-2")
+
+
 def test_a_bad_release_goes_back_while_it_waits_for_approval(sim: Sim) -> None:
     steps = (replace(LADDER[0], approve=True), *LADDER[1:])
     sim.send(submit(2, policy=policy(steps=steps)))
@@ -472,6 +503,20 @@ def test_pause_stands_still_and_resume_does_not_shorten_the_hold(sim: Sim) -> No
     held_after = sim.now - (sim.state.rollout.held_since or 0.0)  # type: ignore[union-attr]
     assert held_after == pytest.approx(held_before)
     assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+def test_a_step_that_was_paused_at_its_deadline_gets_its_whole_time_from_who_resumes_it(sim: Sim) -> None:
+    sim.behave("api-2").rate = 0.1
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    while not (sim.state.rollout and sim.state.rollout.mark):
+        sim.step()
+    assert "step deadline" in sim.state.rollout.mark.reason
+    sim.send(Resume(request="9-0", actor="ann"))
+    sim.run(LADDER[0].deadline - 5)
+    assert sim.state.rollout.mark is None
+    sim.run(10)
+    assert sim.state.rollout.mark is not None
 
 
 def test_a_pause_before_traffic_stands_still_too(sim: Sim) -> None:
