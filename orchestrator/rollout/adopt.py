@@ -23,7 +23,7 @@ def adopt(turn: Turn, seen: Observation) -> None:
     committed, only who is stable is taken over; the route is made anew from that.
     """
     state, disk = turn.state, seen.edge.on_disk
-    untold = replace(state, at=0.0, released=0, trouble="", overlooked=0.0)
+    untold = replace(state, at=0.0, released=0, trouble="", overlooked=0.0, silent_since=None)
     blank = untold == ServiceState(service=state.service)
     if seen.runtime_ok or not blank:
         turn.set(released=max(state.released, _given_out(state, seen)))
