@@ -6,6 +6,7 @@ from dataclasses import replace
 from orchestrator.rollout.events import ServiceAdopted
 from orchestrator.rollout.model import FULL, Outcome, Phase, Release, Rollout, Route, ServiceState
 from orchestrator.rollout.observation import Instance, Observation, OnDisk
+from orchestrator.rollout.route import may_be_served
 from orchestrator.rollout.turn import DAEMON, Turn
 
 NUMBER = re.compile("[0-9]{1,10}")
@@ -28,7 +29,9 @@ def adopt(turn: Turn, seen: Observation) -> None:
     if seen.runtime_ok or not blank:
         turn.set(released=max(state.released, _given_out(state, seen)))
     ahead = seen.edge.floor > state.route.generation and seen.edge.local is None
-    found = [i for i in seen.instances if _credible(i, state.service)]
+    rollout = state.rollout
+    own = rollout.release.id if rollout is not None and not may_be_served(rollout, seen.edge) else ""
+    found = [i for i in seen.instances if _credible(i, state.service) and i.release != own]
     releases = {i.release: i.described for i in found if i.described is not None}
     if not seen.runtime_ok or not releases or not (blank or ahead):
         return
@@ -47,8 +50,7 @@ def adopt(turn: Turn, seen: Observation) -> None:
         previous_until=turn.now + stable.policy.keep_previous if previous else None,
     )
     if blank:
-        rollout = _rollout(candidate, disk.route, turn.now) if candidate else None
-        turn.set(route=disk.route, rollout=rollout)
+        turn.set(route=disk.route, rollout=_rollout(candidate, disk.route, turn.now) if candidate else None)
     turn.tell(
         ServiceAdopted(
             service=state.service,

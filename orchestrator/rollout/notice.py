@@ -11,7 +11,7 @@ from orchestrator.rollout.events import (
 )
 from orchestrator.rollout.model import Outcome, instance_names
 from orchestrator.rollout.observation import Edge, Observation
-from orchestrator.rollout.route import lost, unanswered
+from orchestrator.rollout.route import lost, may_be_served, unanswered
 from orchestrator.rollout.turn import Turn
 
 SILENCE = 10.0
@@ -26,7 +26,8 @@ def notice_host(turn: Turn, seen: Observation) -> None:
     """
     state, edge = turn.state, seen.edge
     if edge.on_disk is None or edge.local is None:
-        if edge.floor > state.route.generation and state.rollout is not None:
+        rollout = state.rollout
+        if edge.floor > state.route.generation and rollout and may_be_served(rollout, edge):
             ahead = f"nginx has generation {edge.floor}, but only {state.route.generation} is committed"
             turn.retreat(Outcome.ROLLED_BACK, ahead)
         return

@@ -3,8 +3,17 @@
 import math
 from dataclasses import dataclass, replace
 
-from orchestrator.rollout.model import FULL, Phase, Release, Route, Server, ServiceState
-from orchestrator.rollout.observation import Instance, LocalRollback, Observation
+from orchestrator.rollout.model import (
+    BEFORE_TRAFFIC,
+    FULL,
+    Phase,
+    Release,
+    Rollout,
+    Route,
+    Server,
+    ServiceState,
+)
+from orchestrator.rollout.observation import Edge, Instance, LocalRollback, Observation
 from orchestrator.rollout.plan import current_step
 
 
@@ -93,6 +102,13 @@ def _host_went_elsewhere(state: ServiceState, seen: Observation, wanted: Shares)
     if local is None or not (following or unanswered(state, seen)):
         return False
     return {release.id for release, _ in wanted.weights} != {local.to}
+
+
+def may_be_served(rollout: Rollout, edge: Edge) -> bool:
+    """Whether a candidate has traffic, by the state or, where the store has lost that, by the edge's file."""
+    servers = edge.on_disk.route.servers if edge.on_disk else ()
+    named = any(s.release == rollout.release.id for s in servers)
+    return named or rollout.phase not in BEFORE_TRAFFIC
 
 
 def alone(route: Route, release: str) -> tuple[Server, ...]:

@@ -234,7 +234,8 @@ class Daemon:
         delivered: set[str] = set()
         while True:
             await self.world.alive(self.host)
-            for entry in sorted(self.world.store.pending - delivered):
+            waiting = self.world.store.pending - delivered
+            for entry in sorted(waiting, key=lambda entry: int(entry.partition("-")[0])):
                 if not self.world.redis_up:
                     break
                 request = self.world.requests[entry]

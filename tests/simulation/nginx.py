@@ -193,6 +193,7 @@ def virtual_files(nginx: SimNginx) -> Iterator[None]:
         for place, double in {
             "edge.to_the_end": inline,
             "snippets.to_the_end": inline,
+            "reload.to_the_end": inline,
             "edge.locked": locked,
             "files.os.fsync": lambda _: None,
         }.items():

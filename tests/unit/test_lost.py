@@ -6,7 +6,7 @@ from orchestrator.rollout.command import Freeze, handle
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.events import ServiceAdopted
 from orchestrator.rollout.model import Outcome, Phase, Route, ServiceState
-from orchestrator.rollout.observation import Observation
+from orchestrator.rollout.observation import Observation, OnDisk
 from tests.builders import submit
 from tests.unit.sim import Behaviour, Sim
 
@@ -265,3 +265,13 @@ def test_a_state_that_agrees_with_the_file_is_left_alone(sim: Sim) -> None:
     seen = Observation(instances=tuple(sim.instances.values()), edge=sim.observe().edge)
     assert decide(sim.state, seen, sim.now) == (sim.state, ())
     assert sim.state.route != Route()
+
+
+def test_a_release_after_a_loss_with_nothing_left_that_runs_is_a_first_release() -> None:
+    sim = Sim()
+    sim.disk = OnDisk(route=Route(generation=2))
+    sim.served = 2
+    sim.send(submit(1))
+    ended = sim.until_ended("api-1", 30)
+    assert (ended.outcome, ended.reason) == (Outcome.PROMOTED, "switched over")
+    assert sim.state.route.generation > 2
