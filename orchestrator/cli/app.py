@@ -94,7 +94,7 @@ def status(
     if output is Output.JSON:
         out.print(json.dumps([json.loads(dump_state(s)) for s in states], indent=2), markup=False)
         return
-    out.print(status_table(states, time.time()))  # noqa: TID251  for people
+    out.print(status_table(states, time.time(), found.templates))  # noqa: TID251  for people
     if service and states[0].rollout:
         for line in verdict_lines(states[0].rollout):
             out.print(line)
@@ -112,7 +112,7 @@ def watch(
     async def work() -> None:
         async with store_of(found) as store:
             if output is Output.TEXT and out.is_terminal:
-                await watch_live(store, sorted(found.services), service)
+                await watch_live(store, found.templates, service)
             else:
                 await watch_events(store, service, output)
 

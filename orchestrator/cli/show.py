@@ -1,5 +1,6 @@
 """States and events as people read them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.markup import escape
@@ -9,7 +10,8 @@ from rich.text import Text
 from orchestrator.rollout.events import Event, GateJudged, GatesLooked, PhaseEntered, ReleaseEnded
 from orchestrator.rollout.model import FULL, Outcome, Release, Result, Rollout, ServiceState
 from orchestrator.rollout.plan import current_step, step_count
-from orchestrator.rollout.told import logs_of, problems, told
+from orchestrator.rollout.policy import Template
+from orchestrator.rollout.told import logs_of, outdated, problems, told
 
 WIDTH = 20
 
@@ -56,8 +58,8 @@ def _logs(logs: str) -> str:
     return "".join(f"\n    [dim]{escape(line[:200])}[/]" for line in logs.splitlines())
 
 
-def status_table(states: list[ServiceState], now: float) -> Table:
-    """All services at a glance."""
+def status_table(states: list[ServiceState], now: float, files: Mapping[str, Template]) -> Table:
+    """All services at a glance; `files`: how each is to be run, by its file."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("service", "stable", "candidate", "phase", "traffic", "note"):
         table.add_column(column)
@@ -69,7 +71,7 @@ def status_table(states: list[ServiceState], now: float) -> Table:
             _version(rollout.release) if rollout else "",
             phase_text(state, now),
             _traffic(state),
-            note(state),
+            note(state, files.get(state.service)),
         )
     return table
 
@@ -98,7 +100,7 @@ def _traffic(state: ServiceState) -> str:
     return f"{bar(share, 10)} {share * FULL:g} %"
 
 
-def note(state: ServiceState) -> str:
+def note(state: ServiceState, template: Template | None) -> str:
     """What a person should know."""
     notes = []
     if state.rollout and state.rollout.mark:
@@ -109,6 +111,7 @@ def note(state: ServiceState) -> str:
     if state.queue:
         notes.append(f"queued: {', '.join(r.id for r in state.queue)}")
     notes += [f"[red]{problem}[/]" for problem in problems(state)]
+    notes += [f"[yellow]{differs}[/]" for differs in (outdated(state, template),) if differs]
     if state.previous and not state.rollout:
         notes.append(f"{state.previous.id} is warm")
     return "; ".join(notes)

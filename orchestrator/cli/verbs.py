@@ -66,6 +66,25 @@ def release(
     _send(config_or_exit(config), fields, wait=wait, timeout=_seconds(timeout), output=output)
 
 
+@app.command()
+def restart(
+    service: ServiceArgument,
+    who: WhoOption = "",
+    reason: ReasonOption = "",
+    strategy: Annotated[str, typer.Option(help="An override from the service's file")] = "",
+    wait: WaitOption = False,
+    timeout: TimeoutOption = "0",
+    output: OutputOption = Output.TEXT,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Release stable's own image again, as the service's file has it today: env, instances, limits.
+
+    It is a release of its own and climbs the whole ladder. --wait is that of `release`.
+    """
+    fields = {"verb": "restart", "service": service, "who": who or me(), "why": reason, "strategy": strategy}
+    _send(config_or_exit(config), fields, wait=wait, timeout=_seconds(timeout), output=output)
+
+
 def _checks(given: list[str]) -> str:
     """What was said for the checklist, as a request carries it."""
     found: dict[str, bool | float] = {}

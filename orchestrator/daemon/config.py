@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.settings import Settings
+from orchestrator.rollout.policy import Template
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -29,6 +30,11 @@ class Config:
     path: Path
     settings: Settings
     services: dict[str, ServiceFile]
+
+    @property
+    def templates(self) -> dict[str, Template]:
+        """How each service is to be run."""
+        return {name: file.container.template() for name, file in self.services.items()}
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,6 +1,6 @@
 """The doors that people and machines come by, and what has to run behind them."""
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -21,6 +21,7 @@ from orchestrator.intake.slack import Slack, Workspace
 from orchestrator.ports.access import Tokens
 from orchestrator.ports.clock import Clock
 from orchestrator.ports.faults import Fault
+from orchestrator.rollout.policy import Template
 from orchestrator.store.redis_store import RedisStore
 from orchestrator.store.tail import EventTail
 from orchestrator.web.pages import Pages
@@ -35,7 +36,7 @@ class Doors:
     """HTTP, wired once. They are open at a standby too: all that is asked goes through Redis.
 
     Args:
-        services: The services that are configured now.
+        services: The services that are configured now, and how each is to be run.
 
     Raises:
         Fault: A secret can't be read.
@@ -47,7 +48,7 @@ class Doors:
         store: RedisStore,
         tokens: Tokens,
         clock: Clock,
-        services: Callable[[], Collection[str]],
+        services: Callable[[], Mapping[str, Template]],
     ) -> None:
         self._settings = settings
         self._secrets = _Secrets.of(settings)

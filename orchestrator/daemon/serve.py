@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 import structlog
@@ -166,7 +166,7 @@ class Daemon:
     def _doors(self, redis: Client) -> Doors:
         store = ReadingStore(redis, self._keys)
         tokens = RedisTokens(redis, self._keys)
-        return Doors(self.config.settings, store, tokens, self._clock, self._service_names)
+        return Doors(self.config.settings, store, tokens, self._clock, lambda: self.config.templates)
 
     async def _drive(
         self, redis: Client, lease: Lease, edge: NginxEdge, runtime: DockerRuntime, doors: Doors
@@ -293,9 +293,6 @@ class Daemon:
     def _hooks(self, service: str) -> Sequence[Hook]:
         found = self.config.services.get(service)
         return [section.hook() for section in found.hooks] if found else []
-
-    def _service_names(self) -> Collection[str]:
-        return self.config.services.keys()
 
     def _edge_options(self, service: str) -> EdgeOptions:
         found = self.config.services.get(service)

@@ -43,10 +43,12 @@ from orchestrator.ports.requests import Inbox
 from orchestrator.ports.store import Journal, Tail
 from orchestrator.rollout.events import RequestRefused
 from orchestrator.rollout.model import ServiceState
+from orchestrator.rollout.policy import Template
 
 log = structlog.get_logger()
 
 V = TypeVar("V", bound=BaseModel)
+View = Callable[[ServiceState, Template | None], Any]
 
 EVENTS = "text/event-stream"
 
@@ -56,6 +58,7 @@ WRITE_DEADLINE = 10.0
 
 SUMMARIES: dict[Verb, str] = {
     "release": "Release an image",
+    "restart": "Release stable's own image again, as the service's file has it today",
     "rollback": "Go back: from the rollout that is under way, else from stable to the last good release",
     "promote": "Skip the rest of the ladder; the gates watch the last step",
     "approve": "Let a rollout go on that waits for a person",
@@ -84,7 +87,7 @@ class Api:
         self._journal = journal
         self._tail = tail
         self._answers = Answers(journal, tail)
-        self._views: dict[tuple[str, Callable[[ServiceState], Any]], tuple[ServiceState, Any]] = {}
+        self._views: dict[tuple[str, View], tuple[ServiceState, Template | None, Any]] = {}
         self._tokens = guard.tokens
         self._clock = clock
 
@@ -173,13 +176,13 @@ class Api:
     async def _state(self, service: str) -> ServiceState:
         return (await self._journal.load(service))[0]
 
-    async def _view(self, service: str, make: Callable[[ServiceState], V]) -> V:
-        """A state as it is shown; made once for each state."""
-        state = await self._state(service)
+    async def _view(self, service: str, make: Callable[[ServiceState, Template | None], V]) -> V:
+        """A state as it is shown; made once for each state and each file."""
+        state, template = await self._state(service), self._desk.services().get(service)
         known = self._views.get((service, make))
-        if known is None or known[0] is not state:
-            known = self._views[service, make] = (state, make(state))
-        view: V = known[1]
+        if known is None or known[0] is not state or known[1] != template:
+            known = self._views[service, make] = (state, template, make(state, template))
+        view: V = known[2]
         return view
 
     def _asking(self, verb: Verb) -> Callable[[Call], Awaitable[web.StreamResponse]]:
@@ -320,7 +323,7 @@ def _get(
     )
 
 
-def _release_list(state: ServiceState) -> ReleaseList:
+def _release_list(state: ServiceState, _: Template | None) -> ReleaseList:
     return ReleaseList(releases=releases_of(state))
 
 

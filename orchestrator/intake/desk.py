@@ -1,7 +1,7 @@
 """Where every door puts requests down."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import cast
 
@@ -12,16 +12,17 @@ from orchestrator.intake.views import SERVICE, Accepted
 from orchestrator.ports.access import Principal, Verb
 from orchestrator.ports.faults import Conflict
 from orchestrator.ports.requests import Inbox
+from orchestrator.rollout.policy import Template
 
 
 class Desk:
     """Puts requests down in the name of somebody who may.
 
     Args:
-        services: The services that are configured now.
+        services: The services that are configured now, and how each is to be run.
     """
 
-    def __init__(self, inbox: Inbox, services: Callable[[], Collection[str]]) -> None:
+    def __init__(self, inbox: Inbox, services: Callable[[], Mapping[str, Template]]) -> None:
         self._inbox = inbox
         self.services = services
 

@@ -10,7 +10,8 @@ from orchestrator.ports.access import Role, Token, Verb
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import FULL, Ended, Mark, Outcome, Phase, Release, ServiceState, Verdict
 from orchestrator.rollout.plan import current_step, step_count
-from orchestrator.rollout.told import problems
+from orchestrator.rollout.policy import Template
+from orchestrator.rollout.told import outdated, problems
 
 SERVICE = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 RELEASE = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?-[0-9]{1,10}$"
@@ -71,6 +72,14 @@ class ReleaseBody(Asking):
     )
     checks: dict[Annotated[str, StringConstraints(max_length=40)], Said] = Field(
         {}, description="What is said for the service's checklist", max_length=50
+    )
+
+
+class RestartBody(Asking):
+    """How stable's own image is released again."""
+
+    strategy: Annotated[str, StringConstraints(max_length=40)] = Field(
+        "", description="An override from the service's file"
     )
 
 
@@ -166,6 +175,7 @@ class ServiceView(Model):
     generation: int
     confirmed: int = Field(description="The generation that nginx was seen to serve")
     problems: list[str] = Field(description="What is wrong now")
+    outdated: str = Field(description="In what stable differs from the service's file; empty when in nothing")
 
 
 class ServiceList(Model):
@@ -242,6 +252,7 @@ class Me(Model):
 
 BODIES: dict[Verb, type[Asking]] = {
     "release": ReleaseBody,
+    "restart": RestartBody,
     "rollback": RollbackBody,
     "promote": RolloutBody,
     "approve": RolloutBody,
@@ -278,8 +289,8 @@ def event_json(event: Event) -> bytes:
     return _EVENT.dump_json(event)
 
 
-def service_view(state: ServiceState) -> ServiceView:
-    """A state as it is shown."""
+def service_view(state: ServiceState, template: Template | None) -> ServiceView:
+    """A state as it is shown, beside what the service's file says."""
     stable, rollout = state.stable, state.rollout
     shares = {s.release: round(state.route.share(s.release) * FULL, 4) for s in state.route.servers}
     return ServiceView(
@@ -293,6 +304,7 @@ def service_view(state: ServiceState) -> ServiceView:
         generation=state.route.generation,
         confirmed=state.confirmed,
         problems=problems(state),
+        outdated=outdated(state, template),
     )
 
 

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
-Verb = Literal["release", "rollback", "pause", "resume", "approve", "promote", "abort", "freeze", "unfreeze"]
+Verb = Literal[
+    "release", "restart", "rollback", "pause", "resume", "approve", "promote", "abort", "freeze", "unfreeze"
+]
 
 
 Role = Literal["viewer", "submitter", "operator", "admin"]
@@ -12,7 +14,7 @@ Role = Literal["viewer", "submitter", "operator", "admin"]
 
 MAY: Mapping[Role, frozenset[Verb]] = {
     "viewer": frozenset(),
-    "submitter": frozenset({"release"}),
+    "submitter": frozenset({"release", "restart"}),
     "operator": frozenset(get_args(Verb)),
     "admin": frozenset(get_args(Verb)),
 }

@@ -85,9 +85,7 @@ def _take_from_queue(turn: Turn) -> None:
         return
     release, *rest = turn.state.queue
     turn.set(queue=tuple(rest))
-    turn.begin(
-        Rollout(release=release, began_at=now, entered_at=now, actor=release.author, reason=release.reason)
-    )
+    turn.launch(release)
 
 
 def _overdue_mark(turn: Turn) -> bool:

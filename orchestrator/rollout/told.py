@@ -27,6 +27,7 @@ from orchestrator.rollout.events import (
     StateRestored,
 )
 from orchestrator.rollout.model import ServiceState
+from orchestrator.rollout.policy import Template, differences
 
 
 def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for each kind
@@ -97,3 +98,14 @@ def problems(state: ServiceState) -> list[str]:
     if state.stuck_since is not None:
         found.append("nginx does not confirm what it must serve")
     return found
+
+
+def outdated(state: ServiceState, template: Template | None) -> str:
+    """In what stable was started otherwise than its service's file says, which is `template`; '' in nothing.
+
+    A file that is there no more says nothing.
+    """
+    if state.stable is None or template is None:
+        return ""
+    fields = ", ".join(differences(state.stable.template, template))
+    return f"stable differs from its file: {fields}" if fields else ""

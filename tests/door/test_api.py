@@ -23,7 +23,7 @@ from orchestrator.rollout.events import ReleaseEnded
 from orchestrator.rollout.model import Outcome, ServiceState
 from orchestrator.store import tail as tail_module
 from orchestrator.store.tokens import RedisTokens
-from tests.builders import submit
+from tests.builders import release, submit, template
 from tests.door.conftest import House
 
 IMAGE = {"image": "registry.example.com/team/api:1.2"}
@@ -551,3 +551,23 @@ async def test_an_address_that_is_taken_is_a_clear_fault(house: House) -> None:
 def test_settings_that_would_not_do_are_refused(section: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         Settings.model_validate({"api": section})
+
+
+async def test_a_service_tells_in_what_stable_differs_from_its_file(house: House) -> None:
+    secret = await house.secret("submitter")
+    await house.put(ServiceState(service="api", stable=release()))
+    assert (await house.ask("GET", "/v1/services/api", secret))[1]["outdated"] == ""
+    house.services["api"] = template(instances=5)
+    said = "stable differs from its file: instances"
+    assert (await house.ask("GET", "/v1/services/api", secret))[1]["outdated"] == said
+    assert (await house.ask("GET", "/v1/services", secret))[1]["services"][0]["outdated"] == said
+    asked = {"reason": "more of them", "strategy": "fast"}
+    assert (await house.ask("POST", "/v1/services/api/restart", secret, asked))[0] == 202
+    (fields,) = await house.asked()
+    assert fields == {
+        "verb": "restart",
+        "service": "api",
+        "why": "more of them",
+        "strategy": "fast",
+        "who": "the submitter",
+    }
