@@ -23,13 +23,15 @@ from orchestrator.rollout.model import (
     Mark,
     Outcome,
     Phase,
+    Release,
     Rollout,
     ServiceState,
     instance_names,
 )
 from orchestrator.rollout.notice import notice_deaths, notice_edge, notice_host
-from orchestrator.rollout.observation import Instance, Observation
+from orchestrator.rollout.observation import Image, Instance, Observation
 from orchestrator.rollout.plan import current_step, is_fast
+from orchestrator.rollout.policy import differences
 from orchestrator.rollout.route import lost, usable
 from orchestrator.rollout.turn import DAEMON, Turn
 
@@ -126,7 +128,7 @@ def _preflight(turn: Turn, seen: Observation) -> None:
         turn.retreat(Outcome.FAILED, f"image {release.image}: {image.error}")
     elif image is not None:
         if release.digest != image.digest:
-            _note_image(turn, image.digest)
+            _note_image(turn, image)
         _ask_hooks(turn, seen, lambda: _leave_preflight(turn, seen))
     late = turn.now - rollout.entered_at >= release.policy.preflight_deadline
     if late and turn.state.rollout is not None and turn.rollout.phase is Phase.PREFLIGHT:
@@ -155,18 +157,30 @@ def _leaving(state: ServiceState, seen: Observation) -> str:
     return next((name for name in instance_names(release) if seen.instance(name) is not None), "")
 
 
-def _note_image(turn: Turn, digest: str) -> None:
-    release = replace(turn.rollout.release, digest=digest)
+def _note_image(turn: Turn, image: Image) -> None:
+    release = replace(turn.rollout.release, digest=image.digest)
     turn.roll(release=release)
+    notes = [note for note in (image.note, _already_runs(turn.state, release)) if note]
     turn.tell(
         ImageResolved(
             service=release.service,
             at=turn.now,
             release=release.id,
             image=release.image,
-            digest=digest,
+            digest=image.digest,
+            note="; ".join(notes),
         )
     )
+
+
+def _already_runs(state: ServiceState, release: Release) -> str:
+    """That a release brings no other image than stable's, and what else it brings; '' when it does."""
+    stable = state.stable
+    if stable is None or stable.digest != release.digest:
+        return ""
+    changed = ", ".join(differences(stable.template, release.template))
+    what = f"only configuration changes: {changed}" if changed else "nothing changes"
+    return f"it is the image that stable runs; {what}"
 
 
 def _ask_hooks(turn: Turn, seen: Observation, go_on: Callable[[], None]) -> None:

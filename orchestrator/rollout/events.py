@@ -69,11 +69,15 @@ class PhaseEntered(_Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageResolved(_Event):
-    """The reference was resolved, once, to what will run."""
+    """The reference was resolved, once, to what will run.
+
+    `note`: that the registry did not answer, that stable runs the same.
+    """
 
     kind: Literal["image_resolved"] = "image_resolved"
     image: str
     digest: str
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

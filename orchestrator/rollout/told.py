@@ -44,7 +44,7 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
             step = f" {event.step + 1}/{event.steps} at {event.weight} %" if event.weight else ""
             return f"{event.phase}{step} {event.reason}".rstrip()
         case ImageResolved():
-            return f"image is {event.digest[:80]}"
+            return f"image is {event.digest[:80]}" + (f"; {event.note}" if event.note else "")
         case RouteChanged():
             shares = ", ".join(f"{release} {share:g} %" for release, share in event.shares) or "nothing"
             return f"route {event.generation}: {shares}"

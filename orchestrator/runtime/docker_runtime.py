@@ -1,6 +1,7 @@
 """`ports.Runtime` on the Docker Engine."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ import docker
 import structlog
 from docker.errors import APIError, ImageNotFound, NotFound
 from docker.models.containers import Container
+from docker.models.images import Image as DockerImage
 from docker.types import LogConfig, Mount
 
 from orchestrator.ports.faults import Fault
@@ -48,7 +50,8 @@ class DockerRuntime:
         network: Where the instances live.
         owner: Marks what is ours; containers without this label are never touched.
         token: Gives the fencing token of the daemon.
-        pull: `missing` pulls what is not on the host, `always` asks the registry every time.
+        pull: When the registry is asked for a tag. `newer`: each time, and without an answer the image here
+            counts; `missing`: for what is not on this host; `always`: each time, and it must answer.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class DockerRuntime:
         network: Network,
         owner: str,
         token: Callable[[], int],
-        pull: str = "missing",
+        pull: str = "newer",
         pull_deadline: float = 600.0,
     ) -> None:
         self._docker = client
@@ -180,26 +183,29 @@ class DockerRuntime:
         return replace(instance, logs=logs)
 
     async def resolve(self, image: str) -> Image:
-        """See `ports.Runtime`."""
+        """See `ports.Runtime`. What a digest names never changes: no registry is asked for what is here.
+
+        Nor for what was built here, unless `always`: in a registry the name may be somebody else's.
+        """
 
         def work(client: docker.DockerClient) -> Image:
-            found = None
-            if self._pull != "always":
-                try:
-                    found = client.images.get(image)
-                except ImageNotFound:
-                    found = None
-            if found is None:
+            found, note = None, ""
+            with contextlib.suppress(ImageNotFound):
+                found = client.images.get(image)
+            pinned = _pinned(found, image)
+            moves = not image.startswith("sha256:") and "@" not in image
+            asked = self._pull == "always" or (self._pull == "newer" and pinned)
+            if found is None or (moves and asked):
                 try:
                     self._pull_image(client, image)
                     found = client.images.get(image)
                 except APIError as error:
-                    return Image(error=words(error))
-            repository = image.partition("@")[0]
-            if ":" in repository.rpartition("/")[2]:
-                repository = repository.rpartition(":")[0]
-            pinned = [d for d in found.attrs.get("RepoDigests") or [] if d.partition("@")[0] == repository]
-            return Image(digest=pinned[0] if pinned else str(found.id))
+                    if found is None or self._pull == "always":
+                        return Image(error=words(error))
+                    note = f"the registry did not give it, this host's image is taken: {words(error)}"
+                    log.warning("image_not_asked", image=image, reason=words(error))
+                pinned = _pinned(found, image)
+            return Image(digest=pinned[0] if pinned else str(found.id), note=note)
 
         return await self._docker.call(work, self._pull_deadline, slow=True)
 
@@ -360,6 +366,15 @@ class DockerRuntime:
     async def close(self) -> None:
         """Close what is open."""
         await self._prober.close()
+
+
+def _pinned(found: DockerImage | None, image: str) -> list[str]:
+    """The digests by which the registry of a reference knows an image; none for one that was built here."""
+    repository = image.partition("@")[0]
+    if ":" in repository.rpartition("/")[2]:
+        repository = repository.rpartition(":")[0]
+    known = found.attrs.get("RepoDigests") or [] if found is not None else []
+    return [d for d in known if d.partition("@")[0] == repository]
 
 
 def _environment(release: Release) -> dict[str, str]:

@@ -36,3 +36,15 @@ async def test_a_restart_brings_todays_file_through_the_ladder(stack: Stacks, im
     mine = [c for c in s.containers() if c.labels["io.release-orchestrator.release"] == "api-2"]
     assert len(mine) == 3
     assert all("COLOUR=green" in c.attrs["Config"]["Env"] for c in mine)
+
+
+async def test_a_release_of_the_image_that_stable_runs_says_that_nothing_changes(
+    stack: Stacks, images: Images
+) -> None:
+    s = await stack()
+    await s.push("api", images("v1"))
+    await s.ended("api-1")
+    async with Load(s.url("api"), 100):
+        code, text = await s.cli("release", "api", images("v1"), "--wait")
+    assert code == 0, text
+    assert "it is the image that stable runs; nothing changes" in text

@@ -59,6 +59,7 @@ class Sim:
     runtime_ok: bool = True
     prometheus_up: bool = True
     image_error: str = ""
+    image_note: str = ""
     image_there: bool = True
     served: int = 0
     disk: OnDisk | None = None
@@ -84,7 +85,7 @@ class Sim:
         image = {}
         if world.image and self.image_there:
             digest = "" if self.image_error else f"sha256:{world.image.rpartition(':')[2]}"
-            image[world.image] = Image(digest=digest, error=self.image_error)
+            image[world.image] = Image(digest=digest, error=self.image_error, note=self.image_note)
         errors = {
             w.name: self.behave(w.release.id).start_error
             for w in world.instances
