@@ -25,6 +25,7 @@ from orchestrator.rollout.events import (
     RouteChanged,
     RouteConfirmed,
     ServiceAdopted,
+    ServiceRemoved,
     StateRestored,
 )
 from orchestrator.rollout.model import Outcome, Phase, Result, Verdict
@@ -116,5 +117,6 @@ EVENTS: tuple[Event, ...] = (
     ServiceAdopted(
         service="api", at=1, release="api-7", candidate="api-8", previous="", generation=3, actor="o"
     ),
+    ServiceRemoved(service="api", at=1, actor="ann", reason="nobody uses it"),
 )
 """One of each kind."""

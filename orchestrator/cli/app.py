@@ -77,7 +77,8 @@ def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:
 async def _states(config: Config, service: str) -> list[ServiceState]:
     async with store_of(config) as store:
         names = [service] if service else sorted({*config.services, *await store.services()})
-        return [(await store.load(name))[0] for name in names]
+        states = [(await store.load(name))[0] for name in names]
+    return [s for s in states if service or s.service in config.services or s.removal is None]
 
 
 @app.command()

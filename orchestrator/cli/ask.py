@@ -14,6 +14,7 @@ from orchestrator.rollout.events import (
     ReleaseAccepted,
     ReleaseEnded,
     RequestRefused,
+    ServiceRemoved,
 )
 from orchestrator.store.codec import dump_event
 from orchestrator.store.redis_store import RedisStore
@@ -68,8 +69,8 @@ async def follow(
 ) -> int:
     """Print a release's events until it has ended; returns the exit code of its outcome.
 
-    An empty `release` waits for the next end of any journey of the service. After `timeout` seconds (0 is
-    none) the exit code is that of a time-out, while the release goes on.
+    An empty `release` waits for the next end of any journey of the service, or of the service itself. After
+    `timeout` seconds (0 is none) the exit code is that of a time-out, while the release goes on.
     """
     try:
         async with asyncio.timeout(timeout or None):
@@ -80,6 +81,8 @@ async def follow(
                     out.print(f"{event.release:<12} {event_text(event)}")
                 if isinstance(event, ReleaseEnded):
                     return OUTCOMES[event.outcome]
+                if isinstance(event, ServiceRemoved):
+                    return OK
     except TimeoutError:
         err.print(f"[yellow]timed out[/] after {timeout:.0f} s; {release or service} goes on")
     return TIMED_OUT

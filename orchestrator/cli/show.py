@@ -34,7 +34,9 @@ def bar(share: float, width: int = WIDTH) -> str:
 
 
 ALARMING = frozenset({"request_refused", "instance_died", "rollback_started", "edge_drifted", "edge_stuck"})
-NOTABLE = frozenset({"approval_wanted", "rollout_paused", "service_adopted", "state_restored"})
+NOTABLE = frozenset(
+    {"approval_wanted", "rollout_paused", "service_adopted", "service_removed", "state_restored"}
+)
 
 
 def event_text(event: Event) -> str:
@@ -106,6 +108,8 @@ def note(state: ServiceState, template: Template | None) -> str:
     if state.rollout and state.rollout.mark:
         mark = state.rollout.mark
         notes.append(f"[yellow]{mark.kind} ({escape(mark.actor)}: {escape(mark.reason)})[/]")
+    if state.removal:
+        notes.append(f"[cyan]{state.removal.kind}, by {escape(state.removal.by)}[/]")
     if state.frozen:
         notes.append(f"[cyan]frozen by {escape(state.frozen.by)}[/]")
     if state.queue:

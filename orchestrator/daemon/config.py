@@ -32,6 +32,11 @@ class Config:
     services: dict[str, ServiceFile]
 
     @property
+    def folder(self) -> Path:
+        """Where the services' files are."""
+        return self.path.parent / self.settings.services_dir
+
+    @property
     def templates(self) -> dict[str, Template]:
         """How each service is to be run."""
         return {name: file.container.template() for name, file in self.services.items()}

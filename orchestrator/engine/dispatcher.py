@@ -18,6 +18,7 @@ from orchestrator.rollout.command import (
     Freeze,
     Pause,
     Promote,
+    Remove,
     Restart,
     Resume,
     Rollback,
@@ -123,6 +124,8 @@ def to_command(request: Request, plan: ServicePlan) -> Command | str:  # noqa: C
             return Freeze(**about)
         case "unfreeze":
             return Unfreeze(**about)
+        case "remove":
+            return Remove(**about)
 
 
 def _submission(request: Request, plan: ServicePlan) -> Command | str:

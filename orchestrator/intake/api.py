@@ -67,6 +67,7 @@ SUMMARIES: dict[Verb, str] = {
     "abort": "End the rollout that is under way, or a queued release",
     "freeze": "Start no further release; rollbacks still work",
     "unfreeze": "Start releases again",
+    "remove": "Take a service down: no traffic, no instances, no files of nginx'",
 }
 
 
@@ -103,7 +104,7 @@ class Api:
                 answers={202: Accepted},
                 verb=verb,
                 body=body,
-                optional=verb != "release",
+                optional=verb not in ("release", "remove"),
                 keyed=verb == "release",
             )
             for verb, body in BODIES.items()

@@ -33,7 +33,9 @@ log = structlog.get_logger()
 
 COMMAND_PATH = "/hooks/slack/command"
 ACTION_PATH = "/hooks/slack/action"
-VERBS = frozenset(get_args(Verb)) - {"release"}
+VERBS = frozenset(get_args(Verb)) - {"release", "remove"}
+"""A service is not taken down by one line of a chat."""
+
 ANSWER_WAIT = 20.0
 """Seconds in which the daemon should have carried out what was asked."""
 

@@ -87,6 +87,12 @@ class CommandBody(Asking):
     """A command that needs nothing else."""
 
 
+class RemoveBody(Asking):
+    """That it is meant."""
+
+    yes: Literal[True] = Field(description="Nothing is removed without it")
+
+
 class RolloutBody(Asking):
     """Which rollout is meant."""
 
@@ -171,6 +177,7 @@ class ServiceView(Model):
     rollout: ReleaseView | None = Field(description="What is rolling out")
     queue: list[str] = Field(description="Releases that wait, next first")
     frozen: Mark | None = Field(description="Why no release may start")
+    removal: Mark | None = Field(description="That it is being taken down, or was")
     shares: dict[str, float] = Field(description="Percent of the traffic by release")
     generation: int
     confirmed: int = Field(description="The generation that nginx was seen to serve")
@@ -261,6 +268,7 @@ BODIES: dict[Verb, type[Asking]] = {
     "abort": AbortBody,
     "freeze": CommandBody,
     "unfreeze": CommandBody,
+    "remove": RemoveBody,
 }
 """What each verb takes."""
 
@@ -300,6 +308,7 @@ def service_view(state: ServiceState, template: Template | None) -> ServiceView:
         rollout=release_view(state, rollout.release.id) if rollout else None,
         queue=[r.id for r in state.queue],
         frozen=state.frozen,
+        removal=state.removal,
         shares=shares,
         generation=state.route.generation,
         confirmed=state.confirmed,

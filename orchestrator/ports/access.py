@@ -5,7 +5,17 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 Verb = Literal[
-    "release", "restart", "rollback", "pause", "resume", "approve", "promote", "abort", "freeze", "unfreeze"
+    "release",
+    "restart",
+    "rollback",
+    "pause",
+    "resume",
+    "approve",
+    "promote",
+    "abort",
+    "freeze",
+    "unfreeze",
+    "remove",
 ]
 
 
@@ -15,10 +25,10 @@ Role = Literal["viewer", "submitter", "operator", "admin"]
 MAY: Mapping[Role, frozenset[Verb]] = {
     "viewer": frozenset(),
     "submitter": frozenset({"release", "restart"}),
-    "operator": frozenset(get_args(Verb)),
+    "operator": frozenset(get_args(Verb)) - {"remove"},
     "admin": frozenset(get_args(Verb)),
 }
-"""What a role may ask for; everyone may look, and an admin gives out tokens too."""
+"""What a role may ask for; everyone may look, and an admin takes services down and gives out tokens too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

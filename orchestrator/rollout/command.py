@@ -104,7 +104,14 @@ class Unfreeze(_Command):
     """Start releases again."""
 
 
-Command = Submit | Restart | Rollback | Pause | Resume | Approve | Promote | Abort | Freeze | Unfreeze
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remove(_Command):
+    """Take a service down: no traffic, no instances, nothing of it in nginx. Ids go on counting."""
+
+
+Command = (
+    Submit | Restart | Rollback | Pause | Resume | Approve | Promote | Abort | Freeze | Unfreeze | Remove
+)
 
 
 def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceState, tuple[Event, ...]]:
@@ -179,8 +186,11 @@ def _misses(state: ServiceState, command: Command) -> str:
     return f"{command.release} is not under way any more"
 
 
-def _carry_out(turn: Turn, command: Command) -> str:  # noqa: C901, PLR0911  one case for each command
+def _carry_out(turn: Turn, command: Command) -> str:  # noqa: C901, PLR0911, PLR0912  one case for each command
     """Change the turn's state as the command asks; why it is refused, or ''."""
+    removal = turn.state.removal
+    if removal is not None and removal.kind == "removing":
+        return f"{turn.state.service} is being removed, by {removal.by}"
     match command:
         case Submit():
             return _submit(turn, command)
@@ -202,6 +212,8 @@ def _carry_out(turn: Turn, command: Command) -> str:  # noqa: C901, PLR0911  one
             return _freeze(turn, command)
         case Unfreeze():
             return _unfreeze(turn)
+        case Remove():
+            return _remove(turn, command)
         case _:
             assert_never(command)
 
@@ -226,7 +238,7 @@ def _submit(turn: Turn, command: Submit) -> str:
 def _new(turn: Turn, command: Submit, digest: str = "") -> Release:
     """The release that is asked for, with the next id."""
     number = turn.state.released + 1
-    turn.set(released=number)
+    turn.set(released=number, removal=None)
     return Release(
         id=f"{turn.state.service}-{number}",
         service=turn.state.service,
@@ -412,4 +424,17 @@ def _unfreeze(turn: Turn) -> str:
     if turn.state.frozen is None:
         return "not frozen"
     turn.set(frozen=None)
+    return ""
+
+
+def _remove(turn: Turn, command: Remove) -> str:
+    state = turn.state
+    if state.removal is not None:
+        return f"{state.service} was removed already, by {state.removal.by}"
+    if state.rollout is not None or state.queue:
+        ahead = state.rollout.release.id if state.rollout else state.queue[0].id
+        return f"{ahead} is on its way; abort it first"
+    mark = Mark(kind="removing", actor=command.actor, reason=command.reason, since=turn.now)
+    turn.set(removal=mark, stable=None, previous=None, previous_until=None)
+    turn.retire([r for r in (state.stable, state.previous) if r is not None])
     return ""

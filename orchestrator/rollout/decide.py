@@ -32,6 +32,7 @@ from orchestrator.rollout.notice import notice_deaths, notice_edge, notice_host
 from orchestrator.rollout.observation import Image, Instance, Observation
 from orchestrator.rollout.plan import current_step, is_fast
 from orchestrator.rollout.policy import differences
+from orchestrator.rollout.removal import take_down
 from orchestrator.rollout.route import lost, usable
 from orchestrator.rollout.turn import DAEMON, Turn
 
@@ -59,6 +60,7 @@ def decide(state: ServiceState, seen: Observation, now: float) -> tuple[ServiceS
         _advance(turn, seen)
     reroute(turn, seen)
     let_go(turn, seen)
+    take_down(turn, seen)
     return turn.state, tuple(turn.events)
 
 

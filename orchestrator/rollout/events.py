@@ -288,6 +288,15 @@ class StateRestored(_Event):
     remembered: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceRemoved(_Event):
+    """Nothing of a service is left: no traffic, no instance, no file of nginx'."""
+
+    kind: Literal["service_removed"] = "service_removed"
+    actor: str
+    reason: str
+
+
 Event = (
     ReleaseAccepted
     | RequestRefused
@@ -310,4 +319,5 @@ Event = (
     | EdgeStuck
     | ServiceAdopted
     | StateRestored
+    | ServiceRemoved
 )

@@ -24,6 +24,7 @@ from orchestrator.rollout.events import (
     RouteChanged,
     RouteConfirmed,
     ServiceAdopted,
+    ServiceRemoved,
     StateRestored,
 )
 from orchestrator.rollout.model import ServiceState
@@ -81,6 +82,8 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
             return f"taken up as it was found at generation {event.generation}{also}"
         case StateRestored():
             return f"the store had lost {event.remembered - event.found} commits; written again"
+        case ServiceRemoved():
+            return f"removed by {event.actor} {event.reason}".rstrip()
         case _:
             assert_never(event)
 

@@ -62,8 +62,12 @@ class Reloader:
         finally:
             self._switches.keep_connections()
 
-    async def confirm(self, service: str, generation: int, before: frozenset[int] = frozenset()) -> None:
+    async def confirm(
+        self, service: str, generation: int | None, before: frozenset[int] = frozenset()
+    ) -> None:
         """Wait until fresh requests in a row all show it, and none of the workers `before` accepts.
+
+        None waits until nginx does not know the service.
 
         Raises:
             Fault: They do not within the deadline.
@@ -81,9 +85,8 @@ class Reloader:
                         return
                     await asyncio.sleep(WATCHING if before else SPACING)
         except TimeoutError:
-            raise Fault(
-                f"nginx does not show generation {generation} within {self._deadline:.0f} s: {last}"
-            ) from None
+            what = "let go of it" if generation is None else f"show generation {generation}"
+            raise Fault(f"nginx does not {what} within {self._deadline:.0f} s: {last}") from None
 
     async def gone(self, before: frozenset[int]) -> None:
         """Wait until none of these workers accepts.

@@ -1,11 +1,15 @@
-"""A service's life between its releases, on real parts: changed, restarted."""
+"""A service's life between its releases, on real parts: changed, restarted, taken down."""
 
 import os
 import signal
+import socket
 
+import pytest
 import yaml
 
 from examples.playground.load import Load
+from orchestrator.cli import exits
+from orchestrator.rollout.events import ServiceRemoved
 from orchestrator.rollout.model import Outcome
 from tests.conftest import Images, Stacks
 
@@ -48,3 +52,50 @@ async def test_a_release_of_the_image_that_stable_runs_says_that_nothing_changes
         code, text = await s.cli("release", "api", images("v1"), "--wait")
     assert code == 0, text
     assert "it is the image that stable runs; nothing changes" in text
+
+
+@pytest.mark.parametrize("killed", [False, True])
+async def test_a_removed_service_leaves_nothing_and_its_next_release_begins_anew(
+    stack: Stacks, images: Images, killed: bool
+) -> None:
+    s = await stack(deadlines={"drain": "2s"})
+    await s.push("api", images("v1"))
+    await s.ended("api-1")
+    code, text = await s.cli("remove", "api")
+    assert code == 0, text
+    assert "would stop    api-1-0" in text
+    assert f"would remove  {s.root}/edge/api.conf" in text
+    assert (await s.state()).removal is None
+    if killed:
+        await s.push("api", verb="remove", who="ann")
+
+        async def begun() -> bool:
+            return (await s.state()).removal is not None
+
+        await s.until(begun, 10, "the removal has begun")
+        await s.stop_daemon(signal.SIGKILL)
+        await s.start_daemon()
+    else:
+        code, text = await s.cli("remove", "api", "--yes", "--wait", "--who", "ann")
+        assert code == 0, text
+        assert "removed by ann" in text
+
+    async def removed() -> bool:
+        return any(isinstance(e, ServiceRemoved) for e in await s.events())
+
+    await s.until(removed, 40, "nothing is left of it")
+    assert s.containers() == []
+    assert list((s.root / "edge").rglob("*api*")) == []
+    with socket.socket() as port:
+        assert port.connect_ex(("127.0.0.1", s.ports["api"])) != 0, "nginx serves it yet"
+    code, text = await s.cli("remove", "api", "--yes")
+    assert code == exits.REFUSED
+    assert "was removed already, by ann" in text
+    file = s.root / "services" / "api.yaml"
+    kept = file.read_text()
+    file.unlink()
+    assert "api" not in (await s.cli("status"))[1]
+    file.write_text(kept)
+    await s.push("api", images("v2"))
+    assert (await s.ended("api-2")).outcome is Outcome.PROMOTED
+    assert (await s.state()).route.share("api-2") == 1

@@ -205,7 +205,9 @@ class Sim:
         ahead = self.disk is not None and self.disk.route.generation > world.route.generation
         if self.edge_up and not self.refuses and world.route.generation and not ahead:
             self.served = world.route.generation
-            if self.disk is None or self.disk.local is None or world.route != self.disk.route:
+            if world.route.gone:
+                self.disk = None
+            elif self.disk is None or self.disk.local is None or world.route != self.disk.route:
                 self.disk = OnDisk(route=world.route, stable=world.stable)
             self.fallback = world.fallback
             if world.repair:
