@@ -5,6 +5,7 @@ from typing import Any
 from orchestrator.rollout.events import (
     ApprovalWanted,
     CommandAccepted,
+    ConfigReloaded,
     EdgeDrifted,
     EdgeRepaired,
     EdgeStuck,
@@ -116,6 +117,9 @@ EVENTS: tuple[Event, ...] = (
     ReleaseRetired(service="api", at=1, release="api-7", drained=True),
     ServiceAdopted(
         service="api", at=1, release="api-7", candidate="api-8", previous="", generation=3, actor="o"
+    ),
+    ConfigReloaded(
+        service="", at=1, actor="ann", request="1-0", changes=("api: is new",), problems=("x: no",)
     ),
     ServiceRemoved(service="api", at=1, actor="ann", reason="nobody uses it"),
 )

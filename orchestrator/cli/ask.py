@@ -9,6 +9,7 @@ from orchestrator.cli.session import Output, err, out
 from orchestrator.cli.show import event_text
 from orchestrator.rollout.events import (
     CommandAccepted,
+    ConfigReloaded,
     Event,
     GatesLooked,
     ReleaseAccepted,
@@ -19,6 +20,8 @@ from orchestrator.rollout.events import (
 from orchestrator.store.codec import dump_event
 from orchestrator.store.redis_store import RedisStore
 
+Answer = ReleaseAccepted | CommandAccepted | RequestRefused | ConfigReloaded
+
 ANSWER = 10.0
 """Seconds that a running daemon gets to answer a request."""
 
@@ -27,7 +30,7 @@ ANSWER = 10.0
 class Asked:
     """An answered request: the event, and the event id up to which the stream has been read."""
 
-    answer: ReleaseAccepted | CommandAccepted | RequestRefused | None
+    answer: Answer | None
     seen: str
 
 
@@ -39,9 +42,8 @@ async def ask(store: RedisStore, fields: Mapping[str, str]) -> Asked:
         async with asyncio.timeout(ANSWER):
             async for seen, event in store.events(after):
                 after = seen
-                answers = isinstance(event, ReleaseAccepted | CommandAccepted | RequestRefused)
-                if answers and event.request == request:  # type: ignore[union-attr]
-                    return Asked(event, seen)  # type: ignore[arg-type]
+                if isinstance(event, Answer) and event.request == request:
+                    return Asked(event, seen)
     except TimeoutError:
         pass
     return Asked(None, after)

@@ -6,7 +6,7 @@ import getpass
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -15,7 +15,8 @@ import typer
 from rich.console import Console
 
 from orchestrator.cli.exits import REFUSED, TIMED_OUT, UNREACHABLE, USAGE
-from orchestrator.daemon.config import Config, ConfigError, load
+from orchestrator.daemon.config import Config, ConfigError, load, read
+from orchestrator.daemon.settings import Settings
 from orchestrator.ports.faults import Conflict, Fault
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import Client, RedisStore, connect
@@ -53,8 +54,17 @@ def me() -> str:
 
 def config_or_exit(path: Path) -> Config:
     """The configuration; exits with its problems when it is not right."""
+    return _or_exit(lambda: load(path))
+
+
+def settings_or_exit(path: Path) -> Config:
+    """The configuration without its services, whatever is wrong with those."""
+    return _or_exit(lambda: Config(path, read(path, Settings), {}))
+
+
+def _or_exit(work: Callable[[], Config]) -> Config:
     try:
-        return load(path)
+        return work()
     except ConfigError as error:
         for problem in error.problems:
             err.print(f"[red]error[/]: {problem}", markup=True)

@@ -4,9 +4,10 @@ import json
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from orchestrator.cli.ask import ask, follow, report
-from orchestrator.cli.exits import OK, OUTCOMES
+from orchestrator.cli.exits import OK, OUTCOMES, USAGE
 from orchestrator.cli.session import (
     DEFAULT_CONFIG,
     ConfigOption,
@@ -16,16 +17,18 @@ from orchestrator.cli.session import (
     WhoOption,
     check_known,
     config_or_exit,
+    err,
     me,
     out,
     run,
+    settings_or_exit,
     store_of,
 )
 from orchestrator.daemon.config import Config
 from orchestrator.daemon.local import roll_back_here
 from orchestrator.daemon.units import limit, seconds
 from orchestrator.ports.faults import Fault
-from orchestrator.rollout.events import CommandAccepted, ReleaseAccepted
+from orchestrator.rollout.events import CommandAccepted, ConfigReloaded, ReleaseAccepted
 from orchestrator.rollout.model import ServiceState, instance_names
 from orchestrator.traffic.edge import files_of
 
@@ -285,3 +288,27 @@ async def _what_would_go(config: Config, service: str) -> None:
 def _instances(state: ServiceState) -> list[str]:
     kept = [r for r in (state.stable, state.previous, *(r.release for r in state.retiring)) if r is not None]
     return [name for release in kept for name in instance_names(release)]
+
+
+@app.command()
+def reload(
+    who: WhoOption = "", output: OutputOption = Output.TEXT, config: ConfigOption = DEFAULT_CONFIG
+) -> None:
+    """Let the running daemon read its files again: what changes from when on, and what is wrong."""
+    settings = settings_or_exit(config)
+
+    async def work() -> int:
+        async with store_of(settings) as store:
+            asked = await ask(store, {"verb": "reload", "who": who or me()})
+        answer = asked.answer
+        if output is Output.JSON or not isinstance(answer, ConfigReloaded):
+            code = report(asked, output)
+        else:
+            code = OK
+            for line in answer.changes or ("nothing changes",):
+                out.print(line, markup=False)
+            for problem in answer.problems:
+                err.print(f"[red]wrong[/]: {escape(problem)}")
+        return USAGE if isinstance(answer, ConfigReloaded) and answer.problems else code
+
+    raise typer.Exit(run(work()))

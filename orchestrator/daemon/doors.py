@@ -101,16 +101,17 @@ class Doors:
             return {}
         return {"event tail": self._tail.run, "idle connections": self._server.watch}
 
-    def reload(self, settings: Settings) -> None:
-        """Take new rules, keys and certificates; where one can't be read all stay as they are."""
+    def reload(self, settings: Settings) -> str:
+        """Take new rules, keys and certificates; where one can't be read all stay as they are. Says which."""
         try:
             secrets = _Secrets.of(settings)
             if self._server is not None:
                 self._server.reload()
         except Fault as error:
             log.error("doors_not_reloaded", reason=str(error))
-        else:
-            self._settings, self._secrets = settings, secrets
+            return str(error)
+        self._settings, self._secrets = settings, secrets
+        return ""
 
     async def close(self) -> None:
         """Stop serving."""

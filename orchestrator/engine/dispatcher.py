@@ -126,6 +126,8 @@ def to_command(request: Request, plan: ServicePlan) -> Command | str:  # noqa: C
             return Unfreeze(**about)
         case "remove":
             return Remove(**about)
+        case "reload":
+            return "reload is about the files of all services"
 
 
 def _submission(request: Request, plan: ServicePlan) -> Command | str:

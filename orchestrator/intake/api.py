@@ -24,6 +24,7 @@ from orchestrator.intake.views import (
     NewToken,
     ReleaseList,
     ReleaseView,
+    Reloaded,
     RequestView,
     ServiceList,
     ServiceView,
@@ -41,7 +42,7 @@ from orchestrator.ports.access import Principal, Verb
 from orchestrator.ports.clock import Clock
 from orchestrator.ports.requests import Inbox
 from orchestrator.ports.store import Journal, Tail
-from orchestrator.rollout.events import RequestRefused
+from orchestrator.rollout.events import ConfigReloaded, RequestRefused
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.policy import Template
 
@@ -53,6 +54,9 @@ View = Callable[[ServiceState, Template | None], Any]
 EVENTS = "text/event-stream"
 
 DAY = 86400.0
+RELOAD_WAIT = 10.0
+"""Seconds in which the daemon should have read its files again."""
+
 WRITE_DEADLINE = 10.0
 """Seconds in which a listener must have taken an event."""
 
@@ -152,6 +156,15 @@ class Api:
 
     def _for_admins(self) -> list[Operation]:
         return [
+            Operation(
+                name="reload",
+                method="POST",
+                path="/v1/reload",
+                summary="Let the daemon that drives read its files again",
+                handler=self._reload,
+                answers={200: Reloaded, 202: Accepted},
+                admin=True,
+            ),
             _get("listTokens", "/v1/tokens", "All tokens", self._list_tokens, TokenList, admin=True),
             Operation(
                 name="createToken",
@@ -238,14 +251,14 @@ class Api:
         event = await self._answers.to(request, call.query.wait)
         if event is None:
             return _json(RequestView(request=request, state="waiting", service=service))
-        refused = isinstance(event, RequestRefused)
+        why = event.reason if isinstance(event, RequestRefused) else None
         return _json(
             RequestView(
                 request=request,
-                state="refused" if refused else "accepted",
+                state="accepted" if why is None else "refused",
                 service=service,
                 release=event.release,
-                reason=event.reason if refused else "",
+                reason=why or "",
             )
         )
 
@@ -283,6 +296,13 @@ class Api:
     async def _me(self, call: Call) -> web.Response:
         who = call.who
         return _json(Me(name=who.name, role=who.role, services=list(who.services)))
+
+    async def _reload(self, call: Call) -> web.Response:
+        request = await self._inbox.push({"verb": "reload", "who": call.who.name})
+        event = await self._answers.to(request, RELOAD_WAIT)
+        if not isinstance(event, ConfigReloaded):
+            return _json(Accepted(request=request), HTTPStatus.ACCEPTED)
+        return _json(Reloaded(changes=list(event.changes), problems=list(event.problems)))
 
     async def _list_tokens(self, _: Call) -> web.Response:
         return _json(TokenList(tokens=[TokenView.of(t) for t in await self._tokens.tokens()]))

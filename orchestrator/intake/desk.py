@@ -57,7 +57,7 @@ class Desk:
 
     async def put(self, who: Principal, fields: Mapping[str, str]) -> str:
         """As `take`; returns the id of the request."""
-        service, verb = fields["service"], cast("Verb", fields.get("verb", "release"))
+        service, verb = fields.get("service", ""), cast("Verb", fields.get("verb", "release"))
         if not who.may(verb, service):
             why = f"{who.name} is {who.role} and may not {verb} {service[:80]}"
             raise Problem(HTTPStatus.FORBIDDEN, why)

@@ -191,6 +191,13 @@ class ServiceList(Model):
     services: list[ServiceView]
 
 
+class Reloaded(Model):
+    """What reading the files again has changed."""
+
+    changes: list[str] = Field(description="A line for each service, and one for the daemon; empty: nothing")
+    problems: list[str] = Field(description="What is wrong, by file and path; that stays as it was")
+
+
 class TokenBody(Model):
     """A token to make."""
 

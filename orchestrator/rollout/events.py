@@ -297,6 +297,22 @@ class ServiceRemoved(_Event):
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigReloaded(_Event):
+    """The daemon was asked to read its files again. `service` is empty: it is about all of them.
+
+    Attributes:
+        changes: What has changed, a line for each service and one for the daemon.
+        problems: What is wrong; what it says of stays as it was.
+    """
+
+    kind: Literal["config_reloaded"] = "config_reloaded"
+    actor: str
+    request: str
+    changes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
 Event = (
     ReleaseAccepted
     | RequestRefused
@@ -320,4 +336,5 @@ Event = (
     | ServiceAdopted
     | StateRestored
     | ServiceRemoved
+    | ConfigReloaded
 )

@@ -5,6 +5,7 @@ from typing import assert_never
 from orchestrator.rollout.events import (
     ApprovalWanted,
     CommandAccepted,
+    ConfigReloaded,
     EdgeDrifted,
     EdgeRepaired,
     EdgeStuck,
@@ -82,6 +83,9 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
             return f"taken up as it was found at generation {event.generation}{also}"
         case StateRestored():
             return f"the store had lost {event.remembered - event.found} commits; written again"
+        case ConfigReloaded():
+            wrong = f"; wrong: {'; '.join(event.problems)}" if event.problems else ""
+            return f"files read for {event.actor}: {'; '.join(event.changes) or 'nothing changes'}{wrong}"
         case ServiceRemoved():
             return f"removed by {event.actor} {event.reason}".rstrip()
         case _:

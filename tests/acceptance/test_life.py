@@ -9,7 +9,7 @@ import yaml
 
 from examples.playground.load import Load
 from orchestrator.cli import exits
-from orchestrator.rollout.events import ServiceRemoved
+from orchestrator.rollout.events import ConfigReloaded, ServiceRemoved
 from orchestrator.rollout.model import Outcome
 from tests.conftest import Images, Stacks
 
@@ -99,3 +99,22 @@ async def test_a_removed_service_leaves_nothing_and_its_next_release_begins_anew
     await s.push("api", images("v2"))
     assert (await s.ended("api-2")).outcome is Outcome.PROMOTED
     assert (await s.state()).route.share("api-2") == 1
+
+
+async def test_a_reload_tells_what_changes_and_what_is_wrong(stack: Stacks) -> None:
+    s = await stack(observe=False)
+    s.change("api", keep_images=9)
+    code, text = await s.cli("reload", "--who", "ann")
+    assert (code, text.strip()) == (0, "api: keep_images with the next release")
+    code, text = await s.cli("reload")
+    assert (code, text.strip()) == (0, "nothing changes")
+    file = s.root / "services" / "api.yaml"
+    file.write_text(file.read_text() + "\nnonsense: 1\n")
+    code, text = await s.cli("reload")
+    assert code == exits.USAGE
+    assert f"{file}: nonsense: is not a key that is known here" in text
+    s.write_config()
+    told = [e for e in await s.events() if isinstance(e, ConfigReloaded)]
+    assert [bool(e.problems) for e in told] == [False, False, True]
+    assert told[0].actor == "ann"
+    assert await s.store.waiting() == 0

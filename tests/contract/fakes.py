@@ -86,6 +86,11 @@ class FakeStore:
         self.stream.append(dump_event(event))
         self.pending.discard(entry)
 
+    async def answer(self, entry: str, event: Event) -> None:
+        self._check_lease()
+        self.stream.append(dump_event(event))
+        self.pending.discard(entry)
+
     async def told(self) -> list[Event]:
         return [load_event(e) for e in self.stream]
 

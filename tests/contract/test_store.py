@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.ports.faults import Conflict, Fault, Stale
 from orchestrator.rollout.command import handle
-from orchestrator.rollout.events import EdgeDrifted, RequestRefused
+from orchestrator.rollout.events import ConfigReloaded, EdgeDrifted, RequestRefused
 from orchestrator.rollout.model import ServiceState
 from orchestrator.store.codec import dump_event
 from orchestrator.store.keys import Keys
@@ -173,6 +173,18 @@ async def test_a_refusal_is_a_dead_letter_an_event_and_an_acknowledgement(kit: A
     await kit.hold(2)
     with pytest.raises(Stale):
         await kit.store.refuse(entry, {"error": "x"}, event)
+
+
+async def test_an_answer_is_an_event_and_an_acknowledgement(kit: Any) -> None:
+    entry = await kit.deliver({"verb": "reload"})
+    event = ConfigReloaded(service="", at=1.0, actor="ann", request=entry, changes=("api: is new",))
+    await kit.store.answer(entry, event)
+    assert await kit.dead() == []
+    assert await kit.told() == [event]
+    assert await kit.pending() == set()
+    await kit.hold(2)
+    with pytest.raises(Stale):
+        await kit.store.answer(entry, event)
 
 
 async def test_damaged_state_is_not_guessed_at(private_kit: Any) -> None:

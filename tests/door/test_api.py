@@ -19,7 +19,7 @@ from orchestrator.intake.views import ReleaseBody, fields_of
 from orchestrator.ports.access import MAY, Role, Verb
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.command import Freeze, handle
-from orchestrator.rollout.events import ReleaseEnded
+from orchestrator.rollout.events import ConfigReloaded, ReleaseEnded
 from orchestrator.rollout.model import Outcome, ServiceState
 from orchestrator.store import tail as tail_module
 from orchestrator.store.tokens import RedisTokens
@@ -572,3 +572,24 @@ async def test_a_service_tells_in_what_stable_differs_from_its_file(house: House
         "strategy": "fast",
         "who": "the submitter",
     }
+
+
+async def test_an_admin_lets_the_daemon_read_its_files(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    operator, admin = await house.secret("operator"), await house.secret("admin")
+    assert (await house.ask("POST", "/v1/reload", operator))[0] == 403
+    asking = asyncio.create_task(house.ask("POST", "/v1/reload", admin), name="reload")
+    while not (asked := await house.redis.xrange(house.keys.requests)):
+        await asyncio.sleep(0.01)
+    ((entry, fields),) = asked
+    assert fields == {"verb": "reload", "who": "the admin"}
+    await house.redis.xgroup_create(house.keys.requests, house.keys.group, id="0")
+    told = ConfigReloaded(
+        service="", at=1.0, actor="the admin", request=entry, changes=("web: is new",), problems=("x: no",)
+    )
+    await house.store.answer(entry, told)
+    status, said, _ = await asking
+    assert (status, said) == (200, {"changes": ["web: is new"], "problems": ["x: no"]})
+    monkeypatch.setattr(api_module, "RELOAD_WAIT", 0.05)
+    status, said, _ = await house.ask("POST", "/v1/reload", admin)
+    assert status == 202
+    assert (await house.ask("GET", f"/v1/requests/{said['request']}", admin))[1]["state"] == "waiting"

@@ -136,3 +136,13 @@ def test_an_override_must_be_one_of_the_service() -> None:
 def test_every_verb_is_a_command(verb: str) -> None:
     command = to_command(parse("1-0", {"service": "api", "verb": verb, "who": "ann"}), plan())
     assert type(command).__name__.lower() == verb
+
+
+def test_a_reload_is_about_no_service() -> None:
+    request = parse("1-0", {"verb": "reload", "who": "ann"})
+    assert (request.verb, request.service, request.who) == ("reload", "", "ann")
+    with pytest.raises(Fault, match="service: reload is about the files of all services; leave it out"):
+        parse("1-0", {"verb": "reload", "service": "api"})
+    with pytest.raises(Fault, match="service: is required"):
+        parse("1-0", {"verb": "freeze"})
+    assert to_command(request, plan()) == "reload is about the files of all services"

@@ -31,6 +31,7 @@ LINES = {
     "gates_looked": "error_rate pass; evidence of harm 2",
     "instance_recovered": "api-7-0 is ready again",
     "release_retired": "retired",
+    "config_reloaded": "files read for ann: api: is new; wrong: x: no",
     "service_removed": "removed by ann nobody uses it",
     "service_adopted": "taken up as it was found at generation 3, candidate api-8",
 }
