@@ -27,6 +27,7 @@ from orchestrator.rollout.events import (
     RouteConfirmed,
     ServiceAdopted,
     ServiceRemoved,
+    ServiceTroubled,
     StateRestored,
 )
 from orchestrator.rollout.model import Outcome, Phase, Result, Verdict
@@ -85,6 +86,7 @@ EVENTS: tuple[Event, ...] = (
     ),
     EdgeDrifted(service="api", at=1, file="edited"),
     EdgeRepaired(service="api", at=1, generation=3),
+    ServiceTroubled(service="api", at=1, reason="internal error, see the daemon's log: KeyError: 'Id'"),
     EdgeStuck(service="api", at=1, generation=3, reason="nginx -t: no"),
     StateRestored(service="api", at=1, found=3, remembered=5),
     CommandAccepted(service="api", at=1, verb="freeze", actor="ann", request="1-0", reason=""),

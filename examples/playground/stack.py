@@ -21,6 +21,7 @@ import docker
 import yaml
 
 from orchestrator.daemon.config import load
+from orchestrator.daemon.yaml_file import ConfigError
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
@@ -154,7 +155,9 @@ class Stack:
         self.config.write_text(yaml.safe_dump(settings))
         for name, content in self._services.items():
             (self.root / "services" / f"{name}.yaml").write_text(yaml.safe_dump(content))
-        load(self.config)
+        problems = load(self.config).problems
+        if problems:
+            raise ConfigError(list(problems))
 
     def config_of_another(self) -> str:
         """The configuration with listeners of its own, for a second daemon."""

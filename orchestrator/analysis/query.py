@@ -2,9 +2,10 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from orchestrator.ports.metrics import ENGINE, MetricQuery, MetricSource
 from orchestrator.rollout.observation import Reading, Sample
@@ -44,42 +45,68 @@ def latencies(source: MetricSource, which: str) -> str:
     return f"{source.latency}_bucket{{{which}{users}}}"
 
 
-def counters(source: MetricSource, services: Sequence[str], *, cpu: bool = False) -> list[str]:
-    """The expressions for the raw counters of the services that share a source."""
+class Part(NamedTuple):
+    """An expression of one service that Prometheus can refuse.
+
+    Attributes:
+        gate: Whose it is; empty for the counters that all gates need.
+        asked: What the service's file asks for.
+        text: What Prometheus is asked.
+    """
+
+    gate: str
+    asked: str
+    text: str
+
+
+def counters(source: MetricSource, services: Sequence[str], *, cpu: bool = False) -> list[Part]:
+    """The raw counters of the services that share a source."""
     which = f"service=~{quote('|'.join(services))}"
-    parts = [
-        _tag(f"max by ({BY}) (up{{{which}}})", "up"),
-        _tag(f"max by ({BY}) (timestamp(up{{{which}}}))", "at"),
-        _tag(f"sum by ({BY}) ({once(requests(source, which))})", "requests"),
-        _tag(f"sum by ({BY}) ({once(requests(source, which, failed=True))})", "errors"),
+    users, failed = requests(source, which), requests(source, which, failed=True)
+
+    def part(selector: str, expression: str, stat: str) -> Part:
+        return Part("", selector, _tag(expression, stat))
+
+    found = [
+        part("up", f"max by ({BY}) (up{{{which}}})", "up"),
+        part("up", f"max by ({BY}) (timestamp(up{{{which}}}))", "at"),
+        part(users, f"sum by ({BY}) ({once(users)})", "requests"),
+        part(failed, f"sum by ({BY}) ({once(failed)})", "errors"),
     ]
     if source.latency:
-        parts.append(_tag(f"sum by ({BY}, le) ({once(latencies(source, which))})", "bucket"))
+        buckets = latencies(source, which)
+        found.append(part(buckets, f"sum by ({BY}, le) ({once(buckets)})", "bucket"))
     if cpu and source.cpu != ENGINE:
-        parts.append(_tag(f"sum by ({BY}) ({once(source.cpu + '{' + which + '}')})", "cpu"))
-    return parts
+        used = f"{source.cpu}{{{which}}}"
+        found.append(part(used, f"sum by ({BY}) ({once(used)})", "cpu"))
+    return found
 
 
-def own(query: MetricQuery) -> list[str]:
+def own(query: MetricQuery) -> list[Part]:
     """The operator's own expressions of one service; `$service` in them is the service's name."""
 
-    def tagged(expression: str, stat: str) -> str:
+    def tagged(expression: str, kind: str, gate: str) -> Part:
         named = f'label_replace({expression}, "service", {quote(query.service)}, "", "")'
-        return _tag(named.replace("$service", query.service), stat)
+        asked = expression.replace("$service", query.service)
+        return Part(gate, asked, _tag(named.replace("$service", query.service), f"{kind}:{gate}"))
 
     counts = {gate: (total, bad) for gate, total, bad in query.counts}
-    parts = [tagged(text, f"query:{gate}") for gate, text in query.queries]
+    parts = [tagged(text, "query", gate) for gate, text in query.queries]
     for gate, (total, bad) in counts.items():
-        parts.append(tagged(f"sum by (release, instance) ({once(total)})", f"total:{gate}"))
-        parts.append(tagged(f"sum by (release, instance) ({once(bad)})", f"bad:{gate}"))
+        parts.append(tagged(f"sum by (release, instance) ({once(total)})", "total", gate))
+        parts.append(tagged(f"sum by (release, instance) ({once(bad)})", "bad", gate))
     which = f"service={quote(query.service)}"
     users = (requests(query.source, which), requests(query.source, which, failed=True))
     for gate, seconds in query.history:
         total, bad = counts.get(gate, users)
-        parts.append(
-            tagged(f"({_past(bad, seconds)} or vector(0)) / {_past(total, seconds)}", f"past:{gate}")
-        )
+        past = f"({_past(bad, seconds)} or vector(0)) / {_past(total, seconds)}"
+        parts.append(tagged(past, "past", gate))
     return parts
+
+
+def parts(query: MetricQuery) -> list[Part]:
+    """All that is asked for one service."""
+    return [*counters(query.source, [query.service], cpu=query.cpu), *own(query)]
 
 
 def _past(counter: str, seconds: float) -> str:
@@ -88,8 +115,8 @@ def _past(counter: str, seconds: float) -> str:
     return f"sum(increase(({counter})[{int(seconds)}s:{every}s]))"
 
 
-def batch(queries: Sequence[MetricQuery]) -> list[str]:
-    """The expressions for all counters of all services, grouped by source."""
+def batch(queries: Sequence[MetricQuery]) -> list[Part]:
+    """All counters of all services, grouped by source."""
     groups: dict[tuple[MetricSource, bool], list[str]] = defaultdict(list)
     for query in queries:
         groups[query.source, query.cpu].append(query.service)
@@ -118,7 +145,7 @@ def history_counters(query: MetricQuery) -> dict[str, str]:
 
 @dataclass(slots=True)
 class _Raw:
-    up: float = 0.0
+    up: float = math.nan
     at: float = math.nan
     stamp: float | None = None
     requests: float = 0.0
@@ -137,9 +164,13 @@ class _Raw:
         elif kind in ("up", "requests", "errors", "cpu"):
             setattr(self, kind, value)
 
-    def sample(self) -> Sample | None:
-        """As the core has it; None when the target is not up or a number is not finite."""
-        own = {gate: (total, self.bad.get(gate, 0.0)) for gate, total in self.total.items()}
+    def sample(self, without: Container[str]) -> Sample | None:
+        """As the core has it, without some gates; None when it is not up or a number is not finite."""
+        own = {
+            gate: (total, self.bad.get(gate, 0.0))
+            for gate, total in self.total.items()
+            if gate not in without
+        }
         numbers = (self.at, self.requests, self.errors, *self.buckets.values(), self.cpu or 0.0)
         if self.up != 1 or not all(
             math.isfinite(v) for v in (*numbers, *(n for pair in own.values() for n in pair))
@@ -150,43 +181,75 @@ class _Raw:
 
 
 def readings(
-    queries: Sequence[MetricQuery], result: Iterable[Mapping[str, Any]], now: float
+    queries: Sequence[MetricQuery],
+    result: Iterable[Mapping[str, Any]],
+    now: float,
+    refused: Mapping[tuple[str, str], str] = MappingProxyType({}),
 ) -> dict[str, Reading]:
     """The answer, by service.
 
     An instance whose target is not up, or whose numbers are not finite, is absent. A missing error series
     is zero errors: it is born with the first error. The age of a sample is told by Prometheus' own clock,
-    so that it holds when the clocks of two hosts differ.
+    so that it holds when the clocks of two hosts differ. A row that can't be read is the trouble of its
+    service, and of its gate where it has one.
+
+    Args:
+        queries: What was asked for.
+        result: The rows of all services.
+        now: When, in seconds since the epoch.
+        refused: (service, gate) to why there is no answer; the gate is empty for the counters.
     """
-    units = {q.service: q.source.latency_unit for q in queries}
-    raw: dict[tuple[str, str], _Raw] = defaultdict(_Raw)
-    values: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
-    past: dict[str, dict[str, float]] = defaultdict(dict)
+    rows: dict[str, list[Mapping[str, Any]]] = {q.service: [] for q in queries}
     for row in result:
-        labels, (asked_at, text) = row["metric"], row["value"]
-        service, value = labels.get("service", ""), number(text)
-        kind, _, gate = labels.get(STAT, "").partition(":")
-        if service not in units:
-            continue
-        if kind == "query":
-            values[service][gate, labels.get("release", "")] = value
-        elif kind == "past" and math.isfinite(value):
-            past[service][gate] = value
-        elif kind == "bucket":
-            entry = raw[service, labels.get("instance", "")]
-            entry.buckets[number(labels.get("le", "")) * units[service]] = value
-        else:
-            raw[service, labels.get("instance", "")].set(kind, gate, value, now - float(asked_at))
-    samples: dict[str, dict[str, Sample]] = defaultdict(dict)
-    for (service, instance), entry in raw.items():
-        sample = entry.sample()
-        if sample is not None:
-            samples[service][instance] = sample
-    return {s: Reading(at=now, samples=samples[s], values=values[s], history=past[s]) for s in units}
+        labels = row.get("metric") if isinstance(row, dict) else None
+        service = labels.get("service") if isinstance(labels, dict) else None
+        if isinstance(service, str) and service in rows:
+            rows[service].append(row)
+    return {
+        q.service: _reading(
+            q, rows[q.service], now, {gate: why for (name, gate), why in refused.items() if name == q.service}
+        )
+        for q in queries
+    }
+
+
+def _reading(
+    query: MetricQuery, rows: Iterable[Mapping[str, Any]], now: float, why: dict[str, str]
+) -> Reading:
+    raw: dict[str, _Raw] = defaultdict(_Raw)
+    values: dict[tuple[str, str], float] = {}
+    past: dict[str, float] = {}
+    for row in rows:
+        kind, _, gate = str(row["metric"].get(STAT, "")).partition(":")
+        try:
+            labels, (asked_at, text) = row["metric"], row["value"]
+            value = number(text)
+            if kind == "query":
+                values[gate, labels.get("release", "")] = value
+            elif kind == "past" and math.isfinite(value):
+                past[gate] = value
+            elif kind == "bucket":
+                bound = number(labels.get("le", "")) * query.source.latency_unit
+                raw[labels.get("instance", "")].buckets[bound] = value
+            else:
+                raw[labels.get("instance", "")].set(kind, gate, value, now - float(asked_at))
+        except Exception as error:  # noqa: BLE001  whatever it was, it is this service's alone
+            why.setdefault(gate, f"unexpected answer ({error!r}): {str(row)[:200]}")
+    if "" in why:
+        return Reading(at=now, error=why[""])
+    samples = {name: s for name, entry in raw.items() if (s := entry.sample(why.keys())) is not None}
+    return Reading(
+        at=now,
+        samples=samples,
+        values={key: value for key, value in values.items() if key[0] not in why},
+        history=past,
+        refused=why,
+        unread={name: "" for name, entry in raw.items() if entry.up == 0 and name not in samples},
+    )
 
 
 def number(text: str) -> float:
-    """A sample value or a bucket bound; what is not a number is NaN."""
+    """A sample value or a bucket bound; text that is not a number is NaN."""
     try:
         return float(text)
     except ValueError:

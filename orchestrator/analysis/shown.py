@@ -1,6 +1,7 @@
 """The queries of a gate as a person pastes them into Prometheus. Pure."""
 
 import math
+import re
 
 from orchestrator.analysis.query import latencies, quote, requests
 from orchestrator.ports.metrics import ENGINE, MetricSource
@@ -39,6 +40,23 @@ def shown(
 
 
 def _slow(source: MetricSource, which: str, bound: float) -> str:
-    fast = latencies(source, f"{which}, le={quote(f'{bound / source.latency_unit:g}')}")
+    fast = latencies(source, f"{which}, le=~{quote(_written(bound, source.latency_unit))}")
     users = latencies(source, f'{which}, le="+Inf"')
     return f"1 - sum(increase({fast}[5m])) / sum(increase({users}[5m]))"
+
+
+def _written(bound: float, unit: float) -> str:
+    """A pattern for the ways in which `le` is written.
+
+    client_golang writes `5`, OpenMetrics and Prometheus 3 `5.0`; from a million on Go writes `1e+06`.
+    """
+    if math.isinf(bound):
+        return r"\+Inf"
+    short = float(f"{bound / unit:.12g}")  # 0.3 / 0.001 is not quite 300
+    value = short if short * unit == bound else bound / unit
+    plain = f"{value:.0f}" if value == int(value) else repr(value)
+    ways = [re.escape(plain) + (r"(\.0)?" if value == int(value) else "")]
+    if value >= 1e6 and value == int(value):  # noqa: PLR2004  from here on Go writes an exponent
+        digits, power = f"{value:.16e}".split("e")
+        ways.append(re.escape(f"{digits.rstrip('0').rstrip('.')}e{power}"))
+    return "|".join(ways)

@@ -7,7 +7,7 @@ import time
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.markup import escape
 
 import orchestrator
 from orchestrator.cli import config as config_command
@@ -25,11 +25,12 @@ from orchestrator.cli.session import (
     ServiceArgument,
     check_known,
     config_or_exit,
+    file_or_exit,
     out,
     run,
     store_of,
 )
-from orchestrator.cli.show import COLOURS, history_rows, status_table, verdict_lines
+from orchestrator.cli.show import history_rows, history_table, status_table, verdict_lines
 from orchestrator.cli.watch import watch_events, watch_live
 from orchestrator.daemon.config import Config
 from orchestrator.daemon.doctor import examine
@@ -37,7 +38,7 @@ from orchestrator.daemon.edge import run_edge
 from orchestrator.daemon.local import reload_here
 from orchestrator.daemon.serve import serve as serve_daemon
 from orchestrator.observability.logs import configure
-from orchestrator.rollout.model import Outcome, ServiceState
+from orchestrator.rollout.model import ServiceState
 from orchestrator.store.codec import dump_state
 
 app = typer.Typer(
@@ -67,7 +68,7 @@ def main(
 @app.command()
 def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Run the daemon in the foreground."""
-    found = config_or_exit(config)
+    found = config_or_exit(config, quiet=True)  # the log has what is wrong
     writer = configure(found.settings.log.format, found.settings.log.level)
     code = serve_daemon(found, writer)
     sys.stdout.flush()
@@ -76,9 +77,9 @@ def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:
 
 async def _states(config: Config, service: str) -> list[ServiceState]:
     async with store_of(config) as store:
-        names = [service] if service else sorted({*config.services, *await store.services()})
+        names = [service] if service else sorted({*config.names, *await store.services()})
         states = [(await store.load(name))[0] for name in names]
-    return [s for s in states if service or s.service in config.services or s.removal is None]
+    return [s for s in states if service or s.service in config.names or s.removal is None]
 
 
 @app.command()
@@ -132,15 +133,7 @@ def history(
     if output is Output.JSON:
         out.print(json.dumps(rows, indent=2), markup=False)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("release", "outcome", "image", "when", "seconds", "by", "reason"):
-        table.add_column(column)
-    for row in rows:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["ended_at"]))
-        outcome = f"[{COLOURS[Outcome(row['outcome'])]}]{row['outcome']}[/]"
-        name = row["release"] + (" (back)" if row["kind"] == "revert" else "")
-        table.add_row(name, outcome, row["image"], when, f"{row['seconds']:g}", row["actor"], row["reason"])
-    out.print(table)
+    out.print(history_table(rows))
 
 
 ReleaseArgument = Annotated[str, typer.Argument(metavar="RELEASE", help="For example api-7")]
@@ -185,7 +178,7 @@ def rehearse_command(
 ) -> None:
     """Replay the gates on the service's own past, with nothing wrong: false alarms, and how long it takes."""
     found = config_or_exit(config)
-    check_known(found, service)
+    file_or_exit(found, service)
     run(rehearse(found, service, days=days, replays=replays, seed=seed, output=output))
 
 
@@ -232,15 +225,15 @@ def doctor(
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Check Redis, Docker, nginx, Prometheus and permissions; each problem comes with its mend."""
-    checks = run(examine(config_or_exit(config)))
+    checks = run(examine(config_or_exit(config, quiet=True)))
     if output is Output.JSON:
         rows = [{"check": c.name, "ok": c.ok, "detail": c.detail, "mend": c.mend} for c in checks]
         out.print(json.dumps(rows, indent=2), markup=False)
     else:
         for check in checks:
             mark = "[green]ok[/]  " if check.ok else "[red]FAIL[/]"
-            out.print(f"{mark} {check.name}: {check.detail}")
+            out.print(f"{mark} {escape(check.name)}: {escape(check.detail)}")
             if check.mend and not check.ok:
-                out.print(f"       mend: {check.mend}", style="yellow")
+                out.print(f"       mend: {escape(check.mend)}", style="yellow")
     if not all(c.ok for c in checks):
         raise typer.Exit(1)

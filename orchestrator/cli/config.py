@@ -1,17 +1,33 @@
-"""`config check`, `config schema`, `init`."""
+"""`config check`, `config show`, `config schema`, `init`."""
 
 import json
+import re
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
-from orchestrator.cli.session import DEFAULT_CONFIG, ConfigOption, config_or_exit, out
+from orchestrator.cli.exits import USAGE
+from orchestrator.cli.session import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    Output,
+    OutputOption,
+    config_or_exit,
+    err,
+    file_or_exit,
+    out,
+)
+from orchestrator.daemon.doctor.files import env_problems
+from orchestrator.daemon.section import Section
 from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.settings import Settings
 
-app = typer.Typer(help="Check the configuration, or print its schema.", no_args_is_help=True)
+app = typer.Typer(help="Check the configuration, print it, or print its schema.", no_args_is_help=True)
 
 
 class Which(StrEnum):
@@ -24,10 +40,64 @@ class Which(StrEnum):
 @app.command()
 def check(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Check all files; every problem is printed with its file and path."""
+    found = config_or_exit(config, quiet=True)
+    problems = [*found.problems, *env_problems(found)]
+    for problem in problems:
+        err.print(f"[red]error[/]: {escape(str(problem))}")
+    if problems:
+        raise typer.Exit(USAGE)
+    folder = found.path.parent / found.settings.services_dir
+    none = f"none: {folder} has no *.yaml"
+    out.print(f"ok: {config} and {len(found.services)} services ({', '.join(found.services) or none})")
+
+
+@app.command()
+def show(
+    service: Annotated[str, typer.Argument(help="One service; all files by default")] = "",
+    output: OutputOption = Output.TEXT,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Print every value that holds, and whether a file says it or it is the default. Times are in seconds."""
     found = config_or_exit(config)
-    out.print(
-        f"ok: {config} and {len(found.services)} services ({', '.join(sorted(found.services)) or 'none'})"
-    )
+    if service:
+        file_or_exit(found, service)
+    files: dict[Path, Section] = {found.files[n]: s for n, s in found.services.items() if service in ("", n)}
+    sections = files if service else {found.path: found.settings, **files}
+    told = {
+        file: [{"key": k, "value": v, "from": origin} for k, v, origin in values(section)]
+        for file, section in sections.items()
+    }
+    if output is Output.JSON:
+        out.print(json.dumps({str(file): rows for file, rows in told.items()}, indent=2), markup=False)
+        return
+    for file, rows in told.items():
+        table = Table("key", "value", "from", box=None, pad_edge=False, header_style="bold")
+        for row in rows:
+            value = "unset" if row["value"] is None else json.dumps(row["value"], ensure_ascii=False)
+            style = "dim" if row["from"] == "default" else ""
+            table.add_row(row["key"], escape(value), row["from"], style=style)
+        out.print(f"[bold]{escape(str(file))}[/]")
+        out.print(table)
+
+
+def values(section: Section, path: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Each key with its value and where that is from. Secrets are paths; a URL's password is left out."""
+    for name, field in type(section).model_fields.items():
+        value, key = getattr(section, name), f"{path}{field.alias or name}"
+        inner: dict[str, Any] = {"": value} if isinstance(value, Section) else {}
+        if isinstance(value, list) and value and all(isinstance(v, Section) for v in value):
+            inner = {f"/{n}": v for n, v in enumerate(value)}
+        elif isinstance(value, dict) and value and all(isinstance(v, Section) for v in value.values()):
+            inner = {f"/{n}": v for n, v in value.items()}
+        for part, one in inner.items():
+            yield from values(one, f"{key}{part}/")
+        if not inner:
+            plain = section.model_dump(mode="json", include={name})[name]
+            yield key, _without_password(plain), "file" if name in section.model_fields_set else "default"
+
+
+def _without_password(value: Any) -> Any:
+    return re.sub(r"://[^/@\s]*@", "://***@", value) if isinstance(value, str) else value
 
 
 @app.command()

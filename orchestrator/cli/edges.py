@@ -32,7 +32,13 @@ async def show_edges(config: Config, forget: str, output: Output) -> int:
     rows: list[dict[str, Any]] = []
     for name, services in found.items():
         rows += [
-            {"edge": name, "service": s, "away": False, "served": r.edge.served, "error": r.edge.error}
+            {
+                "edge": name,
+                "service": s,
+                "away": False,
+                "served": r.edge.served,
+                "error": r.edge.error or r.edge.silence,
+            }
             for s, r in (services or {}).items()
         ] or [{"edge": name, "service": "", "away": services is None, "served": None, "error": ""}]
     if output is Output.JSON:

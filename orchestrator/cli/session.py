@@ -2,21 +2,24 @@
 
 import asyncio
 import contextlib
+import errno
 import getpass
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from orchestrator.cli.exits import REFUSED, TIMED_OUT, UNREACHABLE, USAGE
-from orchestrator.daemon.config import Config, ConfigError, load, read
-from orchestrator.daemon.settings import Settings
+from orchestrator.daemon.config import Config, load
+from orchestrator.daemon.service_file import ServiceFile
+from orchestrator.daemon.yaml_file import ConfigError
 from orchestrator.ports.faults import Conflict, Fault
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import Client, RedisStore, connect
@@ -52,30 +55,36 @@ def me() -> str:
     return ci or f"{getpass.getuser()}@{socket.gethostname()}"
 
 
-def config_or_exit(path: Path) -> Config:
-    """The configuration; exits with its problems when it is not right."""
-    return _or_exit(lambda: load(path))
-
-
-def settings_or_exit(path: Path) -> Config:
-    """The configuration without its services, whatever is wrong with those."""
-    return _or_exit(lambda: Config(path, read(path, Settings), {}))
-
-
-def _or_exit(work: Callable[[], Config]) -> Config:
+def config_or_exit(path: Path, *, quiet: bool = False) -> Config:
+    """The configuration; exits when orchestrator.yaml is wrong, and warns of what else is."""
     try:
-        return work()
+        found = load(path)
     except ConfigError as error:
         for problem in error.problems:
-            err.print(f"[red]error[/]: {problem}", markup=True)
+            err.print(f"[red]error[/]: {escape(str(problem))}")
+        if error.problems[0].text == os.strerror(errno.ENOENT):
+            err.print(
+                "       orchestrator init writes an example; --config or ORCHESTRATOR_CONFIG names another"
+            )
         raise typer.Exit(USAGE) from None
+    for problem in () if quiet else found.problems:
+        err.print(f"[yellow]warning[/]: {escape(str(problem))}")
+    return found
 
 
 def check_known(config: Config, service: str) -> None:
-    """Whether a service is configured; exits with those that are when it is not."""
-    if service not in config.services:
-        known = ", ".join(sorted(config.services)) or "none"
+    """Whether a service is configured, rightly or not; exits with those that are when it is not."""
+    if service not in config.names:
+        known = ", ".join(config.names) or "none"
         raise typer.BadParameter(f"{service!r} is not known; there are: {known}")
+
+
+def file_or_exit(config: Config, service: str) -> ServiceFile:
+    """A service's file; exits when it is wrong, or there is none."""
+    check_known(config, service)
+    if service in config.unusable:
+        raise typer.BadParameter(f"{service!r} can't be looked at before its file is right")
+    return config.services[service]
 
 
 @contextlib.asynccontextmanager
@@ -101,11 +110,11 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
     except Conflict as error:
-        err.print(f"[red]refused[/]: {error}")
+        err.print(f"[red]refused[/]: {escape(str(error))}")
         raise typer.Exit(REFUSED) from None
     except Fault as error:
         hint = " (does the daemon run?)" if str(error).startswith("Redis") else ""
-        err.print(f"[red]error[/]: {error}{hint}")
+        err.print(f"[red]error[/]: {escape(str(error))}{hint}")
         raise typer.Exit(UNREACHABLE) from None
     except TimeoutError:
         err.print("[red]error[/]: timed out")

@@ -1,5 +1,6 @@
 """States and events as people read them."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +34,9 @@ def bar(share: float, width: int = WIDTH) -> str:
     return "█" * full + "░" * (width - full)
 
 
-ALARMING = frozenset({"request_refused", "instance_died", "rollback_started", "edge_drifted", "edge_stuck"})
+ALARMING = frozenset(
+    {"request_refused", "instance_died", "rollback_started", "edge_drifted", "edge_stuck", "service_troubled"}
+)
 NOTABLE = frozenset(
     {"approval_wanted", "rollout_paused", "service_adopted", "service_removed", "state_restored"}
 )
@@ -60,7 +63,7 @@ def _logs(logs: str) -> str:
     return "".join(f"\n    [dim]{escape(line[:200])}[/]" for line in logs.splitlines())
 
 
-def status_table(states: list[ServiceState], now: float, files: Mapping[str, Template]) -> Table:
+def status_table(states: list[ServiceState], now: float, files: Mapping[str, Template | None]) -> Table:
     """All services at a glance; `files`: how each is to be run, by its file."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("service", "stable", "candidate", "phase", "traffic", "note"):
@@ -149,3 +152,22 @@ def history_rows(state: ServiceState) -> list[dict[str, Any]]:
         }
         for e in reversed(state.history)
     ]
+
+
+def history_table(rows: list[dict[str, Any]]) -> Table:
+    """Finished journeys: whose release it was, and who or what ended it where that is somebody else."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("release", "outcome", "image", "when", "seconds", "author", "ended by", "reason"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(
+            row["release"] + (" (back)" if row["kind"] == "revert" else ""),
+            f"[{COLOURS[Outcome(row['outcome'])]}]{row['outcome']}[/]",
+            escape(row["image"]),
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["ended_at"])),
+            f"{row['seconds']:g}",
+            escape(row["author"]),
+            escape(row["actor"]) if row["actor"] != row["author"] else "",
+            escape(row["reason"]),
+        )
+    return table

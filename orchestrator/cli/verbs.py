@@ -4,10 +4,8 @@ import json
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from orchestrator.cli.ask import ask, follow, report
-from orchestrator.cli.exits import OK, OUTCOMES, USAGE
+from orchestrator.cli.ask import carry_out
 from orchestrator.cli.session import (
     DEFAULT_CONFIG,
     ConfigOption,
@@ -17,18 +15,15 @@ from orchestrator.cli.session import (
     WhoOption,
     check_known,
     config_or_exit,
-    err,
     me,
     out,
     run,
-    settings_or_exit,
     store_of,
 )
 from orchestrator.daemon.config import Config
 from orchestrator.daemon.local import roll_back_here
 from orchestrator.daemon.units import limit, seconds
 from orchestrator.ports.faults import Fault
-from orchestrator.rollout.events import CommandAccepted, ConfigReloaded, ReleaseAccepted
 from orchestrator.rollout.model import ServiceState, instance_names
 from orchestrator.traffic.edge import files_of
 
@@ -112,29 +107,11 @@ def _seconds(text: str) -> float:
 def _send(config: Config, fields: dict[str, str], *, wait: bool, timeout: float, output: Output) -> None:
     async def work() -> int:
         async with store_of(config) as store:
-            asked = await ask(store, fields)
-            code = report(asked, output)
-            if code != OK or not wait:
-                return code
-            answer = asked.answer
-            followed = answer.release if isinstance(answer, ReleaseAccepted) else ""
-            if isinstance(answer, ReleaseAccepted) and answer.duplicate:
-                state, _ = await store.load(fields["service"])
-                ended = state.journeys(followed)
-                if ended:
-                    return OUTCOMES[ended[-1].outcome]
-            after = asked.seen
-            if isinstance(answer, CommandAccepted):
-                after = _before(after)
-            return await follow(store, fields["service"], followed, after, timeout, output)
+            return await carry_out(
+                store, fields, wait=wait, timeout=timeout, output=output, configured=config.services
+            )
 
     raise typer.Exit(run(work()))
-
-
-def _before(event_id: str) -> str:
-    """The id just before, because a command's own end may be in the same commit."""
-    ms, _, number = event_id.partition("-")
-    return f"{int(ms)}-{max(int(number) - 1, 0)}"
 
 
 def _service_verb(verb: str, doc: str) -> None:
@@ -295,20 +272,5 @@ def reload(
     who: WhoOption = "", output: OutputOption = Output.TEXT, config: ConfigOption = DEFAULT_CONFIG
 ) -> None:
     """Let the running daemon read its files again: what changes from when on, and what is wrong."""
-    settings = settings_or_exit(config)
-
-    async def work() -> int:
-        async with store_of(settings) as store:
-            asked = await ask(store, {"verb": "reload", "who": who or me()})
-        answer = asked.answer
-        if output is Output.JSON or not isinstance(answer, ConfigReloaded):
-            code = report(asked, output)
-        else:
-            code = OK
-            for line in answer.changes or ("nothing changes",):
-                out.print(line, markup=False)
-            for problem in answer.problems:
-                err.print(f"[red]wrong[/]: {escape(problem)}")
-        return USAGE if isinstance(answer, ConfigReloaded) and answer.problems else code
-
-    raise typer.Exit(run(work()))
+    fields = {"verb": "reload", "who": who or me()}
+    _send(config_or_exit(config, quiet=True), fields, wait=False, timeout=0.0, output=output)

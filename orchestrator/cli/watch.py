@@ -37,7 +37,7 @@ def line(event: Event) -> str:
     return f"[dim]{clock}[/] {event.release or event.service:<12} {event_text(event)}"
 
 
-async def watch_live(store: RedisStore, files: Mapping[str, Template], service: str) -> None:
+async def watch_live(store: RedisStore, files: Mapping[str, Template | None], service: str) -> None:
     """Redraw status, verdicts and the last events, for ever; `files`: how each service is to be run."""
     names = [service] if service else sorted(files)
     recent: deque[str] = deque(maxlen=LINES)

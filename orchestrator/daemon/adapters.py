@@ -28,7 +28,7 @@ def make_prometheus(settings: Settings, clock: SystemClock | None = None) -> Pro
         settings.prometheus.url or "http://127.0.0.1:9090",
         clock or SystemClock(),
         timeout=settings.prometheus.timeout,
-        headers=_authorization(settings),
+        headers=authorization(settings),
     )
 
 
@@ -62,7 +62,12 @@ def make_edge(settings: Settings, docker: DockerClient, options: Callable[[str],
     )
 
 
-def _authorization(settings: Settings) -> dict[str, str]:
+def authorization(settings: Settings) -> dict[str, str]:
+    """The headers of a question to Prometheus.
+
+    Raises:
+        Fault: The file with its token can't be read.
+    """
     path: Path | None = settings.prometheus.bearer_file
     if path is None:
         return {}

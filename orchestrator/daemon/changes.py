@@ -34,9 +34,10 @@ def _services(old: Config, new: Config) -> Iterator[str]:
     for name in sorted({*old.services, *new.services}):
         before, after = old.services.get(name), new.services.get(name)
         if after is None:
-            yield f"{name}: its file is gone; its traffic stays as it is"
+            what = "wrong" if name in new.files else "gone"
+            yield f"{name}: its file is {what}; its traffic stays as it is"
         elif before is None:
-            yield f"{name}: is new"
+            yield f"{name}: {'its file is right, it is driven' if name in old.files else 'is new'}"
         else:
             paths = differing(before.model_dump(mode="json"), after.model_dump(mode="json"))
             yield from _line(name, {p: FROM.get(p.partition("/")[0], RELEASE) for p in paths})

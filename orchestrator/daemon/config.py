@@ -1,35 +1,51 @@
-"""Reading the files: YAML to checked models, every problem with the file and the path to it."""
+"""All files together: orchestrator.yaml and its services, of which a wrong one stops no other."""
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
-from pydantic import BaseModel, ValidationError
+from typing import Any
 
 from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.settings import Settings
+from orchestrator.daemon.yaml_file import ConfigError, Problem, check, parse, read
 from orchestrator.rollout.policy import Template
+from orchestrator.traffic.render import SERVICE
 
-M = TypeVar("M", bound=BaseModel)
-
-
-class ConfigError(Exception):
-    """What is wrong with the configuration; one line a problem."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+SUFFIXES = (".yaml", ".yml")
+_NAMED = re.compile(r"^service:\s*[\"']?([a-z0-9-]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The daemon's settings and its services by name."""
+    """The daemon's settings and its services by name.
+
+    Attributes:
+        services: Those whose file is right; and those whose file was right before, see `load`.
+        problems: What is wrong with any file.
+        files: Where each service is, whether its file is right or not.
+    """
 
     path: Path
     settings: Settings
     services: dict[str, ServiceFile]
+    problems: tuple[Problem, ...] = ()
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """Every service that has a file, right or wrong."""
+        return sorted({*self.services, *self.files})
+
+    def wrong(self, service: str) -> str:
+        """What is wrong with a service's file; '' when nothing is."""
+        file = self.files.get(service)
+        return "; ".join(str(problem) for problem in self.problems if problem.file == file)
+
+    @property
+    def unusable(self) -> dict[str, str]:
+        """Services that have a file and no plan, with why."""
+        return {name: self.wrong(name) for name in self.names if name not in self.services}
 
     @property
     def folder(self) -> Path:
@@ -37,65 +53,118 @@ class Config:
         return self.path.parent / self.settings.services_dir
 
     @property
-    def templates(self) -> dict[str, Template]:
-        """How each service is to be run."""
-        return {name: file.container.template() for name, file in self.services.items()}
+    def templates(self) -> dict[str, Template | None]:
+        """How each service is to be run; None where its file is wrong and was never right."""
+        known = self.services
+        return {name: known[name].container.template() if name in known else None for name in self.names}
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key that is there twice, of which plain YAML silently drops one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((k for k in keys if keys.count(k) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {twice!r} is there twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-def load(path: Path) -> Config:
+def load(path: Path, before: Config | None = None) -> Config:
     """Read `orchestrator.yaml` and its services.
 
+    A service whose file is wrong is as it was `before`, or absent. Where two services want the same, the one
+    that is as before has it, else the first by name.
+
     Raises:
-        ConfigError: With every problem of every file.
+        ConfigError: orchestrator.yaml is wrong.
     """
     settings = read(path, Settings)
-    folder = settings.services_dir
-    if not folder.is_absolute():
-        folder = path.parent / folder
-    problems: list[str] = []
+    old = before.services if before else {}
+    found, problems = _find(path.parent / settings.services_dir, before)
+    files = {name: file for name, (file, _) in found.items()}
     services: dict[str, ServiceFile] = {}
-    files = sorted(folder.glob("*.yaml"))
-    for file in files:
+    for name, (file, data) in found.items():
         try:
-            found = read(file, ServiceFile)
+            services[name] = _service(file, data, path, settings)
         except ConfigError as error:
             problems += error.problems
-            continue
-        if found.service in services:
-            problems.append(f"{file}: service: {found.service!r} is in another file too")
-        if found.gates and not settings.prometheus.url:
-            problems.append(f"{file}: gates: need prometheus/url in {path}")
-        if found.metrics.preset == "nginx" and settings.edges.enabled:
-            problems.append(
-                f"{file}: metrics/preset: nginx counts at this host alone; not with edges/enabled"
-            )
-        services[found.service] = found
-    problems += _clashes(services)
+            services |= {name: old[name]} if name in old else {}
+    order = sorted(services, key=lambda name: (services[name] != old.get(name), name))
+    services = {name: services[name] for name in order}
+    while clash := next(_clashes(services, files), None):
+        name, text = clash
+        problems.append(Problem(files[name], text))
+        changed = services.pop(name) != old.get(name)
+        services = ({name: old[name]} if changed and name in old else {}) | services
     problems += [
-        f"{path}: {place}: no service {name!r}" for place, name in settings.named() if name not in services
+        Problem(path, f"{place}: no service {name!r}; there are: {', '.join(sorted(files)) or 'none'}")
+        for place, name in settings.named()
+        if name not in files
     ]
-    if problems:
-        raise ConfigError(problems)
-    return Config(path, settings, services)
+    return Config(path, settings, dict(sorted(services.items())), tuple(dict.fromkeys(problems)), files)
 
 
-def _clashes(services: dict[str, ServiceFile]) -> list[str]:
-    """Services whose generated `server` blocks would stand in each other's way."""
-    seen: dict[tuple[str, ...], str] = {}
+def _find(folder: Path, before: Config | None) -> tuple[dict[str, tuple[Path, Any]], list[Problem]]:
+    """File and content by service; of two files for one service, the one that had it before goes on with it.
+
+    The content is a `ConfigError` where there is none.
+    """
+    held = before.files if before else {}
+    was = {path: name for name, path in held.items()}
+    try:
+        paths = [p for p in folder.iterdir() if p.suffix in SUFFIXES and not p.name.startswith(".")]
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not held:
+            return {}, []  # as beside an nginx on another host
+        wrong = ConfigError([Problem(folder, error.strerror or str(error))])
+        return {name: (file, wrong) for name, file in held.items()}, [] if held else wrong.problems
+    contents = {path: _content(path) for path in sorted(paths)}
+    names = {path: _name(path, content) for path, content in contents.items()}
+    found: dict[str, tuple[Path, Any]] = {}
     problems = []
+    for path in sorted(contents, key=lambda p: (p not in was, not names[p], p.name)):
+        name = names[path] or was.get(path) or (path.stem if path.stem not in found else path.name)
+        if name in found:
+            problems.append(
+                Problem(path, f"service: {name!r} is that of {found[name][0]}; one of them must go")
+            )
+        else:
+            found[name] = (path, contents[path])
+    return dict(sorted(found.items())), problems
+
+
+def _content(path: Path) -> Any:
+    try:
+        return parse(path)
+    except ConfigError as error:
+        return error
+
+
+def _name(path: Path, content: Any) -> str:
+    """Whose file it is, as far as that can be told of a wrong one; else ''."""
+    if isinstance(content, ConfigError):
+        try:
+            found = _NAMED.search(path.read_text(encoding="utf-8", errors="replace"))
+        except OSError:
+            return ""
+        name = found[1] if found else ""
+    else:
+        name = str(content.get("service", "")) if isinstance(content, dict) else ""
+    return name if SERVICE.fullmatch(name) else ""
+
+
+def _service(file: Path, content: Any, path: Path, settings: Settings) -> ServiceFile:
+    """A service whose file is right.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if isinstance(content, ConfigError):
+        raise content
+    found = check(file, content, ServiceFile)
+    problems = []
+    if found.gates and not settings.prometheus.url:
+        problems.append(f"gates: need prometheus/url in {path}")
+    if found.metrics.preset == "nginx" and settings.edges.enabled:
+        problems.append("metrics/preset: nginx counts at this host alone; not with edges/enabled")
+    if problems:
+        raise ConfigError([Problem(file, text) for text in problems])
+    return found
+
+
+def _clashes(services: Mapping[str, ServiceFile], files: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Services whose generated `server` blocks stand in the way of those before them, with why."""
+    seen: dict[tuple[str, ...], str] = {}
     for name, file in services.items():
         server = file.nginx.server
         if server is None:
@@ -103,47 +172,22 @@ def _clashes(services: dict[str, ServiceFile]) -> list[str]:
         place: tuple[str, ...] = (server.listen, server.server_name)
         if server.join:
             owner = services.get(server.join)
-            if owner is None or owner.nginx.server is None or owner.nginx.server.join:
-                problems.append(
-                    f"{name}: nginx/server/join: {server.join!r} is no service with a server block of its own"
+            block = owner.nginx.server if owner else None
+            if (owner is None and server.join not in files) or (owner and (block is None or block.join)):
+                yield (
+                    name,
+                    f"nginx/server/join: {server.join!r} is no service with a server block of its own",
                 )
                 continue
             place = (server.join, server.path)
-            if owner.nginx.server.path == server.path:
+            if block is not None and block.path == server.path:
                 seen.setdefault(place, server.join)
         if place in seen:
             what = f"path {server.path}" if server.join else f"listen {place[0]}, server_name {place[1]}"
-            problems.append(
-                f"{name}: nginx/server: {what} is that of {seen[place]}; give one another, or join its block"
-                f" at a path of its own: {{join: {seen[place]}, path: /{name}/}}"
+            free = f"{{join: {server.join or seen[place]}, path: /{name}/}}"
+            text = (
+                f"nginx/server: {what} is that of {seen[place]}; give one another, or join its block at a"
+                f" path of its own: {free}"
             )
+            yield name, text
         seen.setdefault(place, name)
-    return problems
-
-
-def read(path: Path, model: type[M]) -> M:
-    """One file as a model.
-
-    Raises:
-        ConfigError: It can't be read, or says something that the model does not take.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: {getattr(error, 'strerror', None) or error}"]) from error
-    try:
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError([f"{path}: {' '.join(str(error).split())}"]) from error
-    try:
-        return model.model_validate({} if data is None else data)
-    except ValidationError as error:
-        raise ConfigError([f"{path}: {_problem(e)}" for e in error.errors()]) from error
-
-
-def _problem(error: Any) -> str:
-    place = "/".join(str(p) for p in error["loc"] if not str(p).startswith(("function-", "(")))
-    text = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        text = "is not a key that is known here"
-    return f"{place}: {text}" if place else text

@@ -20,6 +20,7 @@ Kind = Literal[
     "edge_drifted",
     "edge_repaired",
     "edge_stuck",
+    "service_troubled",
     "state_restored",
 ]
 """Events that people can be told of."""
@@ -32,6 +33,7 @@ USUAL: tuple[Kind, ...] = (
     "instance_died",
     "edge_drifted",
     "edge_stuck",
+    "service_troubled",
     "state_restored",
 )
 """Those that they are told of where nothing is said."""

@@ -19,7 +19,7 @@ from orchestrator.intake.server import Server, Tls
 from orchestrator.intake.signed import Key, Signed
 from orchestrator.intake.slack import Slack, Workspace
 from orchestrator.ports.access import Tokens
-from orchestrator.ports.clock import Clock
+from orchestrator.ports.clock import HostClock
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.policy import Template
 from orchestrator.store.redis_store import RedisStore
@@ -47,8 +47,8 @@ class Doors:
         settings: Settings,
         store: RedisStore,
         tokens: Tokens,
-        clock: Clock,
-        services: Callable[[], Mapping[str, Template]],
+        clock: HostClock,
+        services: Callable[[], Mapping[str, Template | None]],
     ) -> None:
         self._settings = settings
         self._secrets = _Secrets.of(settings)
@@ -58,8 +58,8 @@ class Doors:
         self._tail = EventTail(store)
         api = Api(desk, store, store, self._tail, guard, clock)
         answers = Answers(store, self._tail)
-        self._slack = Slack(desk, store, answers, tokens, clock, lambda: self._secrets.workspace)
-        forges = Forges(desk, tokens, lambda: self._secrets.forges)
+        self._slack = Slack(desk, store, answers, clock, lambda: self._secrets.workspace)
+        forges = Forges(desk, lambda: self._secrets.forges)
         alerts = Alerts(desk, store, guard, clock, self._rules)
         pages = Pages(
             store,
@@ -72,7 +72,7 @@ class Doors:
         )
         routes = [
             *pages.routes(),
-            web.post(signed.PATH, Signed(desk, tokens, clock, lambda: self._secrets.keys).handle),
+            web.post(signed.PATH, Signed(desk, clock, lambda: self._secrets.keys).handle),
             web.post(alertmanager.PATH, alerts.handle),
             web.post(forge.GITHUB_PATH, forges.github),
             web.post(forge.GITLAB_PATH, forges.gitlab),

@@ -2,10 +2,18 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from orchestrator.daemon.section import Section
-from orchestrator.daemon.units import Duration, Limit
+from orchestrator.daemon.units import Duration, Limit, Share, latency, share
 from orchestrator.rollout import policy
 from orchestrator.rollout.policy import ERROR_EFFECTS, P95_EFFECTS, P99_EFFECTS, Certainty, Comparison
 
@@ -19,8 +27,8 @@ class LimitSection(Section):
     name: Name = Field("", validate_default=False)
     metric: Literal["error_rate", "latency", "cpu", "query"]
     quantile: float = Field(0.99, gt=0, lt=1)
-    max: Limit | None = Field(None, description="Absolute limit")
-    min: Limit | None = Field(None, description="Absolute lower limit")
+    max: Limit | None = Field(None, description="Absolute limit, in the metric's unit")
+    min: Limit | None = Field(None, description="Absolute lower limit, likewise")
     max_ratio: float | None = Field(None, gt=0, description="Limit as a multiple of stable's value")
     margin: Limit = Field(0.0, description="Added to the relative limit")
     sustained: Duration = Field(0.0, alias="for", description="How long it must stay broken")
@@ -28,6 +36,12 @@ class LimitSection(Section):
     min_requests: int = Field(1, ge=0, description="Fewer in the window: inconclusive")
     query: PromQL = Field("", description="PromQL; $service is the service's name")
     dry_run: bool = Field(False, description="Report, never decide")
+
+    @field_validator("max", "min", "margin", mode="before")
+    @classmethod
+    def _unit(cls, value: Any, info: ValidationInfo) -> Any:
+        read = {"error_rate": share, "cpu": share, "latency": latency}.get(info.data.get("metric", ""))
+        return value if read is None or value is None else read(value)
 
     @model_validator(mode="after")
     def _right(self) -> "LimitSection":
@@ -53,9 +67,9 @@ class ComparisonSection(Section):
     bad: PromQL = Field("", description="counts: the counter of the bad ones")
     history: Duration = Field(0.0, description="Compare with the service's own past, this long")
     ratio: float | None = Field(None, gt=0, description="How many times as bad as stable is still good")
-    margin: Limit | None = Field(None, ge=0, description="What is added to that, a share of requests")
-    budget: Limit | None = Field(None, gt=0, description="How much worse is harm, at full traffic")
-    effects: list[Limit] = Field([], description="Excesses that are watched for; unset: by the metric")
+    margin: Share | None = Field(None, description="What is added to that, a share of requests")
+    budget: Share | None = Field(None, gt=0, description="How much worse is harm, at full traffic")
+    effects: list[Share] = Field([], description="Excesses that are watched for; unset: by the metric")
     weight: float | None = Field(
         None, gt=0, description="Part of the evidence; unset: 0.48 errors, 0.26 others"
     )
@@ -128,8 +142,8 @@ GateSection = Annotated[
 class EvidenceSection(Section):
     """How sure the comparisons must be."""
 
-    alpha: Limit = Field(0.01, gt=0, lt=0.5, description="Good releases rolled back at most")
-    beta: Limit = Field(0.05, gt=0, lt=0.5, description="Harmful steps called safe at most")
+    alpha: Share = Field(0.01, gt=0, lt=0.5, description="Good releases rolled back at most")
+    beta: Share = Field(0.05, gt=0, lt=0.5, description="Harmful steps called safe at most")
     suspicion: float = Field(10.0, gt=1, description="Evidence of harm from which on no step is left")
     phi: float = Field(
         1.0, ge=1, description="Divides all evidence: errors that come in bursts; see rehearse"

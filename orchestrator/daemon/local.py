@@ -2,8 +2,11 @@
 
 from orchestrator.daemon.adapters import make_edge
 from orchestrator.daemon.config import Config
+from orchestrator.ports.faults import Fault
 from orchestrator.rollout.observation import LocalRollback
 from orchestrator.runtime.client import DockerClient
+from orchestrator.traffic.options import EdgeOptions
+from orchestrator.traffic.render import switch_path
 
 
 async def reload_here(config: Config) -> None:
@@ -13,7 +16,7 @@ async def reload_here(config: Config) -> None:
         Fault: nginx refuses, or does not take it.
     """
     docker = DockerClient(config.settings.docker.url)
-    edge = make_edge(config.settings, docker, lambda name: config.services[name].edge())
+    edge = make_edge(config.settings, docker, lambda _: EdgeOptions())  # no service's file is written
     try:
         await edge.reload()
     finally:
@@ -25,8 +28,12 @@ async def roll_back_here(config: Config, service: str, actor: str, reason: str) 
     """Go back at this host's nginx alone; neither Redis nor a running daemon is needed.
 
     Raises:
-        Fault: There is nothing to go back to, or nginx does not serve it.
+        Fault: There is nothing to go back to, or nginx does not serve it; or the service's file is wrong, so
+            that nobody knows how it is served.
     """
+    if service in config.unusable:
+        switch = switch_path(str(config.settings.nginx.directory), service)
+        raise Fault(f"{config.wrong(service)}; to go back all the same: touch {switch}")
     docker = DockerClient(config.settings.docker.url)
     edge = make_edge(config.settings, docker, lambda name: config.services[name].edge())
     try:

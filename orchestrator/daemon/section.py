@@ -8,9 +8,9 @@ from orchestrator.ports.faults import Fault
 
 
 class Section(BaseModel):
-    """A mapping that knows its keys and refuses others."""
+    """A mapping that knows its keys and refuses others. Numbers are taken where text is wanted."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
 def address(value: str) -> str:

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -14,9 +16,10 @@ from orchestrator.daemon.adapters import REDIS_TIMEOUT, make_edge, make_process,
 from orchestrator.daemon.changes import changes
 from orchestrator.daemon.channels import readers
 from orchestrator.daemon.clock import SystemClock
-from orchestrator.daemon.config import Config, ConfigError, load
+from orchestrator.daemon.config import Config, load
 from orchestrator.daemon.doors import Doors
 from orchestrator.daemon.settings import Settings
+from orchestrator.daemon.yaml_file import ConfigError, Problem
 from orchestrator.engine.conductor import Parts
 from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.measure import Measurer
@@ -48,7 +51,7 @@ from orchestrator.store.board import RedisBoard
 from orchestrator.store.keys import Keys
 from orchestrator.store.lease import Lease
 from orchestrator.store.redis_store import Client, ReadingStore, RedisStore, connect
-from orchestrator.store.server import PrivateRedis, check_settings
+from orchestrator.store.server import PrivateRedis, check_settings, disk_full, free_bytes
 from orchestrator.store.tokens import RedisTokens
 from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.fleet import Fleet
@@ -60,6 +63,12 @@ log = structlog.get_logger()
 STOP_DEADLINE = 15.0
 """Seconds for an orderly stop; then the process leaves whatever still hangs."""
 
+
+DISKS_EVERY = 5.0
+"""Seconds between looks at what the disks have left."""
+
+SCRAPES_EVERY = 30.0
+"""Seconds between looks at what Prometheus scrapes; what it has not scraped at two of them is told."""
 
 CERTIFICATES_EVERY = 60.0
 """Seconds between looks at the certificates that nginx shows."""
@@ -75,12 +84,15 @@ class Daemon:
         self._clock = SystemClock()
         self._metrics = DaemonMetrics()
         self._unready = "starting"
+        self._full = ""
         self._token = 0
         self._targets: dict[str, list[Target]] = {}
         self._docker = DockerClient(settings.docker.url)
         self._requests = RequestLog(make_process(settings, self._docker), settings.nginx.directory)
         self._keys = Keys(settings.redis.prefix)
         self._prometheus = make_prometheus(settings, self._clock)
+        self._problems: Sequence[Problem] = ()
+        self._tell(config.problems)
 
     async def run(self) -> None:
         """Start, drive until cancelled, stop.
@@ -91,7 +103,14 @@ class Daemon:
         """
         settings = self.config.settings
         host, _, port = settings.http.listen.rpartition(":")
-        views = Views(self._metrics, self._target_document, self._instance, lambda: self._unready)
+        views = Views(
+            self._metrics,
+            self._target_document,
+            self._instance,
+            self._why_unready,
+            lambda: [str(problem) for problem in self._problems],
+        )
+        _prepare(settings.state_dir)
         runner = await listen(application(views), host, int(port))
         beat = courtesy("heartbeat", systemd.heartbeat, self._metrics.task_failed, longest_pause=1.0)
         heartbeat = asyncio.create_task(beat, name="heartbeat")
@@ -108,7 +127,9 @@ class Daemon:
 
                 doors = self._doors(redis)
                 await doors.open()
-                lease = Lease(redis, self._keys, settings.state_dir, settings.redis.lease_ttl, floor=floor)
+                lease = Lease(
+                    redis.apart(), self._keys, settings.state_dir, settings.redis.lease_ttl, floor=floor
+                )
                 self._unready = "standby: another daemon may hold the lease"
                 try:
                     async with beside(doors.works()):
@@ -191,7 +212,7 @@ class Daemon:
 
                 vital("lease", lambda: lease.keep(dispatcher.doubt))
                 await self._await_docker(runtime)
-                dispatcher.configure({n: s.plan() for n, s in self.config.services.items()}, group)
+                self._configure(dispatcher, group)
 
                 async def take(request: Request, fields: Mapping[str, str]) -> None:
                     if request.verb == "reload":
@@ -204,9 +225,12 @@ class Daemon:
                 vital("measure", parts.measurer.run)
                 courteous("request log", self._requests.run, longest_pause=1.0)  # gates wait for it
                 courteous("docker events", lambda: dispatcher.listen(docker_events))
+                courteous("clock", lambda: self._clock.watch(self._metrics.ahead.set))
                 courteous("stall", lambda: stall.watch(self._metrics.stall.set))
                 courteous("counts", lambda: self._count(store))
+                courteous("disks", self._watch_disks)
                 courteous("certificates", self._watch_certificates)
+                courteous("scrapes", self._watch_scrapes)
                 courteous("hooks", Afterwards(runner, store, store, self._hooks).run)
                 for reader in readers(settings, store, store):
                     dropped = self._metrics.notification_dropped
@@ -238,7 +262,7 @@ class Daemon:
             usage=runtime,
             traffic=traffic,
             hooks=runner,
-            measurer=Measurer(self._prometheus, settings.prometheus.interval),
+            measurer=Measurer(self._prometheus, self._clock, settings.prometheus.interval),
             clock=self._clock,
             tick=settings.tick,
             may_act=lease.fresh,
@@ -250,7 +274,7 @@ class Daemon:
     ) -> RequestStream:
         """Where requests come from."""
         return RequestStream(
-            redis,
+            redis.apart(),
             self._keys.requests,
             self._keys.group,
             store,
@@ -289,23 +313,20 @@ class Daemon:
     def _reload(
         self, actor: str, request: str, dispatcher: Dispatcher, group: asyncio.TaskGroup, doors: Doors
     ) -> ConfigReloaded:
-        """Read the files again; what they change, or why all stays as it was."""
+        """Read the files again; what they change, and what is wrong with them and stays as it was."""
         systemd.notify("RELOADING=1")
         changed: tuple[str, ...] = ()
-        problems: list[str] = []
         try:
-            config = load(self.config.path)
+            config = load(self.config.path, self.config)
         except ConfigError as error:
-            problems += error.problems
-            for problem in problems:
-                log.error("config_refused", problem=problem)
+            self._tell(error.problems)
         else:
             changed = changes(self.config, config)
             self.config = config
-            dispatcher.configure({n: s.plan() for n, s in config.services.items()}, group)
+            self._tell(config.problems)
+            self._configure(dispatcher, group)
             log.info("config_reloaded", services=sorted(config.services), changes=changed)
         lacking = doors.reload(self.config.settings)
-        problems += [lacking] if lacking else []
         systemd.notify("READY=1")
         return ConfigReloaded(
             service="",
@@ -313,8 +334,28 @@ class Daemon:
             actor=actor,
             request=request,
             changes=changed,
-            problems=tuple(problems),
+            problems=(*map(str, self._problems), *filter(None, [lacking])),
         )
+
+    def _configure(self, dispatcher: Dispatcher, group: asyncio.TaskGroup) -> None:
+        config = self.config
+        dispatcher.configure({n: s.plan() for n, s in config.services.items()}, group, config.unusable)
+        for service in config.names:
+            if service in config.unusable:
+                log.error(
+                    "service_not_driven", service=service, reason="its file is wrong; traffic stays as it is"
+                )
+            elif config.wrong(service):
+                log.error(
+                    "service_file_kept", service=service, reason="its file is wrong; it is driven as before"
+                )
+
+    def _tell(self, problems: Sequence[Problem]) -> None:
+        """Say what is wrong with the configuration, in the log and wherever the daemon is looked at."""
+        self._problems = problems
+        self._metrics.show_problems(Counter(str(problem.file) for problem in problems))
+        for problem in problems:
+            log.error("config_refused", problem=str(problem))
 
     def _hooks(self, service: str) -> Sequence[Hook]:
         found = self.config.services.get(service)
@@ -351,6 +392,51 @@ class Daemon:
         self._requests.forget(set(addresses.values()))
         return seen_by_nginx(self._requests.counts(name, addresses[name]))
 
+    def _why_unready(self) -> str:
+        return "; ".join(filter(None, (self._full, self._unready)))
+
+    async def _watch_disks(self) -> None:
+        """Tell when a disk that the daemon writes to is full: nothing can be committed then."""
+        settings = self.config.settings
+        while True:
+            full = []
+            for path in (settings.state_dir, settings.nginx.directory):
+                full.append(await asyncio.to_thread(disk_full, path))
+                with contextlib.suppress(OSError):
+                    self._metrics.disk.labels(str(path)).set(await asyncio.to_thread(free_bytes, path))
+            found = "; ".join(filter(None, full))
+            if bool(found) != bool(self._full):
+                log.error("disk_full", reason=found) if found else log.info("disk_has_room")
+            self._full = found
+            await asyncio.sleep(DISKS_EVERY)
+
+    async def _watch_scrapes(self) -> None:
+        """Tell once which instances Prometheus does not scrape, before a release has to wait for it.
+
+        A service's first release is judged by nobody, so nothing else would say so.
+        """
+        told: dict[tuple[str, str], str] = {}
+        before: dict[tuple[str, str], str] = {}
+        while True:
+            await asyncio.sleep(SCRAPES_EVERY)
+            gated = {name for name, file in self.config.services.items() if file.gates}
+            wanted = [(t.labels["service"], t.labels["instance"]) for t in self._all_targets()]
+            known = await self._prometheus.target_errors() if gated else None
+            if known is None:
+                continue
+            found = {
+                target: known.get(target, "it is not among Prometheus' targets (does it read /targets?)")
+                for target in wanted
+                if target[0] in gated
+            }
+            unread = {target: why for target, why in found.items() if why}
+            for target, why in unread.items():
+                if target in before and target not in told:
+                    log.warning("instance_not_scraped", service=target[0], instance=target[1], reason=why)
+                    told[target] = why
+            told = {target: why for target, why in told.items() if target in unread}
+            before = unread
+
     async def _watch_certificates(self) -> None:
         """Tell when those end that nginx shows at generated `server` blocks."""
         while True:
@@ -376,6 +462,20 @@ class Daemon:
             self._metrics.store.set(1)
             self._metrics.dropped.set(self._writer.dropped)
             await asyncio.sleep(2.0)
+
+
+def _prepare(state_dir: Path) -> None:
+    """The folder of all that is kept.
+
+    Raises:
+        Fault: This process may not write to it.
+    """
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Fault(f"state_dir {state_dir}: {error.strerror}: create it for uid {os.getuid()}") from error
+    if not os.access(state_dir, os.W_OK | os.X_OK):
+        raise Fault(f"state_dir {state_dir}: can't be written: chown {os.getuid()} {state_dir}")
 
 
 def serve(config: Config, writer: LineWriter) -> int:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
 
 from orchestrator.analysis.presets import PRESETS
 from orchestrator.daemon.gate_section import ComparisonSection, EvidenceSection, GateSection, LimitSection
@@ -15,6 +15,7 @@ from orchestrator.ports.metrics import MetricSource
 from orchestrator.ports.service import ServicePlan
 from orchestrator.rollout.plan import ladder, ladder_errors
 from orchestrator.rollout.policy import Policy, Preview, Probe, Step, Template
+from orchestrator.runtime.env_file import NAME
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.render import SERVICE
 
@@ -47,7 +48,11 @@ class ContainerSection(Section):
     env_file: AbsolutePath | None = None
     secrets: list[SecretSection] = Field([])
     command: list[str] = Field([], description="Replaces the image's own")
-    user: str = Field("65534:65534", pattern=r"^[0-9]+(:[0-9]+)?$")
+    user: str = Field(
+        "",
+        pattern=r"^([0-9]+(:[0-9]+)?)?$",
+        description="uid[:gid]; unset: the image's own user, or 65534:65534 where that is root",
+    )
     read_only: bool = True
     tmpfs: list[AbsolutePath] = Field([])
     memory: Size = Field(512 * 1024**2, ge=6 * 1024**2)
@@ -55,6 +60,19 @@ class ContainerSection(Section):
     pids: int = Field(256, ge=1)
     stop_grace: Duration = 30.0
     probe: ProbeSection = ProbeSection()
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        """Every value is text; YAML's `true` is too."""
+        if not isinstance(value, dict):
+            return value
+        for name, text in value.items():
+            if not NAME.fullmatch(str(name)):
+                raise ValueError(f"{name!r} is no name; it has letters, digits, '_', '.' and '-'")
+            if text is None:
+                raise ValueError(f'{name}: is empty; write {name}: "" for an empty value')
+        return {n: str(v).lower() if isinstance(v, bool) else v for n, v in value.items()}
 
     def template(self) -> Template:
         """As the core has it."""
@@ -121,6 +139,15 @@ class StepSection(Section):
     approve: bool = False
 
 
+def _rung(value: Any) -> str:
+    return "(step)" if isinstance(value, dict | StepSection) else "(weight)"
+
+
+Rung = Annotated[
+    Annotated[int, Tag("(weight)")] | Annotated[StepSection, Tag("(step)")], Discriminator(_rung)
+]
+
+
 class PreviewSection(Section):
     """The candidate is up, without traffic, in `upstream SERVICE_preview`."""
 
@@ -135,7 +162,7 @@ class StrategySection(Section):
     advance: Literal["on_evidence", "on_hold"] | None = Field(
         None, description="Unset: on_evidence if a gate compares with stable, else on_hold"
     )
-    steps: list[int | StepSection] = Field([5, 15, 40, 100], description="Weights, or steps in full")
+    steps: list[Rung] = Field([5, 15, 40, 100], description="Weights, or steps in full")
     holdback: int = Field(
         5, ge=0, le=50, description="Percent that stable keeps in the bake, to compare with"
     )
@@ -244,6 +271,21 @@ class ServiceFile(Section):
         {}, description="What a request must say: true, or the least value"
     )
     hooks: list[HookSection] = Field([], description="Who is asked, or told")
+
+    @field_validator("images")
+    @classmethod
+    def _repositories(cls, value: list[str]) -> list[str]:
+        for place, image in enumerate(value):
+            bare = image.partition("://")[2] or image
+            repository, at, _ = bare.partition("@")
+            folder, slash, last = repository.rpartition("/")
+            name, colon, _ = last.partition(":")
+            if at or colon or bare != image:
+                extra = "a digest" if at else "a tag" if colon else "a scheme"
+                raise ValueError(
+                    f"{place}: {image!r} has {extra}; name the repository alone: {folder}{slash}{name}"
+                )
+        return value
 
     @model_validator(mode="after")
     def _right(self) -> "ServiceFile":

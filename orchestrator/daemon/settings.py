@@ -69,7 +69,7 @@ class NginxSection(Section):
     binary: str = Field("nginx", description="Program for nginx -t")
     conf: str = Field("", description="Main configuration file; unset: the program's own default")
     pid_file: Path = Field(Path("/run/nginx.pid"), description="The master's pid, which gets SIGHUP")
-    test_command: list[str] = Field([], description="Replaces nginx -t")
+    test_command: list[str] = Field([], description="Replaces nginx -T, the test")
     reload_command: list[str] = Field([], description="Replaces the signal")
     container: str = Field("", description="Name of the container that nginx runs in; unset: this host")
     directory_in_container: str = Field("", description="Our folder as that container sees it")

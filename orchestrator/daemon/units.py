@@ -31,7 +31,7 @@ def seconds(value: Any) -> float:
 
 
 def limit(value: Any) -> float:
-    """A gate's limit: `0.5%` is 0.005, `300ms` is 0.3 (seconds), a bare number is itself.
+    """A limit on anything: `0.5%` is 0.005, `300ms` is 0.3 (seconds), a bare number is itself.
 
     Raises:
         ValueError: It is none of these, or not finite.
@@ -51,6 +51,49 @@ def limit(value: Any) -> float:
     return found
 
 
+def share(value: Any) -> float:
+    """A share of requests, or of a CPU: `0.5%`, or 0.005.
+
+    Raises:
+        ValueError: It is neither, or above 100 %; or a bare number that could mean percent.
+    """
+    text = str(value).strip()
+    number = text.removesuffix("%").strip()
+    if _PART.match(text):
+        raise ValueError(f"{value!r} is a time, and this is a share; write 0.5%")
+    try:
+        found = float(number)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a share; write 0.5%, or 0.005") from None
+    if isinstance(value, bool) or not math.isfinite(found) or found < 0:
+        raise ValueError(f"{value!r} is not a share; write 0.5%, or 0.005")
+    if text.endswith("%"):
+        found /= 100
+    elif found >= 1:
+        raise ValueError(f"{text} would be {found:.0%}; write {number}% for {number} in a hundred")
+    if found > 1:
+        raise ValueError(f"{text} is more than all; a share is at most 100%")
+    return found
+
+
+MOST_BARE = 10.0
+"""Seconds of a latency from which on a bare number is more likely to mean milliseconds."""
+
+
+def latency(value: Any) -> float:
+    """A latency: `300ms`, `1.5s`, or a few seconds.
+
+    Raises:
+        ValueError: It is neither; or a bare number that could mean milliseconds.
+    """
+    if isinstance(value, str) and value.strip().endswith("%"):
+        raise ValueError(f"{value!r} is a share, and a latency is a time; write 300ms")
+    found = seconds(value)
+    if not isinstance(value, str) and found >= MOST_BARE:
+        raise ValueError(f"{value} would be seconds; write {value}ms or {value}s")
+    return found
+
+
 def size(value: Any) -> int:
     """`256MiB`, `256m`, `1g`, or a number of bytes; always powers of 1024, as Docker has it.
 
@@ -60,7 +103,10 @@ def size(value: Any) -> int:
     match = re.fullmatch(r"([0-9]+)\s*([bkmg]?)(?:i?b)?", str(value).strip().lower(), re.ASCII)
     if match is None or isinstance(value, bool):
         raise ValueError(f"{value!r} is not a size; write 256MiB or 1GiB")
-    return int(match[1]) * _BYTES[match[2]]
+    found = int(match[1]) * _BYTES[match[2]]
+    if not match[2] and found < _BYTES["m"]:
+        raise ValueError(f"{value} would be bytes; write {value}MiB or {value}GiB")
+    return found
 
 
 _text = PlainSerializer(float, return_type=float)
@@ -72,6 +118,9 @@ Duration = Annotated[
 ]
 Limit = Annotated[
     float, BeforeValidator(limit), _text, WithJsonSchema({"type": ["string", "number"], "examples": ["0.5%"]})
+]
+Share = Annotated[
+    float, BeforeValidator(share), _text, WithJsonSchema({"type": ["string", "number"], "examples": ["0.5%"]})
 ]
 Size = Annotated[
     int, BeforeValidator(size), WithJsonSchema({"type": ["string", "integer"], "examples": ["256MiB"]})

@@ -2,14 +2,15 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import structlog
 
 from orchestrator.engine.converge import Converger
 from orchestrator.engine.measure import Measurer
-from orchestrator.engine.tasks import Jobs
+from orchestrator.engine.tasks import Jobs, bug, unless_cancelled
 from orchestrator.ports.clock import Clock
 from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.hooks import Hooks
@@ -18,11 +19,12 @@ from orchestrator.ports.runtime import Images, Runtime, Usage
 from orchestrator.ports.service import ServicePlan
 from orchestrator.ports.store import Store
 from orchestrator.ports.traffic import Traffic
-from orchestrator.rollout.command import Abort, Command, Pause, Rollback, handle
+from orchestrator.rollout.command import HANDLED, Abort, Command, Pause, Rollback, handle, refusal
+from orchestrator.rollout.counts import Known, settle
 from orchestrator.rollout.decide import decide, watch
 from orchestrator.rollout.desired import desired
-from orchestrator.rollout.events import Event, StateRestored
-from orchestrator.rollout.model import Phase, Rollout, ServiceState
+from orchestrator.rollout.events import Event, ServiceTroubled, StateRestored
+from orchestrator.rollout.model import Phase, Rollout, ServiceState, instance_names
 from orchestrator.rollout.observation import Edge, Observation, Reading
 from orchestrator.rollout.policy import Policy
 
@@ -33,6 +35,15 @@ INBOX = 1000
 
 IDLE_FACTOR = 4
 """How much slower a service without a rollout is looked at; events of Docker still wake it at once."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+"""Seconds after the first turn that met a bug, and the most between two tries."""
+
+T = TypeVar("T")
+
+
+UNWATCHED = 30.0
+"""Seconds between two decisions of a process from which on nobody has watched meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +65,19 @@ class Parts:
 
 @dataclass(slots=True)
 class _Memory:
-    """What a conductor knows beyond the committed state; all of it can be seen again after a restart."""
+    """What a conductor knows beyond the committed state; all of it can be seen again after a restart.
+
+    Attributes:
+        decided_at: When a decision was last made that could be carried out; None before the first one here.
+        loaded_at: When the state was committed that was found at the start.
+    """
 
     readings: list[Reading] = field(default_factory=list)
+    known: dict[str, Known] = field(default_factory=dict)
     cpu: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     watched: ServiceState | None = None
+    decided_at: float | None = None
+    loaded_at: float = 0.0
     seen: Observation = field(default_factory=lambda: Observation(runtime_ok=False))
 
 
@@ -77,6 +96,7 @@ def measurements(plan: ServicePlan, rollout: Rollout) -> MetricQuery:
         queries=tuple((g.name, g.query) for g in policy.limits if g.metric == "query"),
         history=tuple((g.name, g.history) for g in policy.comparisons if g.history and g.name not in known),
         cpu=any(g.metric == "cpu" for g in policy.limits),
+        instances=instance_names(rollout.release),
     )
 
 
@@ -96,6 +116,9 @@ class Conductor:
         self._state = ServiceState(service=plan.service)
         self._version = 0
         self._loaded = False
+        self._bugs: list[str] = []
+        self._unseen: dict[str, str] = {}
+        self._looked = False
 
     def wake(self) -> None:
         """Something has happened: look now."""
@@ -111,27 +134,51 @@ class Conductor:
         return True
 
     async def run(self) -> None:
-        """Drive, for ever.
+        """Drive, for ever. A bug in a turn or a job is this service's own: it is told, and tried again.
 
         Raises:
             Stale: Another daemon has taken over.
         """
+        pause = FIRST_PAUSE
         try:
             while True:
                 self._wake.clear()
+                moved = False
                 try:
-                    moved = await self._turn()
+                    moved = await unless_cancelled(self._turn)
+                    await self._note_trouble(next(iter((*self._bugs, *self._jobs.bugs.values())), ""))
+                    pause = FIRST_PAUSE
                 except Stale:
                     raise
                 except Fault as error:
                     log.warning("turn_failed", service=self.plan.service, reason=str(error))
                     await self._fail_static()
-                    moved = False
+                except Exception as error:
+                    log.exception("turn_failed", service=self.plan.service, next_try_s=pause)
+                    await self._survive(error)
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, LONGEST_PAUSE)
                 if not moved:
                     await self._rest()
         finally:
             await self._jobs.stop()
             self._parts.measurer.forget(self.plan.service)
+
+    async def _survive(self, error: Exception) -> None:
+        """After a bug: a bad candidate still goes back, and people are told, as far as that is possible."""
+        for step in (self._fail_static, lambda: self._note_trouble(bug(error))):
+            try:
+                await step()
+            except Stale:
+                raise
+            except Exception as further:  # noqa: BLE001  the first one has been logged
+                log.warning("turn_failed", service=self.plan.service, reason=bug(further))
+
+    async def _note_trouble(self, reason: str) -> None:
+        if reason == self._state.trouble or not self._loaded:
+            return
+        told = ServiceTroubled(service=self.plan.service, at=self._parts.clock.now(), reason=reason)
+        await self._commit(replace(self._state, trouble=reason), (told,))
 
     async def _rest(self) -> None:
         idle = self._state.rollout is None and not self._state.retiring
@@ -147,32 +194,57 @@ class Conductor:
 
         After a commit whose reply was lost it begins by reading what was written.
         """
-        if self._jobs.fatal is not None:
-            raise self._jobs.fatal
+        if self._jobs.stale is not None:
+            raise self._jobs.stale
         if not self._loaded:
             await self._load()
-        told = bool(self._version) and await self._obey()
-        seen = await self._look()
-        if not self._version:  # nothing is committed: what runs may have to be taken up before commands
-            if not seen.runtime_ok:
+        told = bool(self._version) and self._looked and await self._obey()
+        seen = replace(await self._look(), unwatched=self._unwatched())
+        if not self._version or not self._looked:  # the store may know less than what runs: that comes first
+            if not self._version and not seen.runtime_ok:
                 return False
+            self._looked = True
             await self._decide(seen)
+            seen = replace(seen, unwatched=0.0)
             told = await self._obey()
         told |= await self._decide(seen)
         if self._parts.may_act():
+            self._memory.decided_at = self._parts.clock.now()
             self._converger.converge(desired(self._state, self._parts.clock.now()), self._state, seen)
         self._memory.watched = None
         return told
+
+    def _unwatched(self) -> float:
+        """Seconds until now in which nobody drove the service, neither this daemon nor the one before it.
+
+        Of that one it is known only when it last committed something.
+        """
+        now, memory = self._parts.clock.now(), self._memory
+        if memory.decided_at is None:
+            return max(now - memory.loaded_at, 0.0) if self._version else 0.0
+        gap = now - memory.decided_at
+        return gap if gap > max(UNWATCHED, 10 * self._parts.tick) else 0.0
 
     async def _obey(self) -> bool:
         """Carry out the commands that wait. True when there were any."""
         told = bool(self._inbox)
         while self._inbox:
             command = self._inbox[0]
-            state, events = handle(self._state, command, self._parts.clock.now())
+            state, events = self._handle(command)
             await self._commit(state, events, acks=(command.request,))
             self._inbox.popleft()
         return told
+
+    def _handle(self, command: Command) -> tuple[ServiceState, tuple[Event, ...]]:
+        """What a command does; one that meets a bug is refused, and does not keep the others waiting."""
+        now = self._parts.clock.now()
+        try:
+            return handle(self._state, command, now)
+        except Exception as error:
+            log.exception("command_failed", service=self.plan.service, request=command.request)
+            handled = (*self._state.handled, command.request)[-HANDLED:]
+            refused = refusal(self.plan.service, command, bug(error), now)
+            return replace(self._state, handled=handled), (refused,)
 
     async def _decide(self, seen: Observation) -> bool:
         state, events = decide(self._state, seen, self._parts.clock.now())
@@ -187,6 +259,8 @@ class Conductor:
         """
         state, version = await self._parts.store.load(self.plan.service)
         self._parts.clock.not_before(state.at)
+        if not self._version:
+            self._memory.loaded_at = state.at
         if version >= self._version:
             self._state, self._version, self._loaded = state, version, True
             return
@@ -240,23 +314,18 @@ class Conductor:
 
     async def _look(self) -> Observation:
         parts, service = self._parts, self.plan.service
-        instances, ok = self._memory.seen.instances, True
-        try:
-            instances = await parts.runtime.observe(service)
-        except Fault as error:
-            ok = False
-            if self._memory.seen.runtime_ok:
-                log.warning("runtime_unavailable", service=service, reason=str(error))
-        try:
-            edge = await parts.traffic.observe(service)
-        except Fault as error:
-            edge = Edge(error=str(error), file=self._memory.seen.edge.file)
+        self._bugs.clear()
+        instances = await self._ask(parts.runtime.observe(service), "runtime")
+        edge = await self._ask(parts.traffic.observe(service), "edge")
+        if isinstance(edge, Fault):
+            edge = Edge(error=str(edge), file=self._memory.seen.edge.file)
         self._measure()
         seen = Observation(
-            instances=instances,
-            runtime_ok=ok,
+            instances=self._memory.seen.instances if isinstance(instances, Fault) else instances,
+            runtime_ok=not isinstance(instances, Fault),
             edge=edge,
             images=dict(self._converger.resolved),
+            image_error=self._converger.image_error(),
             start_errors=self._converger.start_errors(),
             readings=tuple(self._memory.readings),
             hooks=dict(self._converger.asked),
@@ -265,17 +334,41 @@ class Conductor:
         parts.publish(self._state, self.plan, seen, ())
         return seen
 
+    async def _ask(self, question: Coroutine[Any, Any, T], part: str) -> T | Fault:
+        """What a part sees, or why it sees nothing. A bug of it is told once, with its traceback."""
+        service = self.plan.service
+        try:
+            answer = await unless_cancelled(lambda: question)
+        except Stale:
+            raise
+        except Fault as error:
+            found, told = error, str(error)
+            if self._unseen.get(part) != told:
+                log.warning("not_seen", service=service, part=part, reason=told)
+        except Exception as error:
+            found, told = Fault(bug(error)), bug(error)
+            self._bugs.append(told)
+            if self._unseen.get(part) != told:
+                log.exception("not_seen", service=service, part=part)
+        else:
+            self._unseen.pop(part, None)
+            return answer
+        self._unseen[part] = told
+        return found
+
     def _measure(self) -> None:
         """Watch the metrics while a rollout is under way, and keep what its step may look back on."""
         rollout, readings, service = self._state.rollout, self._memory.readings, self.plan.service
         if rollout is None or not rollout.release.policy.measured:
             self._parts.measurer.forget(service)
             readings.clear()
+            self._memory.known.clear()
             return
         query = measurements(self.plan, rollout)
         self._parts.measurer.watch(query, self.wake)
         latest = self._parts.measurer.latest(service)
         if latest is not None and (not readings or readings[-1].at < latest.at):
+            self._memory.known, latest = settle(self._memory.known, latest)
             readings.append(self._with_cpu(latest) if query.cpu and query.source.cpu == ENGINE else latest)
         began = rollout.held_since or rollout.entered_at
         windows = [limit.window for limit in rollout.release.policy.limits]

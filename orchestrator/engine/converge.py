@@ -45,13 +45,16 @@ class Converger:
         if seen.runtime_ok:
             self._instances(world, state, seen)
             self._stale_images(world)
-        current = {f"{START}{w.name}" for w in world.instances} | {f"{ROUTE}{world.route.generation}"}
-        self._jobs.forget(lambda job: not job.startswith((START, ROUTE)) or job in current)
+        self._jobs.forget_others()
 
     def retreat(self, service: str, actor: str, reason: str) -> None:
         """Take the traffic back at the edge alone, while nothing can be committed or a person has begun."""
         self._jobs.cancel(lambda job: job.startswith(ROUTE))
         self._jobs.start(RETREAT, lambda: self._traffic.retreat(service, actor, reason, self._store.token))
+
+    def image_error(self) -> str:
+        """Why the wanted image is not resolved yet; '' where nothing is known to be wrong."""
+        return next((str(e) for name, e in self._jobs.errors.items() if name.startswith(IMAGE)), "")
 
     def start_errors(self) -> dict[str, str]:
         """Instances that can't be started, with the reason; not those whose answer is still open."""

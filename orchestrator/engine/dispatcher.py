@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 import structlog
 
 from orchestrator.engine.conductor import Conductor, Parts
-from orchestrator.engine.tasks import eternal
+from orchestrator.engine.tasks import bug, eternal
 from orchestrator.ports.requests import Request
 from orchestrator.ports.runtime import RuntimeEvents
 from orchestrator.ports.service import ServicePlan
@@ -40,9 +40,19 @@ class Dispatcher:
         self._store = store
         self._conductors: dict[str, Conductor] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._unusable: Mapping[str, str] = {}
 
-    def configure(self, plans: Mapping[str, ServicePlan], group: asyncio.TaskGroup) -> None:
-        """Take a new configuration. A service that is gone from it is left alone from now on."""
+    def configure(
+        self,
+        plans: Mapping[str, ServicePlan],
+        group: asyncio.TaskGroup,
+        unusable: Mapping[str, str] | None = None,
+    ) -> None:
+        """Take a new configuration. A service that is gone from it is left alone from now on.
+
+        Requests for one that is `unusable` are refused with what is said of it there.
+        """
+        self._unusable = unusable or {}
         for service, plan in plans.items():
             if service in self._conductors:
                 self._conductors[service].plan = plan
@@ -70,11 +80,16 @@ class Dispatcher:
         conductor = self._conductors.get(request.service)
         if conductor is None:
             known = ", ".join(sorted(self._conductors)) or "none"
-            await self._refuse(
-                request, fields, f"service: {request.service!r} is not known; there are: {known}"
-            )
+            reason = f"is not known; there are: {known} (systemctl reload orchestrator reads new files)"
+            if request.service in self._unusable:
+                reason = f"is not driven: {self._unusable[request.service]}"
+            await self._refuse(request, fields, f"service: {request.service!r} {reason}")
             return
-        command = to_command(request, conductor.plan)
+        try:
+            command = to_command(request, conductor.plan)
+        except Exception as error:
+            log.exception("request_failed", service=request.service, request=request.id)
+            command = bug(error)
         if isinstance(command, str):
             await self._refuse(request, fields, command)
         elif not conductor.submit(command):

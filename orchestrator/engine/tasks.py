@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -12,9 +12,10 @@ from orchestrator.ports.faults import Fault, Stale
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
 JITTER = 0.25
 """The share of a pause that is left to chance, so that what failed together is not tried together again."""
-
 
 WELL = 60.0
 """Seconds of work after which a failure counts as the first one again."""
@@ -31,7 +32,7 @@ async def eternal(name: str, work: Callable[[], Awaitable[object]], pause: float
     """
     while True:
         try:
-            await _to_its_end(work)
+            await unless_cancelled(work)
         except Stale:
             raise
         except Fault as error:
@@ -65,7 +66,7 @@ async def courtesy(
     while True:
         began = loop.time()
         try:
-            await _to_its_end(work)
+            await unless_cancelled(work)
             log.error("task_failed", task=name, reason="it returned, which it must never do")
         except Stale:
             raise
@@ -81,19 +82,24 @@ async def courtesy(
         pause = min(pause * 2, longest_pause)
 
 
-async def _to_its_end(work: Callable[[], Awaitable[object]]) -> None:
+async def unless_cancelled(work: Callable[[], Awaitable[T]]) -> T:
     """Await work. A cancellation that nobody asked for must not pass for one that somebody did.
 
     Raises:
         RuntimeError: Something that the work waited for was cancelled, and the task was not.
     """
     try:
-        await work()
+        return await work()
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
         raise RuntimeError("what it waited for was cancelled") from error
+
+
+def bug(error: Exception) -> str:
+    """An exception that no part of ours ought to raise, as people are told of it."""
+    return f"internal error, see the daemon's log: {type(error).__name__}: {error}"[:300]
 
 
 @contextlib.asynccontextmanager
@@ -124,12 +130,15 @@ async def beside(works: Mapping[str, Callable[[], Awaitable[object]]]) -> AsyncI
 class Jobs:
     """Named background jobs of one conductor, one at a time per name, with growing pauses after failures.
 
-    `fatal` tells why whoever owns the jobs has to stop: one was refused as `Stale`, or has a bug.
-
     Args:
         wake: Called when a job ends.
-        first_pause: Seconds after the first failure; doubled with each further one.
+        first_pause: Seconds until a job of the same name may begin again; doubled with each further failure.
         longest_pause: The most seconds between two tries.
+
+    Attributes:
+        errors: Why jobs failed last, by name, until they succeed.
+        bugs: Those of them that no part of ours ought to raise.
+        stale: Set when a job was refused as `Stale`: whoever owns the jobs has to stop.
     """
 
     def __init__(
@@ -139,38 +148,50 @@ class Jobs:
         self._first = first_pause
         self._longest = longest_pause
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._wanted: set[str] = set()
         self._pauses: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
         self.errors: dict[str, Fault] = {}
-        self.fatal: Exception | None = None
+        self.bugs: dict[str, str] = {}
+        self.stale: Stale | None = None
 
     def start(self, name: str, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Start a job unless one of this name runs, or has failed too recently."""
         loop = asyncio.get_running_loop()
+        self._wanted.add(name)
         if name in self._running or loop.time() < self._not_before.get(name, 0.0):
             return
-        self._running[name] = asyncio.create_task(self._run(name, work), name=name)
+        task = asyncio.create_task(self._run(name, work), name=name)
+        self._running[name] = task
+        task.add_done_callback(lambda _: self._ended(name))  # also of one that is cancelled before it begins
+
+    def _ended(self, name: str) -> None:
+        del self._running[name]
+        self._wake()
 
     async def _run(self, name: str, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
         try:
-            await work()
+            await unless_cancelled(work)
         except Stale as error:
-            self.fatal = error
+            self.stale = error
         except Fault as error:
-            pause = min(self._pauses.get(name, self._first / 2) * 2, self._longest)
-            self._pauses[name] = pause
-            jitter = random.uniform(1 - JITTER, 1)  # noqa: S311  it spreads load, it hides nothing
-            self._not_before[name] = asyncio.get_running_loop().time() + pause * jitter
-            self.errors[name] = error
-            log.warning("job_failed", job=name, reason=str(error), next_try_s=pause)
-        except Exception as error:  # noqa: BLE001  raised again by the owner
-            self.fatal = error
+            self._failed(name, error)
+            log.warning("job_failed", job=name, reason=str(error), next_try_s=self._pauses[name])
+        except Exception as error:
+            self.bugs[name] = said = bug(error)
+            self._failed(name, Fault(said))
+            log.exception("job_failed", job=name, next_try_s=self._pauses[name])
         else:
-            for memory in (self._pauses, self._not_before, self.errors):
-                memory.pop(name, None)
-        finally:
-            del self._running[name]
-            self._wake()
+            self._drop(lambda job: job == name)
+            # what a job has done may not be seen yet: it is not done again and again meanwhile
+            self._not_before[name] = asyncio.get_running_loop().time() + self._first
+
+    def _failed(self, name: str, error: Fault) -> None:
+        pause = min(self._pauses.get(name, self._first / 2) * 2, self._longest)
+        self._pauses[name] = pause
+        jitter = random.uniform(1 - JITTER, 1)  # noqa: S311  it spreads load, it hides nothing
+        self._not_before[name] = asyncio.get_running_loop().time() + pause * jitter
+        self.errors[name] = error
 
     def cancel(self, unwanted: Callable[[str], bool]) -> None:
         """Cancel the jobs whose purpose is gone."""
@@ -178,11 +199,15 @@ class Jobs:
             if unwanted(name):
                 task.cancel()
 
-    def forget(self, keep: Callable[[str], bool]) -> None:
-        """Drop the memory of failed jobs that are no concern any more."""
-        for memory in (self._pauses, self._not_before, self.errors):
-            for name in [n for n in memory if not keep(n)]:
-                memory.pop(name, None)
+    def forget_others(self) -> None:
+        """Drop the memory of jobs that nobody has wanted to start since the last call."""
+        self._drop(lambda name: name not in self._wanted)
+        self._wanted.clear()
+
+    def _drop(self, gone: Callable[[str], bool]) -> None:
+        for memory in (self._pauses, self._not_before, self.errors, self.bugs):
+            for name in [n for n in memory if gone(n)]:
+                del memory[name]
 
     async def stop(self) -> None:
         """Cancel what runs and wait for it."""

@@ -18,7 +18,7 @@ from orchestrator.intake.desk import Desk
 from orchestrator.intake.door import Guard, read_body
 from orchestrator.intake.problems import Problem
 from orchestrator.ports.access import Principal
-from orchestrator.ports.clock import Clock
+from orchestrator.ports.clock import HostClock
 from orchestrator.ports.store import Journal
 from orchestrator.rollout.model import Phase, ServiceState
 
@@ -87,15 +87,22 @@ def meant(alerts: Sequence[Alert], rules: Sequence[AlertRule]) -> dict[str, list
     return {s: sorted(asked, key=lambda one: one[0] != "rollback") for s, asked in found.items()}
 
 
-def concerns(state: ServiceState, action: Action, alert: Alert, now: float) -> str:
+def concerns(state: ServiceState, action: Action, alert: Alert, now: float, ahead: float = 0.0) -> str:
     """The release that an alert is about; '' when it is about none that can still be helped.
 
     That is the one that rolls out, or the one that was promoted while the one before it is still warm; and
     the alert began after its rollout did, so that the cure of an older fault is not taken back for it. An
     alert that does not say when it began, began now.
+
+    Args:
+        state: Of its service.
+        action: What its rule asks for.
+        alert: Its time is the host's.
+        now: The time of decisions.
+        ahead: Seconds by which that is ahead of the host's clock.
     """
     rollout = state.rollout
-    starts = alert.startsAt.timestamp() if alert.startsAt else now
+    starts = alert.startsAt.timestamp() + ahead if alert.startsAt else now
     if rollout is not None:
         stands = rollout.mark is not None and rollout.mark.kind == "paused"
         done = rollout.phase is Phase.ROLLING_BACK or (action == "pause" and stands)
@@ -120,7 +127,7 @@ class Alerts:
         desk: Desk,
         journal: Journal,
         guard: Guard,
-        clock: Clock,
+        clock: HostClock,
         rules: Callable[[], Sequence[AlertRule]],
     ) -> None:
         self._desk = desk
@@ -152,7 +159,7 @@ class Alerts:
         self._desk.check(service, who)
         state, _ = await self._journal.load(service)
         for action, alert in actions:
-            release = concerns(state, action, alert, self._clock.now())
+            release = concerns(state, action, alert, self._clock.now(), self._clock.ahead())
             if release:
                 fields = {
                     "verb": action,

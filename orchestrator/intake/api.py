@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ import structlog
 from aiohttp import web
 from pydantic import BaseModel
 
-from orchestrator.intake.answers import Answers
+from orchestrator.intake.answers import Answer, Answers
 from orchestrator.intake.desk import Desk
 from orchestrator.intake.door import Call, Guard, Operation
 from orchestrator.intake.problems import Problem
@@ -39,10 +40,11 @@ from orchestrator.intake.views import (
     service_view,
 )
 from orchestrator.ports.access import Principal, Verb
-from orchestrator.ports.clock import Clock
+from orchestrator.ports.clock import WallClock
+from orchestrator.ports.faults import Fault
 from orchestrator.ports.requests import Inbox
 from orchestrator.ports.store import Journal, Tail
-from orchestrator.rollout.events import ConfigReloaded, RequestRefused
+from orchestrator.rollout.events import ConfigReloaded, Event, ReleaseAccepted, RequestRefused
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.policy import Template
 
@@ -56,6 +58,8 @@ EVENTS = "text/event-stream"
 DAY = 86400.0
 RELOAD_WAIT = 10.0
 """Seconds in which the daemon should have read its files again."""
+RECHECK = 10.0
+"""Seconds after which a listener's token is looked at again, at the latest with the next event."""
 
 WRITE_DEADLINE = 10.0
 """Seconds in which a listener must have taken an event."""
@@ -85,7 +89,7 @@ class Api:
         journal: Journal,
         tail: Tail,
         guard: Guard,
-        clock: Clock,
+        clock: WallClock,
     ) -> None:
         self._desk = desk
         self._inbox = inbox
@@ -93,6 +97,7 @@ class Api:
         self._tail = tail
         self._answers = Answers(journal, tail)
         self._views: dict[tuple[str, View], tuple[ServiceState, Template | None, Any]] = {}
+        self._guard = guard
         self._tokens = guard.tokens
         self._clock = clock
 
@@ -251,14 +256,13 @@ class Api:
         event = await self._answers.to(request, call.query.wait)
         if event is None:
             return _json(RequestView(request=request, state="waiting", service=service))
-        why = event.reason if isinstance(event, RequestRefused) else None
         return _json(
             RequestView(
                 request=request,
-                state="accepted" if why is None else "refused",
+                state="refused" if isinstance(event, RequestRefused) else "accepted",
                 service=service,
                 release=event.release,
-                reason=why or "",
+                reason=_why(event),
             )
         )
 
@@ -269,29 +273,38 @@ class Api:
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Last-Event-ID: is not the id of an event")
         if query.service:
             self._desk.check(query.service, call.who)
+        after = after or await self._journal.last_event_id()
         response = web.StreamResponse(headers={"Content-Type": EVENTS, "Cache-Control": "no-store"})
-        await response.prepare(call.request)
-        await response.write(b"retry: 2000\n\n")
-        async with self._tail.follow(after or await self._journal.last_event_id()) as events:
+        try:
+            await response.prepare(call.request)
+            await response.write(b"retry: 2000\n\n")
+            await self._tell(call, after, response)
+        except (Fault, TimeoutError, ConnectionError) as error:  # who still listens comes again
+            log.debug("listener_gone", reason=f"{type(error).__name__}: {error}")
+        return response
+
+    async def _tell(self, call: Call, after: str, response: web.StreamResponse) -> None:
+        """Write the events that a listener may hear, until its token is good no longer.
+
+        Raises:
+            Fault: Redis does not answer.
+            TimeoutError: It does not take them.
+            ConnectionError: It is gone.
+        """
+        query, who, looked = call.query, call.who, time.monotonic()
+        async with self._tail.follow(after) as events:
             async for told in events:
-                if told is None:
-                    line = b": quiet\n\n"
-                else:
-                    entry, event = told
-                    mine = call.who.sees(event.service) and query.service in (None, event.service)
-                    if not mine or query.release not in (None, event.release):
-                        continue
-                    line = b"id: %s\nevent: %s\ndata: %s\n\n" % (
-                        entry.encode(),
-                        event.kind.encode(),
-                        event_json(event),
-                    )
-                try:
+                if told is None or time.monotonic() - looked >= RECHECK:
+                    token = await self._guard.known(call.request)
+                    if token is None:
+                        return
+                    who, looked = token.principal, time.monotonic()
+                line = (
+                    b": quiet\n\n" if told is None else _line(*told) if _heard(told[1], who, query) else b""
+                )
+                if line:
                     async with asyncio.timeout(WRITE_DEADLINE):
                         await response.write(line)
-                except (TimeoutError, ConnectionError):
-                    break
-        return response
 
     async def _me(self, call: Call) -> web.Response:
         who = call.who
@@ -309,7 +322,7 @@ class Api:
 
     async def _create_token(self, call: Call) -> web.Response:
         body: TokenBody = call.body
-        now = self._clock.now()
+        now = self._clock.wall()
         principal = Principal(name=body.name, role=body.role, services=tuple(body.services))
         expires = now + body.days * DAY if body.days else None
         token, secret = await self._tokens.create(principal, call.who.name, now, expires)
@@ -342,6 +355,27 @@ def _get(
         answers={200: answer},
         **more,
     )
+
+
+def _why(answer: Answer) -> str:
+    """Why a request was refused, or the release that it made waits."""
+    match answer:
+        case RequestRefused():
+            return answer.reason
+        case ReleaseAccepted(frozen=by) if by:
+            return f"queued: frozen by {by}"
+    return ""
+
+
+def _heard(event: Event, who: Principal, query: EventFilter) -> bool:
+    """Whether an event is for a listener."""
+    mine = who.sees(event.service) and query.service in (None, event.service)
+    return mine and query.release in (None, event.release)
+
+
+def _line(entry: str, event: Event) -> bytes:
+    """An event as it is sent."""
+    return b"id: %s\nevent: %s\ndata: %s\n\n" % (entry.encode(), event.kind.encode(), event_json(event))
 
 
 def _release_list(state: ServiceState, _: Template | None) -> ReleaseList:

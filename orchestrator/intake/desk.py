@@ -8,10 +8,11 @@ from typing import cast
 from aiohttp import web
 
 from orchestrator.intake.problems import Problem
+from orchestrator.intake.signatures import refused
 from orchestrator.intake.views import SERVICE, Accepted
 from orchestrator.ports.access import Principal, Verb
-from orchestrator.ports.faults import Conflict
-from orchestrator.ports.requests import Inbox
+from orchestrator.ports.faults import Conflict, Repeated
+from orchestrator.ports.requests import Inbox, Once
 from orchestrator.rollout.policy import Template
 
 
@@ -22,7 +23,7 @@ class Desk:
         services: The services that are configured now, and how each is to be run.
     """
 
-    def __init__(self, inbox: Inbox, services: Callable[[], Mapping[str, Template]]) -> None:
+    def __init__(self, inbox: Inbox, services: Callable[[], Mapping[str, Template | None]]) -> None:
         self._inbox = inbox
         self.services = services
 
@@ -38,24 +39,26 @@ class Desk:
             known = ", ".join(sorted(s for s in self.services() if who.sees(s))) or "none"
             raise Problem(HTTPStatus.NOT_FOUND, f"{service[:80]!r} is not known; there are: {known}")
 
-    async def take(self, who: Principal, fields: Mapping[str, str]) -> web.Response:
+    async def take(self, who: Principal, fields: Mapping[str, str], once: Once | None = None) -> web.Response:
         """202 once a request is durable.
 
         Args:
             who: Whose request it is; a person in `fields` is named before them.
             fields: Those of the stream.
+            once: Where it may come one time only.
 
         Raises:
-            Problem: They may not, or the service is not known, or the key was used for something else.
+            Problem: They may not, or the service is not known, or the key was used for something else, or it
+                has come before (401).
         """
-        request = await self.put(who, fields)
+        request = await self.put(who, fields, once)
         return web.Response(
             body=Accepted(request=request).model_dump_json().encode(),
             status=HTTPStatus.ACCEPTED,
             headers={"Content-Type": "application/json", "Location": f"/v1/requests/{request}"},
         )
 
-    async def put(self, who: Principal, fields: Mapping[str, str]) -> str:
+    async def put(self, who: Principal, fields: Mapping[str, str], once: Once | None = None) -> str:
         """As `take`; returns the id of the request."""
         service, verb = fields.get("service", ""), cast("Verb", fields.get("verb", "release"))
         if not who.may(verb, service):
@@ -65,7 +68,9 @@ class Desk:
         person = fields.get("who", "")
         try:
             return await self._inbox.push(
-                {**fields, "who": f"{person} via {who.name}" if person else who.name}
+                {**fields, "who": f"{person} via {who.name}" if person else who.name}, once
             )
+        except Repeated as error:
+            raise refused(str(error)) from None
         except Conflict as error:
             raise Problem(HTTPStatus.CONFLICT, str(error)) from None

@@ -5,6 +5,7 @@ In this order: how much, who, whether they may, what they say. Each refusal is a
 
 import asyncio
 import time
+import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -16,11 +17,11 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.intake import strict_json
 from orchestrator.intake.limits import Buckets, Lane
-from orchestrator.intake.parse import MAX_BYTES
+from orchestrator.intake.parse import MAX_BYTES, wrong_field
 from orchestrator.intake.problems import Problem
 from orchestrator.intake.views import Nothing, Wait
 from orchestrator.ports.access import Principal, Token, Tokens, Verb
-from orchestrator.ports.clock import Clock
+from orchestrator.ports.clock import WallClock
 from orchestrator.ports.faults import Fault
 
 log = structlog.get_logger()
@@ -87,7 +88,7 @@ class Operation:
 class Guard:
     """Lets requests in, or tells why not."""
 
-    def __init__(self, tokens: Tokens, clock: Clock, *, rate: float, burst: int) -> None:
+    def __init__(self, tokens: Tokens, clock: WallClock, *, rate: float, burst: int) -> None:
         self.tokens = tokens
         self._clock = clock
         self._usual = Buckets(rate, burst)
@@ -141,7 +142,7 @@ class Guard:
         Raises:
             Problem: Nobody who is known; or a page of another site sent it.
         """
-        now = self._clock.now()
+        now = self._clock.wall()
         scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer" and secret:
             token = await self.tokens.recognise(secret.strip(), now)
@@ -191,6 +192,18 @@ async def read_bytes(request: web.Request) -> bytes:
     return bytes(found)
 
 
+def form_of(body: bytes) -> dict[str, str]:
+    """The fields of a form (`application/x-www-form-urlencoded`).
+
+    Raises:
+        Problem: It is none.
+    """
+    try:
+        return dict(urllib.parse.parse_qsl(body.decode(), max_num_fields=50))
+    except ValueError:
+        raise Problem(HTTPStatus.BAD_REQUEST, "send a form") from None
+
+
 async def read_body(request: web.Request, model: type[BaseModel] | None, *, optional: bool) -> Any:
     """A JSON body as a model; None where none is taken.
 
@@ -215,8 +228,8 @@ def _validated(model: type[BaseModel], given: Any) -> Any:
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        found = [f"{'/'.join(str(p)[:80] for p in e['loc'])}: {e['msg']}" for e in error.errors()[:5]]
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "; ".join(found)) from None
+        found = "; ".join(map(wrong_field, error.errors()[:5]))
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, found) from None
 
 
 @web.middleware

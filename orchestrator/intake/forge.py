@@ -10,16 +10,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.intake import strict_json
 from orchestrator.intake.desk import Desk
-from orchestrator.intake.door import read_bytes
+from orchestrator.intake.door import form_of, read_bytes
 from orchestrator.intake.parse import parse
 from orchestrator.intake.problems import Problem
 from orchestrator.intake.signatures import fits, hmac_of, one_header, refused
-from orchestrator.ports.access import Principal, Tokens
+from orchestrator.ports.access import Principal
 from orchestrator.ports.faults import Fault
 
+FORM = "application/x-www-form-urlencoded"
+"""What GitHub sends unless told otherwise: the JSON is the field `payload`."""
+
 GITHUB_PATH, GITLAB_PATH = "/hooks/github", "/hooks/gitlab"
-REMEMBER = 30 * 86400.0
-"""Seconds for which an announcement that has come is known again."""
 
 Kind = Literal["github", "gitlab"]
 
@@ -171,19 +172,20 @@ class Forges:
         forges: Those that are configured now.
     """
 
-    def __init__(self, desk: Desk, tokens: Tokens, forges: Callable[[], Mapping[Kind, Forge]]) -> None:
+    def __init__(self, desk: Desk, forges: Callable[[], Mapping[Kind, Forge]]) -> None:
         self._desk = desk
-        self._tokens = tokens
         self._forges = forges
 
     async def github(self, request: web.Request) -> web.Response:
-        """GitHub signs the body; it announces other things too, which are none of ours."""
+        """GitHub signs the body as it is sent; it announces other things too, which are none of ours."""
         body = await read_bytes(request)
         forge = self._forges().get("github")
         given = one_header(request, "X-Hub-Signature-256")
         right = f"sha256={hmac_of(forge.secret.encode() if forge else None, body)}"
         if not fits(given, right) or forge is None:
             raise refused()
+        if request.content_type == FORM:
+            body = form_of(body).get("payload", "").encode()
         return await self._take("github", forge, body, request.headers.get("X-GitHub-Event", ""), github)
 
     async def gitlab(self, request: web.Request) -> web.Response:
@@ -212,14 +214,7 @@ class Forges:
             return _none("no project of ours, or another environment, or not the beginning of a deployment")
         fields = fields_of(announced, project, kind)
         who = Principal(name=kind, role="submitter", services=(project.service,))
-        nonce = f"{kind} {announced.project} {announced.id}"
-        if not await self._tokens.first_time(nonce, REMEMBER):
-            return _none("it has come before")
-        try:
-            return await self._desk.take(who, fields)
-        except (Problem, Fault):
-            await self._tokens.forget(nonce)  # it is delivered again
-            raise
+        return await self._desk.take(who, fields)  # its key makes one release of all deliveries
 
 
 def _none(why: str) -> web.Response:

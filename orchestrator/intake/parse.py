@@ -14,6 +14,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from orchestrator.intake import strict_json
 from orchestrator.ports.access import Verb
@@ -80,7 +81,7 @@ def parse(entry: str, fields: Mapping[str, str]) -> Request:
     try:
         found = Fields.model_validate(dict(fields))
     except ValidationError as error:
-        raise Fault("; ".join(_problem(e["loc"], e["msg"]) for e in error.errors()[:5])) from None
+        raise Fault("; ".join(map(wrong_field, error.errors()[:5]))) from None
     checks = _checks(found.checks)
     values: dict[str, Any] = {k: CONTROL.sub("", v) for k, v in found.model_dump(exclude={"checks"}).items()}
     return Request(id=entry, checks=checks, **values)
@@ -105,7 +106,10 @@ def _checks(text: str) -> dict[str, float]:
     return {name: float(value) for name, value in given.items()}
 
 
-def _problem(place: tuple[int | str, ...], message: str) -> str:
-    text = message.removeprefix("Value error, ")
-    path = "/".join(str(p)[:80] for p in place)
+def wrong_field(error: ErrorDetails) -> str:
+    """A problem that pydantic found, with the path of the field."""
+    text = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        text = "unknown field"
+    path = "/".join(str(p)[:80] for p in error["loc"])
     return f"{path}: {text}" if path else text

@@ -13,9 +13,10 @@ from orchestrator.intake.door import read_bytes
 from orchestrator.intake.parse import parse
 from orchestrator.intake.problems import Problem
 from orchestrator.intake.signatures import REMEMBER, check_time, fits, hmac_of, one_header, refused
-from orchestrator.ports.access import Principal, Tokens
-from orchestrator.ports.clock import Clock
+from orchestrator.ports.access import Principal
+from orchestrator.ports.clock import WallClock
 from orchestrator.ports.faults import Fault
+from orchestrator.ports.requests import Once
 
 PATH = "/hooks/request"
 HEADERS = ("X-Release-Key", "X-Release-Timestamp", "X-Release-Nonce", "X-Release-Signature")
@@ -43,11 +44,8 @@ class Signed:
         keys: By key id, as they are configured now.
     """
 
-    def __init__(
-        self, desk: Desk, tokens: Tokens, clock: Clock, keys: Callable[[], Mapping[str, Key]]
-    ) -> None:
+    def __init__(self, desk: Desk, clock: WallClock, keys: Callable[[], Mapping[str, Key]]) -> None:
         self._desk = desk
-        self._tokens = tokens
         self._clock = clock
         self._keys = keys
 
@@ -60,12 +58,11 @@ class Signed:
         right = signature(secret, timestamp, nonce, request.method, request.raw_path, body)
         if not fits(given, right) or key is None:
             raise refused()
-        check_time(timestamp, self._clock.now())
+        check_time(timestamp, self._clock.wall())
         if not NONCE.fullmatch(nonce):
             raise refused("the nonce is not 16 to 128 letters, digits, - or _")
-        if not await self._tokens.first_time(f"signed {key_id} {nonce}", REMEMBER):
-            raise refused("the nonce has been used")
-        return await self._desk.take(key.principal, _fields(body))
+        once = Once(f"signed {key_id} {nonce}", REMEMBER)
+        return await self._desk.take(key.principal, _fields(body), once)
 
 
 def _fields(body: bytes) -> dict[str, str]:

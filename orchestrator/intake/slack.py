@@ -6,7 +6,6 @@ never by the name that is sent along, which anybody can choose.
 
 import asyncio
 import re
-import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -19,13 +18,14 @@ from aiohttp import web
 from orchestrator.intake import strict_json
 from orchestrator.intake.answers import Answers
 from orchestrator.intake.desk import Desk
-from orchestrator.intake.door import read_bytes
+from orchestrator.intake.door import form_of, read_bytes
 from orchestrator.intake.problems import Problem
 from orchestrator.intake.signatures import REMEMBER, check_time, fits, hmac_of, one_header, refused
 from orchestrator.intake.views import RELEASE, ServiceView, service_view
-from orchestrator.ports.access import Principal, Tokens, Verb
-from orchestrator.ports.clock import Clock
+from orchestrator.ports.access import Principal, Verb
+from orchestrator.ports.clock import WallClock
 from orchestrator.ports.faults import Fault
+from orchestrator.ports.requests import Once
 from orchestrator.ports.store import Journal
 from orchestrator.rollout.events import RequestRefused
 
@@ -68,21 +68,19 @@ class Slack:
         desk: Desk,
         journal: Journal,
         answers: Answers,
-        tokens: Tokens,
-        clock: Clock,
+        clock: WallClock,
         workspace: Callable[[], Workspace | None],
     ) -> None:
         self._desk = desk
         self._journal = journal
         self._answers = answers
-        self._tokens = tokens
         self._clock = clock
         self._workspace = workspace
         self._later: set[asyncio.Task[None]] = set()
 
     async def command(self, request: web.Request) -> web.Response:
         """`/release VERB SERVICE [why]`; answers at once, and once more when it is carried out."""
-        workspace, form = await self._form(request)
+        workspace, form, once = await self._form(request)
         try:
             who = _person(workspace, form.get("team_id", ""), form.get("user_id", ""))
             verb, service, why = _words(form.get("text", ""))
@@ -91,39 +89,44 @@ class Slack:
             self._desk.check(service, who)
             state, _ = await self._journal.load(service)
             fields = {"verb": verb, "service": service, "why": why, "release": state.meant}
-            asked = await self._desk.put(who, {name: value for name, value in fields.items() if value})
+            asked = await self._desk.put(who, {name: value for name, value in fields.items() if value}, once)
         except Problem as problem:
+            if problem.status == HTTPStatus.UNAUTHORIZED:
+                raise
             return _said(f":no_entry: {problem}")
         self._answer_later(workspace, form.get("response_url", ""), asked, f"{verb} {service}", who)
         return _said(f":hourglass: {verb} {service} …")
 
     async def action(self, request: web.Request) -> web.Response:
         """A button; answers at once, and tells everybody when it is carried out."""
-        workspace, form = await self._form(request)
+        workspace, form, once = await self._form(request)
         try:
             payload = strict_json.loads(form.get("payload", "").encode())
-            team, user = str(payload["team"]["id"]), str(payload["user"]["id"])
+            user = str(payload["user"]["id"])
+            team = str(payload["team"]["id"] if payload["team"] else payload["user"]["team_id"])
             verb, release = str(payload["actions"][0]["action_id"]), str(payload["actions"][0]["value"])
             url = str(payload.get("response_url", ""))
         except (Fault, LookupError, TypeError, AttributeError):
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "this is no action of a button") from None
         try:
             who = _person(workspace, team, user)
-            asked = await self._press(who, verb, release)
+            asked = await self._press(who, verb, release, once)
         except Problem as problem:
+            if problem.status == HTTPStatus.UNAUTHORIZED:
+                raise
             text = f":no_entry: {problem}"
             self._later_do(lambda: self._post(workspace, url, text, everybody=False))
             return web.Response()
         self._answer_later(workspace, url, asked, f"{verb} {release}", who)
         return web.Response()
 
-    async def _press(self, who: Principal, verb: str, release: str) -> str:
+    async def _press(self, who: Principal, verb: str, release: str, once: Once) -> str:
         """Ask for what a button says, of the release that it stands at; returns the id of the request."""
         if verb not in VERBS or not re.fullmatch(RELEASE, release):
             why = f"{verb[:40]} {release[:80]} is no button of ours"
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, why)
         service = release.rpartition("-")[0]
-        return await self._desk.put(who, {"verb": verb, "service": service, "release": release})
+        return await self._desk.put(who, {"verb": verb, "service": service, "release": release}, once)
 
     async def close(self) -> None:
         """Give up what was to be answered later."""
@@ -131,8 +134,8 @@ class Slack:
             task.cancel()
         await asyncio.gather(*self._later, return_exceptions=True)
 
-    async def _form(self, request: web.Request) -> tuple[Workspace, dict[str, str]]:
-        """The fields of a request that Slack has signed, the first time that it comes."""
+    async def _form(self, request: web.Request) -> tuple[Workspace, dict[str, str], Once]:
+        """The fields of a request that Slack has signed just now, and what it is known again by."""
         body = await read_bytes(request)
         timestamp = one_header(request, "X-Slack-Request-Timestamp")
         given = one_header(request, "X-Slack-Signature")
@@ -141,14 +144,8 @@ class Slack:
         right = f"v0={hmac_of(workspace.secret if workspace else None, text)}"
         if not fits(given, right) or workspace is None:
             raise refused()
-        check_time(timestamp, self._clock.now())
-        if not await self._tokens.first_time(f"slack {right}", REMEMBER):
-            raise refused("it has come before")
-        try:
-            fields = urllib.parse.parse_qsl(body.decode(), max_num_fields=50)
-        except ValueError:
-            raise Problem(HTTPStatus.BAD_REQUEST, "send a form") from None
-        return workspace, dict(fields)
+        check_time(timestamp, self._clock.wall())
+        return workspace, form_of(body), Once(f"slack {right}", REMEMBER)
 
     async def _status(self, who: Principal, service: str) -> str:
         names = [service] if service else sorted(s for s in self._desk.services() if who.sees(s))

@@ -112,9 +112,10 @@ class RequestStream:
         kept = {k[:80]: v[:1000] for k, v in list(fields.items())[:20]}
         if sum(map(len, kept.values())) > MAX_BYTES:
             kept = {}
-        log.warning("request_refused", request=entry, reason=reason)
+        service = fields.get("service", "")[:40]
+        log.warning("request_refused", service=service, request=entry, reason=reason)
         event = RequestRefused(
-            service=fields.get("service", "")[:40],
+            service=service,
             at=self._clock.now(),
             verb=fields.get("verb", "release")[:20],
             actor=fields.get("who", "unknown")[:80],

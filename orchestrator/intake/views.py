@@ -133,7 +133,7 @@ class RequestView(Model):
     state: Literal["waiting", "accepted", "refused"]
     service: str = ""
     release: str = Field("", description="The release that it made or was about")
-    reason: str = Field("", description="Why it was refused")
+    reason: str = Field("", description="Why it was refused, or why the release that it made waits")
 
 
 class ReleaseView(Model):

@@ -16,6 +16,7 @@ from orchestrator.rollout.events import (
     RequestRefused,
     RollbackStarted,
     RolloutPaused,
+    ServiceTroubled,
     StateRestored,
 )
 from orchestrator.rollout.model import Outcome, Verdict, readable
@@ -78,6 +79,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "drifted": "{}: nginx' file is {}",
         "repaired": "{}: nginx' file is ours again",
         "stuck": "{}: nginx does not confirm generation {}",
+        "troubled": "{}: the daemon meets an error of its own and tries again",
         "restored": "{}: the store had lost {} commits; they were written again",
         "next_ended": "next: orchestrator explain {release}",
         "next_promoted": "to go back: orchestrator rollback {service}",
@@ -106,6 +108,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "drifted": "{}:nginx 文件状态为 {}",
         "repaired": "{}:nginx 文件已恢复",
         "stuck": "{}:nginx 未确认第 {} 代配置",
+        "troubled": "{}:守护进程遇到内部错误,正在重试",
         "restored": "{}:存储丢失了 {} 次提交,已重新写入",
         "next_ended": "下一步:orchestrator explain {release}",
         "next_promoted": "如需回退:orchestrator rollback {service}",
@@ -117,14 +120,14 @@ WORDS: dict[Language, dict[str, str]] = {
 }
 
 
-def message(event: Event, language: Language) -> Message | None:  # noqa: C901, PLR0911  a case a kind
+def message(event: Event, language: Language) -> Message | None:  # noqa: C901, PLR0911, PLR0912  a case a kind
     """What people are told of an event; None where it is not for them."""
     say, name = WORDS[language], event.release or event.service
     end = {"service": event.service, "release": event.release}
     match event:
         case ReleaseEnded():
             return _ended(event, language)
-        case ReleaseAccepted():
+        case ReleaseAccepted(duplicate=False):
             lines = [say["image"].format(event.image), *_who(say, event.actor, event.reason), event.link]
             return _made(say["accepted"].format(name), lines, "info")
         case RequestRefused():
@@ -149,6 +152,8 @@ def message(event: Event, language: Language) -> Message | None:  # noqa: C901, 
         case EdgeStuck():
             lines = [say["why"].format(plain(event.reason)), say["next_stuck"]]
             return _made(say["stuck"].format(event.service, event.generation), lines, "failure")
+        case ServiceTroubled() if event.reason:
+            return _made(say["troubled"].format(event.service), [say["why"].format(event.reason)], "failure")
         case StateRestored():
             lost = event.remembered - event.found
             return _made(say["restored"].format(event.service, lost), [], "warning")

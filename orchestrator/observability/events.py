@@ -23,6 +23,7 @@ WARNINGS = frozenset(
         "rollback_started",
         "edge_drifted",
         "edge_stuck",
+        "service_troubled",
         "rollout_paused",
         "approval_wanted",
     }

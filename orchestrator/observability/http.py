@@ -20,12 +20,14 @@ class Views:
         instance: What nginx has seen of an instance, as Prometheus reads it; raises `Fault` when it can't be
             told, and `KeyError` when there is no such instance.
         unready: Why the daemon does not drive; '' when it does.
+        problems: What is wrong with the configuration.
     """
 
     metrics: DaemonMetrics
     targets: Callable[[str], list[dict[str, Any]] | None]
     instance: Callable[[str], bytes]
     unready: Callable[[], str]
+    problems: Callable[[], list[str]] = list
 
 
 def application(views: Views) -> web.Application:
@@ -37,7 +39,7 @@ def application(views: Views) -> web.Application:
     async def readyz(_: web.Request) -> web.Response:
         reason = views.unready()
         body = {"status": "unready", "reason": reason} if reason else {"status": "ready"}
-        return web.json_response(body, status=503 if reason else 200)
+        return web.json_response({**body, "problems": views.problems()}, status=503 if reason else 200)
 
     async def metrics(_: web.Request) -> web.Response:
         return _text(views.metrics.render())

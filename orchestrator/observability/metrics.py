@@ -1,7 +1,7 @@
 """What the daemon tells Prometheus of itself."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -71,10 +71,15 @@ class DaemonMetrics:
             ["service"],
             **add,
         )
+        self._problems = Gauge("orchestrator_config_problems", "Problems of a file", ["file"], **add)
         self.store = Gauge("orchestrator_store_up", "1 while Redis answers", **add)
+        self.disk = Gauge("orchestrator_disk_free_bytes", "What can be written there", ["path"], **add)
         self.trimmed = Counter("orchestrator_requests_trimmed", "Requests removed before their time", **add)
         self.pending = Gauge("orchestrator_requests_pending", "Requests not carried out yet", **add)
         self.stall = Gauge("orchestrator_loop_stall_seconds", "Longest stall of the loop lately", **add)
+        self.ahead = Gauge(
+            "orchestrator_clock_ahead_seconds", "Time of decisions less the host's clock", **add
+        )
         self.dropped = Gauge("orchestrator_log_lines_dropped", "Log lines dropped", **add)
         self._failures = Counter(
             "orchestrator_task_failures", "Ends of work that no release waits for", ["task"], **add
@@ -94,7 +99,7 @@ class DaemonMetrics:
 
     def count(self, event: Event) -> None:
         """Count an event."""
-        if isinstance(event, ReleaseAccepted):
+        if isinstance(event, ReleaseAccepted) and not event.duplicate:
             self._accepted.labels(event.service).inc()
         elif isinstance(event, RequestRefused):
             self._refused.inc()
@@ -104,6 +109,12 @@ class DaemonMetrics:
             self._deaths.labels(event.service).inc()
         elif isinstance(event, ReleaseEnded):
             self._seconds.labels(event.service, event.outcome.value).observe(event.seconds)
+
+    def show_problems(self, by_file: Mapping[str, int]) -> None:
+        """Set how many problems each file of the configuration has; a file without any is absent."""
+        self._problems.clear()
+        for file, number in by_file.items():
+            self._problems.labels(file).set(number)
 
     def show(self, state: ServiceState, seen: Observation) -> None:
         """Set the gauges of a service."""

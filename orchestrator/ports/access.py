@@ -101,11 +101,3 @@ class Tokens(Protocol):
     async def close_session(self, secret: str) -> None:
         """End a session."""
         ...
-
-    async def first_time(self, nonce: str, seconds: float) -> bool:
-        """Whether a nonce has not been seen for as long."""
-        ...
-
-    async def forget(self, nonce: str) -> None:
-        """A nonce may come again: what came with it was not taken."""
-        ...

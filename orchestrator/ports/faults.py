@@ -17,5 +17,17 @@ class Conflict(Refused):
     """What is asked contradicts what was asked before."""
 
 
+class Repeated(Conflict):
+    """What may be asked once was asked before; nothing was done this time.
+
+    Attributes:
+        request: The id of the request that it was.
+    """
+
+    def __init__(self, request: str) -> None:
+        super().__init__(f"it has come before, as request {request}")
+        self.request = request
+
+
 class Stale(Fault):
     """A newer daemon or a newer generation has taken over; what was asked must not be done."""

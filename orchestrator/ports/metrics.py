@@ -48,6 +48,7 @@ class MetricQuery:
         counts: Gate name to PromQL of the operator's counters of all and of the bad ones.
         history: Gate name to how many seconds of the past are asked for.
         cpu: Whether CPU seconds are wanted.
+        instances: Those whose samples are wanted; where one is absent, the reading says why.
     """
 
     service: str
@@ -56,6 +57,7 @@ class MetricQuery:
     counts: tuple[tuple[str, str, str], ...] = ()
     history: tuple[tuple[str, float], ...] = ()
     cpu: bool = False
+    instances: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,14 +33,28 @@ class Request:
     checks: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Once:
+    """What makes a request one that is appended one time only.
+
+    Attributes:
+        nonce: What it is known again by.
+        seconds: For how long. It is noted in one step with the request: what was not appended may come again.
+    """
+
+    nonce: str
+    seconds: float
+
+
 class Inbox(Protocol):
     """Where requests are put down."""
 
-    async def push(self, fields: Mapping[str, str]) -> str:
+    async def push(self, fields: Mapping[str, str], once: Once | None = None) -> str:
         """Append a request; returns its id once it is durable.
 
         Raises:
             Conflict: Its key has been used for something else.
+            Repeated: It is one that was to come once, and has come before.
             Fault: It may have been appended or not.
         """
         ...

@@ -27,7 +27,7 @@ class Runtime(Protocol):
         ...
 
     async def stop(self, name: str) -> None:
-        """SIGTERM, the grace on its label, then removal. May be called twice."""
+        """The image's stop signal, the grace on its label, then removal. May be called twice."""
         ...
 
 

@@ -1,6 +1,7 @@
 """What nginx serves, on one host or on several."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,19 +42,60 @@ class AnsweredCounts:
         self.buckets[next((b for b in self.bounds if seconds <= b), math.inf)] += number
 
 
+MASTER = re.compile(r"\S+: master process\b")
+"""What nginx, and what is made of it, writes over its master's command line."""
+
+
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """Process ids of an nginx' workers: those that accept, and those that only finish what they have."""
+    """Process ids of an nginx's workers: those that accept, and those that only finish what they have.
+
+    Attributes:
+        outdated: Masters from before an upgrade in place (USR2) with workers that accept: these do not hear
+            of a reload, and have shared memory of their own.
+    """
 
     accepting: frozenset[int] = frozenset()
     retiring: frozenset[int] = frozenset()
+    outdated: frozenset[int] = frozenset()
 
     @classmethod
-    def by_title(cls, titles: Mapping[int, str]) -> "Workers":
-        """Those among processes, by what nginx writes over their command lines."""
-        workers = {pid for pid, text in titles.items() if "worker process" in text}
-        retiring = frozenset(pid for pid in workers if "shutting down" in titles[pid])
-        return cls(frozenset(workers) - retiring, retiring)
+    def among(cls, processes: Mapping[int, tuple[int, str]]) -> "Workers":
+        """Those among processes, by their parents and what nginx writes over their command lines.
+
+        nginx starts a new binary as a child of the old master; a worker too looks like a master until it has
+        written its own command line, but has no children.
+        """
+        workers = {pid: text for pid, (_, text) in processes.items() if "worker process" in text}
+        retiring = frozenset(pid for pid, text in workers.items() if "shutting down" in text)
+        accepting = frozenset(workers) - retiring
+        parents = {parent for parent, _ in processes.values()}
+        upgraded = {
+            parent for pid, (parent, text) in processes.items() if MASTER.match(text) and pid in parents
+        }
+        return cls(accepting, retiring, frozenset(upgraded & {processes[pid][0] for pid in accepting}))
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """What nginx has written of its last reload.
+
+    Attributes:
+        words: Its emergencies and alerts; empty when there are none, or they can't be read.
+        final: It has refused the reload; it may still try again while this is False.
+    """
+
+    words: str = ""
+    final: bool = False
+
+
+REASON = re.compile(r"\[emerg\] (?:[0-9]+#[0-9]+: )?(.*)", re.ASCII)
+
+
+def reason_first(text: str) -> str:
+    """What `nginx -t` has written, without the warnings and the rest around its reason, if it gives one."""
+    reasons = dict.fromkeys(REASON.findall(text))
+    return f"nginx: [emerg] {'; '.join(reasons)}" if reasons else text
 
 
 def mentions_lua(text: str) -> bool:
@@ -110,6 +152,10 @@ class EdgeProcess(Protocol):
 
     async def reload(self) -> None:
         """Ask for a reload; that it returns does not mean that it took effect."""
+        ...
+
+    async def complaint(self) -> Complaint:
+        """What it has written since it was asked for a reload last."""
         ...
 
     async def reopen(self) -> None:

@@ -1,9 +1,15 @@
 """Going on from what runs where the store has lost what was committed, wholly or in part."""
 
+import re
+from dataclasses import replace
+
 from orchestrator.rollout.events import ServiceAdopted
 from orchestrator.rollout.model import FULL, Outcome, Phase, Release, Rollout, Route, ServiceState
-from orchestrator.rollout.observation import Observation, OnDisk
+from orchestrator.rollout.observation import Instance, Observation, OnDisk
 from orchestrator.rollout.turn import DAEMON, Turn
+
+NUMBER = re.compile("[0-9]{1,10}")
+"""How release ids end."""
 
 LOST = "the store had lost what was committed; it was taken up as it was found"
 
@@ -14,16 +20,21 @@ def adopt(turn: Turn, seen: Observation) -> None:
     The containers' labels tell the releases, the file tells the route and who is stable. Where nothing is
     committed the service is taken up as it is found, so that no traffic moves: a candidate that has traffic
     goes on with the step that its share fits, from the step's beginning. Where the edge is ahead of what is
-    committed, only who is stable is taken over; the route is made anew from that.
+    committed, only who is stable is taken over; the route is made anew from that. What is being removed is
+    taken down; what was removed is taken up where the edge shows that it has been released since.
     """
     state, disk = turn.state, seen.edge.on_disk
-    blank = state == ServiceState(service=state.service)
+    untold = replace(state, at=0.0, released=0, trouble="", overlooked=0.0)
+    blank = untold == ServiceState(service=state.service)
+    if seen.runtime_ok or not blank:
+        turn.set(released=max(state.released, _given_out(state, seen)))
     ahead = seen.edge.floor > state.route.generation and seen.edge.local is None
-    releases = {i.release: i.described for i in seen.instances if i.described is not None}
-    if not seen.runtime_ok or not releases or not (blank or ahead):
+    found = [i for i in seen.instances if _credible(i, state.service)]
+    releases = {i.release: i.described for i in found if i.described is not None}
+    leaving = state.removal is not None and state.removal.kind == "removing"
+    if leaving or not seen.runtime_ok or not releases or not (blank or ahead):
         return
     disk = disk or OnDisk(route=Route(generation=seen.edge.floor))
-    turn.set(released=max(state.released, *(_number(r) for r in (*releases.values(), *_history(state)))))
     stable = max(releases.values(), key=lambda r: _trust(r, disk, seen))
     if not blank and stable == state.stable:
         return
@@ -36,6 +47,7 @@ def adopt(turn: Turn, seen: Observation) -> None:
         stable=stable,
         previous=previous,
         previous_until=turn.now + stable.policy.keep_previous if previous else None,
+        removal=None,
     )
     if blank:
         rollout = _rollout(candidate, disk.route, turn.now) if candidate else None
@@ -53,12 +65,31 @@ def adopt(turn: Turn, seen: Observation) -> None:
     )
 
 
+def _given_out(state: ServiceState, seen: Observation) -> int:
+    """The highest number of an id that is known to be in use; a store that went back gives none out twice."""
+    disk = seen.edge.on_disk or OnDisk(route=Route())
+    ids = {i.release for i in seen.instances} | {s.release for s in disk.route.servers} | {disk.stable}
+    ids |= {e.release.id for e in state.history}
+    form = re.compile(rf"{re.escape(state.service)}-(\d{{1,9}})", re.ASCII)
+    return max((int(found[1]) for i in ids if (found := form.fullmatch(i))), default=0)
+
+
+def _credible(instance: Instance, service: str) -> bool:
+    """Whether what a container's labels tell of its release can be: anybody may have written them."""
+    release = instance.described
+    return (
+        release is not None
+        and (release.service, release.id) == (service, instance.release)
+        and bool(release.policy.steps)
+        and release.template.instances > 0
+        and release.template.cpus > 0
+    )
+
+
 def _number(release: Release) -> int:
-    return int(release.id.rpartition("-")[2])
-
-
-def _history(state: ServiceState) -> list[Release]:
-    return [e.release for e in state.history]
+    """The number in a release's id; 0 where it is none that was ever given out."""
+    number = release.id.rpartition("-")[2]
+    return int(number) if NUMBER.fullmatch(number) else 0
 
 
 def _trust(release: Release, disk: OnDisk, seen: Observation) -> tuple[bool, bool, float, bool, int]:

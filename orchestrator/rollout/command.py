@@ -7,7 +7,7 @@ from orchestrator.rollout.events import CommandAccepted, Event, ReleaseAccepted,
 from orchestrator.rollout.model import Mark, Outcome, Phase, Receipt, Release, Rollout, ServiceState
 from orchestrator.rollout.plan import step_count
 from orchestrator.rollout.policy import Policy, Template, differences
-from orchestrator.rollout.turn import Turn
+from orchestrator.rollout.turn import DAEMON, Turn
 
 HANDLED = 200
 """Request ids remembered for a service, against a second delivery."""
@@ -125,31 +125,34 @@ def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceSt
         return state, ()
     state = replace(state, handled=(*state.handled, command.request)[-HANDLED:])
     turn = Turn(state, now)
-    refusal = _misses(state, command) or _carry_out(turn, command)
-    verb = verb_of(command)
-    if refusal:
-        refused = RequestRefused(
-            service=state.service,
-            at=now,
-            verb=verb,
-            actor=command.actor,
-            request=command.request,
-            reason=refusal,
-        )
-        return state, (refused,)
+    why = _misses(state, command) or _carry_out(turn, command)
+    if why:
+        return state, (refusal(state.service, command, why, now),)
     if not isinstance(command, Submit | Restart):
         about = state.rollout.release.id if state.rollout else ""
         accepted = CommandAccepted(
             service=state.service,
             at=now,
             release=about,
-            verb=verb,
+            verb=verb_of(command),
             actor=command.actor,
             request=command.request,
             reason=command.reason,
         )
         turn.events.insert(0, accepted)
     return turn.state, tuple(turn.events)
+
+
+def refusal(service: str, command: Command, reason: str, now: float) -> RequestRefused:
+    """The answer to a command that is not carried out."""
+    return RequestRefused(
+        service=service,
+        at=now,
+        verb=verb_of(command),
+        actor=command.actor,
+        request=command.request,
+        reason=reason,
+    )
 
 
 def offers(state: ServiceState, release: str) -> tuple[str, ...]:
@@ -230,8 +233,8 @@ def _submit(turn: Turn, command: Submit) -> str:
     if command.key:
         kept = Receipt(key=command.key, image=command.image, release=release.id, strategy=command.strategy)
         turn.set(receipts=(*state.receipts, kept)[-RECEIPTS:])
-    turn.tell(_accepted(turn, command, release.id, duplicate=False))
     _make_way(turn, release)
+    turn.events.insert(0, _accepted(turn, command, release.id, duplicate=False))
     return ""
 
 
@@ -281,6 +284,8 @@ def _restart(turn: Turn, command: Restart) -> str:
 
 
 def _accepted(turn: Turn, command: Submit, release: str, *, duplicate: bool) -> ReleaseAccepted:
+    frozen = turn.state.frozen
+    queued = any(r.id == release for r in turn.state.queue)
     return ReleaseAccepted(
         service=turn.state.service,
         at=turn.now,
@@ -291,6 +296,7 @@ def _accepted(turn: Turn, command: Submit, release: str, *, duplicate: bool) -> 
         request=command.request,
         link=command.link,
         duplicate=duplicate,
+        frozen=frozen.by if frozen is not None and queued else "",
     )
 
 
@@ -364,6 +370,8 @@ def _pause(turn: Turn, command: Pause) -> str:
         return f"a rollback is not paused; {rollout.release.id} can be aborted until it takes the traffic"
     if rollout.mark is not None and rollout.mark.kind == "paused":
         return f"already paused by {rollout.mark.actor}"
+    if rollout.mark is not None:
+        _go_on(turn, rollout.mark)
     turn.roll(mark=Mark(kind="paused", actor=command.actor, reason=command.reason, since=turn.now))
     return ""
 
@@ -372,10 +380,9 @@ def _resume(turn: Turn) -> str:
     rollout = turn.state.rollout
     if rollout is None or rollout.mark is None or rollout.mark.kind != "paused":
         return "there is no paused rollout"
-    stood = turn.now - rollout.mark.since
-    held = None if rollout.held_since is None else rollout.held_since + stood
-    measured = None if rollout.measured_at is None else rollout.measured_at + stood
-    turn.roll(mark=None, entered_at=rollout.entered_at + stood, held_since=held, measured_at=measured)
+    _go_on(turn, rollout.mark)
+    if rollout.mark.actor == DAEMON:  # at a deadline: the phase gets its whole time again
+        turn.roll(entered_at=turn.now)
     return ""
 
 
@@ -383,8 +390,15 @@ def _approve(turn: Turn) -> str:
     rollout = turn.state.rollout
     if rollout is None or rollout.mark is None or rollout.mark.kind != "awaiting_approval":
         return "there is no rollout that waits for approval"
-    turn.roll(mark=None, approved=True)
+    _go_on(turn, rollout.mark)
+    turn.roll(approved=True)
     return ""
+
+
+def _go_on(turn: Turn, mark: Mark) -> None:
+    """Take a mark off. The time under it counts for no clock of the phase."""
+    turn.stood(turn.now - mark.since)
+    turn.roll(mark=None, silent=0.0)
 
 
 def _promote(turn: Turn, command: Promote) -> str:

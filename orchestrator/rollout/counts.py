@@ -7,9 +7,11 @@ is born with a value, and an error series that does not exist yet is an empty ve
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from orchestrator.rollout.observation import Reading, Sample
+from orchestrator.rollout.observation import COUNTABLE, Reading, Sample
+from orchestrator.rollout.policy import Comparison, Limit
 
 NONE = (0.0, 0.0)
 
@@ -29,29 +31,110 @@ class Counts:
     own: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def difference(older: Sample, newer: Sample) -> Counts:
-    """What was counted between two samples of one instance.
+Series = tuple[str, str | float]
+"""One counter of an instance: what it is a part of, as `of_gate` names it, and which one of that."""
 
-    A counter that went down means that the process restarted: all that `newer` holds was counted since. A
-    series that `older` lacks was born in between and counts in full.
+
+def of_gate(gate: Limit | Comparison) -> str:
+    """What of a sample a gate that counts requests is judged on."""
+    if gate.metric == "counts":
+        return f"counts:{gate.name}"
+    return "latency" if gate.metric == "latency" else "requests"
+
+
+def _parts(sample: Sample) -> list[str]:
+    return ["requests", "latency", *(f"counts:{gate}" for gate in sample.own)]
+
+
+def _part(sample: Sample, part: str) -> Mapping[Any, float]:
+    """The counters of one part, by what tells them apart: a histogram's bounds, or all and the bad ones."""
+    if part == "latency":
+        return sample.buckets
+    if part == "requests":
+        return {"all": sample.requests, "bad": sample.errors}
+    own = sample.own.get(part.removeprefix("counts:"))
+    return {} if own is None else {"all": own[0], "bad": own[1]}
+
+
+def _series(sample: Sample) -> dict[Series, float]:
+    return {(part, name): v for part in _parts(sample) for name, v in _part(sample, part).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the counters of one instance have shown so far.
+
+    Attributes:
+        last: The last value of each that was above 0.
+        excused: Those of a process before the present one, which need not have them yet.
     """
-    restarted = (
-        newer.requests < older.requests
-        or newer.errors < older.errors
-        or any(newer.buckets.get(bound, 0.0) < count for bound, count in older.buckets.items())
-        or any(newer.own.get(gate, NONE)[i] < was[i] for gate, was in older.own.items() for i in (0, 1))
-    )
-    if restarted:
-        return Counts(newer.requests, newer.errors, dict(newer.buckets), dict(newer.own))
+
+    last: Mapping[Series, float] = field(default_factory=dict)
+    excused: frozenset[Series] = frozenset()
+
+
+def settle(known: Mapping[str, Known], reading: Reading) -> tuple[dict[str, Known], Reading]:
+    """Mark in a new reading what had been seen of an instance and is missing.
+
+    A counter never goes back to 0 while its process lives. One that is 0 or absent after it was above has not
+    been seen, unless others have gone down and none has grown: then the process began anew, and the counter
+    is born when it first counts. If it then comes with no less than it had, it may be the old one.
+
+    Args:
+        known: By instance; what the last call returned.
+        reading: The next one.
+    """
+    whole, samples = dict(known), {}
+    for name, sample in reading.samples.items():
+        before = known.get(name, Known())
+        now = {key: value for key, value in _series(sample).items() if value > 0}
+        both = now.keys() & before.last.keys()
+        grown = any(now[key] > before.last[key] for key in both)
+        anew = not grown and any(now[key] < before.last[key] for key in both)
+        absent = before.last.keys() - now.keys()
+        missing = set() if anew else absent - before.excused
+        doubtful = {key for key in both & before.excused if now[key] >= before.last[key]}
+        whole[name] = Known({**before.last, **now}, frozenset(absent - missing))
+        samples[name] = replace(sample, unseen=frozenset(group for group, _ in missing | doubtful))
+    return whole, replace(reading, samples=samples)
+
+
+def difference(older: Sample, newer: Sample, parts: Sequence[str] = ()) -> Counts:
+    """What was counted between two samples of one instance, as far as that is known.
+
+    A counter went down and none has grown: the process began anew, and all that the counter holds was counted
+    since. One that went down while others grew has lost a part of its series, so that nothing is known of
+    what it belongs to; nor is it where a part of that is unseen. A counter of requests or a histogram that
+    `older` lacks was born in between and counts in full; an operator's own begins with its first value,
+    because it may not have been asked for before.
+
+    Args:
+        older: The earlier one.
+        newer: The later one.
+        parts: What is asked for, as `of_gate` names it; empty: all.
+    """
+    found: dict[str, dict[Any, float]] = {}
+    for part in parts or _parts(newer):
+        was, now = _part(older, part), _part(newer, part)
+        fell = {name for name, value in was.items() if not now.get(name, 0.0) >= value}
+        counted = {name: value if name in fell else value - was.get(name, 0.0) for name, value in now.items()}
+        unasked = not was and part.startswith("counts:")
+        unknown = unasked or part in older.unseen or part in newer.unseen or (fell and _grew(older, newer))
+        if not unknown and all(0.0 <= value <= COUNTABLE for value in counted.values()):
+            found[part] = counted
+    requests = found.get("requests", {"all": 0.0, "bad": 0.0})
+    own = {gate: found[f"counts:{gate}"] for gate in newer.own if f"counts:{gate}" in found}
     return Counts(
-        newer.requests - older.requests,
-        newer.errors - older.errors,
-        {bound: count - older.buckets.get(bound, 0.0) for bound, count in newer.buckets.items()},
-        {
-            gate: (total - older.own.get(gate, NONE)[0], bad - older.own.get(gate, NONE)[1])
-            for gate, (total, bad) in newer.own.items()
-        },
+        requests["all"],
+        requests["bad"],
+        found.get("latency", {}),
+        {gate: (counted["all"], counted["bad"]) for gate, counted in own.items()},
     )
+
+
+def _grew(older: Sample, newer: Sample) -> bool:
+    now = _series(newer)
+    return any(now.get(key, 0.0) > value > 0 for key, value in _series(older).items())
 
 
 def add(a: Counts, b: Counts) -> Counts:
@@ -68,17 +151,20 @@ def add(a: Counts, b: Counts) -> Counts:
     )
 
 
-def count(readings: Sequence[Reading], instances: Sequence[str], since: float) -> Counts:
+def count(
+    readings: Sequence[Reading], instances: Sequence[str], since: float, parts: Sequence[str] = ()
+) -> Counts:
     """What the instances counted since a moment, as far as the readings go back.
 
-    For each instance the last sample taken at or before `since` is the zero; without one, its first.
+    For each instance the last sample taken at or before `since` is the zero; without one, its first. `parts`:
+    see `difference`.
     """
     total = Counts()
     for name in instances:
         samples = [r.samples[name] for r in readings if name in r.samples]
         start = max((i for i, s in enumerate(samples) if s.at <= since), default=0)
         for older, newer in zip(samples[start:], samples[start + 1 :], strict=False):
-            total = add(total, difference(older, newer))
+            total = add(total, difference(older, newer, parts))
     return total
 
 
@@ -128,6 +214,14 @@ def quantile(buckets: Mapping[float, float], q: float) -> float | None:
     return finite[-1]
 
 
+def unseen(reading: Reading, instances: Sequence[str], gate: Limit | Comparison) -> str:
+    """Which instance lacks counters of a gate that it has shown before; '' when none does."""
+    for name in instances:
+        if of_gate(gate) in reading.samples[name].unseen:
+            return f"Prometheus has lost counters of {name} that it had before"
+    return ""
+
+
 def missing_data(reading: Reading | None, instances: Sequence[str], max_age: float, now: float) -> str:
     """Why the instances can't be judged now: no answer, a target that is not up, a stale sample; else ''."""
     if reading is None:
@@ -137,7 +231,10 @@ def missing_data(reading: Reading | None, instances: Sequence[str], max_age: flo
     for name in instances:
         sample = reading.samples.get(name)
         if sample is None:
-            return f"{name} is not scraped or its target is down"
-        if now - sample.at > max_age:
+            why = reading.unread.get(name, "")
+            return f"{name} is not scraped or its target is down" + (f": {why}" if why else "")
+        if not sample.sound:
+            return f"{name} has a counter that is no number from 0 to 2^53"
+        if not now - sample.at <= max_age:
             return f"the last sample of {name} is {now - sample.at:.0f} s old"
     return ""

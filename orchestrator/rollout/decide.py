@@ -35,6 +35,7 @@ from orchestrator.rollout.policy import differences
 from orchestrator.rollout.removal import take_down
 from orchestrator.rollout.route import lost, usable
 from orchestrator.rollout.turn import DAEMON, Turn
+from orchestrator.rollout.unseen import notice_prometheus, overlook
 
 
 def decide(state: ServiceState, seen: Observation, now: float) -> tuple[ServiceState, tuple[Event, ...]]:
@@ -49,10 +50,12 @@ def decide(state: ServiceState, seen: Observation, now: float) -> tuple[ServiceS
         The next state and the events that tell the difference, oldest first.
     """
     turn = Turn(state, now)
+    overlook(turn, seen.unwatched)
     adopt(turn, seen)
     notice_host(turn, seen)
     notice_edge(turn, seen)
     notice_deaths(turn, seen)
+    notice_prometheus(turn, seen)
     retire_previous(turn)
     if turn.state.rollout is None:
         _take_from_queue(turn)
@@ -72,14 +75,14 @@ def watch(state: ServiceState, seen: Observation, now: float) -> ServiceState:
     """
     if state.rollout is None:
         return state
-    why = "nothing can be committed"
-    still = replace(state.rollout, mark=Mark(kind="paused", actor=DAEMON, reason=why, since=now))
-    return decide(replace(state, rollout=still), seen, now)[0]
+    mark = Mark(kind="paused", actor=DAEMON, reason="nothing can be committed", since=now)
+    still = replace(state.rollout, mark=mark, entered_at=now)  # no deadline passes: nothing can be done
+    return decide(replace(state, rollout=still), replace(seen, unwatched=0.0), now)[0]
 
 
 def _take_from_queue(turn: Turn) -> None:
     state, now = turn.state, turn.now
-    late = [r for r in state.queue if now - r.submitted_at > r.policy.queue_deadline]
+    late = [r for r in state.queue if now - state.overlooked - r.submitted_at > r.policy.queue_deadline]
     if late:
         turn.set(queue=tuple(r for r in state.queue if r not in late))
     for release in late:
@@ -135,10 +138,11 @@ def _preflight(turn: Turn, seen: Observation) -> None:
     late = turn.now - rollout.entered_at >= release.policy.preflight_deadline
     if late and turn.state.rollout is not None and turn.rollout.phase is Phase.PREFLIGHT:
         what = f"image {release.image} was not there"
+        why = f": {seen.image_error}" if seen.image_error and image is None else ""
         if image is not None:
             leaving = _leaving(turn.state, seen)
             what = f"{leaving} still stopped" if leaving else f"the hooks of {release.id} had not passed"
-        turn.retreat(Outcome.FAILED, f"{what} after {release.policy.preflight_deadline:.0f} s")
+        turn.retreat(Outcome.FAILED, f"{what} after {release.policy.preflight_deadline:.0f} s{why}")
 
 
 def _leave_preflight(turn: Turn, seen: Observation) -> None:
@@ -209,7 +213,7 @@ def _starting(turn: Turn, seen: Observation) -> None:
     late = turn.now - rollout.entered_at >= release.policy.start_deadline
     if (ready == len(names) and not scraped) or (late and ready and rollout.kind == "revert"):
         _leave_start(turn, seen)
-    elif late:
+    elif late and (ready < len(names) or rollout.blind_since is None):
         why = scraped if ready == len(names) else f"{ready} of {len(names)} instances were ready"
         detail = next((f" ({i.detail})" for i in unready if i.detail), "")
         reason = f"{why} after {release.policy.start_deadline:.0f} s{detail}"
@@ -239,7 +243,14 @@ def _unscraped(turn: Turn, seen: Observation, names: tuple[str, ...]) -> str:
         return ""
     last = seen.readings[-1] if seen.readings else None
     missing = [n for n in names if last is None or n not in last.samples]
-    return f"Prometheus has not scraped {missing[0]} (does it read our http_sd_configs?)" if missing else ""
+    if not missing:
+        return ""
+    if last is not None and last.error:
+        return f"Prometheus: {last.error}"
+    why = last.unread.get(missing[0]) if last else None
+    if why:
+        return f"Prometheus cannot scrape {missing[0]}: {why}"
+    return f"Prometheus has not scraped {missing[0]} (does it read our http_sd_configs?)"
 
 
 def _death(instance: Instance) -> str:
@@ -385,13 +396,12 @@ def _leave_step(turn: Turn, seen: Observation) -> None:
     if held >= step.hold and not reason:
         _pass_step(turn, seen)
         return
-    silent_since = rollout.measured_at or rollout.held_since or now
-    silent = bool(rollout.verdicts) and now - silent_since >= policy.no_data_after
+    silent = bool(rollout.silent) and rollout.silent >= policy.no_data_after
     late = now - rollout.entered_at >= step.deadline and bool(reason)
-    if not silent and not late:
+    if rollout.blind_since is not None or not (silent or late):
         return
     action = policy.on_no_data if silent else policy.on_inconclusive
-    why = f"no data for {now - silent_since:.0f} s: {reason}" if silent else f"step deadline: {reason}"
+    why = f"no data for {rollout.silent:.0f} s: {reason}" if silent else f"step deadline: {reason}"
     if action == "rollback" or now - rollout.entered_at >= step.deadline + policy.pause_deadline:
         turn.retreat(Outcome.ROLLED_BACK, why)
     elif action == "pause":

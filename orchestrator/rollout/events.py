@@ -21,7 +21,12 @@ class _Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseAccepted(_Event):
-    """A request became a release. `duplicate`: its key had been used for this release before."""
+    """A request became a release.
+
+    Attributes:
+        duplicate: Its key had been used for this release before.
+        frozen: Who has frozen the service, and why, where the release waits for that to end.
+    """
 
     kind: Literal["release_accepted"] = "release_accepted"
     image: str
@@ -30,6 +35,7 @@ class ReleaseAccepted(_Event):
     request: str
     link: str = ""
     duplicate: bool = False
+    frozen: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +272,14 @@ class EdgeStuck(_Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceTroubled(_Event):
+    """The daemon has met a bug in driving a service, and tries again; with an empty `reason` it is over."""
+
+    kind: Literal["service_troubled"] = "service_troubled"
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceAdopted(_Event):
     """Nothing was committed for a service that runs, so it was taken up as it was found.
 
@@ -333,6 +347,7 @@ Event = (
     | EdgeDrifted
     | EdgeRepaired
     | EdgeStuck
+    | ServiceTroubled
     | ServiceAdopted
     | StateRestored
     | ServiceRemoved

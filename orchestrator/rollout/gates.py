@@ -1,11 +1,12 @@
 """The gates of a step: one look at all of them after every reading, and what they leave unmet."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from orchestrator.rollout.compare import between, block_of, counted, lifetime, slow_bound, verdicts
-from orchestrator.rollout.counts import count, cpu_share, missing_data
+from orchestrator.rollout.counts import count, cpu_share, missing_data, of_gate, unseen
 from orchestrator.rollout.events import GateJudged, GateLook, GatesLooked
 from orchestrator.rollout.evidence import (
     Block,
@@ -58,8 +59,7 @@ def look(turn: Turn, seen: Observation) -> None:
                     verdict=found,
                 )
             )
-    if found_now and not any(v.result is Result.NO_DATA for v in found_now if not v.dry_run):
-        turn.roll(measured_at=turn.now)
+    turn.roll(silent=_silence(turn, seen, found_now))
     turn.roll(verdicts=found_now, looked_at=last.at if last else None)
     if last is not None and looks:
         turn.tell(
@@ -74,6 +74,34 @@ def look(turn: Turn, seen: Observation) -> None:
                 looks=tuple(found for _, found in looks),
             )
         )
+
+
+def _silence(turn: Turn, seen: Observation, found: Sequence[Verdict]) -> float:
+    """For how many seconds the candidate has had no data.
+
+    Only time between two readings of this process counts, which Prometheus has answered both and which are
+    no further apart than a sample may be old: else nobody looked. While stable can't be read either, or
+    Prometheus refuses to say, it is not the candidate that is silent.
+    """
+    rollout, stable = turn.rollout, turn.state.stable
+    last = seen.readings[-1] if seen.readings else None
+    if last is None or last.error:
+        return rollout.silent
+    if not _no_data(found, last):
+        return 0.0
+    policy = rollout.release.policy
+    before = next((r for r in reversed(seen.readings[:-1]) if r.at == rollout.looked_at), None)
+    assert stable is not None
+    of_all = policy.counted and missing_data(last, instance_names(stable), policy.sample_max_age, turn.now)
+    if before is None or before.error or of_all or not _no_data(rollout.verdicts, last):
+        return rollout.silent
+    gap = last.at - before.at
+    return rollout.silent + (gap if gap <= policy.sample_max_age else 0.0)
+
+
+def _no_data(found: Sequence[Verdict], last: Reading) -> bool:
+    asked = [v for v in found if v.gate not in last.refused and not v.dry_run]
+    return any(v.result is Result.NO_DATA for v in asked)
 
 
 def _limits(turn: Turn, seen: Observation) -> Looks:
@@ -113,11 +141,15 @@ def _measure(
     missing = missing_data(
         last, () if limit.metric == "query" else names, rollout.release.policy.sample_max_age, now
     )
+    if last is not None and not missing and limit.name in last.refused:
+        missing = f"Prometheus: {last.refused[limit.name]}"
+    elif last is not None and not missing and limit.counts_requests:
+        missing = unseen(last, names, limit)
     if missing or last is None:
         return Measured(missing=missing)
     since = max(now - limit.window, rollout.held_since if rollout.held_since is not None else now)
     if limit.counts_requests:
-        counts = count(readings, names, since)
+        counts = count(readings, names, since, ("requests", of_gate(limit)))
         return Measured(value=value_of(limit, counts), samples=int(counts.requests))
     if limit.metric == "cpu":
         return Measured(value=cpu_share(readings, names, since, release.template.cpus))
@@ -153,6 +185,17 @@ def _comparisons(turn: Turn, seen: Observation) -> Looks:
     return _judged(turn, last, evidences, begun, blocks)
 
 
+def _lost(turn: Turn, rule: Comparison, reading: Reading) -> tuple[Result, str] | None:
+    """What is said of a comparison while counters of it are unseen; None when they are all there."""
+    rollout, stable = turn.rollout, turn.state.stable
+    assert stable is not None
+    text = unseen(reading, instance_names(stable), rule)
+    if text:
+        return Result.INCONCLUSIVE, text
+    text = unseen(reading, instance_names(rollout.release), rule)
+    return (Result.NO_DATA, text) if text else None
+
+
 def _unknown(rule: Comparison, result: Result, text: str, generation: int) -> tuple[Verdict, GateLook]:
     found = Verdict(gate=rule.name, result=result, generation=generation, dry_run=rule.dry_run, text=text)
     return found, GateLook.of(found)
@@ -179,7 +222,7 @@ def _evidences(
             if bound is None or not timed:
                 continue
         if rule.history:
-            if rule.name not in last.history:
+            if not 0.0 <= last.history.get(rule.name, -1.0) <= 1.0:
                 continue
             known = begin(rule)
             evidence = replace(known, past=(1.0, last.history[rule.name]))
@@ -198,7 +241,7 @@ def _base(rollout: Rollout, readings: Sequence[Reading], names: Sequence[str]) -
     if rollout.block_from is not None:
         return next((r for r in readings if r.at == rollout.block_from), None)
     exposed = rollout.exposed_since if rollout.exposed_since is not None else 0.0
-    whole = [r for r in readings if r.at <= exposed and all(n in r.samples for n in names)]
+    whole = [r for r in readings if r.at <= exposed and not missing_data(r, names, math.inf, r.at)]
     return whole[-1] if whole else None
 
 
@@ -217,6 +260,8 @@ def _blocks(turn: Turn, evidences: dict[str, Evidence], base: Reading, last: Rea
         cold = rule.warm_up and base.at - rollout.exposed_since < rule.warm_up
         if rule.name not in evidences or cold:
             continue
+        if _lost(turn, rule, base) or _lost(turn, rule, last):
+            continue
         evidence = evidences[rule.name]
         block = block_of(rule, evidence, mine, theirs)
         tolerance = tolerance_of(policy, rollout.step, rule) if whole else None
@@ -234,11 +279,18 @@ def _judged(
     blocks: dict[str, Taken],
 ) -> Looks:
     policy, weight = turn.rollout.release.policy, current_step(turn.state, turn.rollout).weight
-    found = verdicts(policy, evidences, weight / FULL, turn.state.confirmed)
+    lost = {r.name: why for r in policy.comparisons if (why := _lost(turn, r, last)) is not None}
+    seen = {name: e for name, e in evidences.items() if name not in lost}
+    found = verdicts(policy, seen, weight / FULL, turn.state.confirmed)
     looks: Looks = []
     for rule in policy.comparisons:
+        if rule.name in last.refused:
+            refused = f"Prometheus: {last.refused[rule.name]}"
+            looks.append(_unknown(rule, Result.NO_DATA, refused, turn.state.confirmed))
+            continue
         if rule.name not in found:
-            looks.append(_unknown(rule, *_why_unknown(turn, rule, last), turn.state.confirmed))
+            why = lost.get(rule.name) or _why_unknown(turn, rule, last)
+            looks.append(_unknown(rule, *why, turn.state.confirmed))
             continue
         looked = replace(GateLook.of(found[rule.name]), begun=begun.get(rule.name))
         taken = blocks.get(rule.name)
@@ -250,7 +302,7 @@ def _judged(
 
 def _why_unknown(turn: Turn, rule: Comparison, last: Reading) -> tuple[Result, str]:
     if rule.history:
-        return Result.NO_DATA, f"Prometheus has no history of {rule.history:.0f} s"
+        return Result.INCONCLUSIVE, f"Prometheus has no history of {rule.history:.0f} s"
     if not any(last.samples[n].buckets for n in instance_names(turn.rollout.release)):
         return Result.INCONCLUSIVE, "the candidate has no histogram yet; it is born with its first request"
     text = f"stable's histogram has no bound above its p{rule.quantile * 100:g} that the candidate's has too"
@@ -283,7 +335,7 @@ def unmet(turn: Turn, seen: Observation, held: float) -> str:
             return why
     if step.min_requests:
         since = rollout.held_since if rollout.held_since is not None else turn.now
-        got = int(count(seen.readings, instance_names(rollout.release), since).requests)
+        got = int(count(seen.readings, instance_names(rollout.release), since, ("requests",)).requests)
         if got < step.min_requests:
             return f"{got} of {step.min_requests} requests"
     return ""

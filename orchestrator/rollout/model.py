@@ -200,7 +200,9 @@ class Rollout:
         entered_at: When the phase, or the step in it, was entered.
         held_since: When nginx confirmed the step's weight, or the preview began; None before.
         exposed_since: When nginx first confirmed any traffic for the candidate; None before.
-        measured_at: When the gates last had data in this step; None before.
+        silent: Seconds without data for the candidate, up to the last look: between readings in a row that
+            Prometheus answered.
+        blind_since: When Prometheus was first seen not to answer; None while it does.
         looked_at: The reading that the gates last looked at in this step; None before.
         block_from: The reading that the comparisons have counted up to; None before the first.
         evidence: What the comparisons have seen, over all steps.
@@ -222,7 +224,8 @@ class Rollout:
     entered_at: float
     held_since: float | None = None
     exposed_since: float | None = None
-    measured_at: float | None = None
+    silent: float = 0.0
+    blind_since: float | None = None
     looked_at: float | None = None
     block_from: float | None = None
     evidence: tuple[Evidence, ...] = ()
@@ -288,11 +291,13 @@ class ServiceState:
         at: When it was committed; no later state has an earlier time.
         confirmed: The highest generation that nginx was seen to serve.
         released: How many release ids have been given out.
+        overlooked: Seconds in which nobody drove the service while there was a queue.
         handled: Ids of the last requests that were carried out or refused, against a second delivery.
         drifted_since: When the edge's file was first seen to differ from ours; None when it does not.
         stuck_since: When the edge began to refuse or not confirm; None when it does not.
         dead: Instances of stable and previous whose death has been told.
         answered: The generation of the last rollback on the host that was followed.
+        trouble: The bug that the daemon meets in driving the service; empty where it meets none.
         removal: Set while the service is taken down, and from then on until it is released again.
     """
 
@@ -309,12 +314,14 @@ class ServiceState:
     route: Route = Route()
     confirmed: int = 0
     released: int = 0
+    overlooked: float = 0.0
     receipts: tuple[Receipt, ...] = ()
     handled: tuple[str, ...] = ()
     drifted_since: float | None = None
     stuck_since: float | None = None
     dead: tuple[str, ...] = ()
     answered: int = 0
+    trouble: str = ""
     removal: Mark | None = None
 
     @property

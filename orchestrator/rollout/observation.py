@@ -7,6 +7,9 @@ from typing import Literal
 from orchestrator.rollout.hooks import HookResult
 from orchestrator.rollout.model import Release, Route, Server
 
+COUNTABLE = 2.0**53
+"""The most that a counter can say exactly."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
@@ -85,6 +88,7 @@ class Edge:
         fallback: The servers of the file that a rollback on the host would put in place.
         switched_to: The release that has all traffic because the rollback switch is on; empty when it is off.
         failed: Why a rollout has to go back, because one of several edges can't follow; empty when all can.
+        silence: Why nginx does not say what it serves, though its file is there; empty when it does.
     """
 
     served: int | None = None
@@ -97,6 +101,7 @@ class Edge:
     fallback: tuple[Server, ...] = ()
     switched_to: str = ""
     failed: str = ""
+    silence: str = ""
 
     @property
     def local(self) -> LocalRollback | None:
@@ -126,9 +131,10 @@ class Sample:
         requests: Requests counted so far.
         errors: Bad ones among them so far.
         buckets: Cumulative histogram: upper bound in seconds to requests counted so far.
-        own: The operator's counters: gate to all and bad ones counted so far.
+        own: The operator's counters: gate to all and bad ones counted so far; absent when they are not known.
         cpu: When CPU seconds were counted, and how many had been used so far; None when they are not known.
         stamp: What tells scrapes apart: Prometheus' own time of it; `at` may differ by the time of an answer.
+        unseen: Of what counters are missing that were seen before, see `counts.settle`.
     """
 
     at: float
@@ -138,6 +144,15 @@ class Sample:
     own: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     cpu: tuple[float, float] | None = None
     stamp: float | None = None
+    unseen: frozenset[str] = frozenset()
+
+    @property
+    def sound(self) -> bool:
+        """Whether all counters are numbers that something can have counted up to."""
+        own = (value for pair in self.own.values() for value in pair)
+        return all(
+            0.0 <= value <= COUNTABLE for value in (self.requests, self.errors, *self.buckets.values(), *own)
+        )
 
     def later_than(self, other: "Sample") -> bool:
         """Whether it is of a later scrape."""
@@ -155,6 +170,8 @@ class Reading:
         samples: Per instance; an instance whose target is not up is absent.
         values: Results of `query` gates: (gate, release) to value; release is empty for a bare number.
         history: For comparisons with the past: gate to the share of bad requests in it.
+        refused: Gate to why its own query or counters have no answer.
+        unread: Instances that are not scraped, to why as Prometheus says it; empty when it does not say.
         error: Why there is no answer; empty when there is one.
     """
 
@@ -162,6 +179,8 @@ class Reading:
     samples: Mapping[str, Sample] = field(default_factory=dict)
     values: Mapping[tuple[str, str], float] = field(default_factory=dict)
     history: Mapping[str, float] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    unread: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
 
 
@@ -172,18 +191,23 @@ class Observation:
     Attributes:
         runtime_ok: False when Docker did not answer; then `instances` says nothing.
         images: Answers to resolving, by reference.
+        image_error: Why there is no answer yet; empty where nothing is known to be wrong.
         start_errors: Instance name to why it could not be created or started.
         readings: The looks since the step began, oldest first.
         hooks: What hooks have said, by `HookCall.key`.
+        unwatched: Seconds before this look in which nobody drove the service: no daemon ran, none had the
+            lease, or nothing could be committed.
     """
 
     instances: tuple[Instance, ...] = ()
     runtime_ok: bool = True
     edge: Edge = Edge()
     images: Mapping[str, Image] = field(default_factory=dict)
+    image_error: str = ""
     start_errors: Mapping[str, str] = field(default_factory=dict)
     readings: tuple[Reading, ...] = ()
     hooks: Mapping[str, HookResult] = field(default_factory=dict)
+    unwatched: float = 0.0
 
     def of(self, release: str) -> tuple[Instance, ...]:
         """The instances of one release."""

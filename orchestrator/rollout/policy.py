@@ -46,13 +46,13 @@ class Template:
         env_file: Host path of `KEY=value` lines, read when a container is created.
         secrets: Pairs (host path, container path), mounted read-only.
         command: Arguments that replace the image's own command; empty keeps it.
-        user: `uid[:gid]` that the process runs as.
+        user: `uid[:gid]` that the process runs as; empty is the image's own, or nobody where that is root.
         read_only: Whether the root file system is read-only.
         tmpfs: Container paths that get a writable tmpfs.
         memory: Limit in bytes.
         cpus: Limit in CPUs.
         pids: Limit of processes and threads.
-        stop_grace: Seconds between SIGTERM and SIGKILL.
+        stop_grace: Seconds between the image's stop signal and SIGKILL.
         probe: The readiness probe.
     """
 
@@ -62,7 +62,7 @@ class Template:
     env_file: str | None = None
     secrets: tuple[tuple[str, str], ...] = ()
     command: tuple[str, ...] = ()
-    user: str = "65534:65534"
+    user: str = ""
     read_only: bool = True
     tmpfs: tuple[str, ...] = ()
     memory: int = 512 * 1024 * 1024

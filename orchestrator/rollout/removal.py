@@ -24,6 +24,7 @@ def take_down(turn: Turn, seen: Observation) -> None:
             confirmed=state.confirmed,
             released=state.released,
             handled=state.handled,
+            trouble=state.trouble,
             removal=replace(removal, kind="removed", since=turn.now),
         )
         turn.state = left

@@ -26,6 +26,7 @@ from orchestrator.rollout.events import (
     RouteConfirmed,
     ServiceAdopted,
     ServiceRemoved,
+    ServiceTroubled,
     StateRestored,
 )
 from orchestrator.rollout.model import ServiceState
@@ -37,7 +38,8 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
     match event:
         case ReleaseAccepted():
             again = " (already known by its key)" if event.duplicate else ""
-            return f"accepted {event.image} from {event.actor}{again}"
+            waits = f"; queued: frozen by {event.frozen}" if event.frozen else ""
+            return f"accepted {event.image} from {event.actor}{again}{waits}"
         case RequestRefused():
             return f"refused {event.verb} from {event.actor}: {event.reason}"
         case CommandAccepted():
@@ -78,6 +80,8 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
             return "nginx' file is ours again"
         case EdgeStuck():
             return f"nginx does not confirm route {event.generation}: {event.reason}"
+        case ServiceTroubled():
+            return event.reason or "driven again without an error"
         case ServiceAdopted():
             also = f", candidate {event.candidate}" if event.candidate else ""
             return f"taken up as it was found at generation {event.generation}{also}"
@@ -102,8 +106,12 @@ def problems(state: ServiceState) -> list[str]:
     found = [f"{name} is down" for name in state.dead]
     if state.drifted_since is not None:
         found.append("nginx' file was edited by hand")
+    if state.trouble:
+        found.append(state.trouble)
     if state.stuck_since is not None:
         found.append("nginx does not confirm what it must serve")
+    if state.rollout is not None and state.rollout.blind_since is not None:
+        found.append("Prometheus does not answer; the rollout is held")
     return found
 
 

@@ -104,7 +104,8 @@ class Turn:
             step=step,
             entered_at=self.now,
             held_since=None,
-            measured_at=None,
+            silent=0.0,
+            blind_since=None,
             looked_at=None,
             evidence=self._evidence_in(step) if phase is Phase.SHIFTING else self.rollout.evidence,
             breaches=(),
@@ -116,6 +117,18 @@ class Turn:
             reason=reason,
         )
         self._tell_phase(actor, reason)
+
+    def later(self, clock: float, seconds: float) -> float:
+        """A clock with time taken out of it; it does not get ahead of now."""
+        return min(clock + seconds, self.now)
+
+    def stood(self, seconds: float) -> None:
+        """Take time in which the phase could not go on out of its clocks."""
+        held = self.rollout.held_since
+        self.roll(
+            entered_at=self.later(self.rollout.entered_at, seconds),
+            held_since=None if held is None else self.later(held, seconds),
+        )
 
     def _evidence_in(self, step: int) -> tuple[Evidence, ...]:
         steps = compared_steps(self.rollout.release.policy)

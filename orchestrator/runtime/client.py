@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import docker
 from docker.errors import APIError, DockerException
@@ -14,6 +14,9 @@ from orchestrator.ports.faults import Away, Fault
 
 T = TypeVar("T")
 
+Lane = Literal["look", "start", "remove", "pull", "usage"]
+"""Kinds of work, each with threads of its own: a slow registry must keep no instance from starting."""
+
 
 def words(error: Exception) -> str:
     """What Docker or the registry said, without the wrapping of the SDK."""
@@ -22,7 +25,7 @@ def words(error: Exception) -> str:
 
 
 class DockerClient:
-    """One client, two executors: slow calls (pull, start, stop) must not keep a look waiting.
+    """One client, an executor for each lane.
 
     A call that outlasts its deadline is left behind in its thread.
     """
@@ -32,15 +35,16 @@ class DockerClient:
         self._timeout = timeout
         self._client: docker.DockerClient | None = None
         self._connecting = threading.Lock()
-        self._looks = ThreadPoolExecutor(threads, thread_name_prefix="docker-look")
-        self._slow = ThreadPoolExecutor(threads, thread_name_prefix="docker-slow")
+        self._lanes = {
+            lane: ThreadPoolExecutor(threads, thread_name_prefix=f"docker-{lane}") for lane in get_args(Lane)
+        }
 
     @property
     def sdk(self) -> docker.DockerClient:
         """The SDK's client, connected at first use. Only for code that runs in the executor."""
         with self._connecting:
             if self._client is None:
-                settings: dict[str, Any] = {"timeout": int(self._timeout), "max_pool_size": 16}
+                settings: dict[str, Any] = {"timeout": int(self._timeout), "max_pool_size": 32}
                 self._client = (
                     docker.DockerClient(base_url=self._url, **settings)
                     if self._url
@@ -49,9 +53,9 @@ class DockerClient:
             return self._client
 
     async def call(
-        self, work: Callable[[docker.DockerClient], T], deadline: float | None = None, *, slow: bool = False
+        self, work: Callable[[docker.DockerClient], T], deadline: float | None = None, lane: Lane = "look"
     ) -> T:
-        """Run blocking work with the SDK; `slow` for what may take longer than a look.
+        """Run blocking work with the SDK.
 
         Raises:
             Fault: Docker refused.
@@ -61,7 +65,7 @@ class DockerClient:
         limit = deadline or self._timeout * 2
         try:
             async with asyncio.timeout(limit):
-                return await loop.run_in_executor(self._slow if slow else self._looks, lambda: work(self.sdk))
+                return await loop.run_in_executor(self._lanes[lane], lambda: work(self.sdk))
         except TimeoutError as error:
             raise Away(f"Docker did not answer within {limit:.0f} s") from error
         except APIError as error:
@@ -71,7 +75,7 @@ class DockerClient:
 
     def close(self) -> None:
         """Stop taking work; calls that hang are not waited for."""
-        for pool in (self._looks, self._slow):
+        for pool in self._lanes.values():
             pool.shutdown(wait=False, cancel_futures=True)
         if self._client is not None:
             self._client.close()

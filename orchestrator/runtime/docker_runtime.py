@@ -11,16 +11,17 @@ from typing import Any
 
 import docker
 import structlog
-from docker.errors import APIError, ImageNotFound, NotFound
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container
 from docker.models.images import Image as DockerImage
 from docker.types import LogConfig, Mount
 
-from orchestrator.ports.faults import Fault
+from orchestrator.ports.faults import Away, Fault
 from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.model import Release
 from orchestrator.rollout.observation import Image, Instance
 from orchestrator.runtime.client import DockerClient, words
+from orchestrator.runtime.env_file import read_env_file
 from orchestrator.runtime.fence import Fence
 from orchestrator.runtime.labels import GRACE, INSTANCE, OWNER, SERVICE, Identity, identify, labels
 from orchestrator.runtime.network import Network
@@ -37,6 +38,9 @@ LOG_DELAY, LOG_LOOKS = 0.3, 4
 
 ENDED = frozenset({"exited", "restarting"})
 """States of a process that ran and ended; a container that is only created, or is being removed, did not."""
+
+NOBODY = "65534:65534"
+"""Who runs what says nothing, or root."""
 
 START_TRIES = 3
 CONFLICT = 409
@@ -116,7 +120,29 @@ class DockerRuntime:
             identity = identify(attrs["Config"]["Labels"] or {})
             if identity is not None:
                 found.append((identity, attrs))
-        return found
+        return self._told_apart(found)
+
+    def _told_apart(
+        self, found: list[tuple[Identity, dict[str, Any]]]
+    ) -> list[tuple[Identity, dict[str, Any]]]:
+        """One container an instance: what runs before what does not, then the one with the instance's name.
+
+        Any other, as somebody's copy or the corpse of a renamed one, is `instance@id`, which nobody wants.
+        """
+        best: dict[str, tuple[bool, bool, str]] = {}
+        for identity, attrs in found:
+            named = attrs["Name"] == f"/{self._container_name(identity.instance)}"
+            rank = (attrs["State"]["Running"], named, attrs["Id"])
+            best[identity.instance] = max(best.get(identity.instance, rank), rank)
+        return [
+            (
+                identity
+                if attrs["Id"] == best[identity.instance][2]
+                else replace(identity, instance=f"{identity.instance}@{attrs['Id'][:12]}"),
+                attrs,
+            )
+            for identity, attrs in found
+        ]
 
     async def cpu_seconds(self, service: str) -> dict[str, tuple[float, float]]:
         """See `ports.Usage`. The Engine takes up to a second to answer for each."""
@@ -124,7 +150,7 @@ class DockerRuntime:
 
         async def used(container: str) -> tuple[float, float]:
             stats = await self._docker.call(
-                lambda client: client.api.stats(container, stream=False, one_shot=True), slow=True
+                lambda client: client.api.stats(container, stream=False, one_shot=True), lane="usage"
             )
             at = datetime.fromisoformat(stats["read"][:26].rstrip("Z") + "Z")
             return at.timestamp(), stats["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9
@@ -188,35 +214,54 @@ class DockerRuntime:
         Nor for what was built here, unless `always`: in a registry the name may be somebody else's.
         """
 
-        def work(client: docker.DockerClient) -> Image:
-            found, note = None, ""
+        def look(client: docker.DockerClient) -> DockerImage | None:
             with contextlib.suppress(ImageNotFound):
-                found = client.images.get(image)
-            pinned = _pinned(found, image)
-            moves = not image.startswith("sha256:") and "@" not in image
-            asked = self._pull == "always" or (self._pull == "newer" and pinned)
-            if found is None or (moves and asked):
-                try:
-                    self._pull_image(client, image)
-                    found = client.images.get(image)
-                except APIError as error:
-                    if found is None or self._pull == "always":
-                        return Image(error=words(error))
-                    note = f"the registry did not give it, this host's image is taken: {words(error)}"
-                    log.warning("image_not_asked", image=image, reason=words(error))
-                pinned = _pinned(found, image)
-            return Image(digest=pinned[0] if pinned else str(found.id), note=note)
+                return client.images.get(image)
+            return None
 
-        return await self._docker.call(work, self._pull_deadline, slow=True)
+        def pull(client: docker.DockerClient) -> Image:
+            try:
+                self._pull_image(client, image)
+                found = look(client)
+            except APIError as error:
+                return Image(error=words(error))
+            return _image(found, image) if found else Image(error=f"{image} was pulled and is gone again")
+
+        here = await self._docker.call(look)
+        moves = not image.startswith("sha256:") and "@" not in image
+        asked = self._pull == "always" or (self._pull == "newer" and _pinned(here, image))
+        if here is not None and not (moves and asked):
+            return _image(here, image)
+        try:
+            found = await self._docker.call(pull, self._pull_deadline, "pull")
+        except Away as error:
+            if here is None or self._pull == "always":
+                raise
+            found = Image(error=str(error))
+        if not found.error or here is None or self._pull == "always":
+            return found
+        log.warning("image_not_asked", image=image, reason=found.error)
+        note = f"the registry did not give it, this host's image is taken: {found.error}"
+        return replace(_image(here, image), note=note)
 
     def _pull_image(self, client: docker.DockerClient, image: str) -> None:
-        """Pull with the credentials of Docker's own config file, and with the pull's own deadline."""
+        """Pull with the credentials of Docker's own config file, and with the pull's own deadline.
+
+        Raises:
+            APIError: The Engine, the registry or the helper for credentials refuses.
+        """
         puller = docker.APIClient(
             base_url=client.api.base_url if not client.api.base_url.startswith("http+docker") else None,
             timeout=int(self._pull_deadline),
         )
         try:
-            for line in puller.pull(image, stream=True, decode=True):
+            lines = puller.pull(image, stream=True, decode=True)
+        except APIError:
+            raise
+        except DockerException as error:  # of the helper that ~/.docker/config.json names
+            raise APIError(str(error)) from error
+        else:
+            for line in lines:
                 if "error" in line:
                     raise APIError(str(line["error"]))
         finally:
@@ -228,6 +273,8 @@ class DockerRuntime:
         def work(client: docker.DockerClient) -> None:
             self._fence.check(client, self._token())
             preferred = self._clear(client, wanted)
+            if preferred is None:
+                return
             for attempt in range(1, START_TRIES + 1):
                 with self._addresses:
                     container = self._create(client, wanted, preferred)
@@ -236,7 +283,7 @@ class DockerRuntime:
                 try:
                     container.start()
                 except APIError as error:
-                    container.remove(force=True)
+                    container.remove(force=True, v=True)
                     taken = "address already in use" in words(error).lower()
                     if not taken or attempt == START_TRIES:
                         raise
@@ -244,29 +291,46 @@ class DockerRuntime:
                 else:
                     return
 
-        await self._docker.call(work, 120.0, slow=True)
+        await self._docker.call(work, 120.0, "start")
 
-    def _clear(self, client: docker.DockerClient, wanted: Wanted) -> str:
-        """Remove a dead container of this name; returns the address that it had.
+    def _mine(self, client: docker.DockerClient, instance: str) -> list[Container]:
+        """Our containers of an instance, whatever they are called; the one with its own name comes first.
+
+        `instance@id` is one container alone, of which there should be none.
+        """
+        name, _, container = instance.partition("@")
+        filters: dict[str, Any] = {"label": [f"{OWNER}={self._owner}", f"{INSTANCE}={name}"]}
+        if container:
+            filters["id"] = container
+        found = client.containers.list(all=True, filters=filters, ignore_removed=True)
+        return sorted(found, key=lambda c: c.name != self._container_name(name))
+
+    def _clear(self, client: docker.DockerClient, wanted: Wanted) -> str | None:
+        """Remove dead containers of an instance; returns the address that it had, None when one runs.
 
         Raises:
-            Fault: The name belongs to somebody else's container.
+            Fault: Its name belongs to somebody else's container, or what runs is another release.
         """
-        try:
-            found = client.containers.get(self._container_name(wanted.name))
-        except NotFound:
-            return ""
-        mine = found.labels.get(OWNER) == self._owner and found.labels.get(INSTANCE) == wanted.name
-        if not mine:
-            raise Fault(f"container name {found.name} is taken by a container that is not ours")
-        if found.status == "running":
-            runs = identify(found.labels)
+        found = self._mine(client, wanted.name)
+        running = next((c for c in found if c.status == "running"), None)
+        if running is not None:
+            runs = identify(running.labels)
             if runs is None or runs.described != wanted.release:
-                raise Fault(f"{found.name} runs already, and it is not {wanted.release.id} as it is wanted")
-            return ""
-        endpoint = found.attrs["NetworkSettings"]["Networks"].get(self._network.name) or {}
-        address = (endpoint.get("IPAMConfig") or {}).get("IPv4Address") or ""
-        found.remove(force=True)
+                raise Fault(f"{running.name} runs already, and it is not {wanted.release.id} as it is wanted")
+            return None
+        name = self._container_name(wanted.name)
+        if not found or found[0].name != name:
+            try:
+                client.containers.get(name)
+            except NotFound:
+                pass
+            else:
+                raise Fault(f"container name {name} is taken by a container that is not ours")
+        address = ""
+        for dead in found:
+            endpoint = dead.attrs["NetworkSettings"]["Networks"].get(self._network.name) or {}
+            address = address or (endpoint.get("IPAMConfig") or {}).get("IPv4Address") or ""
+            dead.remove(force=True, v=True)
         return str(address)
 
     def _create(self, client: docker.DockerClient, wanted: Wanted, preferred: str) -> Container | None:
@@ -277,7 +341,7 @@ class DockerRuntime:
             "name": self._container_name(wanted.name),
             "labels": labels(wanted, self._owner, self._token()),
             "environment": _environment(release),
-            "user": template.user,
+            "user": template.user or _user(client, release.digest),
             "read_only": template.read_only,
             "tmpfs": dict.fromkeys(template.tmpfs, ""),
             "cap_drop": ["ALL"],
@@ -295,7 +359,6 @@ class DockerRuntime:
             "networking_config": {
                 self._network.name: client.api.create_endpoint_config(ipv4_address=address)
             },
-            "stop_signal": "SIGTERM",
         }
         try:
             return client.containers.create(
@@ -323,7 +386,11 @@ class DockerRuntime:
         def work(client: docker.DockerClient) -> None:
             self._fence.check(client, self._token())
             policy: Any = {"Name": "unless-stopped", "MaximumRetryCount": 0}
-            client.api.update_container(self._container_name(name), restart_policy=policy)
+            found = self._mine(client, name)
+            if not found:
+                raise Fault(f"{name} is not there")
+            for container in found:
+                client.api.update_container(str(container.id), restart_policy=policy)
 
         await self._docker.call(work)
 
@@ -332,21 +399,19 @@ class DockerRuntime:
 
         def work(client: docker.DockerClient) -> None:
             self._fence.check(client, self._token())
-            try:
-                found = client.containers.get(self._container_name(name))
-                if found.labels.get(OWNER) != self._owner:
-                    return
-                grace = float(found.labels.get(GRACE, "10"))
-                if found.status == "running":
-                    found.stop(timeout=max(int(grace), 1))
-                found.remove(force=True)
-            except NotFound:
-                return
-            except APIError as error:
-                if error.status_code != CONFLICT:
-                    raise
+            for found in self._mine(client, name):
+                try:
+                    grace = float(found.labels.get(GRACE, "10"))
+                    if found.status == "running":
+                        found.stop(timeout=max(int(grace), 1))
+                    found.remove(force=True, v=True)
+                except NotFound:
+                    continue
+                except APIError as error:
+                    if error.status_code != CONFLICT:
+                        raise
 
-        await self._docker.call(work, 600.0, slow=True)
+        await self._docker.call(work, 600.0, "remove")
 
     async def remove_images(self, digests: Sequence[str]) -> None:
         """See `ports.Images`."""
@@ -361,11 +426,16 @@ class DockerRuntime:
                     if error.status_code not in (404, CONFLICT):
                         raise
 
-        await self._docker.call(work, 120.0, slow=True)
+        await self._docker.call(work, 120.0, "remove")
 
     async def close(self) -> None:
         """Close what is open."""
         await self._prober.close()
+
+
+def _image(found: DockerImage, image: str) -> Image:
+    """An image on this host, by the registry's digest where it has one."""
+    return Image(digest=next(iter(_pinned(found, image)), str(found.id)))
 
 
 def _pinned(found: DockerImage | None, image: str) -> list[str]:
@@ -377,21 +447,19 @@ def _pinned(found: DockerImage | None, image: str) -> list[str]:
     return [d for d in known if d.partition("@")[0] == repository]
 
 
+def _user(client: docker.DockerClient, image: str) -> str:
+    """The image's own user, unless it is root."""
+    config = (client.images.get(image).attrs or {}).get("Config") or {}
+    user = str(config.get("User") or "")
+    return NOBODY if user.partition(":")[0] in ("", "0", "root") else user
+
+
 def _environment(release: Release) -> dict[str, str]:
-    """The file's lines, then the template's own, then what every instance is told of itself.
+    """What the file says, then the template, then what every instance is told of itself.
 
     Raises:
-        Fault: The file can't be read; names the path.
+        Fault: The file is not right; names the path, and the line.
     """
     template = release.template
-    env: dict[str, str] = {}
-    if template.env_file:
-        try:
-            lines = Path(template.env_file).read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise Fault(f"env_file {template.env_file}: {error.strerror}") from error
-        for line in lines:
-            name, found, value = line.strip().partition("=")
-            if found and not name.startswith("#"):
-                env[name] = value
+    env = read_env_file(Path(template.env_file)) if template.env_file else {}
     return {**env, **dict(template.env), "RELEASE": release.id, "SERVICE": release.service}

@@ -35,6 +35,15 @@ class Network:
         if not any(pool.get("Subnet") == str(self._net) for pool in pools):
             have = ", ".join(str(pool.get("Subnet")) for pool in pools)
             raise Fault(f"network {self.name} has subnet {have}, not {self._net}: set docker.subnet to it")
+        ours, theirs = self._net.subnets(prefixlen_diff=1)
+        for pool in pools:
+            given = ipaddress.ip_network(str(pool.get("IPRange") or pool.get("Subnet")), strict=False)
+            if given.version == ours.version and given.overlaps(ours):
+                raise Fault(
+                    f"network {self.name} gives any container that joins it an address of {given}, and those"
+                    f" of {ours} are for instances alone: remove it and the daemon makes it, or make it with"
+                    f" --ip-range {theirs}, or set docker.network to another name"
+                )
 
     def free(self, taken: Iterable[str], preferred: str = "") -> str:
         """An address of the static half that is not taken; `preferred` if it is free.

@@ -4,7 +4,7 @@ import docker
 from docker.errors import NotFound
 
 from orchestrator.ports.faults import Fault
-from orchestrator.ports.traffic import Workers, mentions_lua
+from orchestrator.ports.traffic import Complaint, Workers, mentions_lua, reason_first
 from orchestrator.runtime.client import DockerClient
 
 
@@ -31,6 +31,10 @@ class ContainerNginx:
 
         await self._docker.call(work)
 
+    async def complaint(self) -> Complaint:
+        """See `ports.EdgeProcess`. Its error log may be anywhere: what it writes there is not read."""
+        return Complaint()
+
     async def reopen(self) -> None:
         """See `ports.EdgeProcess`."""
 
@@ -52,10 +56,10 @@ class ContainerNginx:
 
         def work(client: docker.DockerClient) -> Workers:
             try:
-                processes = client.api.top(self._name, "-eo pid,args")["Processes"] or []
+                processes = client.api.top(self._name, "-eo pid,ppid,args")["Processes"] or []
             except NotFound:
                 return Workers()
-            return Workers.by_title({int(row[0]): " ".join(row[1:]) for row in processes})
+            return Workers.among({int(row[0]): (int(row[1]), " ".join(row[2:])) for row in processes})
 
         try:
             return await self._docker.call(work)
@@ -69,5 +73,5 @@ class ContainerNginx:
             raise Fault(f"nginx container {self._name} is not there") from error
         shown = output.decode("utf-8", "replace").strip() if isinstance(output, bytes) else ""
         if code:
-            raise Fault(f"{self._name}: {' '.join(command)}: exit code {code}: {shown}")
+            raise Fault(f"{reason_first(shown)} ({self._name}: {' '.join(command)}: exit code {code})")
         return shown

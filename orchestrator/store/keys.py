@@ -72,7 +72,7 @@ class Keys:
         return f"{self.prefix}:session:{digest}"
 
     def nonce(self, nonce: str) -> str:
-        """Set while a signed request may not come again."""
+        """Id of the request that came with a nonce, while that may not come again."""
         return f"{self.prefix}:nonce:{nonce}"
 
     def bookmark(self, reader: str) -> str:

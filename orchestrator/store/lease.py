@@ -1,6 +1,7 @@
 """The lease: at most one daemon drives. Its token grows with every holder and fences all that is written."""
 
 import asyncio
+import contextlib
 import fcntl
 import math
 import os
@@ -12,7 +13,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from orchestrator.ports.faults import Stale
+from orchestrator.ports.faults import Fault, Stale
 from orchestrator.store.keys import Keys
 from orchestrator.store.scripts import ACQUIRE, RELEASE, RENEW, RETAKE
 
@@ -56,7 +57,11 @@ class Lease:
         self._release = redis.register_script(RELEASE)
 
     async def acquire(self) -> int:
-        """Wait until this daemon may drive; returns the token."""
+        """Wait until this daemon may drive; returns the token.
+
+        Raises:
+            Fault: The file beside it can't be written.
+        """
         try:
             return await self._acquire_when_free()
         except BaseException:
@@ -65,8 +70,11 @@ class Lease:
 
     async def _acquire_when_free(self) -> int:
         told = False
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("a+")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a+")
+        except OSError as error:
+            raise Fault(f"{self._path}: {error.strerror}") from error
         while not self._lock():
             if not told:
                 log.info("standby", reason=f"another daemon on this host holds {self._path}")
@@ -93,11 +101,14 @@ class Lease:
             told = True
             await asyncio.sleep(min(max(int(ttl_ms), 50) / 1000, 0.5))
         self.token = int(token)
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(f"{self.token}\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(f"{self.token}\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise Fault(f"{self._path}: {error.strerror}") from error
         return self.token
 
     async def _highest(self) -> int:
@@ -157,5 +168,6 @@ class Lease:
 
     def _close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # on a full disk what is buffered can't be written here either
+                self._file.close()
             self._file = None

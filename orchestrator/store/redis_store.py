@@ -3,16 +3,18 @@
 import asyncio
 import hashlib
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from orchestrator.ports.faults import Conflict, Fault, Stale
+from orchestrator.ports.faults import Away, Conflict, Fault, Repeated, Stale
+from orchestrator.ports.requests import Once
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
 from orchestrator.store.codec import dump_event, dump_state, load_event, load_state
@@ -22,12 +24,28 @@ from orchestrator.store.scripts import ACCEPT, ANSWER, COMMIT, REFUSE
 log = structlog.get_logger()
 
 
+CONNECTIONS = 64
+"""Connections that share the work; some of them wait for news of a stream. More make Redis no faster."""
+
+
 class Client(Redis):
-    """A client whose calls can be cancelled at any moment.
+    """A client whose calls can be cancelled at any moment, and wait their turn for a connection.
 
     redis-py sends through `asyncio.wait_for`, which in Python 3.11 drops a cancellation that comes as its
     work ends; a loop of calls would then go on for ever.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._apart: list[Client] = []
+        self._again: Callable[[int], Client] | None = None
+
+    def apart(self) -> "Client":
+        """A client with connections of its own, for what must not wait behind others; it ends with this."""
+        assert self._again is not None
+        client = self._again(2)
+        self._apart.append(client)
+        return client
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """See redis-py; raises `CancelledError` if the task was cancelled meanwhile."""
@@ -38,18 +56,27 @@ class Client(Redis):
             raise asyncio.CancelledError
         return answer
 
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """See redis-py."""
+        for client in self._apart:
+            await client.aclose()
+        await super().aclose(close_connection_pool)
 
-def connect(url: str, timeout: float = 5.0) -> Client:
+
+def connect(url: str, timeout: float = 5.0, connections: int = CONNECTIONS) -> Client:
     """A client whose every call gives up after `timeout` seconds.
 
     It repeats nothing by itself: a commit whose reply was lost would be refused as stale the second time.
 
     Args:
         url: `redis://`, `rediss://` or `unix://`.
-        timeout: Seconds for connecting and for each answer.
+        timeout: Seconds for a free connection, for connecting, and for each answer.
+        connections: The most that are open; who comes when all are in use waits.
     """
-    client = Client.from_url(
+    pool = BlockingConnectionPool.from_url(
         url,
+        max_connections=connections,
+        timeout=timeout,
         decode_responses=True,
         encoding_errors="replace",
         protocol=2,
@@ -58,15 +85,17 @@ def connect(url: str, timeout: float = 5.0) -> Client:
         socket_connect_timeout=timeout,
         health_check_interval=30,
     )
+    client = Client.from_pool(pool)
     assert isinstance(client, Client)
+    client._again = partial(connect, url, timeout)  # noqa: SLF001  our own
     return client
 
 
 RECEIPT_TTL = 7 * 86400.0
 """Seconds for which an idempotency key is remembered at the door."""
 
-SKEW = 3600.0
-"""Seconds by which the daemon's clock and that of Redis may differ."""
+AROUND = 3600.0
+"""Seconds before the beginning of a journey, and after its end, whose events are told with it."""
 
 ASKED = ("verb", "service", "image", "strategy", "release", "to", "checks")
 """The fields that say what is asked for; who asks and why may differ when it is asked again."""
@@ -76,6 +105,12 @@ def fingerprint(fields: Mapping[str, str]) -> str:
     """A digest of what a request asks for."""
     asked = [fields.get(name, "release" if name == "verb" else "") for name in ASKED]
     return hashlib.sha256("\0".join(asked).encode()).hexdigest()
+
+
+def _fault(error: RedisError) -> Fault:
+    """`Away` where Redis did not answer; a plain fault where it did, and refused."""
+    kind = Fault if isinstance(error, ResponseError) else Away
+    return kind(f"Redis: {error}")
 
 
 async def run_script(script: Any, keys: Sequence[str], args: Sequence[object]) -> int:
@@ -113,7 +148,7 @@ class RedisStore:
         try:
             data, version = await self._redis.hmget(self._keys.state(service), ["data", "version"])
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise _fault(error) from error
         if data is None:
             return ServiceState(service=service), int(version or 0)
         return load_state(data), int(version or 0)
@@ -177,14 +212,14 @@ class RedisStore:
         try:
             return sorted(str(s) for s in await self._redis.smembers(self._keys.services))
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise _fault(error) from error
 
     async def last_event_id(self) -> str:
         """The id of the newest event, `0-0` when there is none."""
         try:
             newest: Any = await self._redis.xrevrange(self._keys.events, count=1)
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise _fault(error) from error
         return str(newest[0][0]) if newest else "0-0"
 
     async def events(self, after: str, block: float = 1.0) -> AsyncIterator[tuple[str, Event | None]]:
@@ -199,7 +234,7 @@ class RedisStore:
                     {self._keys.events: after}, count=100, block=int(block * 1000)
                 )
             except RedisError as error:
-                raise Fault(f"Redis: {error}") from error
+                raise _fault(error) from error
             if not found:
                 yield after, None
                 continue
@@ -215,7 +250,7 @@ class RedisStore:
             try:
                 page: Any = await self._redis.xrange(self._keys.events, min=f"({after}", count=limit)
             except RedisError as error:
-                raise Fault(f"Redis: {error}") from error
+                raise _fault(error) from error
             read = [(str(entry), self._event(str(entry), fields)) for entry, fields in page]
             found = [(entry, event) for entry, event in read if event is not None]
             if found or not page:
@@ -240,34 +275,34 @@ class RedisStore:
         try:
             return str(await self._redis.get(self._keys.bookmark(reader)) or "")
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise _fault(error) from error
 
     async def set_bookmark(self, reader: str, entry: str) -> None:
         """See `ports.Bookmarks`."""
         try:
             await self._redis.set(self._keys.bookmark(reader), entry)
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise _fault(error) from error
 
     async def told(self, release: str, since: float, until: float = math.inf) -> list[Event]:
         """See `ports.Journal`; oldest first.
 
         Args:
             release: Its id.
-            since: When its rollout began, by the daemon's clock; Redis' own may differ by up to an hour.
+            since: When its rollout began, by the daemon's clock, which Redis' own may be far from.
             until: The last moment that is of interest, by the same clock.
 
         Raises:
             Fault: Redis did not answer.
         """
-        after = f"({int(max(since - SKEW, 0.0) * 1000)}-0"
-        last = "+" if until == math.inf else str(int((until + SKEW) * 1000))
+        after = str((await self._places(since - AROUND))[0])
+        last = "+" if until == math.inf else str((await self._places(until + AROUND))[1])
         found: list[Event] = []
         while True:
             try:
                 page: Any = await self._redis.xrange(self._keys.events, min=after, max=last, count=1000)
             except RedisError as error:
-                raise Fault(f"Redis: {error}") from error
+                raise _fault(error) from error
             for entry, fields in page:
                 after = f"({entry}"
                 event = self._event(entry, fields) if fields.get("release") == release else None
@@ -276,27 +311,60 @@ class RedisStore:
             if not page:
                 return found
 
-    async def push(self, fields: Mapping[str, str]) -> str:
+    async def _places(self, at: float) -> tuple[int, int]:
+        """Where in the event stream a time of the daemon's clock lies: between two times of Redis' clock.
+
+        Events are told in the order of either clock, so this halves until what is left is short.
+
+        Returns:
+            Milliseconds of Redis' clock, `AROUND` apart at the most; the first is never too late.
+        """
+        oldest = await self.events_after("0-0", 1)
+        low = int(oldest[0][0].partition("-")[0]) if oldest else 0
+        high = int((await self.last_event_id()).partition("-")[0]) + 1
+        guess = int((at + AROUND / 2) * 1000)  # the clocks agree nearly always
+        while high - low > AROUND * 1000:
+            middle = guess if low < guess < high else (low + high) // 2
+            guess -= int(AROUND * 1000)
+            found = await self.events_after(f"{middle}-0", 1)
+            if found and found[0][1].at < at:
+                low = middle
+            else:
+                high = middle
+        return low, high
+
+    async def push(self, fields: Mapping[str, str], once: Once | None = None) -> str:
         """Append a request; returns the id of its entry once it is durable.
 
         A request with a `key` may be appended again; the daemon makes one release of all.
 
         Raises:
             Conflict: The key has been used for something else; nothing was appended.
-            Fault: Redis did not answer; the request may have been appended or not.
+            Repeated: It was to come once, and has come before; nothing was appended.
+            Away: Redis did not answer; the request may have been appended or not.
+            Fault: It refused; nothing was appended.
         """
-        key = fields.get("key", "")
+        key, nonce = fields.get("key", ""), once.nonce if once else ""
+        digest = hashlib.sha256(nonce.encode("utf-8", "surrogateescape")).hexdigest()
         try:
-            if not key:
-                return str(await self._redis.xadd(self._keys.requests, dict[Any, Any](fields)))
-            flat = [part for pair in fields.items() for part in pair]
             found, entry = await self._accept(
-                keys=[self._keys.receipt(fields.get("service", ""), key), self._keys.requests],
-                args=[fingerprint(fields), int(RECEIPT_TTL * 1000), *flat],
+                keys=[
+                    self._keys.requests,
+                    self._keys.receipt(fields.get("service", ""), key),
+                    self._keys.nonce(digest),
+                ],
+                args=[
+                    fingerprint(fields) if key else "",
+                    int(RECEIPT_TTL * 1000),
+                    int(once.seconds * 1000) if once else 0,
+                    *(part for pair in fields.items() for part in pair),
+                ],
             )
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
-        if not found:
+            raise _fault(error) from error
+        if found == "repeated":
+            raise Repeated(str(entry))
+        if found == "conflict":
             raise Conflict(f"key {key!r} was used for another request ({entry}); use a new key")
         return str(entry)
 
@@ -305,7 +373,7 @@ class RedisStore:
         try:
             found: Any = await self._redis.xrange(self._keys.requests, min=request, max=request)
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise _fault(error) from error
         return dict(found[0][1]) if found else None
 
     async def waiting(self) -> int:
@@ -315,7 +383,7 @@ class RedisStore:
         except ResponseError:
             return 0
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise _fault(error) from error
         return sum(int(g["pending"]) + int(g["lag"] or 0) for g in groups)
 
 
@@ -331,7 +399,7 @@ class ReadingStore(RedisStore):
         try:
             version = int(await self._redis.hget(self._keys.state(service), "version") or 0)
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise _fault(error) from error
         known = self._known.get(service)
         if known is None or known[1] != version:
             known = self._known[service] = await super().load(service)

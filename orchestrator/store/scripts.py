@@ -10,17 +10,27 @@ if not holder then return redis.error_reply('AWAY the lease is not there') end
 if holder ~= ARGV[1] then return redis.error_reply('STALE lease') end
 """
 
+_CHECK_TYPES = """
+local function wrong(kind, ...)
+  for _, key in ipairs({...}) do
+    local found = redis.call('TYPE', key).ok
+    if found ~= kind and found ~= 'none' then
+      return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ', not a ' .. kind)
+    end
+  end
+end
+"""
+
 COMMIT = f"""
+{_CHECK_TYPES}
 -- KEYS: lease, state, events, requests, services
 -- ARGV: token, version, data, service, group, n events, (kind, release, json) * n, entry ids to acknowledge
 {_CHECK_LEASE}
 local version = tonumber(redis.call('HGET', KEYS[2], 'version') or '0')
 if version > tonumber(ARGV[2]) then return redis.error_reply('STALE version ' .. version) end
 if version < tonumber(ARGV[2]) then return redis.error_reply('BEHIND version ' .. version) end
-for _, key in ipairs({{KEYS[3], KEYS[4]}}) do
-  local kind = redis.call('TYPE', key).ok
-  if kind ~= 'stream' and kind ~= 'none' then return redis.error_reply('WRONGTYPE ' .. key) end
-end
+local bad = wrong('stream', KEYS[3], KEYS[4]) or wrong('set', KEYS[5])
+if bad then return bad end
 local at = 7
 for _ = 1, tonumber(ARGV[6]) do
   redis.call('XADD', KEYS[3], '*', 'kind', ARGV[at], 'service', ARGV[4], 'release', ARGV[at + 1],
@@ -39,7 +49,12 @@ return version + 1
 REFUSE = f"""
 -- KEYS: lease, dead, events, requests
 -- ARGV: token, group, entry, kind, service, json, then the fields of the dead letter
+{_CHECK_TYPES}
 {_CHECK_LEASE}
+local bad = wrong('stream', KEYS[2], KEYS[3], KEYS[4])
+if bad then return bad end
+-- One that is not pending any more was refused before, and the reply was lost.
+if #redis.call('XPENDING', KEYS[4], ARGV[2], ARGV[3], ARGV[3], 1) == 0 then return 0 end
 local letter = {{}}
 for i = 7, #ARGV do letter[#letter + 1] = ARGV[i] end
 redis.call('XADD', KEYS[2], '*', unpack(letter))
@@ -58,6 +73,7 @@ return 1
 
 WANT = f"""
 -- KEYS: lease, wanted   ARGV: token, service, text
+-- Both writes are to one key: where it is of another type the first one fails.
 {_CHECK_LEASE}
 local now = redis.call('TIME')
 redis.call('HSET', KEYS[2], '', now[1] .. '.' .. now[2])
@@ -77,18 +93,27 @@ redis.call('SET', KEYS[1], epoch, 'PX', ARGV[1])
 return {tonumber(epoch), 0}
 """
 
-ACCEPT = """
--- KEYS: receipt, requests   ARGV: fingerprint, ms to keep the receipt, then the fields of the request
-local known = redis.call('HMGET', KEYS[1], 'fingerprint', 'entry')
-if known[1] and known[1] ~= ARGV[1] then return {0, known[2]} end
-local kind = redis.call('TYPE', KEYS[2]).ok
-if kind ~= 'stream' and kind ~= 'none' then return redis.error_reply('WRONGTYPE ' .. KEYS[2]) end
-local request = {}
-for i = 3, #ARGV do request[#request + 1] = ARGV[i] end
-local entry = redis.call('XADD', KEYS[2], '*', unpack(request))
-redis.call('HSET', KEYS[1], 'fingerprint', ARGV[1], 'entry', entry)
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return {1, entry}
+ACCEPT = f"""
+{_CHECK_TYPES}
+-- KEYS: requests, receipt, nonce
+-- ARGV: fingerprint ('' without a key), ms to keep the receipt, ms to keep the nonce (0 without one),
+--       then the fields of the request
+local keyed, once = ARGV[1] ~= '', ARGV[3] ~= '0'
+local before = once and redis.call('GET', KEYS[3])
+if before then return {{'repeated', before}} end
+local known = keyed and redis.call('HMGET', KEYS[2], 'fingerprint', 'entry') or {{}}
+if known[1] and known[1] ~= ARGV[1] then return {{'conflict', known[2]}} end
+local bad = wrong('stream', KEYS[1])
+if bad then return bad end
+local request = {{}}
+for i = 4, #ARGV do request[#request + 1] = ARGV[i] end
+local entry = redis.call('XADD', KEYS[1], '*', unpack(request))
+if keyed then
+  redis.call('HSET', KEYS[2], 'fingerprint', ARGV[1], 'entry', entry)
+  redis.call('PEXPIRE', KEYS[2], ARGV[2])
+end
+if once then redis.call('SET', KEYS[3], entry, 'PX', ARGV[3]) end
+return {{'taken', entry}}
 """
 
 RETAKE = """

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import os
 import shutil
 from pathlib import Path
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from orchestrator.ports.faults import Fault
 from orchestrator.store.redis_store import connect
@@ -17,6 +18,31 @@ log = structlog.get_logger()
 REQUIRED = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
 """Settings without which Redis may lose what it has acknowledged: on a full disk `everysec` lost a write,
 and `allkeys-lru` evicted stream, state and lease alike."""
+
+
+FULL = 8 * 1024 * 1024
+"""Bytes that a disk must have left: below, Redis may not be able to write its file anew."""
+
+
+def free_bytes(path: Path) -> int:
+    """What this process may still write on the disk of a path; 0 too where no file can be made any more.
+
+    Raises:
+        OSError: The path is not there.
+    """
+    found = os.statvfs(path)
+    if found.f_files and not found.f_favail:
+        return 0
+    return (found.f_bavail if os.geteuid() else found.f_bfree) * found.f_frsize
+
+
+def disk_full(path: Path) -> str:
+    """That the disk of a path is full, in words; '' when it is not."""
+    try:
+        free = free_bytes(path)
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return f"disk full at {path}: {free // 1024} KiB left" if free < FULL else ""
 
 
 def private_socket(state_dir: Path) -> Path:
@@ -73,7 +99,7 @@ class PrivateRedis:
             async with asyncio.timeout(deadline):
                 while not await self._answers():
                     if process.returncode is not None:
-                        raise Fault(f"redis-server ended at once; see {self._dir / 'redis.log'}")
+                        raise Fault(f"redis-server ended at once: {self._why_gone()}")
                     await asyncio.sleep(0.05)
         except TimeoutError:
             process.kill()
@@ -86,9 +112,20 @@ class PrivateRedis:
             await asyncio.sleep(1.0)
             if await self._answers():
                 continue
-            log.warning("private_redis_gone", socket=str(self.socket))
+            log.warning("private_redis_gone", socket=str(self.socket), reason=self._why_gone())
             with contextlib.suppress(Fault):
                 await self.start()
+
+    def _why_gone(self) -> str:
+        """A full disk, or its last warning; it ends by itself when it can't keep what it has to."""
+        file = self._dir / "redis.log"
+        try:
+            lines = file.read_text(encoding="utf-8", errors="replace")[-20_000:].splitlines()
+        except OSError:
+            lines = []
+        warnings = [line.partition(" # ")[2] for line in lines if " # " in line]
+        said = f"{warnings[-1]} ({file})" if warnings else f"see {file}"
+        return "; ".join(filter(None, (disk_full(self._dir), said)))
 
     async def stop(self) -> None:
         """End the server; its data stays."""
@@ -116,15 +153,40 @@ class PrivateRedis:
 async def check_settings(redis: Redis) -> list[str]:
     """What a given server would have to change to keep what it acknowledges; empty when it does.
 
+    Where CONFIG is not allowed, as on managed servers, INFO tells what it can; the rest can't be checked.
+
     Raises:
         Fault: It does not answer.
     """
-    problems = []
+    problems, unknown, why = [], [], ""
     try:
         for name, wanted in REQUIRED.items():
-            found = dict(await redis.config_get(name)).get(name)
-            if found != wanted:
-                problems.append(f"{name} is {found!r}: run CONFIG SET {name} {wanted} and CONFIG REWRITE")
+            try:
+                found = dict(await redis.config_get(name)).get(name)
+                mend = f"run CONFIG SET {name} {wanted} and CONFIG REWRITE"
+            except ResponseError as error:
+                why = str(error)
+                found, mend = await _from_info(redis, name), "set it where the server is managed"
+            if found is None:
+                unknown.append(name)
+            elif found != wanted:
+                problems.append(f"{name} is {found!r}, not {wanted!r}: {mend}")
     except RedisError as error:
         raise Fault(f"Redis: {error}") from error
+    if unknown:
+        problems.append(
+            f"{', '.join(unknown)} can't be checked, because CONFIG is not allowed ({why})"
+            ": allow CONFIG GET to the daemon's user"
+        )
     return problems
+
+
+async def _from_info(redis: Redis, name: str) -> str | None:
+    """A setting as INFO shows it; None when it does not."""
+    try:
+        info = await redis.info("everything")
+    except ResponseError:
+        return None
+    if name == "appendonly" and "aof_enabled" in info:
+        return "yes" if info["aof_enabled"] else "no"
+    return info.get("maxmemory_policy") if name == "maxmemory-policy" else None

@@ -99,15 +99,6 @@ class RedisTokens:
         """See `ports.Tokens`."""
         await self._ask("DEL", self._keys.session(_digest(secret)))
 
-    async def first_time(self, nonce: str, seconds: float) -> bool:
-        """See `ports.Tokens`."""
-        key = self._keys.nonce(_digest(nonce))
-        return bool(await self._ask("SET", key, "1", "PX", int(seconds * 1000), "NX"))
-
-    async def forget(self, nonce: str) -> None:
-        """See `ports.Tokens`."""
-        await self._ask("DEL", self._keys.nonce(_digest(nonce)))
-
     async def _kept(self, name: str, now: float) -> _Kept | None:
         text = await self._ask("HGET", self._keys.tokens, name)
         kept = _load(text) if text else None

@@ -140,9 +140,24 @@ local function note_failure(server)
     down["until"] = now + server.fail_timeout
 end
 
+-- What could not be kept in shared memory is told: its count is wrong from then on.
+local function remember(kept, err)
+    if not kept then ngx.log(ngx.ERR, "release-orchestrator: lua_shared_dict release_orchestrator: ", err) end
+end
+
 -- Whether this request is counted out when it is over: the snippet sees to that.
 local function counted()
     return ngx.var.release_counted == "1"
+end
+
+-- Add to a number in shared memory, which never drops something else for it, as `incr` with a first value does.
+local function add(key, by)
+    local value, err = dict:incr(key, by)
+    if err ~= "not found" then return value, err end
+    local ok
+    ok, err = dict:safe_add(key, 0)
+    if not ok and err ~= "exists" then return nil, err end
+    return dict:incr(key, by)
 end
 
 -- A request begins or ends at a server. What all workers share is how many of them have any there: that changes
@@ -151,8 +166,8 @@ local function count(service, address, by)
     local key = service .. " @" .. address
     local before = module.busy[key] or 0
     local after = math.max(before + by, 0)
-    module.busy[key] = after
-    if (before > 0) ~= (after > 0) then dict:incr(key, by, 0) end
+    module.busy[key] = after > 0 and after or nil
+    if (before > 0) ~= (after > 0) then remember(add(key, by)) end
 end
 
 -- The addresses that have been asked for this request, in order.
@@ -196,7 +211,7 @@ function module.balance(service, pool, loaded, switch, audience)
         if last then count(service, last.address, -1) end
         count(service, server.address, 1)
     else
-        dict:set(service .. " uncounted", true, REMEMBER)
+        remember(dict:safe_set(service .. " uncounted", true, REMEMBER))
     end
     local ok, err = balancer.set_current_peer(server.host, server.port)
     if not ok then ngx.log(ngx.ERR, "release-orchestrator: ", server.address, ": ", err) end
@@ -224,17 +239,18 @@ local function draining(service, route)
     return found
 end
 
--- The servers that a route ceases to name and that may still have requests.
+-- The servers that a route ceases to name and that may still have requests; and those that have none any more,
+-- since a route before it ceased to name them.
 local function gone(service, before, route)
-    local found, seen = {}, {}
+    local found, idle, seen = {}, {}, {}
     for address in (dict:get(service .. " gone") or ""):gmatch("%S+") do
         seen[address] = (dict:get(service .. " @" .. address) or 0) > 0
     end
     for address in pairs(before.servers) do seen[address] = true end
     for address, busy in pairs(seen) do
-        if busy and not route.servers[address] then table.insert(found, address) end
+        if not route.servers[address] then table.insert(busy and found or idle, address) end
     end
-    return table.concat(found, " ")
+    return table.concat(found, " "), idle
 end
 
 -- At the private listener: what is served.
@@ -269,13 +285,17 @@ function module.take(service, loaded, shape, secret)
     if route.token < known.token or route.generation < known.generation then
         return refuse(ngx.HTTP_CONFLICT, "generation " .. known.generation .. " under token " .. known.token)
     end
-    local newest, last = dict:incr(service .. " version", 1, 0), dict:get(service)
-    local ok, err = dict:safe_set(service .. " gone", gone(service, known, route))
+    local leaving, idle = gone(service, known, route)
+    local last, newest = dict:get(service), nil
+    local ok, err = dict:safe_set(service .. " gone", leaving)
+    if ok then newest, err = add(service .. " version", 1) end
+    ok = newest ~= nil
     if ok then ok, err = dict:safe_set(service .. " " .. newest, text) end
     if ok then ok, err = dict:safe_set(service, newest) end
     if not ok then
-        return refuse(ngx.HTTP_INSUFFICIENT_STORAGE, err)
+        return refuse(ngx.HTTP_INSUFFICIENT_STORAGE, "lua_shared_dict release_orchestrator: " .. err)
     end
+    for _, address in ipairs(idle) do dict:delete(service .. " @" .. address) end
     if last then dict:delete(service .. " " .. last) end
     ngx.print("taken")
 end

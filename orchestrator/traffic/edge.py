@@ -11,14 +11,14 @@ from typing import Literal
 import structlog
 
 from orchestrator.ports.faults import Fault, Stale
-from orchestrator.ports.traffic import EdgeProcess, RoutePlan
+from orchestrator.ports.traffic import EdgeProcess, RoutePlan, Workers
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import Edge, LocalRollback, OnDisk
-from orchestrator.traffic.files import locked, read, remove, to_the_end, write
+from orchestrator.traffic.files import is_private, locked, read, remove, to_the_end, write
 from orchestrator.traffic.listener import Listener, Told
 from orchestrator.traffic.memory import Memory, Mode
 from orchestrator.traffic.options import EdgeOptions
-from orchestrator.traffic.reload import Reloader
+from orchestrator.traffic.reload import Reloader, takes_connections
 from orchestrator.traffic.render import (
     Header,
     check_service,
@@ -322,9 +322,10 @@ class NginxEdge:
     async def _takes_routes(self, service: str, header: Header | None, secret: str, state: _Served) -> bool:
         """Whether nginx runs a file that differs from the wanted one in nothing but its route.
 
-        What was seen before is believed: nginx itself refuses a route for another file than it runs.
+        What was seen before is believed: nginx itself refuses a route for another file than it runs. A master
+        from before an upgrade has a memory of its own.
         """
-        if not secret or header is None or not header.intact:
+        if not secret or header is None or not header.intact or (await self._process.workers()).outdated:
             return False
         shape = self._shape(service, secret)
         return state.shape == shape or (await self._listener.ask(service)).shape == shape
@@ -461,7 +462,8 @@ class NginxEdge:
         header = await self._keep_edited(path, change.old)
         good = await self._last_good(path, change.old, header, service)
         known, state.text = state.text, text
-        calm = self._calm(service, header, change.disk.route)
+        private = is_private(path)
+        calm = await self._calm(service, header, change.disk.route)
         tested = False
         try:
             await to_the_end(lambda: write(path, text, private=bool(change.secret)))
@@ -475,8 +477,8 @@ class NginxEdge:
             if good is None:
                 remove(path)
             else:
-                write(path, good, private=True)
-            if tested:
+                write(path, good, private=private)
+            if tested and self._reloader.asked:
                 with contextlib.suppress(Fault):
                     await self._process.reload()
             raise
@@ -490,13 +492,19 @@ class NginxEdge:
             log.warning("edited_file_kept", service=path.stem, path=str(aside))
         return header
 
-    def _calm(self, service: str, header: Header | None, route: Route) -> bool:
-        """Whether the reload may wait: nobody who is served is gone, or the switch has acted already."""
-        if header is None or header.on_disk is None:
-            return False
-        stay = {s.instance for s in route.servers}
-        gone = any(s.instance not in stay for s in header.on_disk.route.servers)
-        return self._switches.is_on(service) or not gone
+    async def _calm(self, service: str, header: Header | None, route: Route) -> bool:
+        """Whether the reload may wait: no server hangs that has traffic and loses it, or the switch is on.
+
+        One that takes no connections is passed over by nginx, as long as there is another.
+        """
+        if header is None or header.on_disk is None or self._switches.is_on(service):
+            return True
+        stay, served = {s.instance for s in route.servers}, header.on_disk.route.servers
+        leaving = [s.address for s in served if s.instance not in stay and not s.backup]
+        if not leaving:
+            return True
+        others = any(s.instance in stay for s in served)
+        return others and not any(await asyncio.gather(*map(takes_connections, leaving)))
 
     async def _last_good(
         self, path: Path, old: str | None, header: Header | None, service: str
@@ -520,7 +528,8 @@ class NginxEdge:
         header = read_header(text) if text is not None else None
         disk = header.on_disk if header is not None and header.on_disk else OnDisk(route=Route())
         told = await self._listener.ask(service) if text is not None else Told("")
-        retiring = (await self._process.workers()).retiring
+        workers = await self._process.workers()
+        retiring = workers.retiring
         drained = not (retiring if state.old_workers is None else state.old_workers & retiring)
         drained = drained and not told.draining
         on = self._switches.is_on(service)
@@ -539,6 +548,7 @@ class NginxEdge:
             on_disk=header.on_disk if header else None,
             fallback=self._fallback(service, disk, on=on),
             switched_to="".join(switched),
+            silence="" if text is None or state.changing else self._silence(service, told, workers),
         )
 
     def _fallback(self, service: str, disk: OnDisk, *, on: bool) -> tuple[Server, ...]:
@@ -550,6 +560,15 @@ class NginxEdge:
         found = read_header(kept) if kept is not None else None
         servers = found.on_disk.route.servers if found is not None and found.on_disk else ()
         return servers if servers == disk.back or (on and not disk.back) else ()
+
+    def _silence(self, service: str, told: Told, workers: Workers) -> str:
+        """Why nginx does not say what it serves of a service that has a file; empty when it does."""
+        if told.generation is not None:
+            return ""
+        if told.answered or workers.accepting:
+            include = f"include {self._folder}/*.conf;"
+            return f"nginx runs and does not serve {service}: is `{include}` in its http {{}}?"
+        return f"nginx does not answer at {told.text}"
 
     def highest_token(self) -> int:
         """The highest fencing token that the folder knows; 0 for a new one."""

@@ -12,6 +12,9 @@ from orchestrator.ports.faults import Fault
 
 T = TypeVar("T")
 
+OTHERS = 0o077
+"""What a file's group and all others may do with it."""
+
 LOCK_INTERVAL = 0.02
 """Seconds between tries to get a lock."""
 
@@ -71,6 +74,14 @@ def read(path: Path) -> str | None:
         return None
     except OSError as error:
         raise Fault(f"{path}: {error.strerror}") from error
+
+
+def is_private(path: Path) -> bool:
+    """Whether a file can be read by its owner and root alone; one that is not there has nothing to read."""
+    try:
+        return path.stat().st_mode & OTHERS == 0
+    except OSError:
+        return False
 
 
 def write(path: Path, text: str, *, private: bool = False) -> None:

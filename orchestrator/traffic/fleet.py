@@ -27,6 +27,9 @@ POLL = 0.05
 SAY_EVERY = 1.0
 """Seconds between reports of an edge for which nothing changes, and between tries of one that fails."""
 
+LONGEST_PAUSE = 60.0
+"""Seconds between tries of an edge that fails by a bug, in the end; each pause is twice the one before."""
+
 OnFailure = Literal["all_back", "go_on"]
 
 
@@ -150,9 +153,10 @@ class Fleet:
         failed = [*left.values(), *(f"edge {name} has not been heard of" for name in sorted(away))]
         by_hand = max((e for e in (own, *others) if e.local), key=lambda e: e.floor, default=own)
         behind = next((e.served or 0 for e in others if e.served != own.served), own.served)
+        silent = {f"edge {name}: ": r.edge.silence for name, r in found.items() if name not in left}
         return replace(
             own,
-            served=behind,
+            served=behind if own.served is not None else None,
             confirmed=min([own.confirmed, *(e.confirmed for e in others)]),
             file=next((e.file for e in (own, *others) if e.file != "ours"), "ours"),
             drained=own.drained and all(report.edge.drained for report in found.values()),
@@ -161,6 +165,7 @@ class Fleet:
             on_disk=by_hand.on_disk,
             switched_to=next((e.switched_to for e in (own, *others) if e.switched_to), ""),
             failed="; ".join(failed) if self._on_failure == "all_back" else "",
+            silence="; ".join(f"{who}{why}" for who, why in {"": own.silence, **silent}.items() if why),
         )
 
     async def _reports(self, service: str) -> dict[str, Report]:
@@ -188,9 +193,11 @@ class Follower:
         self._version = ""
         self._wanted: dict[str, WantedRoute] = {}
         self._edge = edge(lambda service: self._wanted[service].options)
-        self._serving: dict[str, asyncio.Task[None]] = {}
+        self._serving: dict[str, tuple[int, asyncio.Task[None]]] = {}
+        self._interrupted: set[asyncio.Task[None]] = set()
         self._tried: dict[str, tuple[int, str]] = {}
-        self._again: dict[str, float] = {}
+        self._again: dict[str, tuple[int, float]] = {}
+        self._pauses: dict[str, float] = {}
         self._next = 0.0
 
     def make_ready(self) -> None:
@@ -214,18 +221,19 @@ class Follower:
         Raises:
             Fault: The board can't be reached; what is served stays.
         """
-        changed = await self._read() or any(task.done() for task in self._serving.values())
+        changed = await self._read() or any(task.done() for _, task in self._serving.values())
         now = asyncio.get_running_loop().time()
         if not changed and now < self._next:
             return
         self._next = now + SAY_EVERY
-        self._serving = {name: task for name, task in self._serving.items() if not task.done()}
+        self._serving = {name: trying for name, trying in self._serving.items() if not trying[1].done()}
         seen = {service: await self._edge.observe(service) for service in self._wanted}
         for service, edge in seen.items():
-            idle = service not in self._serving and now >= self._again.get(service, 0.0)
-            if idle and self._behind(self._wanted[service], edge):
-                work = self._serve(self._wanted[service])
-                self._serving[service] = asyncio.create_task(work, name=f"serve {service}")
+            wanted = self._wanted[service]
+            self._interrupt(wanted)
+            if self._may_try(wanted, now) and self._behind(wanted, edge):
+                task = asyncio.create_task(self._serve(wanted), name=f"serve {service}")
+                self._serving[service] = wanted.plan.route.generation, task
         await self._board.report(
             self._name, {service: self._said(service, edge) for service, edge in seen.items()}
         )
@@ -243,6 +251,22 @@ class Follower:
                 log.error("wanted_not_understood", service=service, reason=str(error)[:300])
         return True
 
+    def _interrupt(self, wanted: WantedRoute) -> None:
+        """Cancel the try of another generation; the edge lets the next one begin when its file is back."""
+        generation, task = self._serving.get(wanted.plan.service, (0, None))
+        if task is None or generation == wanted.plan.route.generation:
+            return
+        task.cancel()
+        self._interrupted.add(task)
+        task.add_done_callback(self._interrupted.discard)
+        del self._serving[wanted.plan.service]
+
+    def _may_try(self, wanted: WantedRoute, now: float) -> bool:
+        """Whether nothing is being tried, and this generation has not failed a moment ago."""
+        service, generation = wanted.plan.service, wanted.plan.route.generation
+        failed, again = self._again.get(service, (0, 0.0))
+        return service not in self._serving and (failed != generation or now >= again)
+
     @staticmethod
     def _behind(wanted: WantedRoute, seen: Edge) -> bool:
         """Whether there is something to do. A rollback on this host stands until the daemon has followed."""
@@ -258,21 +282,27 @@ class Follower:
 
     async def _serve(self, wanted: WantedRoute) -> None:
         service, generation = wanted.plan.service, wanted.plan.route.generation
-        error = ""
+        error, pause = "", 0.0
         try:
             await self._edge.apply(wanted.plan, wanted.token)
         except (Fault, Stale) as fault:
-            error = str(fault)
+            error, pause = str(fault), SAY_EVERY
+        except Exception as bug:
+            log.exception("edge_bug", service=service, generation=generation)
+            error = f"a bug, see the edge's log: {type(bug).__name__}: {bug}"
+            pause = min(2 * self._pauses.get(service, SAY_EVERY / 2), LONGEST_PAUSE)
         if (generation, error) != self._tried.get(service):
             log.info("edge_tried", service=service, generation=generation, error=error)
         self._tried[service] = generation, error
-        self._again[service] = asyncio.get_running_loop().time() + (SAY_EVERY if error else 0.0)
+        self._pauses[service] = pause
+        self._again[service] = generation, asyncio.get_running_loop().time() + pause
 
     async def close(self) -> None:
         """Leave nginx as it is."""
-        for task in self._serving.values():
+        serving = [task for _, task in self._serving.values()]
+        for task in serving:
             task.cancel()
-        await asyncio.gather(*self._serving.values(), return_exceptions=True)
+        await asyncio.gather(*serving, *self._interrupted, return_exceptions=True)
         await self._edge.close()
 
 

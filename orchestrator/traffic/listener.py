@@ -25,12 +25,14 @@ class Told:
         shape: What its file is like apart from the route; empty where routes change by a reload.
         draining: Workers that have requests under way at servers which the route does not name any more, each
             server counted by itself; -1 where nobody counts.
+        answered: Whether it has answered at all.
     """
 
     text: str
     generation: int | None = None
     shape: str = ""
     draining: int = 0
+    answered: bool = True
 
 
 class Listener:
@@ -42,10 +44,10 @@ class Listener:
 
     async def ask(self, service: str) -> Told:
         """What is served; a failure is in the text, never raised."""
-        _, text = await self._request("GET", "/generation", service)
+        status, text = await self._request("GET", "/generation", service)
         name, number, *rest = [*text.split(" "), "", ""][:6]
         if name != service or not number.isascii() or not number.isdecimal():
-            return Told(text)
+            return Told(text, answered=status != 0)
         if rest[1:2] == ["dynamic"]:
             return Told(text, int(number), rest[2], int(rest[3]))
         return Told(text, int(number))

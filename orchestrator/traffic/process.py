@@ -1,13 +1,19 @@
 """`ports.EdgeProcess` for an nginx on this host."""
 
 import asyncio
+import contextlib
 import os
+import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.ports.faults import Fault
-from orchestrator.ports.traffic import Workers, mentions_lua
+from orchestrator.ports.traffic import MASTER, Complaint, Workers, mentions_lua, reason_first
+from orchestrator.traffic.error_log import ErrorLog, error_logs
+
+BUILT_IN = re.compile(r"--(prefix|error-log-path)=(\S+)")
+"""In what `nginx -V` tells: where paths begin that are not whole, and its log where none is configured."""
 
 
 class HostNginx:
@@ -19,7 +25,7 @@ class HostNginx:
         pid_file: Where the master's process id is written.
         reload_command: Replaces the signal to the master, where the daemon may not send one
             (for example `["sudo", "systemctl", "reload", "nginx"]`).
-        test_command: Replaces `nginx -t`, likewise.
+        test_command: Replaces the test, likewise; it may be `nginx -T`, whose output names the error log.
         deadline: Seconds for the test and for the reload command.
     """
 
@@ -33,19 +39,36 @@ class HostNginx:
         test_command: Sequence[str] = (),
         deadline: float = 15.0,
     ) -> None:
-        self._test = list(test_command) or [binary, "-t", "-q", *(["-c", conf] if conf else [])]
         self._program = [binary, *(["-c", conf] if conf else [])]
+        self._test = list(test_command) or [*self._program, "-T", "-q"]
         self._reload = list(reload_command)
         self._pid_file = pid_file
         self._deadline = deadline
+        self._error_logs: tuple[str, ...] = ()
+        self._built_in: dict[str, str] | None = None
+        self._log: ErrorLog | None = None
 
     async def test(self) -> None:
-        """See `ports.EdgeProcess`."""
-        await run(self._test, self._deadline)
+        """See `ports.EdgeProcess`. `-T` tests as `-t` does, and prints where nginx writes its errors."""
+        self._error_logs = error_logs(await run(self._test, self._deadline))
 
     async def reload(self) -> None:
         """See `ports.EdgeProcess`."""
+        self._log = None
+        with contextlib.suppress(Fault):  # what follows says so itself
+            self._log = ErrorLog(await self._log_paths(), self.master())
         await self._signal(signal.SIGHUP)
+
+    async def complaint(self) -> Complaint:
+        """See `ports.EdgeProcess`."""
+        return self._log.look() if self._log else Complaint()
+
+    async def _log_paths(self) -> list[Path]:
+        if self._built_in is None:
+            self._built_in = dict(BUILT_IN.findall(await run([*self._program, "-V"], self._deadline)))
+        prefix = Path(self._built_in.get("prefix", "/usr/local/nginx"))
+        names = self._error_logs or (self._built_in.get("error-log-path", "logs/error.log"),)
+        return [prefix / name for name in names if name != "stderr" and ":" not in name]
 
     async def reopen(self) -> None:
         """See `ports.EdgeProcess`. A reload does it too, where the daemon may not send signals."""
@@ -56,9 +79,11 @@ class HostNginx:
             await run(self._reload, self._deadline)
             return
         try:
-            os.kill(self.master(), number)
+            with _held(pid := self.master()) as process:
+                self._check(pid)
+                signal.pidfd_send_signal(process, number)
         except OSError as error:
-            raise Fault(f"nginx does not run or may not be signalled: {error}") from error
+            raise Fault(f"nginx may not be signalled: {error}") from error
 
     async def has_lua(self) -> bool:
         """See `ports.EdgeProcess`."""
@@ -68,21 +93,72 @@ class HostNginx:
     async def workers(self) -> Workers:
         """See `ports.EdgeProcess`."""
         try:
-            master = self.master()
+            first = self.master()
         except Fault:
             return Workers()
-        return Workers.by_title({pid: title(pid) for pid in children(master)})
+        while MASTER.match(title(older := parent(first))):
+            first = older
+        processes, masters = dict[int, tuple[int, str]](), [first]
+        while masters:
+            master = masters.pop()
+            found = {pid: (master, title(pid)) for pid in children(master)}
+            processes |= found
+            masters += [pid for pid, (_, text) in found.items() if MASTER.match(text)]
+        return Workers.among(processes)
 
     def master(self) -> int:
         """The master's process id.
 
         Raises:
-            Fault: The pid file is not there or holds no number.
+            Fault: The pid file is not there, holds no number, or names a process that is not a master.
         """
+        pid = self._named()
+        self._check(pid)
+        return pid
+
+    def _check(self, pid: int) -> None:
+        """Raises `Fault` unless this is a master."""
+        if MASTER.match(title(pid)):
+            return
+        name = _name(pid)
+        if not name:
+            raise Fault(f"nginx does not run: {self._pid_file} names process {pid}, and there is none")
+        raise Fault(
+            f"{self._pid_file} names process {pid}, which is {name} and not nginx's master:"
+            " start nginx, or let nginx/pid_file be the file that it writes"
+        )
+
+    def _named(self) -> int:
         try:
             return int(self._pid_file.read_text(encoding="ascii").strip())
         except (OSError, ValueError) as error:
             raise Fault(f"nginx does not run: {self._pid_file}: {error}") from error
+
+
+@contextlib.contextmanager
+def _held(pid: int) -> Iterator[int]:
+    """A process as a file descriptor, which never means the next one of its number. Raises OSError."""
+    process = os.pidfd_open(pid)
+    try:
+        yield process
+    finally:
+        os.close(process)
+
+
+def parent(pid: int) -> int:
+    """The process that started this one; 0 when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def _name(pid: int) -> str:
+    """What a process is called, without its arguments; empty when there is none."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 def children(pid: int) -> list[int]:
@@ -127,5 +203,5 @@ async def run(command: Sequence[str], deadline: float) -> str:
         raise Fault(f"{shown}: no end after {deadline:.0f} s") from None
     text = output.decode("utf-8", "replace").strip()
     if process.returncode:
-        raise Fault(f"{shown}: exit code {process.returncode}: {text}")
+        raise Fault(f"{reason_first(text)} ({shown}: exit code {process.returncode})")
     return text

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import ipaddress
+import itertools
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,10 @@ HEADER = re.compile(
 )
 
 ABOUT = "# "
-"""Begins the line of a file that tells in JSON what it serves: an `OnDisk`."""
+"""Begins the lines of a file that tell in JSON what it serves: an `OnDisk`."""
+
+ABOUT_WIDTH = 2000
+"""Characters in one of these lines; nginx refuses one that does not pass its buffer of 4096 bytes."""
 
 HTTPS = 443
 """The port that an https URL need not name."""
@@ -157,13 +161,15 @@ def render(
     route = _served(route, options)
     words |= {"route": route, "back": disk.back or route.servers, "token": int(token)}
     if secret:
-        words["text"] = f"[==[{route_text(disk, options, token=token)}]==]"
+        lines = route_text(disk, options, token=token).split("\n")  # one literal must pass nginx' buffer
+        words["text"] = f'table.concat({{{", ".join(f"[==[{line}]==]" for line in lines)}}}, "\\n")'
         words["shape"] = shape_of(service, options, listen=listen, folder=folder, secret=secret)
     else:
         chosen = choice(service, words["variable"], options.audience, sides(disk))
         pools = [(side, _served(Route(servers=found), options).servers) for side, found in chosen.sides]
         words |= {"maps": chosen.maps, "split": chosen.split, "sides": pools}
-    body = f"{ABOUT}{about}\n" + _template.render(**words)
+    abouts = [about[i : i + ABOUT_WIDTH] for i in range(0, len(about), ABOUT_WIDTH)]
+    body = "".join(f"{ABOUT}{line}\n" for line in abouts) + _template.render(**words)
     digest = hashlib.sha256(body.encode()).hexdigest()
     about = f"service={service} generation={route.generation} token={token} sha256={digest}"
     notice = "# Written by the daemon: a change by hand is noticed and told."
@@ -264,11 +270,9 @@ def read_header(text: str) -> Header | None:
 
 
 def _on_disk(body: str) -> OnDisk | None:
-    line = body.partition("\n")[0]
-    if not line.startswith(ABOUT):
-        return None
+    lines = itertools.takewhile(lambda line: line.startswith(ABOUT), body.split("\n"))
     try:
-        return _ON_DISK.validate_json(line.removeprefix(ABOUT))
+        return _ON_DISK.validate_json("".join(line.removeprefix(ABOUT) for line in lines))
     except ValidationError:
         return None
 

@@ -14,7 +14,7 @@ import jinja2
 from aiohttp import web
 
 from orchestrator.ports.access import MAY, Principal, Token, Tokens
-from orchestrator.ports.clock import Clock
+from orchestrator.ports.clock import WallClock
 from orchestrator.ports.store import Journal
 from orchestrator.rollout.command import offers
 from orchestrator.rollout.events import Event, GatesLooked, RouteConfirmed
@@ -82,9 +82,9 @@ class Pages:
         self,
         journal: Journal,
         tokens: Tokens,
-        clock: Clock,
+        clock: WallClock,
         recognise: Asked,
-        services: Callable[[], Mapping[str, Template]],
+        services: Callable[[], Mapping[str, Template | None]],
         *,
         cookie: str,
         secure: bool,
@@ -204,7 +204,7 @@ class Pages:
                 form = await request.post()
         except (OSError, ValueError, LookupError, web.RequestPayloadError):  # slow, odd, or broken off
             raise web.HTTPBadRequest from None
-        token = await self._tokens.recognise(str(form.get("token", "")).strip(), self._clock.now())
+        token = await self._tokens.recognise(str(form.get("token", "")).strip(), self._clock.wall())
         if token is None:
             await asyncio.sleep(0.5)
             text = _TEMPLATES.get_template("login.html").render(wrong=True)

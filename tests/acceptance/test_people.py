@@ -68,7 +68,7 @@ async def test_pause_resume_and_rollback_of_a_running_rollout(stack: Stacks, ima
         assert "already paused" in text
         assert (await s.cli("resume", "api"))[0] == 0
         code, text = await s.cli("rollback", "api", "--wait", "--who", "ann")
-        assert code == exits.OUTCOMES[Outcome.ROLLED_BACK], text
+        assert code == exits.OK, text
     ended = await s.ended("api-2")
     assert (ended.outcome, ended.actor) == (Outcome.ROLLED_BACK, "ann")
 
@@ -118,6 +118,27 @@ async def test_release_wait_tells_the_outcome_by_its_exit_code(stack: Stacks, im
     assert code == exits.OUTCOMES[Outcome.REJECTED], text
     code, text = await s.cli("abort", "api")
     assert code == 0, text
+
+
+async def test_release_wait_goes_on_through_a_restart_of_the_daemon_and_its_redis(
+    stack: Stacks, images: Images
+) -> None:
+    s = await stack(strategy={**QUICK["strategy"], "bake": "15s"})
+    await s.push("api", images("v1"))
+    await s.ended("api-1")
+    async with Load(s.url("api"), 100):
+        waiting = asyncio.create_task(s.cli("release", "api", images("v2"), "--wait", deadline=120.0))
+
+        async def shifting() -> bool:
+            return (await s.state()).route.share("api-2") > 0
+
+        await s.until(shifting, 60, "the candidate has traffic")
+        await s.stop_daemon()
+        await s.start_daemon()
+        code, text = await waiting
+    assert code == exits.OK, text
+    assert "Redis answers again" in text
+    assert text.count("accepted gin-api") == 1
 
 
 async def test_bare_redis_cli_pushes_and_bad_input_goes_to_the_dead_letters(

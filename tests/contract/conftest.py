@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 from collections import Counter
@@ -36,6 +37,7 @@ class Site:
     port: int
     backends: dict[str, int]
     dynamic: bool
+    servers: dict[str, asyncio.Server]
     answered: Counter[str] = field(default_factory=Counter)
     got: list[tuple[str, str]] = field(default_factory=list)
     """Who was asked, and the head of the request."""
@@ -145,7 +147,8 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     old = os.umask(0o077)  # as in the systemd unit
     edge.prepare()
     os.umask(old)
-    subprocess.run(["nginx", "-c", str(conf)], check=True, timeout=10)
+    program = shutil.which("nginx") or "nginx"  # whole: what USR2 starts is not looked for
+    subprocess.run([program, "-c", str(conf)], check=True, timeout=10)
     site = Site(
         edge,
         process,
@@ -153,6 +156,7 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         port,
         {r: s.sockets[0].getsockname()[1] for r, s in servers.items()},
         request.param == "dynamic",
+        servers,
         got=got,
     )
     await edge.apply(site.plan(1, "api-1"), 1)

@@ -82,6 +82,8 @@ class FakeStore:
 
     async def refuse(self, entry: str, fields: Mapping[str, str], event: Event) -> None:
         self._check_lease()
+        if any(letter["entry"] == entry for letter in self.dead):  # the reply was lost
+            return
         self.dead.append({"entry": entry, **fields})
         self.stream.append(dump_event(event))
         self.pending.discard(entry)
@@ -105,6 +107,7 @@ class FakeRuntime:
     looks: dict[str, int] = field(default_factory=dict)
     created: int = 0
     down: bool = False
+    resolve_error: str = ""
     removed_images: list[str] = field(default_factory=list)
     cpu: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -127,6 +130,8 @@ class FakeRuntime:
 
     async def resolve(self, image: str) -> Image:
         self._up()
+        if self.resolve_error:
+            raise Away(self.resolve_error)
         if image in self.digests:
             return Image(digest=image)
         if image in self.images:

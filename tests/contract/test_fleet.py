@@ -1,12 +1,14 @@
 """What is true of several edges together, on an own edge and a board that tests write."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.traffic import RoutePlan
@@ -16,7 +18,7 @@ from orchestrator.store.board import RedisBoard
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import connect
 from orchestrator.store.server import PrivateRedis
-from orchestrator.traffic.fleet import _REPORT, Fleet, Follower, OnFailure, Report, WantedRoute
+from orchestrator.traffic.fleet import _REPORT, _WANTED, Fleet, Follower, OnFailure, Report, WantedRoute
 from orchestrator.traffic.options import EdgeOptions
 
 
@@ -205,6 +207,17 @@ async def test_an_instance_drains_at_every_edge() -> None:
     assert not (await fleet.observe("api")).drained
 
 
+async def test_an_edge_that_is_silent_is_named() -> None:
+    fleet, own, board = together()
+    await fleet.apply(plan(2), 1)
+    board.say("b", served=None, confirmed=2, silence="nginx does not run")
+    board.say("c", served=2, confirmed=2)
+    assert (await fleet.observe("api")).silence == "edge b: nginx does not run"
+    own.seen = replace(own.seen, served=None, silence="nginx does not serve api")
+    seen = await fleet.observe("api")
+    assert (seen.served, seen.silence) == (None, "nginx does not serve api; edge b: nginx does not run")
+
+
 async def test_a_follower_serves_what_is_wanted_and_says_so() -> None:
     edge, board = OneEdge(), Paper()
     follower = Follower(board, "b", lambda _: edge)  # type: ignore[arg-type, return-value]
@@ -250,6 +263,119 @@ async def test_what_is_to_be_gone_is_taken_away_everywhere_once() -> None:
     await follower.close()
 
 
+@dataclass
+class StuckEdge(OneEdge):
+    """An edge whose nginx never confirms generation 7, and that makes one change at a time."""
+
+    order: list[str] = field(default_factory=list)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def apply(self, plan: RoutePlan, token: int) -> None:
+        number = plan.route.generation
+        async with self.lock:
+            self.order.append(f"begin {number}")
+            try:
+                if number == 7:
+                    await asyncio.Event().wait()
+                await OneEdge.apply(self, plan, token)
+            finally:
+                await asyncio.sleep(0)  # as when the last good file is put back
+                self.order.append(f"end {number}")
+
+
+def following(edge: OneEdge) -> tuple[Follower, Paper]:
+    board = Paper()
+    return Follower(board, "b", lambda _: edge), board  # type: ignore[arg-type, return-value]
+
+
+async def want(board: Paper, generation: int) -> None:
+    wanted = WantedRoute(plan=plan(generation), token=1, options=EdgeOptions())
+    await board.want("api", _WANTED.dump_json(wanted).decode())
+
+
+async def rounds(follower: Follower, number: int = 4) -> None:
+    """What the edge process does, without its pauses."""
+    for _ in range(number):
+        await follower.follow()
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+async def test_a_newer_generation_interrupts_the_one_that_is_being_tried() -> None:
+    edge = StuckEdge()
+    follower, board = following(edge)
+    await want(board, 7)
+    await rounds(follower)
+    await want(board, 8)
+    await rounds(follower)
+    assert edge.order == ["begin 7", "end 7", "begin 8", "end 8"]
+    assert _said(board).edge.confirmed == 8
+    await follower.close()
+
+
+async def test_the_same_generation_is_not_interrupted() -> None:
+    edge = StuckEdge()
+    follower, board = following(edge)
+    await want(board, 7)
+    await rounds(follower)
+    await want(board, 7)
+    await rounds(follower)
+    assert edge.order == ["begin 7"]
+    await follower.close()
+    assert edge.order == ["begin 7", "end 7"]
+
+
+async def test_a_failure_does_not_hold_a_newer_generation_up() -> None:
+    edge = OneEdge(fails="nginx -t: no")
+    follower, board = following(edge)
+    await want(board, 2)
+    await rounds(follower)
+    assert edge.applied == [2]
+    edge.fails = ""
+    await want(board, 3)
+    await rounds(follower)
+    assert edge.applied == [2, 3]
+    await follower.close()
+
+
+@dataclass
+class BrokenEdge(OneEdge):
+    """An edge with a bug."""
+
+    async def apply(self, plan: RoutePlan, token: int) -> None:
+        self.applied.append(plan.route.generation)
+        raise TypeError("of the edge's own")
+
+
+async def test_a_bug_is_an_error_of_the_edge_and_is_tried_again_ever_more_seldom(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    edge = BrokenEdge()
+    follower, board = following(edge)
+    now = 100.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    tries: list[float] = []
+    await want(board, 2)
+    with capture_logs() as logs:
+        while now < 200:
+            before = len(edge.applied)
+            await rounds(follower, 2)
+            tries += [now] * (len(edge.applied) - before)
+            now += 0.5
+    assert _said(board).tried == 2
+    assert _said(board).edge.error == "a bug, see the edge's log: TypeError: of the edge's own"
+    pauses = [later - earlier for earlier, later in itertools.pairwise(tries)]
+    assert pauses == sorted(pauses)
+    assert (pauses[0] < 2, pauses[-1] > 20) == (True, True)
+    (first, *_) = [entry for entry in logs if entry["event"] == "edge_bug"]
+    assert (first["log_level"], first["exc_info"]) == ("error", True)
+    await follower.close()
+
+
+def _said(board: Paper) -> Report:
+    return _REPORT.validate_json(board.said["b"]["api"])
+
+
 @pytest.fixture
 async def board(tmp_path: Path) -> AsyncIterator[RedisBoard]:
     server = PrivateRedis(tmp_path)
@@ -288,7 +414,5 @@ async def test_an_edge_that_says_nothing_is_away_until_it_is_forgotten(board: Re
 
 
 def test_what_is_wanted_survives_the_way() -> None:
-    from orchestrator.traffic.fleet import _WANTED
-
     wanted = WantedRoute(plan=plan(3), token=7, options=EdgeOptions(backup=("10.0.0.9:80",)))
     assert _WANTED.validate_json(_WANTED.dump_json(wanted)) == wanted

@@ -10,9 +10,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import aiohttp
 import pytest
 
+from examples.playground.stack import free_port
 from orchestrator.ports.faults import Fault
+from orchestrator.traffic import memory
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.process import children
 from tests.contract.conftest import Site
@@ -220,3 +223,57 @@ async def test_a_rollback_takes_a_few_milliseconds(site: Site) -> None:
     assert await site.answers() == {"api-1"}
     seen = await site.edge.observe("api")
     assert (seen.served, seen.on_disk.local.actor) == (3, "ann")  # type: ignore[union-attr]
+
+
+async def _run_lua(site: Site, code: str) -> list[str]:
+    """What a piece of Lua says in one of nginx's workers, where `dict` is the shared memory."""
+    port = free_port()
+    (site.folder / "zz.conf").write_text(
+        f"server {{ listen 127.0.0.1:{port}; location / {{ content_by_lua_block {{"
+        f" local dict = ngx.shared.release_orchestrator {code} }} }} }}\n"
+    )
+    await site.edge.reload()
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/") as answer:
+        return (await answer.text()).splitlines()
+
+
+@dynamic
+async def test_a_server_that_is_let_go_leaves_nothing_in_memory(site: Site) -> None:
+    for generation in range(3, 9):
+        plan = site.plan(generation, "api-1", back="api-1")
+        old = replace(plan.route.servers[0], address=f"127.0.0.1:{generation}", release="api-9")
+        await site.edge.apply(replace(plan, route=replace(plan.route, servers=(*plan.route.servers, old))), 1)
+        await _wait_for(site, 8)
+    await site.edge.apply(site.plan(9, "api-1"), 1)
+    await site.edge.apply(site.plan(10, "api-1"), 1)
+    keys = await _run_lua(site, "for _, key in ipairs(dict:get_keys(0)) do ngx.say(key) end")
+    kept = [key.partition("@")[2] for key in keys if "@" in key]
+    assert kept == [f"127.0.0.1:{site.backends['api-1']}"]
+
+
+FILL = """
+    local n = 0
+    for size = 11, 0, -1 do
+        while dict:safe_set('fill' .. n, ('x'):rep(2 ^ size)) do n = n + 1 end
+    end
+    ngx.say(n)
+"""
+"""Leaves no room for anything, whatever its size."""
+
+
+@dynamic
+async def test_a_memory_that_is_full_loses_no_route_and_says_so(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "SHARED_MEMORY", "lua_shared_dict release_orchestrator 32k;\n")
+    site.change(keepalive=8)  # a reload, which makes the memory anew
+    await site.edge.apply(site.plan(3, "api-1", "api-2", back="api-1"), 1)
+    await site.edge.apply(site.plan(4, "api-2", back="api-1"), 1)
+    await _run_lua(site, FILL)
+    assert await site.answers() == {"api-2"}
+    with pytest.raises(Fault, match=r"lua_shared_dict release_orchestrator: no memory"):
+        await site.edge.apply(site.plan(5, "api-1", back="api-1"), 1)
+    assert await site.answers() == {"api-2"}
+    assert (await site.edge._listener.ask("api")).generation == 4
+    log = (site.folder.parent / "nginx.error.log").read_text()
+    assert "lua_shared_dict release_orchestrator: no memory" in log

@@ -4,11 +4,13 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import AnsweredCounts
+from orchestrator.traffic.process import HostNginx
 from orchestrator.traffic.request_log import RequestLog
 from tests.contract.conftest import Site
 
@@ -186,6 +188,24 @@ async def test_a_log_that_is_removed_is_told_and_taken_up_again(site: Site) -> N
         await site.ask()
     await asyncio.sleep(0.8)
     assert seen.codes == {"200": 10}
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    requests.close()
+
+
+async def test_others_run_while_a_long_log_is_counted(tmp_path: Path) -> None:
+    requests = RequestLog(HostNginx(), tmp_path)  # which is not asked: nothing is rotated
+    requests.prepare()
+    task = asyncio.create_task(requests.run())
+    await asyncio.sleep(0)
+    requests.look()
+    seen, looks = requests.counts("api-1-0", "10.0.0.1:80"), set[int]()
+    with requests._path.open("a") as file:
+        file.writelines(f"200|10.0.0.1:80|200|0.{n % 1000:03}|0.{n % 997:03}\n" for n in range(100_000))
+    while seen.codes.total() < 100_000:
+        await asyncio.sleep(0)
+        looks.add(seen.codes.total())
+    assert len(looks) > 10
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     requests.close()

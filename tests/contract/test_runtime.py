@@ -1,10 +1,12 @@
 """`ports.Runtime`: the fake and Docker pass one suite."""
 
 import asyncio
+import contextlib
 import gc
+import io
 import random
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,16 +166,20 @@ async def test_the_environment_comes_from_the_file_then_the_template(
     runtime, image, _ = kit
     digest = (await runtime.resolve(image)).digest
     file = tmp_path / "api.env"
-    file.write_text("# a comment\nA=from file\nB=from file\n\nnot a pair\n")
+    file.write_text("# a comment\nA=from file\nB=from file\n\nexport C='quoted'\n")
     wanted = want(digest)
     settings = replace(wanted.release.template, env=(("B", "from template"),), env_file=str(file))
     await runtime.start(replace(wanted, release=replace(wanted.release, template=settings)))
     seen_instance = await seen(runtime, "api-1-0", running=True)
     env = docker_client.containers.get(seen_instance.container).attrs["Config"]["Env"]
-    assert {"A=from file", "B=from template", "RELEASE=api-1", "SERVICE=api"} <= set(env)
+    assert {"A=from file", "B=from template", "C=quoted", "RELEASE=api-1", "SERVICE=api"} <= set(env)
+    another = want(digest, 1, release=replace(wanted.release, template=settings))
+    file.write_text("A=1\nnot a pair\n")
+    with pytest.raises(Fault, match=r"env_file .*api.env: line 2: there is no '='"):
+        await runtime.start(another)
     file.unlink()
     with pytest.raises(Fault, match=r"env_file .*api.env: No such file"):
-        await runtime.start(want(digest, 1, release=replace(wanted.release, template=settings)))
+        await runtime.start(another)
 
 
 @pytest.mark.parametrize("kit", ["docker"], indirect=True)
@@ -240,6 +246,173 @@ async def test_a_network_with_another_subnet_is_refused(kit: Any) -> None:
     runtime._network = Network(runtime._network.name, "10.9.0.0/24")
     with pytest.raises(Fault, match=r"not 10.9.0.0/24: set docker.subnet"):
         await runtime.prepare()
+
+
+@pytest.fixture
+def odd_image(docker_client: docker.DockerClient, images: Images) -> Iterator[Callable[..., str]]:
+    """The usual image with other lines in its Dockerfile."""
+    made: list[str] = []
+
+    def build(*lines: str) -> str:
+        dockerfile = "\n".join([f"FROM {images('v1')}", *lines]).encode()
+        image, _ = docker_client.images.build(fileobj=io.BytesIO(dockerfile), rm=True)
+        made.append(str(image.id))
+        return str(image.id)
+
+    yield build
+    for image in made:
+        with contextlib.suppress(docker.errors.APIError):
+            docker_client.images.remove(image, force=True)
+
+
+@pytest.mark.parametrize("kit", ["docker"], indirect=True)
+@pytest.mark.parametrize(
+    ("lines", "asked", "user"),
+    [
+        (["USER 1000:1000"], "", "1000:1000"),
+        (["USER root"], "", "65534:65534"),
+        (["USER 0:0"], "", "65534:65534"),
+        (["USER 1000:1000"], "33:33", "33:33"),
+    ],
+)
+async def test_the_images_own_user_runs_it_unless_that_is_root_or_another_is_asked_for(
+    kit: Any,
+    docker_client: docker.DockerClient,
+    odd_image: Callable[..., str],
+    lines: list[str],
+    asked: str,
+    user: str,
+) -> None:
+    runtime, _, _ = kit
+    wanted = want(odd_image(*lines))
+    template = replace(wanted.release.template, user=asked)
+    await runtime.start(replace(wanted, release=replace(wanted.release, template=template)))
+    instance = await seen(runtime, "api-1-0", running=True)
+    assert docker_client.containers.get(instance.container).attrs["Config"]["User"] == user
+
+
+@pytest.mark.parametrize("kit", ["docker"], indirect=True)
+async def test_the_images_stop_signal_is_sent_and_its_volumes_go_with_the_container(
+    kit: Any, docker_client: docker.DockerClient, odd_image: Callable[..., str]
+) -> None:
+    runtime, _, die = kit
+    wanted = want(odd_image("STOPSIGNAL SIGINT", "VOLUME /data"))
+    names = []
+    for _ in range(2):
+        await runtime.start(wanted)
+        instance = await seen(runtime, "api-1-0", running=True)
+        attrs = docker_client.containers.get(instance.container).attrs
+        assert attrs["Config"]["StopSignal"] == "SIGINT"
+        names += [mount["Name"] for mount in attrs["Mounts"]]
+        die("api-1-0")
+    await runtime.stop("api-1-0")
+    assert len(names) == 2
+    left = {volume.name for volume in docker_client.volumes.list()}
+    assert not left & set(names)
+
+
+@pytest.mark.parametrize("kit", ["docker"], indirect=True)
+async def test_a_renamed_container_is_still_the_instance_that_its_labels_say(
+    kit: Any, docker_client: docker.DockerClient
+) -> None:
+    runtime, image, _ = kit
+    wanted = want((await runtime.resolve(image)).digest)
+    await runtime.start(wanted)
+    first = await seen(runtime, "api-1-0", health="ready")
+    docker_client.containers.get(first.container).rename(f"{runtime._owner}-old")
+    await runtime.start(wanted)
+    await runtime.supervise("api-1-0")
+    (again,) = await runtime.observe("api")
+    assert (again.container, again.supervised) == (first.container, True)
+    docker_client.containers.get(first.container).kill()
+    await runtime.start(wanted)
+    new = await seen(runtime, "api-1-0", running=True)
+    assert new.container != first.container
+    assert new.address == first.address
+    assert len(await runtime.observe("api")) == 1
+    docker_client.containers.get(new.container).rename(f"{runtime._owner}-old")
+    await runtime.stop("api-1-0")
+    assert await runtime.observe("api") == ()
+
+
+@pytest.mark.parametrize("kit", ["docker"], indirect=True)
+async def test_a_second_container_of_an_instance_is_seen_apart_and_stopped_alone(
+    kit: Any, docker_client: docker.DockerClient
+) -> None:
+    runtime, image, _ = kit
+    wanted = want((await runtime.resolve(image)).digest)
+    await runtime.start(wanted)
+    first = await seen(runtime, "api-1-0", running=True)
+    labels = docker_client.containers.get(first.container).labels
+    copy = docker_client.containers.create(image, labels=labels, name=f"{runtime._owner}-copy")
+    both = {i.name: i for i in await runtime.observe("api")}
+    other = f"api-1-0@{str(copy.id)[:12]}"
+    assert both.keys() == {"api-1-0", other}
+    assert (both["api-1-0"].container, both[other].running) == (first.container, False)
+    await runtime.stop(other)
+    assert [i.container for i in await runtime.observe("api")] == [first.container]
+
+
+@pytest.mark.parametrize("kit", ["docker"], indirect=True)
+async def test_a_name_that_somebody_else_has_is_a_fault(kit: Any, docker_client: docker.DockerClient) -> None:
+    runtime, image, _ = kit
+    other = docker_client.containers.create(image, name=f"{runtime._owner}-api-1-0")
+    with pytest.raises(Fault, match="is taken by a container that is not ours"):
+        await runtime.start(want((await runtime.resolve(image)).digest))
+    await runtime.stop("api-1-0")
+    other.remove(force=True)
+
+
+@pytest.mark.parametrize("kit", ["docker"], indirect=True)
+async def test_eight_pulls_from_a_slow_registry_keep_no_instance_from_starting_or_stopping(
+    kit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime, image, _ = kit
+    digest = (await runtime.resolve(image)).digest
+    answers = threading.Event()
+    monkeypatch.setattr(runtime, "_pull_image", lambda *_: answers.wait(60))
+    pulls = [asyncio.create_task(runtime.resolve(f"no-such:{n}"), name="pull") for n in range(8)]
+    try:
+        async with asyncio.timeout(30):
+            await runtime.start(want(digest))
+            await seen(runtime, "api-1-0", running=True)
+            assert (await runtime.resolve(image)).digest == digest
+            await runtime.stop("api-1-0")
+        assert not any(pull.done() for pull in pulls)
+    finally:
+        answers.set()
+    assert all("is gone again" in found.error for found in await asyncio.gather(*pulls))
+
+
+@pytest.mark.filterwarnings("ignore:docker-credential-nowhere not installed")
+@pytest.mark.parametrize("kit", ["docker"], indirect=True)
+async def test_a_helper_for_credentials_that_is_not_there_is_told_at_once(
+    kit: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runtime, _, _ = kit
+    (tmp_path / "config.json").write_text('{"credsStore": "nowhere"}')
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    assert "docker-credential-nowhere" in (await runtime.resolve("no-such-image:1")).error
+
+
+async def test_a_network_that_gives_our_addresses_to_others_is_refused(
+    docker_client: docker.DockerClient,
+) -> None:
+    name, number = f"c{random.randrange(16**8):08x}", random.randrange(256)
+    subnet = f"10.239.{number}.0/24"
+    client = DockerClient()
+    for given in ("", f"10.239.{number}.64/26"):
+        pool = docker.types.IPAMPool(subnet=subnet, iprange=given or None)
+        made = docker_client.networks.create(name, ipam=docker.types.IPAMConfig(pool_configs=[pool]))
+        words = f"an address of {given or subnet}, .*--ip-range 10.239.{number}.128/25"
+        with pytest.raises(Fault, match=words):
+            await client.call(Network(name, subnet).ensure)
+        made.remove()
+    pool = docker.types.IPAMPool(subnet=subnet, iprange=f"10.239.{number}.128/25")
+    made = docker_client.networks.create(name, ipam=docker.types.IPAMConfig(pool_configs=[pool]))
+    await client.call(Network(name, subnet).ensure)
+    made.remove()
+    client.close()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK's own socket

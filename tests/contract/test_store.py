@@ -1,20 +1,32 @@
 """`ports.Store`: the fake and Redis pass one suite."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import io
+import random
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import RedisError
 
-from orchestrator.ports.faults import Conflict, Fault, Stale
+from orchestrator.daemon.config import Config
+from orchestrator.daemon.doctor import _redis
+from orchestrator.daemon.serve import Daemon
+from orchestrator.daemon.settings import RedisSection, Settings
+from orchestrator.observability.logs import LineWriter
+from orchestrator.ports.faults import Conflict, Fault, Repeated, Stale
+from orchestrator.ports.requests import Once
 from orchestrator.rollout.command import handle
 from orchestrator.rollout.events import ConfigReloaded, EdgeDrifted, RequestRefused
 from orchestrator.rollout.model import ServiceState
+from orchestrator.store.board import RedisBoard
 from orchestrator.store.codec import dump_event
 from orchestrator.store.keys import Keys
 from orchestrator.store.lease import Lease
-from orchestrator.store.redis_store import RedisStore, connect
+from orchestrator.store.redis_store import CONNECTIONS, Client, RedisStore, connect
 from orchestrator.store.server import PrivateRedis, check_settings
 from tests.builders import submit
 from tests.contract.fakes import FakeStore
@@ -187,6 +199,76 @@ async def test_an_answer_is_an_event_and_an_acknowledgement(kit: Any) -> None:
         await kit.store.answer(entry, event)
 
 
+async def test_a_refusal_that_is_told_again_as_its_reply_was_lost_changes_nothing(kit: Any) -> None:
+    entry = await kit.deliver({"service": "nope"})
+    event = RequestRefused(
+        service="nope", at=1.0, verb="release", actor="ci", request=entry, reason="unknown"
+    )
+    for _ in range(2):
+        await kit.store.refuse(entry, {"error": "unknown"}, event)
+    assert (len(await kit.dead()), await kit.told()) == (1, [event])
+
+
+@pytest.mark.parametrize("name", ["dead", "events", "requests", "services", "wanted"])
+async def test_a_key_of_another_type_is_seen_before_anything_is_written(private_kit: Any, name: str) -> None:
+    """Redis does not undo a script that fails half-way."""
+    keys = Keys("t")
+    store, board = RedisStore(private_kit, keys, 1), RedisBoard(private_kit, keys, 10.0, 1)
+    await private_kit.set(keys.lease, 1)
+    entry = await store.push({"service": "api"})
+    await private_kit.xgroup_create(keys.requests, keys.group, id="0")
+    await private_kit.xreadgroup(keys.group, "driver", {keys.requests: ">"})
+    if name == "requests":
+        await private_kit.delete(keys.requests)
+    await private_kit.set(getattr(keys, name), "no")
+    refused = RequestRefused(service="api", at=1.0, verb="release", actor="ci", request=entry, reason="no")
+    state, events = handle(ServiceState(service="api"), submit(1), 1000.0)
+    calls: dict[str, list[Callable[[], Awaitable[object]]]] = {
+        "commit": [lambda: store.commit(state, 0, events)],
+        "refuse": [lambda: store.refuse(entry, {"error": "no"}, refused)],
+        "want": [lambda: board.want("api", "text")],
+        "push": [
+            lambda: store.push({"service": "api"}),
+            lambda: store.push({"service": "api", "key": "a"}, Once("nonce", 60.0)),
+        ],
+    }
+    touches = {
+        "dead": ["refuse"],
+        "events": ["commit", "refuse"],
+        "requests": ["commit", "refuse", "push"],
+        "services": ["commit"],
+        "wanted": ["want"],
+    }
+    before = await _all(private_kit)
+    for call in (c for verb in touches[name] for c in calls[verb]):
+        with pytest.raises(Fault, match="WRONGTYPE"):
+            await call()
+    assert await _all(private_kit) == before
+
+
+async def _all(redis: Any) -> dict[str, Any]:
+    """Everything that Redis holds."""
+    return {key: await redis.dump(key) for key in await redis.keys()}
+
+
+async def test_a_request_that_is_to_come_once_is_appended_once_also_when_its_reply_was_lost(
+    private_kit: Any,
+) -> None:
+    store = RedisStore(private_kit, Keys("t"))
+    once = Once("nonce", 0.5)
+    entry = await store.push({"service": "api"}, once)
+    with pytest.raises(Repeated) as repeated:
+        await store.push({"service": "web", "key": "a"}, once)
+    assert repeated.value.request == entry
+    assert await private_kit.xlen("t:requests") == 1
+    await private_kit.delete(*await private_kit.keys("t:nonce:*"))
+    await store.push({"service": "api", "key": "a"}, once)
+    with pytest.raises(Conflict):
+        await store.push({"service": "api", "key": "a", "image": "b"}, Once("other", 60.0))
+    await store.push({"service": "api", "key": "b"}, Once("other", 60.0))
+    assert 0 < await private_kit.pttl((await private_kit.keys("t:nonce:*"))[0]) <= 60_000
+
+
 async def test_damaged_state_is_not_guessed_at(private_kit: Any) -> None:
     store = RedisStore(private_kit, Keys("t"))
     for data in ("{", "[]", '{"service": 1}', '{"service": "api", "released": "many"}'):
@@ -225,6 +307,77 @@ async def test_settings_that_lose_writes_are_named(private_kit: Any) -> None:
     await private_kit.config_set("maxmemory-policy", "allkeys-lru")
     (problem,) = await check_settings(private_kit)
     assert "CONFIG SET maxmemory-policy noeviction" in problem
+
+
+@contextlib.asynccontextmanager
+async def managed(folder: Path, *settings: str) -> AsyncIterator[Client]:
+    """A server as providers rent it out."""
+    socket = folder / "managed.sock"
+    program = shutil.which("redis-server")
+    assert program is not None
+    keeps = ["appendonly yes", "appendfsync always", "maxmemory-policy noeviction"]
+    where = ["port 0", f"unixsocket {socket}", f"dir {folder}", 'save ""']
+    (folder / "managed.conf").write_text("\n".join([*where, *keeps, *settings]))
+    process = await asyncio.create_subprocess_exec(
+        program, str(folder / "managed.conf"), stdout=asyncio.subprocess.DEVNULL
+    )
+    redis = connect(f"unix://{socket}")
+    try:
+        async with asyncio.timeout(10):
+            while True:
+                with contextlib.suppress(RedisError):
+                    await redis.ping()
+                    break
+                await asyncio.sleep(0.05)
+        yield redis
+    finally:
+        await redis.aclose()
+        process.terminate()
+        await process.wait()
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (['rename-command CONFIG ""'], "unknown command 'CONFIG'"),
+        (["user default on nopass ~* &* +@all -config"], "no permissions to run the 'config"),
+    ],
+)
+async def test_a_server_that_does_not_allow_config_is_asked_by_info_and_the_rest_is_named(
+    tmp_path: Path, settings: list[str], why: str
+) -> None:
+    async with managed(tmp_path, *settings) as redis:
+        (problem,) = await check_settings(redis)
+        assert problem.startswith("appendfsync can't be checked, because CONFIG is not allowed")
+        assert why in problem
+        assert problem.endswith(": allow CONFIG GET to the daemon's user")
+    async with managed(tmp_path, *settings, "appendonly no") as redis:
+        wrong, _ = await check_settings(redis)
+        assert wrong == "appendonly is 'no', not 'yes': set it where the server is managed"
+
+
+async def test_a_server_that_allows_neither_config_nor_info_is_no_fault(tmp_path: Path) -> None:
+    async with managed(tmp_path, "user default on nopass ~* &* +@all -config -info") as redis:
+        (problem,) = await check_settings(redis)
+        assert problem.startswith("appendonly, appendfsync, maxmemory-policy can't be checked")
+
+
+@pytest.mark.parametrize("durability", ["strict", "relaxed"])
+async def test_strict_refuses_what_cannot_be_checked_and_relaxed_starts(
+    tmp_path: Path, durability: Any
+) -> None:
+    redis_section = RedisSection(url=f"unix://{tmp_path}/managed.sock", durability=durability)
+    config = Config(tmp_path, Settings(redis=redis_section), {})
+    async with managed(tmp_path, 'rename-command CONFIG ""') as redis:
+        daemon = Daemon(config, LineWriter(io.StringIO()))
+        if durability == "strict":
+            with pytest.raises(Fault, match=r"appendfsync can't be checked.*relaxed"):
+                await daemon._check_redis(redis)
+        else:
+            await daemon._check_redis(redis)
+        (check,) = await _redis(config)
+        assert check.ok == (durability == "relaxed")
+        assert check.mend == "allow CONFIG GET to the daemon's user, or set redis/durability to relaxed"
 
 
 async def test_the_token_of_the_lease_grows_and_a_dead_holder_is_not_waited_for(
@@ -330,6 +483,73 @@ async def test_a_lease_is_fresh_for_half_its_time(private_kit: Any, tmp_path: Pa
     await asyncio.sleep(0.25)
     assert not lease.fresh()
     await lease.release()
+
+
+async def test_hundreds_of_conductors_wait_for_a_connection_and_none_fails(private: PrivateRedis) -> None:
+    redis = connect(private.url)
+    store = RedisStore(redis, Keys("t"), 1)
+    found = await asyncio.gather(*(store.load(f"s{n}") for n in range(400)))
+    assert [state.service for state, _ in found] == [f"s{n}" for n in range(400)]
+    assert len(await redis.client_list()) <= CONNECTIONS
+    await redis.aclose()
+
+
+async def test_who_finds_no_connection_in_time_is_told(private: PrivateRedis) -> None:
+    redis = connect(private.url, timeout=0.2, connections=1)
+    held = await redis.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+    with pytest.raises(Fault, match="Redis: No connection available"):
+        await RedisStore(redis, Keys("t")).load("api")
+    await redis.connection_pool.release(held)
+    assert (await RedisStore(redis, Keys("t")).load("api"))[1] == 0
+    await redis.aclose()
+
+
+async def test_the_lease_is_renewed_while_hundreds_of_conductors_load(
+    private: PrivateRedis, tmp_path: Path
+) -> None:
+    redis = connect(private.url)
+    store = RedisStore(redis, Keys("t"), 1)
+
+    async def read() -> None:
+        await redis.xread({"t:none": "$"}, block=4_000)
+
+    reading = [asyncio.create_task(read(), name="reader") for _ in range(CONNECTIONS)]  # not one is left
+    lease = Lease(redis.apart(), Keys("t"), tmp_path, ttl=1.5)
+    await lease.acquire()
+    keeping = asyncio.create_task(lease.keep(lambda: None), name="keep")
+    loads = [asyncio.create_task(store.load(f"s{n}"), name="load") for n in range(400)]
+    for _ in range(15):
+        await asyncio.sleep(0.2)
+        assert lease.fresh()
+    assert not any(load.done() for load in loads)
+    for task in (keeping, *reading):
+        task.cancel()
+    await asyncio.gather(keeping, *reading, return_exceptions=True)
+    assert len(await asyncio.gather(*loads)) == 400
+    await lease.release()
+    await redis.aclose()
+
+
+async def test_calls_that_are_cancelled_end_and_leave_their_connections_to_others(
+    private: PrivateRedis,
+) -> None:
+    redis = connect(private.url, timeout=2.0, connections=4)
+    store = RedisStore(redis, Keys("t"))
+
+    async def load_for_ever() -> None:
+        while True:
+            await store.load("api")
+
+    chance = random.Random(7)
+    for _ in range(60):
+        tasks = [asyncio.create_task(load_for_ever(), name="load") for _ in range(12)]
+        await asyncio.sleep(chance.uniform(0, 0.01))
+        for task in tasks:
+            task.cancel()
+        async with asyncio.timeout(2.0):
+            await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.gather(*(store.load(f"s{n}") for n in range(40)))
+    await redis.aclose()
 
 
 async def test_a_key_is_for_one_request(private_kit: Any) -> None:

@@ -91,11 +91,21 @@ async def test_connections_are_closed_by_an_answer_before_a_reload(
 
 
 @pytest.mark.parametrize("site", ["reload"], indirect=True)
-async def test_a_server_that_is_gone_is_not_waited_for(site: Site) -> None:
+async def test_nobody_waits_for_a_server_that_has_had_traffic_and_may_hang(site: Site) -> None:
     site.edge._reloader._closing_wait = 60.0
     async with asyncio.timeout(5):
         await site.edge.apply(site.plan(3, "api-2"), 1)
     assert await site.answers() == {"api-2"}
+
+
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_nobody_waits_when_all_that_were_served_have_died(site: Site) -> None:
+    site.edge._reloader._closing_wait = 60.0
+    for release in ("api-1", "api-2"):
+        site.servers[release].close()
+    async with asyncio.timeout(5):
+        await site.edge.apply(site.plan(3, "api-3"), 1)
+    assert await site.answers() == {"api-3"}
 
 
 @pytest.mark.parametrize("site", ["reload"], indirect=True)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import signal
 import stat
 import subprocess
@@ -61,7 +62,9 @@ async def kit(
     if request.param in ("host", "lua"):
         subprocess.run(["nginx", "-c", str(conf)], check=True, timeout=10)
         process: Any = HostNginx(conf=str(conf), pid_file=tmp_path / "nginx.pid")
-        edge = NginxEdge(process, folder, lambda _: EdgeOptions(), listen=listen, confirm_deadline=3.0)
+        edge = NginxEdge(
+            process, folder, lambda _: EdgeOptions(), listen=listen, confirm_deadline=3.0, closing_wait=0.2
+        )
         edge.prepare()
         yield Kit(edge, folder, process, process.master())
         await edge.close()
@@ -84,7 +87,9 @@ async def kit(
     )
     client = DockerClient()
     process = ContainerNginx(client, name)
-    edge = NginxEdge(process, folder, lambda _: EdgeOptions(), listen=listen, confirm_deadline=3.0)
+    edge = NginxEdge(
+        process, folder, lambda _: EdgeOptions(), listen=listen, confirm_deadline=3.0, closing_wait=0.2
+    )
     edge.prepare()
     await asyncio.sleep(0.5)
     yield Kit(edge, folder, process)
@@ -269,6 +274,64 @@ async def test_nginx_that_does_not_run_is_a_fault_and_the_file_is_put_back(kit: 
     assert (await kit.traffic.observe("api")).served is None
 
 
+@pytest.mark.parametrize("kit", ["host", "lua", "container"], indirect=True)
+async def test_an_nginx_that_includes_our_files_no_more_is_told_while_idle(kit: Kit) -> None:
+    await kit.traffic.apply(plan(1), 1)
+    assert (await kit.traffic.observe("api")).silence == ""
+    conf = kit.folder.parent / "nginx.conf"
+    kept = conf.read_text()
+    conf.write_text(kept.replace(f"include {kit.folder}/*.conf;", ""))
+    await kit.process.reload()
+    await _told(
+        kit, rf"nginx runs and does not serve api: is `include {kit.folder}/\*\.conf;` in its http {{}}\?"
+    )
+    seen = await kit.traffic.observe("api")
+    assert (seen.served, seen.confirmed, seen.error) == (None, 1, "")
+    conf.write_text(kept)
+    await kit.process.reload()
+    await _told(kit, "")
+
+
+@pytest.mark.parametrize("kit", ["host", "lua"], indirect=True)
+async def test_an_nginx_that_is_gone_is_told_while_idle(kit: Kit) -> None:
+    await kit.traffic.apply(plan(1), 1)
+    os.kill(kit.pid, signal.SIGTERM)
+    await _told(kit, r"nginx does not answer at http://127\.0\.0\.1:")
+
+
+@pytest.mark.parametrize("kit", ["host"], indirect=True)
+async def test_an_nginx_that_serves_other_services_and_not_this_one_is_told(kit: Kit) -> None:
+    await kit.traffic.apply(plan(1), 1)
+    await kit.traffic.apply(replace(plan(1), service="web"), 1)
+    (kit.folder / "web.conf").rename(kit.folder / "web.away")
+    await kit.process.reload()
+    (kit.folder / "web.away").rename(kit.folder / "web.conf")
+    async with asyncio.timeout(5):
+        while not (await kit.traffic.observe("web")).silence:
+            await asyncio.sleep(0.05)
+    assert (await kit.traffic.observe("web")).silence.startswith("nginx runs and does not serve web: ")
+    assert (await kit.traffic.observe("api")).silence == ""
+
+
+async def _told(kit: Kit, pattern: str) -> None:
+    """Wait until it is told so."""
+    async with asyncio.timeout(5):
+        while not re.match(pattern + ("" if pattern else "$"), (await kit.traffic.observe("api")).silence):
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("kit", ["host", "lua"], indirect=True)
+async def test_a_file_that_is_put_back_can_be_read_by_whoever_could_before(kit: Kit) -> None:
+    await kit.traffic.apply(plan(1), 1)
+    file = kit.folder / "api.conf"
+    before = stat.S_IMODE(file.stat().st_mode)
+    kit.traffic._options = lambda _: EdgeOptions(keepalive=8)
+    (kit.folder / "zz.conf").write_text("this is not nginx;\n")
+    with pytest.raises(Fault, match="this"):
+        await kit.traffic.apply(plan(2), 1)
+    assert stat.S_IMODE(file.stat().st_mode) == before
+
+
 def canary(generation: int, *, fallback: bool = True) -> RoutePlan:
     """Stable and a candidate have traffic; the fallback is stable alone."""
     servers = plan(generation).route.servers
@@ -298,6 +361,18 @@ async def test_a_rollback_on_the_host_needs_no_plan_and_is_not_overwritten(kit: 
         await kit.traffic.retreat("api", "ann", "again")
     await kit.traffic.apply(plan(6), 3)
     assert (await kit.traffic.observe("api")).on_disk.local is None
+
+
+async def test_a_service_may_have_many_instances(kit: Kit) -> None:
+    servers = tuple(
+        replace(s, instance=f"api-1-{n}", address=f"10.255.1.{n}:8080", container="c" * 64)
+        for n in range(1, 61)
+        for s in plan(1).route.servers[:1]
+    )
+    route = Route(generation=1, servers=servers)
+    await kit.traffic.apply(RoutePlan(service="api", route=route, fallback=route), 1)
+    seen = await kit.traffic.observe("api")
+    assert (seen.confirmed, seen.on_disk.route, seen.fallback) == (1, route, servers)
 
 
 async def test_without_a_fallback_there_is_nothing_to_go_back_to(kit: Kit) -> None:

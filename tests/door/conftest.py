@@ -51,9 +51,9 @@ class House:
         self.rules: list[AlertRule] = []
         self.workspace: Workspace | None = None
         answers = Answers(self.store, self.tail)
-        self.slack = Slack(self.desk, self.store, answers, self.tokens, self.clock, lambda: self.workspace)
+        self.slack = Slack(self.desk, self.store, answers, self.clock, lambda: self.workspace)
         self.forges: dict[forge.Kind, forge.Forge] = {}
-        forges = forge.Forges(self.desk, self.tokens, lambda: self.forges)
+        forges = forge.Forges(self.desk, lambda: self.forges)
         alerts = Alerts(self.desk, self.store, self.guard, self.clock, lambda: self.rules)
         self.services = {"api": template(), "web": template()}
         pages = Pages(
@@ -67,7 +67,7 @@ class House:
         )
         routes = [
             *pages.routes(),
-            web.post(signed.PATH, Signed(self.desk, self.tokens, self.clock, lambda: self.keys_of).handle),
+            web.post(signed.PATH, Signed(self.desk, self.clock, lambda: self.keys_of).handle),
             web.post(alertmanager.PATH, alerts.handle),
             web.post(forge.GITHUB_PATH, forges.github),
             web.post(forge.GITLAB_PATH, forges.gitlab),

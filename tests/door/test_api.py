@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import stat
 from pathlib import Path
@@ -12,11 +13,12 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator.daemon.settings import Settings
+from orchestrator.engine.tasks import beside
 from orchestrator.intake import api as api_module
 from orchestrator.intake import door, server
 from orchestrator.intake.server import Server
 from orchestrator.intake.views import ReleaseBody, fields_of
-from orchestrator.ports.access import MAY, Role, Verb
+from orchestrator.ports.access import MAY, Principal, Role, Verb
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.command import Freeze, handle
 from orchestrator.rollout.events import ConfigReloaded, ReleaseEnded
@@ -25,6 +27,7 @@ from orchestrator.store import tail as tail_module
 from orchestrator.store.tokens import RedisTokens
 from tests.builders import release, submit, template
 from tests.door.conftest import House
+from tests.samples import ended
 
 IMAGE = {"image": "registry.example.com/team/api:1.2"}
 
@@ -275,6 +278,10 @@ async def test_what_became_of_a_request_is_told(house: House) -> None:
     await house.commit(Freeze(request=asked["resume"], actor="ann"))
     told = (await house.ask("GET", f"/v1/requests/{asked['resume']}", secret))[1]
     assert (told["state"], told["reason"]) == ("refused", "already frozen by ann")
+    _, told, headers = await house.ask("POST", path_of("release"), secret, IMAGE)
+    await house.commit(submit(1, request=told["request"]))
+    told = (await house.ask("GET", headers["Location"], secret))[1]
+    assert (told["state"], told["reason"]) == ("accepted", "queued: frozen by ann")
 
 
 async def _lines(house: House, secret: str, path: str, number: int, **headers: str) -> list[tuple[str, Any]]:
@@ -323,6 +330,57 @@ async def test_a_listener_hears_nothing_of_services_that_are_not_its_own(house: 
     state, events = handle(ServiceState(service="web"), Freeze(request="3-0", actor="ann"), 1000.0)
     await house.put(state, *events)
     assert (await live)[0][1]["service"] == "web"
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["quiet", "busy"])
+@pytest.mark.parametrize("ends", ["revoked", "expired", "logged out"])
+async def test_a_listener_whose_token_is_good_no_longer_is_let_go(
+    house: House, monkeypatch: pytest.MonkeyPatch, ends: str, busy: bool
+) -> None:
+    monkeypatch.setattr(tail_module, "QUIET", 3600.0 if busy else 0.1)
+    monkeypatch.setattr(api_module, "RECHECK", 0.1)
+    who, now = Principal(name="ann", role="viewer"), house.clock.wall()
+    token, secret = await house.tokens.create(who, "test", now, now + (2.0 if ends == "expired" else 3600.0))
+    session = await house.tokens.open_session(token, 3600.0)
+    given = {"Cookie": f"{door.SESSION}={session}"} if ends == "logged out" else {}
+    headers = given or {"Authorization": f"Bearer {secret}"}
+
+    async def goes_on() -> None:
+        for number in itertools.count():
+            await asyncio.sleep(0.02)
+            await house.put(ServiceState(service="api"), ended(number))
+
+    async with (
+        asyncio.timeout(10),
+        beside({"events": goes_on} if busy else {}),
+        house.session.get(house.url + "/v1/events", headers=headers) as answer,
+    ):
+        heard = [await answer.content.readline() for _ in range(6)]
+        assert any(line.startswith(b"data: " if busy else b": quiet") for line in heard)
+        if ends == "revoked":
+            await house.tokens.revoke(token.id)
+        elif ends == "logged out":
+            await house.tokens.close_session(session)
+        await answer.content.read()  # to its end
+
+
+async def test_a_listener_is_let_go_without_redis_and_one_that_leaves_is_no_bug(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = await house.secret("viewer")
+    for sent in (b"", b"x"):  # it leaves before it has got anything, or later
+        reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+        writer.write(f"GET /v1/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\n\r\n".encode())
+        if sent:
+            await reader.readline()
+        writer.transport.abort()
+        await house.commit(submit(1))
+    headers = {"Authorization": f"Bearer {secret}"}
+    async with asyncio.timeout(10), house.session.get(house.url + "/v1/events", headers=headers) as answer:
+        assert house.private is not None
+        await house.private.stop()
+        assert b"HTTP/1.1" not in await answer.content.read()
+    assert "door_failed" not in capsys.readouterr().out
 
 
 async def test_a_listener_that_is_too_slow_is_let_go(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

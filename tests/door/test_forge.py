@@ -3,12 +3,14 @@
 import hashlib
 import hmac
 import json
+import urllib.parse
 from typing import Any
 
 import pytest
 
-from orchestrator.intake.forge import GITHUB_PATH, GITLAB_PATH, Forge, Project
+from orchestrator.intake.forge import FORM, GITHUB_PATH, GITLAB_PATH, Forge, Project
 from orchestrator.ports.faults import Fault
+from tests.builders import submit
 from tests.door.conftest import House
 
 SHA = "a84d88e7554fc1fa21bcbc4efae3c782a70d2b9d"
@@ -54,11 +56,17 @@ def forged(house: House) -> House:
 
 
 async def github(
-    house: House, payload: Any, secret: str = "s" * 32, event: str = "deployment"
+    house: House, payload: Any, secret: str = "s" * 32, event: str = "deployment", *, form: bool = False
 ) -> tuple[int, Any]:
     body = json.dumps(payload).encode()
+    if form:
+        body = urllib.parse.urlencode({"payload": body}).encode()
     sign = "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
-    headers = {"X-Hub-Signature-256": sign, "X-GitHub-Event": event, "Content-Type": "application/json"}
+    headers = {
+        "X-Hub-Signature-256": sign,
+        "X-GitHub-Event": event,
+        "Content-Type": FORM if form else "application/json",
+    }
     async with house.session.post(house.url + GITHUB_PATH, data=body, headers=headers) as answer:
         return answer.status, await answer.json(content_type=None)
 
@@ -71,10 +79,14 @@ async def gitlab(house: House, payload: Any, token: str = "t" * 32) -> tuple[int
 
 async def test_a_deployment_of_either_is_one_release(forged: House) -> None:
     assert (await github(forged, DEPLOYMENT))[0] == 202
-    assert (await github(forged, DEPLOYMENT))[1]["because"] == "it has come before"
+    assert (await github(forged, DEPLOYMENT))[0] == 202
     assert (await gitlab(forged, HOOK))[0] == 202
-    assert (await gitlab(forged, {**HOOK, "status": "created"}))[1]["because"] == "it has come before"
-    first, second = await forged.asked()
+    assert (await gitlab(forged, {**HOOK, "status": "created"}))[0] == 202
+    first, again, second, also = await forged.asked()
+    assert (first, second) == (again, also)
+    for n, key in enumerate([first["key"], again["key"], second["key"], also["key"]]):
+        await forged.commit(submit(1, request=f"{n + 1}-0", key=key))
+    assert (await forged.store.load("api"))[0].released == 2
     assert first == {
         "service": "api",
         "image": "registry.example.com/team/api:a84d88e",
@@ -84,6 +96,21 @@ async def test_a_deployment_of_either_is_one_release(forged: House) -> None:
         "key": "github-145988746",
     }
     assert (second["image"], second["key"]) == ("registry.example.com/team/api:279484c0", "gitlab-15")
+
+
+async def test_a_form_is_taken_as_github_sends_it_unless_told_otherwise(forged: House) -> None:
+    assert (await github(forged, DEPLOYMENT, form=True))[0] == 202
+    assert (await github(forged, DEPLOYMENT))[0] == 202
+    first, again = await forged.asked()
+    assert first == again
+    assert (await github(forged, DEPLOYMENT, "x" * 32, form=True))[0] == 401
+    assert (await github(forged, [], form=True))[0] == 422
+    for body in (b"payload=", b"other=1", b"\xff", b"a=1&" * 60, b"payload=%7B"):
+        sign = "sha256=" + hmac.new(b"s" * 32, body, hashlib.sha256).hexdigest()
+        headers = {"X-Hub-Signature-256": sign, "X-GitHub-Event": "deployment", "Content-Type": FORM}
+        async with forged.session.post(forged.url + GITHUB_PATH, data=body, headers=headers) as answer:
+            assert answer.status == 400, body
+    assert len(await forged.asked()) == 2
 
 
 async def test_what_is_no_deployment_of_ours_asks_for_nothing(forged: House) -> None:
@@ -117,7 +144,7 @@ async def test_a_wrong_secret_and_a_wrong_body_are_refused(forged: House) -> Non
 async def test_one_that_could_not_be_taken_may_come_again(
     forged: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def away(_: object) -> str:
+    async def away(*_: object) -> str:
         raise Fault("Redis: away")
 
     with monkeypatch.context() as broken:

@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.intake.signed import PATH, Key, signature
 from orchestrator.ports.access import Principal
+from orchestrator.ports.faults import Fault
 from tests.door.conftest import House
 
 OLD, NEW = b"o" * 40, b"n" * 40
@@ -55,7 +56,42 @@ async def test_a_replay_is_refused_also_with_another_time(signing: House) -> Non
         signing, body, signed_headers(body, timestamp=str(int(headers["X-Release-Timestamp"]) + 1))
     )
     assert (again[0], fresh[0]) == (401, 401)
-    assert "nonce has been used" in again[1]["detail"]
+    (entry,) = [e for e, _ in await signing.redis.xrange(signing.keys.requests)]
+    assert f"it has come before, as request {entry}" in again[1]["detail"]
+    assert len(await signing.asked()) == 1
+
+
+async def test_what_was_not_taken_may_come_again_as_it_is(signing: House) -> None:
+    body = json.dumps(ROLLBACK).encode()
+    headers = signed_headers(body)
+    assert signing.private is not None
+    await signing.private.stop()
+    assert (await send(signing, body, headers))[0] == 503
+    await signing.private.start()
+    assert (await send(signing, body, headers))[0] == 202
+    wrong = json.dumps({**ROLLBACK, "service": "web"}).encode()
+    headers = signed_headers(wrong, nonce="m" * 20)
+    assert [(await send(signing, wrong, headers))[0] for _ in range(2)] == [403, 403]
+    signing.keys_of["new"] = Key(Principal(name="hook", role="operator"), NEW)
+    assert (await send(signing, wrong, headers))[0] == 202
+    assert len(await signing.asked()) == 2
+
+
+async def test_what_was_taken_although_its_answer_was_lost_is_not_taken_again(
+    signing: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push = signing.store.push
+
+    async def loses_its_reply(*given: Any) -> str:
+        await push(*given)
+        monkeypatch.undo()
+        raise Fault("Redis: timeout")
+
+    monkeypatch.setattr(signing.store, "push", loses_its_reply)
+    body = json.dumps(ROLLBACK).encode()
+    headers = signed_headers(body)
+    assert (await send(signing, body, headers))[0] == 503
+    assert (await send(signing, body, headers))[0] == 401
     assert len(await signing.asked()) == 1
 
 

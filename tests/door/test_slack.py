@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import urllib.parse
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
@@ -180,6 +181,34 @@ async def test_nothing_is_taken_that_slack_has_not_signed_just_now_and_once(
     house.workspace = None
     again = command("rollback api", double.hooks, trigger_id="2")
     assert (await send(house, COMMAND_PATH, again))[0] == 401
+
+
+async def test_what_was_not_taken_may_come_again_as_it_is(house: House, double: SlackDouble) -> None:
+    command_body, press_body = command("freeze api", double.hooks), press("pause", "api-1", double.hooks)
+    headers = [signed(body, house.clock.wall()) for body in (command_body, press_body)]
+    assert house.private is not None
+    await house.private.stop()
+    assert (await send(house, COMMAND_PATH, command_body, headers[0]))[0] == 503
+    assert (await send(house, ACTION_PATH, press_body, headers[1]))[0] == 503
+    await house.private.start()
+    for expected in (200, 401):
+        assert (await send(house, COMMAND_PATH, command_body, headers[0]))[0] == expected
+        assert (await send(house, ACTION_PATH, press_body, headers[1]))[0] == expected
+    assert len(await house.asked()) == 2
+
+
+@pytest.mark.parametrize(("team", "works"), [(TEAM, True), ("T0666", False)])
+async def test_a_button_works_where_the_whole_organisation_has_installed_the_app(
+    house: House, double: SlackDouble, team: str, works: bool
+) -> None:
+    """Slack then sends no team; the one of who pressed is the workspace."""
+    await house.put(rolling())
+    fields = urllib.parse.parse_qs(press("pause", "api-2", double.hooks, team=team).decode())
+    payload = json.loads(fields["payload"][0])
+    payload |= {"team": None, "enterprise": {"id": "E0001", "name": "shop"}, "is_enterprise_install": True}
+    body = urllib.parse.urlencode({"payload": json.dumps(payload)}).encode()
+    assert (await send(house, ACTION_PATH, body))[0] == 200
+    assert len(await house.asked()) == works
 
 
 async def test_a_response_url_that_points_elsewhere_is_not_called(house: House, double: SlackDouble) -> None:

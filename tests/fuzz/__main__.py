@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from orchestrator.daemon.doctor.nginx_text import directives, mistakes
 from orchestrator.daemon.service_file import ServiceFile
+from orchestrator.daemon.yaml_file import ConfigError, check, document
 from orchestrator.hooks.runner import _decided
 from orchestrator.intake import strict_json
 from orchestrator.intake.alertmanager import AlertRule, Group, meant
@@ -33,6 +34,7 @@ from orchestrator.observability.metrics import seen_by_nginx
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.command import handle
 from orchestrator.rollout.model import ServiceState
+from orchestrator.runtime.env_file import parse as parse_env
 from orchestrator.store.codec import dump_event, dump_state, load_event, load_state
 from orchestrator.traffic.request_log import RequestLog
 from tests.builders import submit
@@ -74,11 +76,9 @@ def _entry(body: bytes) -> object:
     return parse("1-0", {str(k): str(v).encode("utf-8", "replace").decode() for k, v in given.items()})
 
 
-def _yaml(body: bytes) -> object:
-    try:
-        return ServiceFile.model_validate(yaml.safe_load(body.decode())).plan()
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise Fault("no YAML") from error
+def _service(body: bytes) -> object:
+    path = Path("api.yaml")
+    return check(path, document(path, body), ServiceFile).plan()
 
 
 LOG = RequestLog(None, Path("/nonexistent"))  # type: ignore[arg-type]
@@ -154,7 +154,14 @@ TARGETS = [
     Target("GitLab", lambda b: gitlab(strict_json.loads(b)), (_text(HOOK),), (Fault, ValidationError)),
     Target("state", load_state, (dump_state(STATE),), (Fault,)),
     Target("event", load_event, tuple(map(dump_event, EVENTS)), (Fault,)),
-    Target("service file", _yaml, (SERVICE.encode(),), (Fault, ValidationError)),
+    Target("service file", _service, (SERVICE.encode(),), (ConfigError,)),
+    Target("env file", lambda b: parse_env(b.decode()), (b"A=1\nexport B='two' # x\n",), (ValueError,)),
+    Target(
+        "nginx -T",
+        lambda b: mistakes(directives(b.decode("utf-8", "replace")), Path("/e")),
+        (b"# configuration file /a:\nhttp { server / { include /e/snippets/a.conf; rewrite a b break; }}",),
+        (),
+    ),
     Target(
         "OPA's answer",
         lambda b: _decided(b.decode("utf-8", "replace")),

@@ -32,7 +32,7 @@ class Case:
         self.sim.until_ended("api-1")
         self.sim.send(submit(2, template=one, policy=compared(rule)))
         self.sim.until_phase(Phase.SHIFTING, held=True)
-        rollout = replace(self.rollout, evidence=(), block_from=None, looked_at=None, measured_at=None)
+        rollout = replace(self.rollout, evidence=(), block_from=None, looked_at=None)
         self.sim.state = replace(self.sim.state, rollout=rollout)
         self.sim.readings.clear()
 

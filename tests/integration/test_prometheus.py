@@ -1,10 +1,12 @@
 """`ports.Metrics` on a real Prometheus, with the counters that break others."""
 
+import re
 import socket
 import time
 from dataclasses import replace
 
 import pytest
+from aiohttp import web
 
 from examples.playground.stack import free_port
 from orchestrator.analysis.presets import PRESETS
@@ -118,6 +120,58 @@ async def test_own_queries_beside_the_counters_and_a_wrong_one_breaks_nothing(ki
     assert reading.samples["api-2-0"].requests == 10
 
 
+@pytest.mark.parametrize(
+    ("guilty", "words"),
+    [
+        (
+            replace(API, source=replace(API.source, ignore=(("path", "(?!x)"),))),
+            r"http_requests_total.*\(\?!",
+        ),
+        (replace(API, source=replace(API.source, requests="http.requests")), r"http\.requests.*parse error"),
+        (replace(API, source=replace(API.source, latency="lat.ms")), r"lat\.ms_bucket.*parse error"),
+    ],
+    ids=["pattern", "counter", "histogram"],
+)
+async def test_a_service_that_prometheus_refuses_takes_no_others_data_away(
+    kit: Kit, guilty: MetricQuery, words: str
+) -> None:
+    kit.exporters["api-2-0"].text = requests(10)
+    await kit.until(API, lambda r: "api-2-0" in r.samples)
+    wrong = replace(guilty, service="guilty")
+    for _ in range(2):
+        found = await kit.prometheus.read([replace(API, service="before"), wrong, API])
+        assert (found["api"].error, found["before"].error) == ("", "")
+        assert found["api"].samples["api-2-0"].requests == 10
+        assert re.search(words, found["guilty"].error)
+
+
+async def test_a_query_that_fails_as_it_runs_or_answers_a_histogram_is_its_gates_trouble(kit: Kit) -> None:
+    kit.exporters["api-1-0"].text = requests(10)
+    await kit.until(API, lambda r: "api-1-0" in r.samples)
+    two = '(label_replace(vector(1), "a", "1", "", "") or label_replace(vector(1), "a", "2", "", ""))'
+    queries = (("many", f"{two} * on () {two}"), ("scalar", "scalar(up)"), ("one", "vector(1)"))
+    wrong = replace(API, service="guilty", queries=queries)
+    found = await kit.prometheus.read([API, wrong])
+    assert found["api"].samples["api-1-0"].requests == 10
+    assert found["guilty"].error == ""
+    assert found["guilty"].values == {("one", ""): 1}
+    assert set(found["guilty"].refused) == {"many", "scalar"}
+    assert "many-to-many" in found["guilty"].refused["many"]
+
+
+async def test_why_an_instance_is_not_scraped_is_told_in_prometheus_words(kit: Kit) -> None:
+    wanted = replace(API, instances=("api-2-0", "api-2-1"))
+    kit.exporters["api-2-0"].up = False
+    reading = await kit.until(wanted, lambda r: bool(r.unread.get("api-2-0")))
+    assert re.fullmatch(
+        r"server returned HTTP status 500 .* \(http://127.0.0.1:\d+/metrics\)", reading.unread["api-2-0"]
+    )
+    assert reading.unread["api-2-1"] == ""
+    targets = await kit.prometheus.target_errors() or {}
+    assert (targets["api", "api-1-0"], bool(targets["api", "api-2-0"])) == ("", True)
+    assert ("api", "api-2-1") not in targets
+
+
 async def test_many_services_are_one_query(kit: Kit) -> None:
     kit.exporters["api-1-0"].text = requests(10)
     await kit.until(API, lambda r: "api-1-0" in r.samples)
@@ -149,6 +203,49 @@ async def test_prometheus_that_is_away_or_hangs_is_an_error_in_time() -> None:
             await prometheus.ask("up")
         prometheus.close()
     silent.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (200, "<html>sign in</html>", "Expecting value"),
+        (200, '{"status": "success"}', "data"),
+        (200, '{"data": {"result": null}}', "unexpected answer: None"),
+        (200, '{"data": {"result": {"a": 1}}}', "unexpected answer: "),
+        (200, "[]", "list indices"),
+        (200, '{"data": {"result": [1, "x", null, {"metric": 7}, {"metric": {"service": []}}]}}', ""),
+        (
+            400,
+            '{"status": "error", "errorType": "bad_data", "error": "1:7: parse error: x"}',
+            "parse error: x",
+        ),
+        (400, "{}", "HTTP status 400"),
+        (401, "no", "^HTTP status 401: no$"),
+        (503, '{"status": "error", "errorType": "timeout", "error": "query timed out"}', "^query timed out$"),
+        (502, "<html>bad gateway</html>", "^HTTP status 502"),
+    ],
+)
+async def test_whatever_answers_in_place_of_prometheus_is_a_reading(
+    status: int, body: str, words: str
+) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=body, status=status, content_type="application/json")
+
+    app = web.Application()
+    app.router.add_route("*", "/{rest:.*}", answer)
+    runner, port = web.AppRunner(app), free_port()
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    prometheus = Prometheus(f"http://127.0.0.1:{port}", SystemClock(), timeout=2.0)
+    wanted = replace(API, queries=(("one", "vector(1)"),), instances=("api-1-0",))
+    found = await prometheus.read([wanted, replace(API, service="web")])
+    for reading in found.values():
+        assert bool(reading.error) == bool(words)
+        assert re.search(words, reading.error)
+        assert not reading.samples
+    assert await prometheus.target_errors() is None
+    prometheus.close()
+    await runner.cleanup()
 
 
 async def test_what_is_wrong_is_told_without_its_layers() -> None:

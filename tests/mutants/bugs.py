@@ -20,22 +20,26 @@ ENGINE = "tests/unit/test_engine.py"
 STORE = "tests/contract/test_store.py"
 TRAFFIC = "tests/contract/test_traffic.py -k 'not container'"
 SWITCH = "tests/contract/test_switch.py"
+KEPT = "tests/contract/test_kept.py"
+PROCESS = "tests/contract/test_process.py"
 AUDIENCE = "tests/contract/test_audience.py"
 PLACES = "tests/contract/test_places.py"
 MEMORY = "tests/contract/test_memory.py -k 'not share'"
 RUNTIME = "tests/contract/test_runtime.py"
 SIMULATION = "tests/simulation -k one_effect"
+REVERT = "tests/simulation -k 'one_effect and revert'"
+BULKHEADS = "tests/unit/test_bulkheads.py"
 
 BUGS = (
     Bug(
         "a command is forgotten before it is committed",
         "engine/conductor.py",
         "            command = self._inbox[0]\n"
-        "            state, events = handle(self._state, command, self._parts.clock.now())\n"
+        "            state, events = self._handle(command)\n"
         "            await self._commit(state, events, acks=(command.request,))\n"
         "            self._inbox.popleft()\n        return told\n",
         "            command = self._inbox.popleft()\n"
-        "            state, events = handle(self._state, command, self._parts.clock.now())\n"
+        "            state, events = self._handle(command)\n"
         "            await self._commit(state, events, acks=(command.request,))\n        return told\n",
         ENGINE,
     ),
@@ -68,6 +72,13 @@ BUGS = (
         STORE,
     ),
     Bug(
+        "a refusal whose reply was lost is told twice",
+        "store/scripts.py",
+        "if #redis.call('XPENDING', KEYS[4], ARGV[2], ARGV[3], ARGV[3], 1) == 0 then return 0 end",
+        "",
+        STORE,
+    ),
+    Bug(
         "a lease is taken again although somebody has driven since",
         "store/scripts.py",
         "if tonumber(redis.call('GET', KEYS[2]) or '0') > tonumber(ARGV[1]) then return 0 end",
@@ -84,7 +95,7 @@ BUGS = (
     Bug(
         "a key is good for any request",
         "store/scripts.py",
-        "if known[1] and known[1] ~= ARGV[1] then return {0, known[2]} end",
+        "if known[1] and known[1] ~= ARGV[1] then return {{'conflict', known[2]}} end",
         "",
         STORE,
     ),
@@ -119,30 +130,107 @@ BUGS = (
     Bug(
         "a rollback waits for its reload",
         "traffic/edge.py",
-        '            switches.turn_on(plan.service, "".join(wanted))\n            return True\n',
-        "            return False\n",
+        "        await self._take_back_at_once(plan, token)\n",
+        "",
         SWITCH,
     ),
     Bug(
         "a switch that is left over holds the next release back",
         "traffic/edge.py",
-        "            switches.put_away(plan.service)\n",
-        "",
+        "            self._switches.put_away(plan.service)\n            return False\n",
+        "            return True\n",
         SWITCH,
     ),
     Bug(
         "a step goes on over a switch that a person has turned",
         "traffic/edge.py",
-        "            if to != served:\n",
-        "            if False:\n",
+        "        if to == served:\n",
+        "        if True:\n",
         SWITCH,
+    ),
+    Bug(
+        "a switch is put away before nginx serves what makes it needless",
+        "traffic/edge.py",
+        "        if on and drained and served and needless",
+        "        if on and drained and needless",
+        REVERT,
+    ),
+    Bug(
+        "a change that fails leaves the fallback of the new plan",
+        "traffic/edge.py",
+        "_put_back(path.with_suffix(FALLBACK), beside, bool(secret))",
+        "None",
+        SWITCH,
+    ),
+    Bug(
+        "a first file that was never confirmed is put back after a crash",
+        "traffic/edge.py",
+        "            return old\n        return good\n",
+        "            return old\n        return good or old\n",
+        "tests/simulation -k one_effect",
+    ),
+    Bug(
+        "a bug in one service ends the daemon",
+        "engine/conductor.py",
+        '                except Exception as error:\n                    log.exception("turn_failed"',
+        '                except ZeroDivisionError as error:\n                    log.exception("turn_failed"',
+        BULKHEADS,
+    ),
+    Bug(
+        "a look that meets a bug is one for nobody",
+        "engine/measure.py",
+        "            if len(queries) > 1:",
+        "            if len(queries) > 1000:",
+        "tests/unit/test_measure.py",
+    ),
+    Bug(
+        "what a job has done is done again until it is seen",
+        "engine/tasks.py",
+        "            self._not_before[name] = asyncio.get_running_loop().time() + self._first\n",
+        "",
+        BULKHEADS,
     ),
     Bug(
         "connections are not closed before a reload",
         "traffic/reload.py",
-        "                self._switches.close_connections()\n",
+        "                await to_the_end(self._switches.close_connections)\n",
         "",
         SWITCH,
+    ),
+    Bug(
+        "a backup that leaves makes a reload hasty",
+        "traffic/edge.py",
+        "if s.instance not in stay and not s.backup]",
+        "if s.instance not in stay]",
+        KEPT,
+    ),
+    Bug(
+        "a reload that was never asked for is taken back by another",
+        "traffic/edge.py",
+        "if tested and self._reloader.asked:",
+        "if tested:",
+        KEPT,
+    ),
+    Bug(
+        "whoever has the number in nginx's pid file is signalled",
+        "traffic/process.py",
+        "        if MASTER.match(title(pid)):\n            return\n",
+        "        return\n",
+        PROCESS,
+    ),
+    Bug(
+        "workers of a master from before an upgrade are not seen",
+        "traffic/process.py",
+        "            first = older\n",
+        "            break\n",
+        PROCESS,
+    ),
+    Bug(
+        "a try to bind that may yet succeed is a refusal",
+        "traffic/error_log.py",
+        " and not words.endswith(TRIES_AGAIN)",
+        "",
+        PROCESS,
     ),
     Bug(
         "connections stay closed after a reload",
@@ -203,8 +291,8 @@ BUGS = (
     Bug(
         "what was never confirmed is put back after a crash",
         "traffic/edge.py",
-        "return read(path.with_suffix(LAST_GOOD)) or old",
-        "return old",
+        "            return old\n        return good\n",
+        "            return old\n        return old\n",
         TRAFFIC,
     ),
     Bug(
@@ -238,16 +326,44 @@ BUGS = (
     Bug(
         "a stale sample passes a gate",
         "rollout/counts.py",
-        "if now - sample.at > max_age:",
+        "if not now - sample.at <= max_age:",
         "if False:",
         UNIT,
     ),
     Bug(
         "a counter that was reset counts backwards",
         "rollout/counts.py",
-        "    if restarted:\n",
-        "    if False:\n",
+        "value if name in fell else value - was.get(name, 0.0)",
+        "value - was.get(name, 0.0)",
         UNIT,
+    ),
+    Bug(
+        "a counter that was not seen is zero",
+        "rollout/counts.py",
+        "unknown = unasked or part in older.unseen or part in newer.unseen or",
+        "unknown = unasked or",
+        UNIT,
+    ),
+    Bug(
+        "Prometheus that is away is the candidate's silence",
+        "rollout/gates.py",
+        "    if last is None or last.error:\n        return rollout.silent\n",
+        "    if last is None:\n        return rollout.silent\n",
+        UNIT,
+    ),
+    Bug(
+        "time in which nobody looked counts",
+        "rollout/decide.py",
+        "    overlook(turn, seen.unwatched)\n",
+        "    overlook(turn, 0.0)\n",
+        UNIT,
+    ),
+    Bug(
+        "time in which no daemon ran is not known",
+        "engine/conductor.py",
+        "return max(now - memory.loaded_at, 0.0) if self._version else 0.0",
+        "return 0.0",
+        ENGINE,
     ),
     Bug(
         "evidence is forgotten at each look while the store is away",
@@ -570,9 +686,9 @@ BUGS = (
     ),
     Bug(
         "a signed request may come twice",
-        "intake/signed.py",
-        'if not await self._tokens.first_time(f"signed {key_id} {nonce}", REMEMBER):',
-        "if False:",
+        "store/scripts.py",
+        "local before = once and redis.call('GET', KEYS[3])",
+        "local before = false",
         DOOR + "test_signed.py",
     ),
     Bug(
@@ -599,8 +715,8 @@ BUGS = (
     Bug(
         "a verb hits whatever rolls out",
         "rollout/command.py",
-        "refusal = _misses(state, command) or _carry_out(turn, command)",
-        "refusal = _carry_out(turn, command)",
+        "why = _misses(state, command) or _carry_out(turn, command)",
+        "why = _carry_out(turn, command)",
         UNIT,
     ),
     Bug(

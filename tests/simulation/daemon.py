@@ -201,7 +201,7 @@ class Daemon:
                 host.token = world.acquire(self._known_dead)
             await asyncio.sleep(0.5)
         ports = Ports(world, host)
-        measurer = Measurer(ports, 0.5)
+        measurer = Measurer(ports, ports, 0.5)
         parts = Parts(
             store=ports,
             runtime=_Runtime(ports),

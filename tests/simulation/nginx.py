@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from unittest import mock
 
 from orchestrator.ports.faults import Fault
-from orchestrator.ports.traffic import Workers
+from orchestrator.ports.traffic import Complaint, Workers
 from orchestrator.rollout.model import Server
 from orchestrator.rollout.observation import OnDisk
 from orchestrator.traffic import files
@@ -130,6 +130,9 @@ class SimProcess:
 
     async def workers(self) -> Workers:
         return Workers()
+
+    async def complaint(self) -> Complaint:
+        return Complaint()
 
 
 class SimListener:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestrator.rollout.command import Command, handle
+from orchestrator.rollout.counts import Known, settle
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.desired import Wanted, desired
 from orchestrator.rollout.events import Event, ReleaseEnded, RouteChanged
@@ -51,6 +52,8 @@ class Sim:
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
     counters: dict[str, Counter] = field(default_factory=dict)
     readings: list[Reading] = field(default_factory=list)
+    known: dict[str, Known] = field(default_factory=dict)
+    unwatched: float = 0.0
     edge_up: bool = True
     refuses: str = ""
     file: str = "ours"
@@ -58,6 +61,7 @@ class Sim:
     failed: str = ""
     runtime_ok: bool = True
     prometheus_up: bool = True
+    unreadable: set[str] = field(default_factory=set)
     image_error: str = ""
     image_note: str = ""
     image_there: bool = True
@@ -109,6 +113,7 @@ class Sim:
             start_errors=errors,
             readings=tuple(self.readings),
             hooks={c.key: self.hooks[c.hook.name] for c in world.hooks if c.hook.name in self.hooks},
+            unwatched=self.unwatched,
         )
 
     def step(self, seconds: float = 1.0) -> None:
@@ -119,12 +124,24 @@ class Sim:
         for _ in range(20):
             before = self.state
             self.state, events = decide(self.state, self.observe(), self.now)
+            self.unwatched = 0.0
             self.events += events
             self._converge()
             self._check(before)
             if not events:
                 return
         raise AssertionError("the core does not come to rest")
+
+    def nobody_drives(self, seconds: float, *, restart: bool) -> None:
+        """Users come and nobody decides; `restart`: what only the daemon's memory holds is gone too."""
+        for _ in range(int(seconds / 10)):
+            self.now += 10.0
+            self._users(10.0)
+            self._scrape()
+        if restart:
+            self.readings.clear()
+            self.known.clear()
+        self.unwatched = seconds
 
     def run(self, seconds: float) -> None:
         for _ in range(int(seconds)):
@@ -194,11 +211,12 @@ class Sim:
             return
         samples = {}
         for name, instance in self.instances.items():
-            if instance.running:
+            if instance.running and instance.release not in self.unreadable:
                 c = self.counters.setdefault(name, Counter())
                 buckets = {0.1: c.requests - c.slow, 0.5: c.requests, float("inf"): c.requests}
                 samples[name] = Sample(self.now, c.requests, c.errors, buckets)
-        self.readings.append(Reading(at=self.now, samples=samples))
+        self.known, reading = settle(self.known, Reading(at=self.now, samples=samples))
+        self.readings.append(reading)
 
     def _converge(self) -> None:
         world = desired(self.state, self.now)

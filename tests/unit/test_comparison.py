@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.rollout.command import Pause, Resume
+from orchestrator.rollout.counts import missing_data
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.events import GateJudged, GatesLooked, PhaseEntered, RolloutPaused
 from orchestrator.rollout.gates import unmet
@@ -382,11 +383,11 @@ def test_without_a_past_there_is_no_data(sim: Sim) -> None:
 def test_a_pause_for_want_of_data_can_be_resumed(sim: Sim) -> None:
     sim.send(submit(2, policy=compared(ERRORS, on_no_data="pause")))
     sim.until_phase(Phase.SHIFTING, held=True)
-    sim.prometheus_up = False
+    sim.unreadable.add("api-2")
     sim.run(20)
     assert sim.state.rollout is not None
     assert sim.state.rollout.mark is not None
-    sim.prometheus_up = True
+    sim.unreadable.clear()
     sim.send(Resume(request="9-0", actor="ann"))
     assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
 
@@ -429,3 +430,34 @@ def test_verdicts_on_another_route_do_not_pass_a_step(sim: Sim) -> None:
     assert unmet(Turn(sim.state, sim.now), sim.observe(), 2.0) != STALE
     later = replace(sim.state, route=replace(route, generation=route.generation + 1))
     assert unmet(Turn(later, sim.now), sim.observe(), 2.0) == STALE
+
+
+def test_a_gate_whose_own_queries_prometheus_refuses_has_no_data_and_says_why(
+    sim: Sim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scrape = Sim._scrape
+
+    def refused(sim: Sim) -> None:
+        scrape(sim)
+        why = {"pay": "pay{: parse error", "paid": "paid{: parse error"}
+        sim.readings[-1] = replace(sim.readings[-1], refused=why)
+
+    monkeypatch.setattr(Sim, "_scrape", refused)
+    pay = Comparison(name="pay", metric="counts", total="pay{", bad="pay{")
+    paid = Limit(name="paid", metric="query", query="paid{", max=1.0)
+    sim.send(submit(2, policy=replace(compared(ERRORS, pay), limits=(paid,))))
+    rollout = sim.until_phase(Phase.SHIFTING, held=True)
+    sim.step()
+    rollout = sim.state.rollout or rollout
+    found = {v.gate: (v.result, v.text) for v in rollout.verdicts}
+    assert found["pay"] == (Result.NO_DATA, "Prometheus: pay{: parse error")
+    assert found["paid"] == (Result.NO_DATA, "Prometheus: paid{: parse error")
+    assert found["errors"][0] is not Result.NO_DATA
+
+
+def test_a_target_that_is_down_is_told_with_the_reason() -> None:
+    reading = Reading(at=1.0, unread={"a": "connection refused", "b": ""})
+    assert missing_data(reading, ["a"], 9.0, 1.0) == (
+        "a is not scraped or its target is down: connection refused"
+    )
+    assert missing_data(reading, ["b"], 9.0, 1.0) == "b is not scraped or its target is down"

@@ -7,9 +7,10 @@ import pytest
 import yaml
 
 from orchestrator.daemon.changes import changes
-from orchestrator.daemon.config import ConfigError, load
+from orchestrator.daemon.config import load
 from orchestrator.daemon.gate_section import ComparisonSection
 from orchestrator.daemon.units import limit, seconds, size
+from orchestrator.daemon.yaml_file import ConfigError
 from orchestrator.rollout.policy import Certainty, Policy
 from orchestrator.traffic.options import Audience, ServerBlock, Tls
 
@@ -26,9 +27,12 @@ def write(folder: Path, service: dict[str, Any] | str, settings: dict[str, Any] 
 
 
 def problems(folder: Path, service: dict[str, Any] | str, settings: dict[str, Any] | None = None) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load(write(folder, service, settings))
-    return str(caught.value)
+    try:
+        found = load(write(folder, service, settings)).problems
+    except ConfigError as error:
+        found = tuple(error.problems)
+    assert found
+    return "\n".join(map(str, found))
 
 
 def test_the_smallest_service_has_the_production_ladder(tmp_path: Path) -> None:
@@ -40,7 +44,7 @@ def test_the_smallest_service_has_the_production_ladder(tmp_path: Path) -> None:
         (100, 900),
     ]
     assert plan.template.read_only
-    assert plan.template.user == "65534:65534"
+    assert plan.template.user == ""  # the image's own, or 65534 where that is root
 
 
 def test_bare_and_full_steps_mix(tmp_path: Path) -> None:
@@ -58,15 +62,18 @@ def test_bare_and_full_steps_mix(tmp_path: Path) -> None:
     [
         (
             {"gates": [{"metric": "error_rate", "max": "many"}]},
-            "services/api.yaml: gates/0/max: 'many' is not a limit",
+            "services/api.yaml: gates/0/max: 'many' is not a share; write 0.5%",
         ),
         ({"gates": [{"metric": "query"}]}, "gates/0: max: metric: query needs max, min or max_ratio"),
         ({"gates": [{"metric": "query", "max": 1}]}, "gates/0: query: is for metric: query"),
         (
             {"gates": [{"metric": "error_rate", "window": "1m"}]},
-            "gates/0/window: is not a key that is known here",
+            "gates/0: key `window` is not for a gate that compares: it needs a limit",
         ),
-        ({"gates": [{"metric": "error_rate", "max": 1, "budget": 1}]}, "gates/0/budget: is not a key"),
+        (
+            {"gates": [{"metric": "error_rate", "max": 1, "budget": 1}]},
+            "gates/0: key `budget` is not for a gate with a limit",
+        ),
         (
             {"gates": [{"metric": "query", "query": "x", "min": 2, "max": 1}]},
             "gates/0: min: 2 is above max, 1",
@@ -91,7 +98,7 @@ def test_bare_and_full_steps_mix(tmp_path: Path) -> None:
             {"gates": [{"metric": "error_rate", "margin": "1%"}]},
             "gates/0: budget: 0.005 must be above margin",
         ),
-        ({"gates": [{"metric": "error_rate", "effects": ["200%"]}]}, "gates/0: effects: each is a share"),
+        ({"gates": [{"metric": "error_rate", "effects": ["100%"]}]}, "gates/0: effects: each is a share"),
         ({"gates": ["error_rate"]}, "gates/0"),
         ({"evidence": {"alpha": 0}}, "evidence/alpha"),
         ({"evidence": {"phi": 0.5}}, "evidence/phi"),
@@ -115,7 +122,10 @@ def test_bare_and_full_steps_mix(tmp_path: Path) -> None:
         ({"strategy": {"hold": "soon"}}, "strategy/hold: 'soon' is not a duration"),
         ({"container": {"port": 0}}, "container/port"),
         ({"container": {"port": 80, "memory": "lots"}}, "container/memory: 'lots' is not a size"),
-        ({"container": {"port": 80, "privileged": True}}, "container/privileged: is not a key"),
+        (
+            {"container": {"port": 80, "privileged": True}},
+            "container: unknown key `privileged`: containers have no capabilities",
+        ),
         ({"service": "api\n"}, "is not a lower-case DNS label"),
         ({"service": "../../etc"}, "is not a lower-case DNS label"),
         ({"images": []}, "images"),
@@ -172,8 +182,9 @@ def test_two_generated_servers_may_not_be_the_same(tmp_path: Path) -> None:
     service = {**SERVICE, "nginx": {"server": {}}}
     path = write(tmp_path, service)
     (tmp_path / "services" / "b.yaml").write_text(yaml.safe_dump({**service, "service": "b"}))
-    with pytest.raises(ConfigError, match="is that of api"):
-        load(path)
+    config = load(path)
+    assert list(config.services) == ["api"]
+    assert "services/b.yaml: nginx/server: listen 80, server_name _ is that of api" in config.unusable["b"]
 
 
 @pytest.mark.parametrize(
@@ -190,8 +201,7 @@ def test_a_path_in_anothers_block_is_one_that_is_free(
     path = write(tmp_path, {**SERVICE, "nginx": {"server": {}}})
     other = tmp_path / "services" / "b.yaml"
     other.write_text(yaml.safe_dump({**SERVICE, "service": "b", "nginx": {"server": joined}}))
-    with pytest.raises(ConfigError, match=words):
-        load(path)
+    assert words in load(path).unusable["b"]
     free = {"join": "api", "path": "/b/"}
     other.write_text(yaml.safe_dump({**SERVICE, "service": "b", "nginx": {"server": free}}))
     assert load(path).services["b"].edge().server == ServerBlock(join="api", path="/b/")
@@ -228,9 +238,12 @@ def test_where_a_generated_block_is_reached(listen: str, tls: bool, address: tup
 
 def test_the_same_service_twice_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, SERVICE)
-    (tmp_path / "services" / "b.yaml").write_text(yaml.safe_dump(SERVICE))
-    with pytest.raises(ConfigError, match="is in another file too"):
-        load(path)
+    (tmp_path / "services" / "b.yaml").write_text(yaml.safe_dump({**SERVICE, "images": ["other"]}))
+    config = load(path)
+    assert config.services["api"].images == ["reg/api"]
+    assert [str(p).partition("/services/")[2] for p in config.problems] == [
+        f"b.yaml: service: 'api' is that of {tmp_path}/services/api.yaml; one of them must go"
+    ]
 
 
 @pytest.mark.parametrize("text", ["[", "- 1", "a: !!python/object:os.system x", "\tx"])
@@ -250,7 +263,7 @@ def test_a_relative_state_folder_is_refused(tmp_path: Path) -> None:
 def test_units() -> None:
     assert [seconds(v) for v in ("30s", "1h30m", "250ms", 5, 2.5)] == [30, 5400, 0.25, 5, 2.5]
     assert [limit(v) for v in ("0.5%", "300ms", 0.01)] == [0.005, 0.3, 0.01]
-    assert [size(v) for v in ("256MiB", "1g", "512k", 1024)] == [268435456, 1073741824, 524288, 1024]
+    assert [size(v) for v in ("256MiB", "1g", "512k", 2097152)] == [268435456, 1073741824, 524288, 2097152]
     for value in ("", "1", "-1s", "1x", -1, float("inf"), True, "١٢s"):
         with pytest.raises(ValueError, match="duration"):
             seconds(value)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.daemon.config import load
-from orchestrator.daemon.doctor import _closed_to_others, _secrets, _weights
+from orchestrator.daemon.doctor.files import secrets
+from orchestrator.daemon.doctor.nginx import closed_to_others, weights
 
 LUA = "load_module modules/ngx_http_lua_module.so;"
 
@@ -21,7 +22,7 @@ LUA = "load_module modules/ngx_http_lua_module.so;"
     ],
 )
 def test_how_weights_change(mode: str, whole: str, ok: bool, says: str) -> None:
-    check = _weights(mode, whole)
+    check = weights(mode, whole)
     assert check.ok is ok
     assert says in check.detail
     assert bool(check.mend) is not ok
@@ -33,11 +34,11 @@ def test_a_folder_that_workers_can_not_pass_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "edge"
     (folder / "switch").mkdir(parents=True)
     folder.chmod(0o755)
-    assert _closed_to_others(folder) is None
+    assert closed_to_others(folder) is None
     (folder / "switch").chmod(0o700)
-    assert _closed_to_others(folder) == folder / "switch"
+    assert closed_to_others(folder) == folder / "switch"
     folder.chmod(0o750)
-    assert _closed_to_others(folder) == folder
+    assert closed_to_others(folder) == folder
 
 
 async def test_a_secret_that_everybody_can_read_is_named(tmp_path: Path) -> None:
@@ -54,6 +55,6 @@ async def test_a_secret_that_everybody_can_read_is_named(tmp_path: Path) -> None
         """
     )
     (tmp_path / "services").mkdir()
-    found = await _secrets(load(tmp_path / "orchestrator.yaml"))
+    found = await secrets(load(tmp_path / "orchestrator.yaml"))
     assert {c.name for c in found} == {"webhooks/0/secret_file", "notify/0/urls_file", "api/tls/key"}
     assert all(not c.ok and c.mend.startswith("chmod o= ") for c in found)

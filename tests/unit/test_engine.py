@@ -19,10 +19,17 @@ from orchestrator.ports.requests import Request
 from orchestrator.ports.service import ServicePlan
 from orchestrator.rollout.command import Abort, Freeze, Remove, Restart, Rollback
 from orchestrator.rollout.desired import Wanted, desired
-from orchestrator.rollout.events import Event, ReleaseAccepted, ReleaseEnded, ServiceRemoved
+from orchestrator.rollout.events import (
+    Event,
+    ReleaseAccepted,
+    ReleaseEnded,
+    RequestRefused,
+    ServiceRemoved,
+    ServiceTroubled,
+)
 from orchestrator.rollout.model import Outcome, Phase, Route, Server, ServiceState
 from orchestrator.rollout.observation import Edge, Observation, Sample
-from orchestrator.rollout.policy import Comparison, Step
+from orchestrator.rollout.policy import Comparison, Limit, Step
 from tests.builders import LADDER, policy, release, submit, template
 from tests.contract.fakes import FakeClock, FakeHooks, FakeMetrics, FakeRuntime, FakeStore, FakeTraffic
 
@@ -53,7 +60,7 @@ class Kit:
             self.clock.time += 0.1
 
         self.metrics = FakeMetrics(self.clock)
-        measurer = Measurer(self.metrics, 0.01)
+        measurer = Measurer(self.metrics, self.clock, 0.01)
         self.parts = Parts(
             store=self.store,
             runtime=self.runtime,
@@ -131,6 +138,20 @@ async def test_a_request_that_is_delivered_again_is_one_release(kit: Kit) -> Non
         kit.conductor.submit(small(1))
     state = await kit.until(ended("api-1"))
     assert state.released == 1
+
+
+async def test_a_store_that_went_back_is_corrected_before_the_first_command_is_obeyed() -> None:
+    kit = Kit()
+    state = ServiceState(service="api", released=1, handled=("0-1",))
+    await kit.store.commit(state, 0, ())
+    await kit.runtime.start(Wanted(name="api-4-0", release=release(4), index=0, create=True, restart=False))
+    kit.conductor.submit(small(1))
+    task = asyncio.create_task(eternal("conductor", kit.conductor.run, pause=0.01), name="conductor")
+    await kit.until(lambda state: state.released > 4)
+    accepted = [e.release for e in await kit.store.told() if isinstance(e, ReleaseAccepted)]
+    assert accepted == ["api-5"]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_docker_away_stops_nothing_that_serves(kit: Kit) -> None:
@@ -283,16 +304,67 @@ async def test_a_refusal_at_the_resource_ends_the_daemon(kit: Kit) -> None:
             await eternal("conductor", conductor.run)
 
 
-async def test_a_bug_in_a_job_ends_the_daemon(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_in_a_job_is_told_in_the_state_and_the_job_is_tried_again(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def broken(_: FakeRuntime, image: str) -> Any:
         raise ZeroDivisionError(image)
 
-    monkeypatch.setattr(FakeRuntime, "resolve", broken)
-    conductor = Conductor(PLAN, kit.parts)
-    conductor.submit(small(1))
-    with pytest.raises(ZeroDivisionError):
-        async with asyncio.timeout(5):
-            await eternal("conductor", conductor.run)
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeRuntime, "resolve", broken)
+        kit.conductor.submit(small(1))
+        state = await kit.until(lambda s: bool(s.trouble))
+        assert state.trouble == "internal error, see the daemon's log: ZeroDivisionError: repo/api:1"
+        kit.conductor.submit(Freeze(request="2-0", actor="ann"))
+        await kit.until(lambda s: s.frozen is not None)
+    state = await kit.until(lambda s: bool(s.history) and not s.trouble)
+    assert state.history[-1].outcome is Outcome.PROMOTED
+    told = [e.reason for e in await kit.store.told() if isinstance(e, ServiceTroubled)]
+    assert told == ["internal error, see the daemon's log: ZeroDivisionError: repo/api:1", ""]
+
+
+async def test_a_bug_in_deciding_leaves_verbs_and_the_daemon_alive(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise IndexError("a bug")
+
+    kit.conductor.submit(small(1))
+    await kit.until(ended("api-1"))
+    with monkeypatch.context() as patched:
+        patched.setattr("orchestrator.engine.conductor.decide", broken)
+        state = await kit.until(lambda s: "IndexError" in s.trouble)
+        patched.setattr("orchestrator.engine.conductor.handle", broken)
+        kit.conductor.submit(Freeze(request="2-0", actor="ann"))
+        await kit.until(lambda s: "2-0" in s.handled)
+    (refused,) = [e for e in await kit.store.told() if isinstance(e, RequestRefused)]
+    assert refused.reason == "internal error, see the daemon's log: IndexError: a bug"
+    state = await kit.until(lambda s: not s.trouble)
+    assert state.frozen is None
+
+
+async def test_a_pull_that_never_ends_is_told_with_the_words_of_the_last_try(kit: Kit) -> None:
+    kit.runtime.images.clear()
+    kit.runtime.down = True
+    kit.conductor.submit(small(1, preflight_deadline=3.0))
+    kit.runtime.down = False
+    kit.runtime.resolve_error = "Docker: no end within 600 s"
+    state = await kit.until(ended("api-1"))
+    assert "image repo/api:1 was not there after 3 s: Docker: no end within 600 s" in state.history[-1].reason
+
+
+async def test_a_job_that_is_cancelled_before_it_begins_can_begin_again() -> None:
+    jobs, ran = Jobs(lambda: None), asyncio.Event()
+    jobs.start("route 7", lambda: asyncio.sleep(60))
+    jobs.cancel(lambda _: True)
+    await asyncio.sleep(0.01)
+
+    async def work() -> None:
+        ran.set()
+
+    jobs.start("route 7", work)
+    await asyncio.wait_for(ran.wait(), 5)
+    await jobs.stop()
 
 
 async def test_a_conductor_takes_only_so_many_commands() -> None:
@@ -319,9 +391,12 @@ async def test_requests_find_their_conductor_or_the_dead_letters() -> None:
         ):
             await dispatcher.dispatch(request, {"service": request.service})
         assert [letter["entry"] for letter in kit.store.dead] == ["2-0", "3-0"]
-        dispatcher.configure({}, group)
+        assert "there are: api (systemctl reload orchestrator reads new files)" in kit.store.dead[0]["error"]
+        dispatcher.configure({}, group, {"api": "/s/api.yaml: images: is required"})
         await dispatcher.dispatch(good, {"service": "api"})
         assert kit.store.dead[-1]["entry"] == "1-0"
+        wrong = "service: 'api' is not driven: /s/api.yaml: images: is required"
+        assert kit.store.dead[-1]["error"] == wrong
     assert kit.runtime.containers["api-1-0"].running
     assert any(isinstance(e, ReleaseEnded) for e in kit.published)
 
@@ -408,7 +483,9 @@ async def test_jobs_run_one_at_a_time_and_wait_longer_after_each_failure() -> No
     jobs.start("a", fails)
     await asyncio.sleep(0.01)
     assert len(runs) == 2
-    jobs.forget(lambda _: False)
+    jobs.forget_others()
+    assert jobs.errors
+    jobs.forget_others()
     assert jobs.errors == {}
     jobs.start("b", lambda: asyncio.sleep(60))
     jobs.cancel(lambda name: name == "b")
@@ -479,3 +556,97 @@ async def test_a_block_that_is_cancelled_is_cancelled_whatever_runs_beside() -> 
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+@dataclass
+class Driven:
+    """A service whose conductor can be taken away for a while."""
+
+    kit: Kit = field(default_factory=Kit)
+    task: asyncio.Task[None] | None = None
+    measuring: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        conductor = Conductor(PLAN, self.kit.parts)
+        self.kit.conductor = conductor
+        self.task = asyncio.create_task(eternal("conductor", conductor.run, pause=0.01), name="conductor")
+
+    async def stop(self) -> None:
+        assert self.task is not None
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+HELD = Step(weight=20, hold=300.0, deadline=301.0)
+
+
+@pytest.fixture
+async def driven() -> AsyncIterator[Driven]:
+    """A release that holds its first step, before Prometheus has answered the new process once."""
+    driven = Driven()
+    kit = driven.kit
+    driven.measuring = asyncio.create_task(kit.parts.measurer.run(), name="measure")
+    driven.start()
+    kit.conductor.submit(small(1))
+    await kit.until(ended("api-1"))
+    strict = policy(
+        limits=(Limit(name="q", metric="query", query="x", max=1.0),),
+        steps=(HELD, LADDER[-1]),
+        on_no_data="rollback",
+        on_inconclusive="rollback",
+        no_data_after=120.0,
+    )
+    kit.conductor.submit(submit(2, template=template(instances=1), policy=strict))
+    await kit.until(lambda s: s.rollout is not None and bool(s.rollout.verdicts))
+    yield driven
+    driven.measuring.cancel()
+    await driven.stop()
+
+
+async def _stands(kit: Kit) -> None:
+    """A good while of decisions later nothing has gone back."""
+    async with asyncio.timeout(5):
+        version = (await kit.store.load("api"))[1]
+        while (await kit.store.load("api"))[1] < version + 5:
+            await asyncio.sleep(0.01)
+    state = await kit.state()
+    assert state.rollout is not None
+    assert state.rollout.phase is Phase.SHIFTING
+
+
+@pytest.mark.parametrize("seconds", [600.0, 3600.0])
+async def test_time_without_a_daemon_is_no_time_of_the_release(driven: Driven, seconds: float) -> None:
+    kit = driven.kit
+    await driven.stop()
+    before = await kit.state()
+    kit.clock.time += seconds
+    driven.start()
+    await _stands(kit)
+    after = await kit.state()
+    assert before.rollout is not None
+    assert after.rollout is not None
+    assert after.rollout.entered_at - before.rollout.entered_at >= seconds
+    assert after.rollout.silent < 120
+
+
+async def test_time_without_a_store_is_no_time_of_the_release(driven: Driven) -> None:
+    kit = driven.kit
+    kit.store.fail_before = 10**6
+    async with asyncio.timeout(5):
+        while kit.store.fail_before == 10**6:
+            await asyncio.sleep(0.01)
+    kit.clock.time += 600.0
+    await asyncio.sleep(0.1)
+    assert "api" not in kit.traffic.local
+    kit.store.fail_before = 0
+    await _stands(kit)
+
+
+async def test_a_command_that_waits_for_the_daemon_does_not_hide_that_it_was_away(driven: Driven) -> None:
+    kit = driven.kit
+    await driven.stop()
+    kit.clock.time += 600.0
+    driven.start()
+    kit.conductor.submit(Freeze(request="9-0", actor="ann"))
+    await kit.until(lambda s: s.frozen is not None)
+    await _stands(kit)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from orchestrator.rollout.command import Freeze
+from orchestrator.rollout.command import Freeze, handle
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.events import ServiceAdopted
 from orchestrator.rollout.model import Outcome, Phase, Route, ServiceState
@@ -222,6 +222,43 @@ def test_a_store_that_went_back_gives_no_number_twice(sim: Sim) -> None:
     assert sim.state.released == 2
     assert sim.state.stable is not None
     assert sim.state.stable.id == "api-2"
+
+
+def test_a_number_that_somebody_has_is_not_given_out_whoever_the_store_says_is_stable(sim: Sim) -> None:
+    """What runs, what the file serves and what is remembered count, each by itself, and nobody else's."""
+    settled = sim.state
+    found = Observation(instances=tuple(sim.instances.values()), edge=sim.observe().edge)
+
+    def next_id(seen: Observation, state: ServiceState = settled) -> str:
+        state, _ = decide(state, seen, sim.now)
+        return handle(state, submit(9), sim.now)[1][0].release
+
+    one = next(iter(sim.instances.values()))
+    assert next_id(found) == "api-2"
+    for release, expected in (
+        ("api-6", "api-7"),
+        ("web-9", "api-2"),
+        ("api-blue", "api-2"),
+        ("api-²", "api-2"),
+        ("api-" + "9" * 5000, "api-2"),
+    ):
+        other = replace(one, name="api-6-0", release=release, described=None)
+        assert next_id(replace(found, instances=(*found.instances, other))) == expected
+    assert found.edge.on_disk is not None
+    stable = replace(found.edge.on_disk, stable="api-4")
+    assert next_id(replace(found, edge=replace(found.edge, on_disk=stable))) == "api-5"
+    assert next_id(found, replace(settled, released=0)) == "api-2"  # its history has api-1
+
+
+def test_a_number_on_the_disk_alone_is_not_given_out_by_an_empty_store(sim: Sim) -> None:
+    disk = sim.disk
+    lose(sim)
+    sim.instances.clear()
+    sim.disk = disk
+    turn(sim)
+    assert sim.state.released == 1
+    turn(sim)
+    assert sim.send(submit(2))[0].release == "api-2"
 
 
 def test_a_state_that_agrees_with_the_file_is_left_alone(sim: Sim) -> None:

@@ -52,7 +52,7 @@ def test_the_smallest_request() -> None:
         ({"image": "api@sha256:short"}, "is not an image reference"),
         ({"verb": "explode"}, "verb"),
         ({"service": ""}, "service"),
-        ({"imgae": "api:1"}, "imgae"),
+        ({"imgae": "api:1"}, "^imgae: unknown field$"),
         ({"link": "javascript:alert(1)"}, "link"),
         ({"release": "api 1"}, "release"),
         ({"why": "x" * 3000}, "why"),

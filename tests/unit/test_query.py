@@ -49,7 +49,7 @@ def test_another_services_rows_and_wrong_labels_are_nobodys() -> None:
 
 def test_own_queries_keep_the_release_and_know_their_service() -> None:
     query = MetricQuery(service="api", source=PRESETS["client_golang"], queries=(("pay", 'x{s="$service"}'),))
-    assert 'x{s="api"}' in own(query)[0]
+    assert 'x{s="api"}' in own(query)[0].text
     found = readings([query], [row("query:pay", "0.5"), row("query:pay", "NaN", release="")], 1.0)["api"]
     assert found.values["pay", "api-1"] == 0.5
     assert math.isnan(found.values["pay", ""])
@@ -58,8 +58,29 @@ def test_own_queries_keep_the_release_and_know_their_service() -> None:
 def test_services_that_share_a_source_share_the_expressions() -> None:
     web = MetricQuery(service="web", source=PRESETS["client_golang"])
     assert len(batch([QUERY, web])) == len(batch([QUERY])) == 5
-    assert "api|web" in batch([QUERY, web])[0]
+    assert "api|web" in batch([QUERY, web])[0].text
     assert len(batch([QUERY, MetricQuery(service="web", source=PRESETS["opentelemetry"])])) == 10
+
+
+def test_a_row_that_is_no_number_is_the_trouble_of_its_gate_alone() -> None:
+    histogram = {"metric": row("query:pay", "1")["metric"], "histogram": [200.0, {}]}
+    rows = [row("up", "1"), row("at", "1"), row("requests", "7"), row("query:other", "3"), histogram]
+    found = readings([QUERY], rows, 1.0)["api"]
+    assert (found.error, found.samples["api-1-0"].requests) == ("", 7)
+    assert found.values == {("other", "api-1"): 3}
+    assert "unexpected answer" in found.refused["pay"]
+
+
+def test_counters_that_are_refused_are_no_zeros() -> None:
+    rows = [row("up", "1"), row("at", "1"), row("requests", "7"), row("total:pay", "9")]
+    found = readings([QUERY], rows, 1.0, {("api", "pay"): "a typo"})["api"]
+    assert (found.samples["api-1-0"].own, found.refused) == ({}, {"pay": "a typo"})
+    assert readings([QUERY], rows, 1.0, {("api", ""): "a typo"})["api"].error == "a typo"
+    assert readings([QUERY], rows, 1.0, {("web", ""): "a typo"})["api"].error == ""
+
+
+def test_a_target_that_is_down_is_named() -> None:
+    assert readings([QUERY], [row("up", "0"), row("at", "1")], 1.0)["api"].unread == {"api-1-0": ""}
 
 
 def test_literals_are_quoted() -> None:

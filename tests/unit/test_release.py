@@ -35,6 +35,7 @@ from orchestrator.rollout.events import (
     RouteChanged,
 )
 from orchestrator.rollout.model import Outcome, Phase, Result
+from orchestrator.rollout.observation import Reading
 from orchestrator.rollout.policy import Limit, Preview, Step
 from orchestrator.rollout.told import told
 from tests.builders import ERRORS, LADDER, policy, submit, template
@@ -158,7 +159,7 @@ def test_the_steps_own_minimum_counts_since_the_step_began(sim: Sim) -> None:
 def test_no_data_never_passes(sim: Sim, action: str, outcome: Outcome | None) -> None:
     sim.send(submit(2, policy=policy(on_no_data=action)))
     sim.until_phase(Phase.SHIFTING, held=True)
-    sim.prometheus_up = False
+    sim.unreadable.add("api-2")
     sim.run(40)
     assert sim.share("api-2") in (0, 5)
     assert sim.outcomes().get("api-2") is outcome
@@ -171,16 +172,40 @@ def test_no_data_never_passes(sim: Sim, action: str, outcome: Outcome | None) ->
 def test_holding_without_data_ends_too(sim: Sim) -> None:
     sim.send(submit(2, policy=policy(on_no_data="hold", pause_deadline=50.0)))
     sim.until_phase(Phase.SHIFTING, held=True)
-    sim.prometheus_up = False
+    sim.unreadable.add("api-2")
     assert sim.until_ended("api-2").outcome is Outcome.ROLLED_BACK
 
 
-def test_a_candidate_that_prometheus_never_scrapes_gets_no_traffic(sim: Sim) -> None:
-    sim.prometheus_up = False
+@pytest.mark.parametrize(
+    ("reading", "words"),
+    [
+        (
+            {"unread": {"api-2-0": "server returned HTTP status 404 (http://10.0.2.10/metrics)"}},
+            "Prometheus cannot scrape api-2-0: server returned HTTP status 404 (http://10.0.2.10/metrics)",
+        ),
+        ({"unread": {"api-2-0": ""}}, "Prometheus has not scraped api-2-0 (does it read our http_sd_"),
+        (
+            {"error": "up{: parse error"},
+            "Prometheus did not answer for 300 s, the limit is 300 s: up{: parse",
+        ),
+    ],
+)
+def test_a_candidate_that_is_not_read_ends_with_prometheus_own_reason(
+    sim: Sim, monkeypatch: pytest.MonkeyPatch, reading: dict[str, Any], words: str
+) -> None:
+    monkeypatch.setattr(Sim, "_scrape", lambda s: s.readings.append(Reading(at=s.now, **reading)))
     sim.send(submit(2))
     ended = sim.until_ended("api-2")
     assert ended.outcome is Outcome.FAILED
-    assert "http_sd_configs" in ended.reason
+    assert words in ended.reason
+
+
+def test_a_candidate_that_prometheus_never_scrapes_gets_no_traffic(sim: Sim) -> None:
+    sim.unreadable.add("api-2")
+    sim.send(submit(2))
+    ended = sim.until_ended("api-2")
+    assert ended.outcome is Outcome.FAILED
+    assert "Prometheus has not scraped api-2-0" in ended.reason
     assert max(sum(s.weight for s in sim.state.route.servers if s.release == "api-2"), 0) == 0
 
 
@@ -430,6 +455,37 @@ def test_a_step_that_wants_approval_waits_and_is_rolled_back_if_nobody_comes(sim
     assert "without approval" in ended.reason
 
 
+def _waits_for_approval(sim: Sim, requests: int = 10) -> None:
+    """A step of 5 % that has passed in the day and waits for a person, into a night with few requests."""
+    steps = (replace(LADDER[0], approve=True), *LADDER[1:])
+    limit = replace(ERRORS, min_requests=requests, window=60.0)
+    changes = {"steps": steps, "limits": (limit,), "pause_deadline": 9e4, "on_inconclusive": "rollback"}
+    sim.send(submit(2, policy=policy(**changes)))
+    while not (sim.state.rollout and sim.state.rollout.mark):
+        sim.step()
+    sim.behave("api-2").rate = 1.0
+    sim.run(600)
+
+
+def test_the_time_in_which_a_person_decides_is_not_the_steps(sim: Sim) -> None:
+    _waits_for_approval(sim)
+    sim.send(Approve(request="9-0", actor="ann"))
+    sim.run(LADDER[0].deadline - LADDER[0].hold - 5)
+    assert not sim.ends("api-2")
+    assert sim.share("api-2") == 5
+    sim.behave("api-2").rate = 100.0
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+def test_a_pause_while_approval_is_awaited_counts_for_nothing_either(sim: Sim) -> None:
+    _waits_for_approval(sim)
+    sim.send(Pause(request="7-0", actor="ann"))
+    sim.run(100)
+    sim.send(Resume(request="8-0", actor="ann"))
+    sim.run(LADDER[0].deadline - LADDER[0].hold - 5)
+    assert not sim.ends("api-2")
+
+
 def test_a_bad_release_goes_back_while_it_waits_for_approval(sim: Sim) -> None:
     steps = (replace(LADDER[0], approve=True), *LADDER[1:])
     sim.send(submit(2, policy=policy(steps=steps)))
@@ -451,6 +507,20 @@ def test_pause_stands_still_and_resume_does_not_shorten_the_hold(sim: Sim) -> No
     held_after = sim.now - (sim.state.rollout.held_since or 0.0)  # type: ignore[union-attr]
     assert held_after == pytest.approx(held_before)
     assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+def test_a_step_that_was_paused_at_its_deadline_gets_its_whole_time_from_who_resumes_it(sim: Sim) -> None:
+    sim.behave("api-2").rate = 0.1
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    while not (sim.state.rollout and sim.state.rollout.mark):
+        sim.step()
+    assert "step deadline" in sim.state.rollout.mark.reason
+    sim.send(Resume(request="9-0", actor="ann"))
+    sim.run(LADDER[0].deadline - 5)
+    assert sim.state.rollout.mark is None
+    sim.run(10)
+    assert sim.state.rollout.mark is not None
 
 
 def test_a_pause_before_traffic_stands_still_too(sim: Sim) -> None:
@@ -695,6 +765,22 @@ def test_a_queued_release_can_be_aborted(sim: Sim) -> None:
     sim.send(Abort(request="9-0", actor="ann", release="api-2"))
     assert sim.outcomes()["api-2"] is Outcome.ABORTED
     assert not sim.state.queue
+
+
+def test_a_release_that_waits_for_an_unfreeze_says_by_whom_and_why(sim: Sim) -> None:
+    assert "queued" not in told(sim.send(submit(2, key="a"))[0])
+    sim.until_ended("api-2")
+    sim.send(Freeze(request="7-0", actor="dave", reason="holidays"))
+    assert "queued" not in told(sim.send(submit(2, request="7-1", key="a"))[0])  # it is over
+    for request in ("7-3", "7-4"):  # also where it is asked for again
+        (accepted, *_) = sim.send(submit(3, request=request, key="b"))
+        assert isinstance(accepted, ReleaseAccepted)
+        assert accepted.frozen == "dave: holidays"
+        assert told(accepted).endswith("; queued: frozen by dave: holidays")
+    rejected = replace(policy(), on_new_release="reject")
+    accepted, ended = sim.send(submit(4, request="7-5", policy=rejected))
+    assert (accepted.kind, ended.kind) == ("release_accepted", "release_ended")
+    assert "queued" not in told(accepted)
 
 
 def test_the_same_image_can_be_released_again(sim: Sim) -> None:

@@ -147,14 +147,14 @@ def test_a_file_for_memory_differs_in_nothing_but_its_route_while_its_shape_is_t
         )
 
     def shape(rendered: str) -> str:
-        return rendered.partition('.tell("api"')[2].partition(']==], "')[2].partition('"')[0]
+        return rendered.partition('.tell("api"')[2].partition(', "\\n"), "')[2].partition('"')[0]
 
     one = dynamic(Route(generation=1, servers=(server(),)), EdgeOptions())
     two = dynamic(Route(generation=2, servers=(server(weight=7), server(instance="b"))), EdgeOptions())
     other = dynamic(Route(generation=2, servers=(server(),)), EdgeOptions(keepalive=8))
     assert shape(one) == shape(two) != shape(other)
     assert len(shape(one)) == 16
-    bare = [re.sub(r"\[==\[.*?\]==\]", "", t.split("\n", 3)[3], flags=re.DOTALL) for t in (one, two)]
+    bare = [re.sub(r"table\.concat\(.*?\)", "", t.split("\n", 3)[3]) for t in (one, two)]
     assert bare[0] == bare[1]
 
 

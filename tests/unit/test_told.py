@@ -33,6 +33,7 @@ LINES = {
     "release_retired": "retired",
     "config_reloaded": "files read for ann: api: is new; wrong: x: no",
     "service_removed": "removed by ann nobody uses it",
+    "service_troubled": "internal error, see the daemon's log: KeyError: 'Id'",
     "service_adopted": "taken up as it was found at generation 3, candidate api-8",
 }
 
@@ -56,9 +57,10 @@ def test_the_log_of_a_dead_container_comes_below() -> None:
 
 def test_what_is_wrong_with_a_service_is_named() -> None:
     assert problems(ServiceState(service="api")) == []
-    bad = ServiceState(service="api", dead=("api-1-0",), drifted_since=1.0, stuck_since=2.0)
+    bad = ServiceState(service="api", dead=("api-1-0",), drifted_since=1.0, stuck_since=2.0, trouble="a bug")
     assert problems(bad) == [
         "api-1-0 is down",
         "nginx' file was edited by hand",
+        "a bug",
         "nginx does not confirm what it must serve",
     ]

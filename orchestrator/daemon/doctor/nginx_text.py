@@ -1,0 +1,163 @@
+"""nginx' whole configuration as `nginx -T` prints it, and ordinary mistakes in it."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.traffic.render import PROXY_SNIPPET
+
+_FILE = re.compile(r"^# configuration file (.+):$", re.MULTILINE)
+_TOKEN = re.compile(
+    r"""(?P<skip>\#[^\n]*|\s+)|(?P<mark>[{};])"""
+    r"""|"(?P<double>(?:\\.|[^"\\])*)"|'(?P<single>(?:\\.|[^'\\])*)'"""
+    r"""|(?P<word>(?:\$\{[^}]*\}|\\.|[^\s{};])+)""",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Directive:
+    """One directive, with those inside its block."""
+
+    words: tuple[str, ...]
+    file: str
+    line: int
+    block: tuple["Directive", ...] = ()
+
+    @property
+    def place(self) -> str:
+        """Where it is."""
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(slots=True)
+class _Block:
+    words: tuple[str, ...] = ()
+    line: int = 0
+    inside: list[Directive] = field(default_factory=list)
+
+
+def directives(whole: str) -> list[Directive]:
+    """The outermost directives of every file; what is no configuration is passed over."""
+    marks = list(_FILE.finditer(whole))
+    found: list[Directive] = []
+    for number, mark in enumerate(marks):
+        end = marks[number + 1].start() if number + 1 < len(marks) else len(whole)
+        found += _directives(whole[mark.end() : end].removeprefix("\n"), mark[1])
+    return found
+
+
+def _directives(text: str, file: str) -> list[Directive]:
+    open_blocks = [_Block()]
+    words: list[str] = []
+    at, line = 0, 1
+    while at < len(text):
+        match = _TOKEN.match(text, at)
+        if match is None:  # a quote that is not closed
+            break
+        if match["mark"] == "{" and words and words[0].endswith("_by_lua_block"):
+            end = _end_of_lua(text, at)
+            open_blocks[-1].inside.append(Directive(tuple(words), file, line))
+            words = []
+        else:
+            end = match.end()
+            if match["mark"] == ";":
+                open_blocks[-1].inside.append(Directive(tuple(words), file, line))
+                words = []
+            elif match["mark"] == "{":
+                open_blocks.append(_Block(tuple(words), line))
+                words = []
+            elif match["mark"] == "}" and len(open_blocks) > 1:
+                block = open_blocks.pop()
+                open_blocks[-1].inside.append(Directive(block.words, file, block.line, tuple(block.inside)))
+            elif not match["skip"] and not match["mark"]:
+                words.append(
+                    next(g for g in (match["double"], match["single"], match["word"]) if g is not None)
+                )
+        line += text.count("\n", at, end)
+        at = end
+    return open_blocks[0].inside
+
+
+def _end_of_lua(text: str, at: int) -> int:
+    depth = 0
+    for end in range(at, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        if depth == 0:
+            return end + 1
+    return len(text)
+
+
+def walk(found: list[Directive] | tuple[Directive, ...]) -> Iterator[Directive]:
+    """All directives, outer ones first."""
+    for one in found:
+        yield one
+        yield from walk(one.block)
+
+
+def taken_upstreams(found: list[Directive], folder: Path, services: list[str]) -> list[tuple[str, str]]:
+    """Upstreams outside our folder that are called as one of ours would be: the name, and where it is."""
+    ours = {
+        f"{name}{part}" for name in services for part in ("", "_back", "_preview", "_stable", "_candidate")
+    }
+    return [
+        (one.words[1], one.place)
+        for one in walk(found)
+        if one.words[:1] == ("upstream",)
+        and len(one.words) > 1
+        and one.words[1] in ours
+        and Path(one.file).parent != folder
+    ]
+
+
+def mistakes(found: list[Directive], folder: Path) -> list[tuple[str, str]]:
+    """What nginx takes and nobody means: what is wrong, with its place, and what would be right."""
+    blocks = (Directive((), "", 0, tuple(found)), *walk(found))
+    return [problem for block in blocks for problem in _in(block, f"{folder}/snippets/")]
+
+
+def _in(block: Directive, snippets: str) -> Iterator[tuple[str, str]]:
+    proxy = f"{snippets}proxy.conf"
+    for number, one in enumerate(block.block):
+        name, rest = one.words[:1], one.words[1:]
+        if name == ("proxy_pass",) and rest and _POOL_AND_PATH.fullmatch(rest[0]):
+            yield (
+                f"{one.place}: proxy_pass {rest[0]} sends every request to the path after $release_pool",
+                "write proxy_pass http://$release_pool; without a path",
+            )
+        below = (d.words[1] for d in block.block[number:] if d.words[:1] == ("include",) and d.words[1:])
+        if name == ("rewrite",) and rest[-1:] == ("break",) and any(p.startswith(snippets) for p in below):
+            yield (
+                f"{one.place}: rewrite … break ends the `set` of the snippets below it: the pool is empty",
+                f"put the include of {snippets}… above the rewrite",
+            )
+    for header, one in _headers(block).items():
+        if header in _OURS and _includes(block, proxy):
+            yield (
+                f"{one.place}: proxy_set_header {one.words[1]} is in {proxy} too: the service gets it twice",
+                "remove it here (Go answers 400 to two Hosts)",
+            )
+        within = (inner for inner in walk(block.block) if _includes(inner, proxy))
+        if header not in _OURS and any(header not in _headers(inner) for inner in within):
+            yield (
+                f"{one.place}: proxy_set_header {one.words[1]} does not hold where {proxy} is included",
+                "put it into the location, beside the include",
+            )
+
+
+_POOL_AND_PATH = re.compile(r"https?://\$(?:release_pool|\{release_pool\})/[^$]*")
+
+
+def _headers(block: Directive) -> dict[str, Directive]:
+    """The headers that a block sets itself."""
+    found = (d for d in block.block if d.words[:1] == ("proxy_set_header",) and d.words[1:])
+    return {d.words[1].lower(): d for d in found}
+
+
+def _includes(block: Directive, path: str) -> bool:
+    return any(d.words == ("include", path) for d in block.block)
+
+
+_OURS = frozenset(_headers(Directive((), "", 0, tuple(_directives(PROXY_SNIPPET, "proxy.conf")))))
+"""What our own snippet sets."""

@@ -1,0 +1,52 @@
+"""Prometheus: whether it answers, finds our instances, and can scrape them."""
+
+import json
+from typing import Any
+
+from orchestrator.daemon.adapters import authorization, make_prometheus
+from orchestrator.daemon.config import Config
+from orchestrator.daemon.doctor.check import Check, get
+from orchestrator.ports.faults import Fault
+
+
+async def prometheus(config: Config) -> list[Check]:
+    """Everything about Prometheus."""
+    section = config.settings.prometheus
+    if not section.url:
+        return [Check("prometheus", True, "not configured: no gates")]
+    url = section.url.rstrip("/")
+    try:
+        connection, headers = make_prometheus(config.settings), authorization(config.settings)
+        try:
+            await connection.ask("vector(1)")
+        finally:
+            connection.close()
+    except Fault as error:
+        return [Check("prometheus", False, f"{url}: {error}", "start it, or correct prometheus/url")]
+    text = await get(f"{url}/api/v1/status/config", headers)
+    known = "/targets" in text and "http_sd_configs" in text
+    mend = f"add a scrape job with http_sd_configs: [{{url: http://{config.settings.http.listen}/targets}}]"
+    detail = f"answers at {section.url}" + ("" if known else ", but has no http_sd_configs of ours")
+    found = await get(f"{url}/api/v1/targets?state=active", headers)
+    return [Check("prometheus", known, detail, mend), *unscraped(config, found)]
+
+
+def unscraped(config: Config, answer: str) -> list[Check]:
+    """Instances that Prometheus can't scrape, with its own words, by what `/api/v1/targets` answers."""
+    try:
+        targets: list[dict[str, Any]] = json.loads(answer)["data"]["activeTargets"]
+    except (ValueError, KeyError, TypeError):
+        return []
+    checks = []
+    for target in targets:
+        labels, ours = target.get("labels", {}), target.get("discoveredLabels", {}).get("__meta_url", "")
+        service = config.services.get(labels.get("service", ""))
+        if service is None or not ours.endswith("/targets") or target.get("health") != "down":
+            continue
+        detail = f"{labels.get('instance')}: {target.get('scrapeUrl')}: {target.get('lastError')}"
+        mend = (
+            "let the service answer there, correct metrics/path or metrics/port, or set metrics/preset: nginx"
+        )
+        needed = "" if service.gates else "; no gate needs it"
+        checks.append(Check("prometheus target", not service.gates, detail + needed, mend))
+    return checks

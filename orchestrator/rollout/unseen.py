@@ -1,0 +1,64 @@
+"""Time in which nobody looked, or could: it is taken out of the clocks that a release is held to."""
+
+from dataclasses import replace
+
+from orchestrator.rollout.model import Mark, Outcome, Phase, Rollout
+from orchestrator.rollout.observation import Observation
+from orchestrator.rollout.plan import is_fast
+from orchestrator.rollout.turn import Turn
+
+MEASURED = frozenset({Phase.STARTING, Phase.SHIFTING, Phase.BAKING})
+"""Phases that wait for measurements."""
+
+
+def overlook(turn: Turn, seconds: float) -> None:
+    """Take out the seconds before this look in which nobody drove the service.
+
+    A hold, a deadline, a pause, the time in the queue and the time that a limit has been broken go on from
+    where they were when somebody looked last. Taking out too much only makes the wait longer.
+    """
+    state = turn.state
+    overlooked = state.overlooked + seconds if state.queue else 0.0
+    if overlooked != state.overlooked:
+        turn.set(overlooked=overlooked)
+    if state.rollout is None or not seconds:
+        return
+    turn.stood(seconds)
+    rollout = turn.rollout
+    turn.roll(
+        blind_since=None if rollout.blind_since is None else turn.later(rollout.blind_since, seconds),
+        mark=_later(turn, rollout.mark, seconds),
+        breaches=tuple(replace(b, since=turn.later(b.since, seconds)) for b in rollout.breaches),
+    )
+
+
+def _later(turn: Turn, mark: Mark | None, seconds: float) -> Mark | None:
+    return None if mark is None else replace(mark, since=turn.later(mark.since, seconds))
+
+
+def notice_prometheus(turn: Turn, seen: Observation) -> None:
+    """Hold a rollout while Prometheus does not answer, which says nothing of the candidate.
+
+    After the deadline of a pause it is given up.
+    """
+    rollout = turn.state.rollout
+    last = seen.readings[-1] if seen.readings else None
+    if rollout is None or last is None or not _measured(turn, rollout):
+        return
+    if not last.error:
+        if rollout.blind_since is not None:
+            turn.stood(turn.now - rollout.blind_since)
+            turn.roll(blind_since=None)
+        return
+    if rollout.blind_since is None:
+        turn.roll(blind_since=turn.now)
+        return
+    waited, patience = turn.now - rollout.blind_since, rollout.release.policy.pause_deadline
+    if waited >= patience and rollout.mark is None:
+        why = f"Prometheus did not answer for {waited:.0f} s, the limit is {patience:.0f} s: {last.error}"
+        turn.retreat(Outcome.ROLLED_BACK, why)
+
+
+def _measured(turn: Turn, rollout: Rollout) -> bool:
+    policy = rollout.release.policy
+    return rollout.phase in MEASURED and policy.measured and not is_fast(turn.state, rollout)

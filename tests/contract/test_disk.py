@@ -1,0 +1,139 @@
+"""A full disk below the state folder is named wherever somebody looks."""
+
+import asyncio
+import contextlib
+import io
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from orchestrator.daemon.config import Config
+from orchestrator.daemon.doctor.files import folders
+from orchestrator.daemon.serve import Daemon
+from orchestrator.daemon.settings import NginxSection, Settings
+from orchestrator.observability.logs import LineWriter
+from orchestrator.ports.faults import Fault
+from orchestrator.store.keys import Keys
+from orchestrator.store.lease import Lease
+from orchestrator.store.redis_store import RedisStore, connect
+from orchestrator.store.server import FULL, PrivateRedis, check_settings, disk_full
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk with room for 16 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(disk: Path) -> None:
+    with contextlib.suppress(OSError), (disk / "fill").open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+
+
+@pytest.fixture
+async def server(disk: Path) -> AsyncIterator[PrivateRedis]:
+    server = PrivateRedis(disk)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+async def test_a_private_server_that_ends_on_a_full_disk_says_so_and_comes_back(
+    disk: Path, server: PrivateRedis
+) -> None:
+    redis = connect(server.url)
+    store = RedisStore(redis, Keys("t"))
+    await store.push({"a": "kept"})
+    fill(disk)
+    with capture_logs() as logs:
+        keeping = asyncio.create_task(server.keep(), name="keep")
+        async with asyncio.timeout(20):
+            while not any(line["event"] == "private_redis_gone" for line in logs):
+                with contextlib.suppress(Fault):
+                    await store.push({"a": "x" * 5000})
+                await asyncio.sleep(0.1)
+    (gone, *_) = [line for line in logs if line["event"] == "private_redis_gone"]
+    assert gone["reason"].startswith(f"disk full at {disk}/redis: 0 KiB left; Can't recover from AOF write")
+    (disk / "fill").unlink()
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(Fault):
+                await store.push({"a": "again"})
+                break
+            await asyncio.sleep(0.1)
+    found: Any = await redis.xrange("t:requests")
+    kept = [fields["a"] for _, fields in found]
+    assert (kept[0], kept[-1]) == ("kept", "again")
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    await redis.aclose()
+
+
+async def test_a_server_that_can_not_write_tells_a_commit_why(disk: Path, server: PrivateRedis) -> None:
+    """One that goes on without its disk, as `appendfsync everysec` does."""
+    redis = connect(server.url)
+    await redis.config_set("appendfsync", "everysec")
+    assert len(await check_settings(redis)) == 1
+    store = RedisStore(redis, Keys("t"))
+    fill(disk)
+
+    async def push_for_ever() -> None:
+        while True:
+            await store.push({"a": "x" * 5000})
+
+    with pytest.raises(Fault, match=r"Redis: MISCONF .*No space left on device"):
+        await asyncio.wait_for(push_for_ever(), 20)
+    (disk / "fill").unlink()
+    await redis.aclose()
+
+
+async def test_a_lease_that_can_not_be_written_down_is_a_fault_with_its_path(
+    disk: Path, tmp_path: Path
+) -> None:
+    server = PrivateRedis(tmp_path)
+    await server.start()
+    redis = connect(server.url)
+    fill(disk)
+    lease = Lease(redis, Keys("t"), disk)
+    with pytest.raises(Fault, match=f"{disk}/lease: No space left on device"):
+        await lease.acquire()
+    await redis.aclose()
+    await server.stop()
+
+
+async def test_a_full_disk_is_in_the_log_the_metrics_the_readiness_and_the_doctors_words(
+    disk: Path, tmp_path: Path
+) -> None:
+    settings = Settings(state_dir=disk, nginx=NginxSection(directory=tmp_path))
+    config = Config(tmp_path, settings, {})
+    fill(disk)
+    assert f"{disk}: 0 MiB free, 0%" in [c.detail for c in await folders(config) if not c.ok]
+    daemon = Daemon(config, LineWriter(io.StringIO()))
+    daemon._unready = ""
+    with capture_logs() as logs:
+        watching = asyncio.create_task(daemon._watch_disks(), name="disks")
+        async with asyncio.timeout(5):
+            while not daemon._why_unready():
+                await asyncio.sleep(0.01)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    assert daemon._why_unready() == f"disk full at {disk}: 0 KiB left"
+    assert [line["reason"] for line in logs] == [f"disk full at {disk}: 0 KiB left"]
+    assert f'orchestrator_disk_free_bytes{{path="{disk}"}} 0.0' in daemon._metrics.render().decode()
+
+
+def test_a_disk_with_room_is_not_full(tmp_path: Path) -> None:
+    assert disk_full(tmp_path) == ""
+    assert FULL < 16 * 1024**2
+    assert disk_full(tmp_path / "none").endswith("No such file or directory")

@@ -1,0 +1,126 @@
+"""Clients that keep their connections, GET and POST, through a real nginx that is reloaded."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from tests.contract.conftest import Site
+
+pytestmark = pytest.mark.parametrize("site", ["reload"], indirect=True)
+
+CLIENTS = 10
+PAUSE = 0.02
+"""Seconds between an answer and the next request."""
+
+CLOSING_WAIT = 1.0
+"""As by default: well above `PAUSE` on a busy machine too."""
+
+REQUESTS = (
+    b"GET /a%2Fb HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"POST /a%2Fb HTTP/1.1\r\nHost: x\r\nContent-Length: 64\r\n\r\n" + b"x" * 64,
+)
+
+
+@dataclass
+class Load:
+    """What clients with kept connections have seen.
+
+    Attributes:
+        lost: Requests that were written and not answered with 200.
+        cut: Connections that ended although no answer had said that they would.
+    """
+
+    port: int
+    answered: int = 0
+    lost: Counter[str] = field(default_factory=Counter)
+    cut: int = 0
+
+    async def client(self, number: int) -> None:
+        """Ask for ever, on one connection as long as it lasts."""
+        reader, writer = None, None
+        try:
+            while True:
+                if reader is not None and reader.at_eof():
+                    self.cut += 1
+                    reader = None
+                if reader is None or writer is None:
+                    if writer is not None:
+                        writer.close()
+                    reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                writer.write(REQUESTS[number % 2])
+                if not await self._answer(reader, "POST" if number % 2 else "GET"):
+                    reader = None
+                number += 1
+                await asyncio.sleep(PAUSE)
+        finally:
+            if writer is not None:
+                writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, method: str) -> bool:
+        """Count an answer. Whether the connection lasts."""
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            await reader.readexactly(int(head.partition("Content-Length: ")[2].partition("\r\n")[0]))
+        except (OSError, EOFError) as error:
+            self.lost[f"{method} {type(error).__name__}"] += 1
+            return False
+        self.answered += 1
+        if not head.startswith("HTTP/1.1 200 "):
+            self.lost[f"{method} {head[9:12]}"] += 1
+        return "Connection: close" not in head
+
+
+@contextlib.asynccontextmanager
+async def load(site: Site) -> AsyncIterator[Load]:
+    """Clients while the block lasts."""
+    site.edge._reloader._closing_wait = max(CLOSING_WAIT, site.edge._reloader._closing_wait)
+    seen = Load(site.port)
+    tasks = [asyncio.create_task(seen.client(n)) for n in range(CLIENTS)]
+    await asyncio.sleep(0.2)
+    yield seen
+    await asyncio.sleep(0.3)
+    for task in tasks:
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.gather(*tasks)
+
+
+async def test_no_connection_is_cut_when_a_backup_leaves(site: Site) -> None:
+    plan = site.plan(3, "api-2", "api-1", back="api-1")
+    servers = (plan.route.servers[0], replace(plan.route.servers[1], backup=True))
+    await site.edge.apply(replace(plan, route=replace(plan.route, servers=servers)), 1)
+    async with load(site) as seen:
+        await site.edge.apply(site.plan(4, "api-2"), 1)
+    assert seen.answered > 100
+    assert (seen.lost, seen.cut) == ({}, 0)
+
+
+async def test_no_connection_is_cut_when_another_service_comes(site: Site) -> None:
+    async with load(site) as seen:
+        await site.edge.apply(replace(site.plan(1, "api-1"), service="web"), 1)
+    assert (seen.lost, seen.cut) == ({}, 0)
+
+
+async def test_no_connection_is_cut_when_one_of_several_instances_has_died(site: Site) -> None:
+    await site.edge.apply(site.plan(3, "api-1", "api-2"), 1)
+    await site.settled()
+    async with load(site) as seen:
+        site.servers["api-2"].close()
+        await site.servers["api-2"].wait_closed()
+        await site.edge.apply(site.plan(4, "api-1"), 1)
+    assert seen.answered > 100
+    assert (seen.lost, seen.cut) == ({}, 0)
+
+
+async def test_no_connection_is_cut_when_a_change_is_given_up_before_its_reload(site: Site) -> None:
+    site.edge._reloader._closing_wait = 60.0
+    async with load(site) as seen:
+        applying = asyncio.create_task(site.edge.apply(site.plan(3, "api-2", "api-1", back="api-1"), 1))
+        await asyncio.sleep(0.3)
+        applying.cancel()
+        await asyncio.gather(applying, return_exceptions=True)
+    assert (seen.lost, seen.cut) == ({}, 0)

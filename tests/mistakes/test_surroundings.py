@@ -1,0 +1,250 @@
+"""Ordinary mistakes around the daemon: the doctor names cause and cure, and the cure cures."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from orchestrator.daemon.config import Config, load
+from orchestrator.daemon.doctor import answered, credentials, files, guarded
+from orchestrator.daemon.doctor.check import Check
+from orchestrator.daemon.doctor.prometheus import unscraped
+from orchestrator.traffic.render import PROXY_SNIPPET
+from tests.mistakes.place import Place
+
+SECRET = '  user: "1234:1234"\n  secrets: [{source: FOLDER/password, target: /run/secrets/password}]'
+
+
+def site(*lines: str) -> Callable[[Place], None]:
+    """A `location` of the operator's own that says this."""
+
+    def write(place: Place) -> None:
+        (place.folder / "edge" / "snippets").mkdir(exist_ok=True)
+        place.write("edge/snippets/proxy.conf", PROXY_SNIPPET.replace("$release_connection", "close"))
+        place.write("edge/snippets/api.conf", "set $release_pool 127.0.0.1;\n")
+        body = "\n".join(f"        {line}" for line in lines)
+        place.write(
+            "sites/api.conf",
+            f"server {{\n    listen 127.0.0.1:24080;\n    location /api/ {{\n{body}\n    }}\n}}\n",
+        )
+
+    return write
+
+
+SNIPPETS = ("include FOLDER/edge/snippets/proxy.conf;", "include FOLDER/edge/snippets/api.conf;")
+RIGHT = site(*SNIPPETS, "proxy_pass http://$release_pool;")
+
+
+class Mistake(NamedTuple):
+    """What was done, what the doctor says of it, and what is done then."""
+
+    done: str
+    wrong: Callable[[Place], None]
+    says: tuple[str, ...]
+    cure: Callable[[Place], None]
+
+
+def both(*steps: Callable[[Place], None]) -> Callable[[Place], None]:
+    def take(place: Place) -> None:
+        for step in steps:
+            step(place)
+
+    return take
+
+
+MISTAKES = [
+    Mistake(
+        "a secret is not there",
+        lambda p: p.service(SECRET),
+        ("FOLDER/password is not there", "create FOLDER/password"),
+        both(lambda p: p.write("password", "x", 0o400), lambda p: os.chown(p.folder / "password", 1234, 0)),
+    ),
+    Mistake(
+        "a secret that the container's user can't read",
+        both(lambda p: p.service(SECRET), lambda p: p.write("password", "x", 0o600)),
+        (
+            "FOLDER/password can't be read by uid 1234, container/user",
+            "chown 1234 FOLDER/password && chmod 400 FOLDER/password",
+        ),
+        both(
+            lambda p: os.chown(p.folder / "password", 1234, -1),
+            lambda p: (p.folder / "password").chmod(0o400),
+        ),
+    ),
+    Mistake(
+        "a folder where a secret should be, as Docker makes one for a bind mount",
+        both(lambda p: p.service(SECRET), lambda p: (p.folder / "password").mkdir()),
+        ("FOLDER/password is no file", "create FOLDER/password as a file"),
+        both(
+            lambda p: (p.folder / "password").rmdir(),
+            lambda p: p.write("password", "x", 0o400),
+            lambda p: os.chown(p.folder / "password", 1234, 0),
+        ),
+    ),
+    Mistake(
+        "an env file is not there",
+        lambda p: p.service("  env_file: FOLDER/api.env"),
+        ("services/api file: FOLDER/api.env is not there", "create FOLDER/api.env"),
+        lambda p: p.write("api.env", "A=1", 0o600),
+    ),
+    Mistake(
+        "an env file that everybody can read",
+        both(lambda p: p.service("  env_file: FOLDER/api.env"), lambda p: p.write("api.env", "A=1")),
+        ("FOLDER/api.env can be read by everybody here", "chmod o= FOLDER/api.env"),
+        lambda p: (p.folder / "api.env").chmod(0o640),
+    ),
+    Mistake(
+        "an upstream of the service's name",
+        lambda p: p.write("sites/api.conf", "\nupstream api { server 127.0.0.1:8080; }\n"),
+        ("FOLDER/sites/api.conf:2: upstream api is there already", "rename it there"),
+        lambda p: p.write("sites/api.conf", "\nupstream api_old { server 127.0.0.1:8080; }\n"),
+    ),
+    Mistake(
+        "a slash after the pool",
+        site(*SNIPPETS, "proxy_pass http://$release_pool/;"),
+        (
+            "FOLDER/sites/api.conf:6: proxy_pass http://$release_pool/ sends every request to the path",
+            "write proxy_pass http://$release_pool; without a path",
+        ),
+        RIGHT,
+    ),
+    Mistake(
+        "a rewrite above the snippets",
+        site("rewrite ^/api/(.*)$ /$1 break;", *SNIPPETS, "proxy_pass http://$release_pool;"),
+        ("FOLDER/sites/api.conf:4: rewrite … break ends the `set`", "above the rewrite"),
+        site(*SNIPPETS, "rewrite ^/api/(.*)$ /$1 break;", "proxy_pass http://$release_pool;"),
+    ),
+    Mistake(
+        "the Host header of every tutorial",
+        site("proxy_set_header Host $host;", *SNIPPETS, "proxy_pass http://$release_pool;"),
+        ("api.conf:4: proxy_set_header Host is in FOLDER/edge/snippets/proxy.conf too", "Go answers 400"),
+        RIGHT,
+    ),
+    Mistake(
+        "a header for all locations",
+        both(RIGHT, lambda p: p.write("sites/all.conf", "proxy_set_header X-Tenant a;\n")),
+        ("sites/all.conf:1: proxy_set_header X-Tenant does not hold where", "put it into the location"),
+        both(
+            lambda p: p.remove("sites/all.conf"),
+            site(*SNIPPETS, "proxy_set_header X-Tenant a;", "proxy_pass http://$release_pool;"),
+        ),
+    ),
+    Mistake(
+        "our folder is not included",
+        lambda p: p.write(
+            "nginx.conf", (p.folder / "nginx.conf").read_text().replace("/edge/*.conf", "/sites/x*")
+        ),
+        ("nginx include: does not read", "add to http {}: include FOLDER/edge/*.conf;"),
+        lambda p: p.write(
+            "nginx.conf", (p.folder / "nginx.conf").read_text().replace("/sites/x*", "/edge/*.conf")
+        ),
+    ),
+    Mistake(
+        "a certificate that is not there",
+        lambda p: p.service(
+            "nginx: {server: {listen: '24443', tls: {certificate: FOLDER/c.pem, key: FOLDER/k.pem}}}"
+        ),
+        ("nginx files: ", "FOLDER/c.pem", "correct it in the service's file"),
+        lambda p: p.service("nginx: {server: {listen: '24443'}}"),
+    ),
+]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=[m.done for m in MISTAKES])
+def test_a_mistake_around_the_daemon_is_answered_by_its_cause_and_cure(
+    mistake: Mistake, tmp_path: Path
+) -> None:
+    place = Place(tmp_path)
+    assert place.doctor() == ""
+    mistake.wrong(place)
+    said = place.doctor()
+    for words in mistake.says:
+        assert words.replace("FOLDER", str(tmp_path)) in said
+    mistake.cure(place)
+    assert place.doctor() == ""
+
+
+def test_a_disk_that_is_nearly_full_is_named_with_what_is_left() -> None:
+    small = files.room("state_dir disk", Path("/s"), free=190 * 1024**2, total=1024**3)
+    assert (small.ok, small.detail) == (False, "/s: 190 MiB free, 19%")
+    assert "df /s" in small.mend
+    assert not files.room("x", Path("/s"), free=4 * 1024**3, total=100 * 1024**3).ok
+    assert not files.room("x", Path("/s"), free=50 * 1024**3, total=100 * 1024**3, inodes=0.01).ok
+    assert files.room("x", Path("/s"), free=6 * 1024**3, total=100 * 1024**3).ok
+
+
+async def test_a_check_that_breaks_is_a_finding_and_the_others_go_on(tmp_path: Path) -> None:
+    async def broken(_: Config) -> list[Check]:
+        raise PermissionError(13, "Permission denied", "/secret")
+
+    (found,) = await guarded("folders", broken, load(Place(tmp_path).config))
+    assert not found.ok
+    assert "PermissionError: [Errno 13] Permission denied: '/secret'" in found.detail
+
+
+def test_a_helper_of_docker_that_is_not_there_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    assert credentials(file) == []
+    file.write_text(json.dumps({"credsStore": "no-such", "credHelpers": {"r.example.com": "neither"}}))
+    found = credentials(file)
+    assert [c.detail for c in found] == [
+        f"{file}: credsStore: there is no program docker-credential-no-such on the PATH",
+        f"{file}: credHelpers/r.example.com: there is no program docker-credential-neither on the PATH",
+    ]
+    assert "remove credsStore from" in found[0].mend
+    file.write_text("{}")
+    assert credentials(file) == []
+    file.write_text("[")
+    assert "is no JSON object" in credentials(file)[0].detail
+
+
+def target(**changes: Any) -> str:
+    found = {
+        "labels": {"service": "api", "release": "api-1", "instance": "api-1-0"},
+        "discoveredLabels": {"__meta_url": "http://127.0.0.1:9180/targets"},
+        "scrapeUrl": "http://10.213.0.2:8080/metrics",
+        "health": "down",
+        "lastError": "server returned HTTP status 404 Not Found",
+        **changes,
+    }
+    return json.dumps({"status": "success", "data": {"activeTargets": [found]}})
+
+
+def test_a_target_that_prometheus_can_not_scrape_is_told_in_its_own_words(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    (found,) = unscraped(load(place.config), target())
+    assert found.ok  # no gate
+    place.service("gates: [{metric: error_rate}]")
+    config = load(place.config)
+    (found,) = unscraped(config, target())
+    assert not found.ok
+    assert (
+        found.detail == "api-1-0: http://10.213.0.2:8080/metrics: server returned HTTP status 404 Not Found"
+    )
+    assert "metrics/path" in found.mend
+    for other in (
+        target(health="up"),
+        target(labels={"service": "x"}),
+        target(discoveredLabels={}),
+        "",
+        "[]",
+    ):
+        assert unscraped(config, other) == []
+
+
+def test_a_daemon_that_has_not_read_a_corrected_file_is_told_to(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.service("oops: 1", "web")
+    config = load(place.config)
+    text = json.dumps({"status": "ready", "problems": [str(p) for p in config.problems]})
+    assert [c.ok for c in answered(config, "u", text)] == [True]
+    place.service("", "web")
+    (_, found) = answered(load(place.config), "u", text)
+    assert "has read: " in found.detail
+    assert found.mend.startswith("systemctl reload orchestrator")
+    (found,) = answered(config, "u", json.dumps({"status": "unready", "reason": "no Docker"}))
+    assert (found.detail, found.mend) == ("runs, and does not drive: no Docker", "correct what it names")
+    assert answered(config, "u", "")[0].mend == "systemctl start orchestrator"

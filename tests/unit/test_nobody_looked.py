@@ -1,0 +1,353 @@
+"""Time in which nobody looked, or could, costs no release its traffic, in any phase."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.rollout.command import Approve, Freeze, Pause, Resume, Unfreeze
+from orchestrator.rollout.decide import decide, watch
+from orchestrator.rollout.events import GateJudged
+from orchestrator.rollout.model import Outcome, Phase, Result
+from orchestrator.rollout.observation import Reading
+from orchestrator.rollout.policy import Comparison, Limit, Policy, Preview
+from orchestrator.rollout.told import problems
+from tests.builders import ERRORS, LADDER, policy, submit
+from tests.unit.sim import Sim
+from tests.unit.test_comparison import compared
+
+
+def wait(sim: Sim, seconds: float) -> None:
+    """Let time pass in few looks."""
+    for _ in range(int(seconds / 10)):
+        sim.step(10.0)
+
+
+STRICT = {"on_no_data": "rollback", "on_inconclusive": "rollback", "pause_deadline": 900.0}
+"""Every policy that can roll back does."""
+
+
+def queued(sim: Sim) -> Callable[[], object]:
+    sim.send(Freeze(request="8-0", actor="ann"))
+    sim.send(submit(2, policy=policy(**STRICT)))
+    wait(sim, 400)
+    return lambda: sim.send(Unfreeze(request="9-0", actor="ann"))
+
+
+def preflight(sim: Sim) -> Callable[[], object]:
+    sim.image_there = False
+    sim.send(submit(2, policy=policy(**STRICT)))
+    sim.run(25)
+    return lambda: setattr(sim, "image_there", True)
+
+
+def starting(sim: Sim) -> Callable[[], object]:
+    sim.behave("api-2").never_ready = True
+    sim.send(submit(2, policy=policy(**STRICT)))
+    sim.until_phase(Phase.STARTING)
+    sim.run(15)
+
+    def ready() -> None:
+        for name in ("api-2-0", "api-2-1"):
+            sim.instances[name] = replace(sim.instances[name], health="ready")
+
+    return ready
+
+
+def unscraped(sim: Sim) -> Callable[[], object]:
+    sim.unreadable.add("api-2")
+    sim.send(submit(2, policy=policy(**STRICT)))
+    sim.until_phase(Phase.STARTING)
+    sim.run(15)
+    return sim.unreadable.clear
+
+
+def preview(sim: Sim) -> Callable[[], object]:
+    sim.send(submit(2, policy=policy(**STRICT, preview=Preview(hold=20.0, approve=True))))
+    sim.until_phase(Phase.PREVIEW)
+    wait(sim, 850)
+    return lambda: sim.send(Approve(request="9-0", actor="ann"))
+
+
+def unconfirmed(sim: Sim) -> Callable[[], object]:
+    sim.send(submit(2, policy=policy(**STRICT)))
+    sim.until_phase(Phase.STARTING)
+    sim.edge_up = False
+    sim.until_phase(Phase.SHIFTING)
+    sim.run(2)
+    return lambda: setattr(sim, "edge_up", True)
+
+
+def shifting(sim: Sim) -> Callable[[], object]:
+    sim.send(submit(2, policy=policy(**STRICT)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(3)
+    return lambda: None
+
+
+def compared_with_stable(sim: Sim) -> Callable[[], object]:
+    sim.send(submit(2, policy=compared(**STRICT)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(3)
+    return lambda: None
+
+
+def undecided(sim: Sim) -> Callable[[], object]:
+    sim.behave("api-2").rate = 1.0
+    sim.send(submit(2, policy=policy(**STRICT)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(50)
+    return lambda: setattr(sim.behave("api-2"), "rate", 100.0)
+
+
+def approval(sim: Sim) -> Callable[[], object]:
+    sim.send(submit(2, policy=policy(**STRICT, steps=(replace(LADDER[0], approve=True), *LADDER[1:]))))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    wait(sim, 850)
+    return lambda: sim.send(Approve(request="9-0", actor="ann"))
+
+
+def paused(sim: Sim) -> Callable[[], object]:
+    sim.send(submit(2, policy=policy(**STRICT)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.send(Pause(request="8-0", actor="ann"))
+    wait(sim, 850)
+    return lambda: sim.send(Resume(request="9-0", actor="ann"))
+
+
+def baking(sim: Sim) -> Callable[[], object]:
+    sim.send(submit(2, policy=policy(**STRICT)))
+    sim.until_phase(Phase.BAKING, 2, held=True)
+    sim.run(2)
+    return lambda: None
+
+
+PHASES = [
+    queued,
+    preflight,
+    starting,
+    unscraped,
+    preview,
+    unconfirmed,
+    shifting,
+    compared_with_stable,
+    undecided,
+    approval,
+    paused,
+    baking,
+]
+
+
+def daemon_down(sim: Sim) -> None:
+    sim.nobody_drives(600.0, restart=True)
+
+
+def no_lease(sim: Sim) -> None:
+    """The daemon watches and can commit nothing; a retreat that it sees would turn the rollback switch on."""
+    state = sim.state
+    for _ in range(60):
+        sim.nobody_drives(10.0, restart=False)
+        state = watch(state, sim.observe(), sim.now)
+        assert state.rollout is None or state.rollout.phase is not Phase.ROLLING_BACK
+    assert (state.rollout is None) == (sim.state.rollout is None)
+    sim.unwatched = 600.0
+
+
+def clock_set_on(sim: Sim) -> None:
+    sim.now += 3600.0
+    sim.readings.clear()
+    sim.known.clear()
+    sim.unwatched = 3600.0
+
+
+@pytest.mark.parametrize("away", [daemon_down, no_lease, clock_set_on])
+@pytest.mark.parametrize("stand", PHASES)
+def test_a_release_goes_on_from_where_it_was(
+    sim: Sim, stand: Callable[[Sim], Callable[[], object]], away: Callable[[Sim], None]
+) -> None:
+    mend = stand(sim)
+    assert not sim.ends("api-2")
+    away(sim)
+    sim.run(3)
+    assert sim.outcomes().get("api-2") in (None, Outcome.PROMOTED)
+    mend()
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+@pytest.mark.parametrize("stand", PHASES)
+def test_a_release_waits_for_prometheus(sim: Sim, stand: Callable[[Sim], Callable[[], object]]) -> None:
+    mend = stand(sim)
+    sim.prometheus_up = False
+    mend()
+    sim.run(10)
+    wait(sim, 600)
+    assert not sim.ends("api-2")
+    rollout = sim.state.rollout
+    assert rollout is not None
+    assert problems(sim.state) == ["Prometheus does not answer; the rollout is held"]
+    sim.prometheus_up = True
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+    assert not problems(sim.state)
+
+
+def test_that_prometheus_is_away_is_told_once(sim: Sim) -> None:
+    shifting(sim)
+    sim.prometheus_up = False
+    sim.run(100)
+    told = [e.verdict for e in sim.events if isinstance(e, GateJudged) and e.verdict.gate == ERRORS.name]
+    away = [v for v in told if v.result is Result.NO_DATA]
+    assert [v.text for v in away] == ["Prometheus: connection refused"]
+
+
+@pytest.mark.parametrize(("stand", "outcome"), [(unscraped, Outcome.FAILED), (shifting, Outcome.ROLLED_BACK)])
+def test_prometheus_that_never_comes_back_ends_a_release_with_the_true_reason(
+    sim: Sim, stand: Callable[[Sim], Callable[[], object]], outcome: Outcome
+) -> None:
+    stand(sim)
+    sim.unreadable.clear()
+    sim.prometheus_up = False
+    sim.step()
+    wait(sim, 890)
+    assert not sim.ends("api-2")
+    ended = sim.until_ended("api-2", 20)
+    assert ended.outcome is outcome
+    assert ended.reason == "Prometheus did not answer for 900 s, the limit is 900 s: connection refused"
+
+
+def test_a_candidate_that_does_not_get_ready_fails_though_prometheus_is_away(sim: Sim) -> None:
+    starting(sim)
+    sim.prometheus_up = False
+    assert "0 of 2 instances were ready after 20 s" in sim.until_ended("api-2", 10).reason
+
+
+def test_a_hold_is_held_whole_by_somebody_who_looks(sim: Sim) -> None:
+    sim.send(submit(2, policy=policy(**STRICT)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(3)
+    daemon_down(sim)
+    began = sim.now
+    second = sim.until_phase(Phase.SHIFTING, 1)
+    assert second.entered_at - began >= LADDER[0].hold - 3
+
+
+def test_a_limit_that_was_broken_before_nobody_looked_has_not_been_broken_since(sim: Sim) -> None:
+    limit = replace(ERRORS, sustained=20.0)
+    sim.send(submit(2, policy=policy(**STRICT, limits=(limit,))))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.behave("api-2").errors = 0.5
+    while not (sim.state.rollout and sim.state.rollout.breaches):
+        sim.step()
+    sim.nobody_drives(600.0, restart=False)
+    sim.run(10)
+    assert not sim.ends("api-2")
+    assert sim.until_ended("api-2", 30).outcome is Outcome.ROLLED_BACK
+
+
+def test_a_candidate_that_alone_cannot_be_read_is_left_to_the_policy(sim: Sim) -> None:
+    shifting(sim)
+    sim.unreadable.add("api-2")
+    began = sim.now
+    ended = sim.until_ended("api-2", 60)
+    assert ended.outcome is Outcome.ROLLED_BACK
+    assert ended.reason.startswith("no data for 15 s: errors: api-2-0 is not scraped or its target is down")
+    assert 15 <= ended.at - began <= 17
+
+
+def test_silence_is_time_between_two_answers_of_prometheus(sim: Sim) -> None:
+    shifting(sim)
+    sim.unreadable.add("api-2")
+    for _ in range(3):  # 4 s of silence each; nothing is known of what lies between
+        sim.run(5)
+        sim.prometheus_up = False
+        sim.run(30)
+        sim.prometheus_up = True
+        assert not sim.ends("api-2")
+        daemon_down(sim)
+    sim.run(3)
+    assert not sim.ends("api-2")
+    assert sim.until_ended("api-2", 2).reason.startswith("no data for 15 s")
+
+
+def test_while_stable_cannot_be_read_either_it_is_not_the_candidate_that_is_silent(sim: Sim) -> None:
+    shifting(sim)
+    sim.unreadable |= {"api-1", "api-2"}
+    sim.run(45)
+    assert not sim.ends("api-2")
+    assert "step deadline" in sim.until_ended("api-2", 60).reason
+
+
+def test_a_gap_between_two_readings_is_nobodys_silence(sim: Sim) -> None:
+    steps = (replace(LADDER[0], deadline=1000.0), *LADDER[1:])
+    sim.send(submit(2, policy=policy(**STRICT, steps=steps)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.unreadable.add("api-2")
+    sim.run(3)
+    sim.now += 100.0
+    sim.step()
+    rollout = sim.state.rollout
+    assert rollout is not None
+    assert rollout.silent == 2.0
+
+
+def test_a_resume_gives_a_silent_candidate_its_whole_time_again(sim: Sim) -> None:
+    sim.send(submit(2, policy=policy(on_no_data="pause")))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.unreadable.add("api-2")
+    sim.run(20)
+    sim.send(Resume(request="9-0", actor="ann"))
+    sim.run(10)
+    rollout = sim.state.rollout
+    assert rollout is not None
+    assert rollout.mark is None
+    sim.unreadable.clear()
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+def test_prometheus_without_a_past_holds_a_comparison_with_it(sim: Sim) -> None:
+    past = Comparison(name="past", metric="error_rate", history=3600.0)
+    sim.send(submit(2, policy=compared(past, **STRICT)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(60)
+    rollout = sim.state.rollout
+    assert rollout is not None
+    assert rollout.verdicts[0].result is Result.INCONCLUSIVE
+    assert not sim.ends("api-2")
+
+
+def test_a_policy_of_queries_alone_asks_nothing_of_stable(sim: Sim) -> None:
+    only: Policy = policy(**STRICT, limits=(Limit(name="q", metric="query", query="x", max=1.0),))
+    sim.send(submit(2, policy=only))
+    sim.unreadable.add("api-1")
+    assert sim.until_ended("api-2", 60).reason == "no data for 15 s: q: no finite value"
+
+
+def test_a_query_without_an_answer_is_not_a_query_without_a_value(sim: Sim) -> None:
+    limits = (Limit(name="q", metric="query", query="x", max=1.0),)
+    sim.send(submit(2, policy=policy(**STRICT, limits=limits)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(5)
+    assert sim.state.rollout is not None
+    silent = sim.state.rollout.silent
+    sim.prometheus_up = False
+    sim.run(30)
+    assert sim.state.rollout.silent == silent
+    sim.prometheus_up = True
+    sim.run(5)
+    assert sim.state.rollout.silent == silent + 4
+    assert sim.until_ended("api-2", 10).reason.startswith("no data for 15 s")
+
+
+def test_before_the_first_answer_nothing_is_known_of_prometheus(sim: Sim) -> None:
+    shifting(sim)
+    sim.prometheus_up = False
+    sim.run(5)
+    before = sim.state
+    assert before.rollout is not None
+    sim.readings.clear()
+    state, _ = decide(before, sim.observe(), sim.now)
+    assert state.rollout is not None
+    assert state.rollout.blind_since == before.rollout.blind_since
+    sim.readings = [Reading(at=sim.now, error="no answer")]
+    state, _ = decide(state, replace(sim.observe(), unwatched=2.0), sim.now)
+    assert state.rollout is not None
+    assert state.rollout.blind_since == (before.rollout.blind_since or 0.0) + 2.0
