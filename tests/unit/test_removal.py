@@ -1,5 +1,7 @@
 """Taking a service down: out of the route, drained, stopped, out of nginx; its counters stay."""
 
+from dataclasses import replace
+
 from orchestrator.rollout.command import Freeze, Remove, Rollback, offers
 from orchestrator.rollout.desired import desired
 from orchestrator.rollout.events import (
@@ -8,6 +10,7 @@ from orchestrator.rollout.events import (
     ReleaseRetired,
     RequestRefused,
     RouteChanged,
+    ServiceAdopted,
     ServiceRemoved,
 )
 from orchestrator.rollout.model import Outcome, Phase, ServiceState
@@ -170,3 +173,35 @@ def test_a_rollback_on_the_host_does_not_hold_a_removal_up(sim: Sim) -> None:
     sim.edge_up = True
     removed(sim)
     assert sim.instances == {}
+
+
+def test_a_removal_goes_on_where_the_edge_is_ahead_of_what_is_committed(sim: Sim) -> None:
+    sim.send(REMOVE)
+    assert sim.disk is not None
+    sim.disk = replace(sim.disk, route=replace(sim.disk.route, generation=sim.state.route.generation + 3))
+    removed(sim)
+    assert [e for e in sim.events if isinstance(e, ServiceAdopted)] == []
+    assert sim.instances == {}
+
+
+def test_what_was_removed_is_not_taken_up_for_a_container_that_was_left_behind(sim: Sim) -> None:
+    left = dict(sim.instances)
+    sim.send(REMOVE)
+    removed(sim)
+    sim.instances |= left
+    sim.run(3)
+    assert [e for e in sim.events if isinstance(e, ServiceAdopted)] == []
+    assert sim.state.removal is not None
+    assert sim.instances == {}
+
+
+def test_what_was_released_after_its_removal_is_taken_up_where_the_store_has_lost_that(sim: Sim) -> None:
+    sim.send(REMOVE)
+    removed(sim)
+    old = sim.state
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.state = old
+    sim.run(3)
+    (told,) = [e for e in sim.events if isinstance(e, ServiceAdopted)]
+    assert (told.release, sim.state.removal, sim.share("api-2")) == ("api-2", None, 100)
