@@ -341,7 +341,7 @@ async def test_a_service_that_the_daemon_has_not_read_yet_is_told_apart(
     ((entry, fields),) = await bench.asked()
     await _refused_by_a_dispatcher(bench, entry, fields)
     assert await waiting == exits.REFUSED
-    assert ("systemctl reload orchestrator" in capsys.readouterr().err) == hinted
+    assert ("is in the configuration here" in capsys.readouterr().err) == hinted
 
 
 async def _refused_by_a_dispatcher(bench: Bench, entry: str, fields: dict[str, str]) -> None:
