@@ -386,3 +386,8 @@ def test_what_has_changed_is_told_by_its_keys_and_by_when_it_counts(tmp_path: Pa
     both = load(tmp_path / "orchestrator.yaml")
     assert changes(after, both) == ("web: is new",)
     assert changes(both, after) == ("web: its file is gone; its traffic stays as it is",)
+    (tmp_path / "services" / "web.yaml").write_text("service: web\nimages: 7\n")
+    wrong = load(tmp_path / "orchestrator.yaml")
+    assert changes(both, wrong) == ("web: its file is wrong; its traffic stays as it is",)
+    assert changes(wrong, both) == ("web: its file is right, it is driven",)
+    assert changes(both, load(tmp_path / "orchestrator.yaml", both)) == ()
