@@ -117,7 +117,7 @@ def note(state: ServiceState, template: Template | None) -> str:
         notes.append(f"[cyan]frozen by {escape(state.frozen.by)}[/]")
     if state.queue:
         notes.append(f"queued: {', '.join(r.id for r in state.queue)}")
-    notes += [f"[red]{problem}[/]" for problem in problems(state)]
+    notes += [f"[red]{escape(problem)}[/]" for problem in problems(state)]
     notes += [f"[yellow]{differs}[/]" for differs in (outdated(state, template),) if differs]
     if state.previous and not state.rollout:
         notes.append(f"{state.previous.id} is warm")

@@ -24,7 +24,7 @@ def adopt(turn: Turn, seen: Observation) -> None:
     taken down; what was removed is taken up where the edge shows that it has been released since.
     """
     state, disk = turn.state, seen.edge.on_disk
-    untold = replace(state, at=0.0, released=0, trouble="", overlooked=0.0)
+    untold = replace(state, at=0.0, released=0, trouble="", overlooked=0.0, silent_since=None)
     blank = untold == ServiceState(service=state.service)
     if seen.runtime_ok or not blank:
         turn.set(released=max(state.released, _given_out(state, seen)))

@@ -11,11 +11,15 @@ from orchestrator.rollout.model import (
     Route,
     ServiceState,
     instance_name,
+    instance_names,
 )
 from orchestrator.rollout.route import alone
 
 REPAIR_AFTER = 30.0
 """Seconds that a hand-edited file is left alone, so that a person in an emergency is not fought."""
+
+HUNG_FOR = 60.0
+"""Seconds for which a running instance fails its probe before another one takes its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,7 @@ class World:
     Attributes:
         image: The reference that must be resolved, if any.
         instances: The containers; any other labelled one of the service is to be stopped.
+        worn: The instance that is to be stopped although it is wanted, so that it is made anew; '' for none.
         route: What nginx must serve.
         stable: The id of the stable release; empty when there is none.
         fallback: The route that a rollback on the host puts in place; it lies on the disk before the
@@ -55,6 +60,7 @@ class World:
     route: Route
     image: str = ""
     instances: tuple[Wanted, ...] = ()
+    worn: str = ""
     stable: str = ""
     fallback: Route | None = None
     repair: bool = False
@@ -76,6 +82,7 @@ def desired(state: ServiceState, now: float) -> World:
         service=state.service,
         image=image,
         instances=_instances(state),
+        worn=_worn(state, now),
         route=state.route,
         stable=state.stable.id if state.stable else "",
         fallback=_fallback(state),
@@ -106,6 +113,17 @@ def _instances(state: ServiceState) -> tuple[Wanted, ...]:
     for entry in state.retiring:
         want(entry.release, create=False, restart=False)
     return tuple(wanted.values())
+
+
+def _worn(state: ServiceState, now: float) -> str:
+    """One instance of stable or previous that has hung for long, while the others of its release are well."""
+    hung = dict(state.hung)
+    for release in (state.stable, state.previous):
+        names = instance_names(release) if release is not None else ()
+        bad = [name for name in names if name in state.dead or name in hung]
+        if len(bad) == 1 < len(names) and now - hung.get(bad[0], now) >= HUNG_FOR:
+            return bad[0]
+    return ""
 
 
 def _fallback(state: ServiceState) -> Route | None:

@@ -295,7 +295,10 @@ class ServiceState:
         handled: Ids of the last requests that were carried out or refused, against a second delivery.
         drifted_since: When the edge's file was first seen to differ from ours; None when it does not.
         stuck_since: When the edge began to refuse or not confirm; None when it does not.
+        stuck_why: What nginx or the edge said of it; empty when it is not stuck.
+        silent_since: When nginx ceased to say what it serves; None when it says so.
         dead: Instances of stable and previous whose death has been told.
+        hung: Those that run and fail their probe, each with since when.
         answered: The generation of the last rollback on the host that was followed.
         trouble: The bug that the daemon meets in driving the service; empty where it meets none.
         removal: Set while the service is taken down, and from then on until it is released again.
@@ -319,7 +322,10 @@ class ServiceState:
     handled: tuple[str, ...] = ()
     drifted_since: float | None = None
     stuck_since: float | None = None
+    stuck_why: str = ""
+    silent_since: float | None = None
     dead: tuple[str, ...] = ()
+    hung: tuple[tuple[str, float], ...] = ()
     answered: int = 0
     trouble: str = ""
     removal: Mark | None = None

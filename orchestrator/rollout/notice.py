@@ -1,5 +1,7 @@
 """What has changed outside since the last look: the edge and the instances that hold stable's traffic."""
 
+from collections.abc import Iterable
+
 from orchestrator.rollout.events import (
     EdgeDrifted,
     EdgeRepaired,
@@ -8,9 +10,12 @@ from orchestrator.rollout.events import (
     RouteConfirmed,
 )
 from orchestrator.rollout.model import Outcome, instance_names
-from orchestrator.rollout.observation import Observation
+from orchestrator.rollout.observation import Edge, Observation
 from orchestrator.rollout.route import lost, unanswered
 from orchestrator.rollout.turn import Turn
+
+SILENCE = 10.0
+"""Seconds for which nginx may be silent: a single look may meet a reload or a busy host."""
 
 
 def notice_host(turn: Turn, seen: Observation) -> None:
@@ -49,7 +54,7 @@ def notice_edge(turn: Turn, seen: Observation) -> None:
     state, edge, now = turn.state, seen.edge, turn.now
     pending = state.route.generation > state.confirmed
     if pending and edge.confirmed == state.route.generation:
-        turn.set(confirmed=edge.confirmed, stuck_since=None)
+        turn.set(confirmed=edge.confirmed, stuck_since=None, stuck_why="")
         about = state.rollout.release.id if state.rollout else ""
         turn.tell(RouteConfirmed(service=state.service, at=now, release=about, generation=edge.confirmed))
     elif pending and state.stuck_since is None:
@@ -58,12 +63,31 @@ def notice_edge(turn: Turn, seen: Observation) -> None:
         reason = edge.error or (f"not confirmed after {waited:.0f} s" if waited > patience else "")
         if reason:
             turn.stuck(reason)
+    _notice_silence(turn, edge)
     if edge.file != "ours" and edge.local is None and state.drifted_since is None and state.confirmed:
         turn.set(drifted_since=now)
         turn.tell(EdgeDrifted(service=state.service, at=now, file=edge.file))
     elif edge.file == "ours" and state.drifted_since is not None:
         turn.set(drifted_since=None)
         turn.tell(EdgeRepaired(service=state.service, at=now, generation=state.route.generation))
+
+
+def _notice_silence(turn: Turn, edge: Edge) -> None:
+    """Tell once that nginx has for a while not said what it serves, and that it does again."""
+    state = turn.state
+    if not edge.silence:
+        if state.silent_since is not None:
+            turn.set(silent_since=None)
+        if state.silent_since is not None and state.stuck_since and state.confirmed == state.route.generation:
+            turn.set(stuck_since=None, stuck_why="")
+            about = state.rollout.release.id if state.rollout else ""
+            turn.tell(
+                RouteConfirmed(service=state.service, at=turn.now, release=about, generation=state.confirmed)
+            )
+    elif state.silent_since is None:
+        turn.set(silent_since=turn.now)
+    elif state.stuck_since is None and turn.now - state.silent_since >= SILENCE:
+        turn.stuck(edge.silence)
 
 
 def notice_deaths(turn: Turn, seen: Observation) -> None:
@@ -99,5 +123,14 @@ def notice_deaths(turn: Turn, seen: Observation) -> None:
             turn.tell(
                 InstanceRecovered(service=state.service, at=turn.now, release=release.id, instance=name)
             )
-    if dead != set(state.dead):
-        turn.set(dead=tuple(sorted(dead)))
+    hung = _hung(turn, seen, names)
+    if dead != set(state.dead) or hung != state.hung:
+        turn.set(dead=tuple(sorted(dead)), hung=hung)
+
+
+def _hung(turn: Turn, seen: Observation, names: Iterable[str]) -> tuple[tuple[str, float], ...]:
+    """The instances that run and fail their probe, each with since when."""
+    since = dict(turn.state.hung)
+    found = [i for i in (seen.instance(n) for n in names) if i is not None]
+    bad = [i.name for i in found if i.running and i.health == "unhealthy"]
+    return tuple((name, since.get(name, turn.now)) for name in sorted(bad))

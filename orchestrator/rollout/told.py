@@ -109,7 +109,7 @@ def problems(state: ServiceState) -> list[str]:
     if state.trouble:
         found.append(state.trouble)
     if state.stuck_since is not None:
-        found.append("nginx does not confirm what it must serve")
+        found.append(f"nginx does not confirm what it must serve: {state.stuck_why}")
     if state.rollout is not None and state.rollout.blind_since is not None:
         found.append("Prometheus does not answer; the rollout is held")
     return found

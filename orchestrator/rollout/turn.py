@@ -190,7 +190,7 @@ class Turn:
     def stuck(self, reason: str) -> None:
         """Note and tell that nginx does not come to serve the committed route."""
         rollout = self.state.rollout
-        self.set(stuck_since=self.now)
+        self.set(stuck_since=self.now, stuck_why=reason)
         self.tell(
             EdgeStuck(
                 service=self.state.service,

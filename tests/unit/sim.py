@@ -56,6 +56,7 @@ class Sim:
     unwatched: float = 0.0
     edge_up: bool = True
     refuses: str = ""
+    silence: str = ""
     file: str = "ours"
     drained: bool = True
     failed: str = ""
@@ -106,6 +107,7 @@ class Sim:
                 drained=self.drained,
                 failed=self.failed,
                 error=self.refuses,
+                silence=self.silence,
                 floor=self.disk.route.generation if self.disk else 0,
                 on_disk=self.disk,
             ),
@@ -255,6 +257,8 @@ class Sim:
                     supervised=want.restart,
                     described=want.release,
                 )
+        if world.worn in self.instances:
+            del wanted[world.worn]
         self._stop(wanted)
 
     def _stop(self, wanted: Mapping[str, Wanted]) -> None:

@@ -520,6 +520,41 @@ async def test_only_what_nginx_has_let_go_is_stopped(confirmed: int, routed: boo
     await jobs.stop()
 
 
+@pytest.mark.parametrize(("routed", "stopped"), [(False, True), (True, False)])
+async def test_an_instance_that_hangs_is_stopped_once_nginx_has_let_it_go(
+    routed: bool, stopped: bool
+) -> None:
+    kit = Kit()
+    stable = release(1, template=template(instances=2))
+    for index in range(2):
+        wanted = Wanted(name=f"api-1-{index}", release=stable, index=index, create=True, restart=True)
+        await kit.runtime.start(wanted)
+    instances = await kit.runtime.observe("api")
+    names = ["api-1-0", "api-1-1"] if routed else ["api-1-1"]
+    servers = tuple(
+        Server(
+            address=i.address,
+            weight=1,
+            release="api-1",
+            instance=i.name,
+            container=i.container,
+            started_at=i.started_at,
+        )
+        for i in instances
+        if i.name in names
+    )
+    route = Route(generation=7, servers=servers)
+    state = ServiceState(service="api", stable=stable, route=route, confirmed=7, hung=(("api-1-0", 0.0),))
+    jobs = Jobs(lambda: None)
+    converger = Converger(kit.runtime, kit.runtime, kit.traffic, kit.hooks, kit.store, jobs)
+    seen = Observation(instances=instances, edge=Edge(served=7, confirmed=7))
+    converger.converge(desired(state, 61.0), state, seen)
+    await asyncio.sleep(0.05)
+    assert ("api-1-0" not in kit.runtime.containers) == stopped
+    assert "api-1-1" in kit.runtime.containers
+    await jobs.stop()
+
+
 async def test_work_beside_a_block_ends_with_it_and_its_bugs_end_the_block() -> None:
     running: list[str] = []
 

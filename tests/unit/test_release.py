@@ -186,7 +186,7 @@ def test_holding_without_data_ends_too(sim: Sim) -> None:
         ({"unread": {"api-2-0": ""}}, "Prometheus has not scraped api-2-0 (does it read our http_sd_"),
         (
             {"error": "up{: parse error"},
-            "Prometheus did not answer for 300 s, the limit is 300 s: up{: parse",
+            "Prometheus did not answer for 300 s, the limit is 300 s: up{: parse e",
         ),
     ],
 )
@@ -340,6 +340,27 @@ def test_a_warm_instance_that_dies_is_told_and_started_again(sim: Sim) -> None:
     sim.run(3)
     assert "api-1-1" in sim.instances
     assert [e.instance for e in sim.events if isinstance(e, InstanceDied)] == ["api-1-1"]
+
+
+def test_an_instance_that_hangs_for_long_is_made_anew_while_the_others_are_well(sim: Sim) -> None:
+    before = sim.instances["api-1-0"].container
+    sim.instances["api-1-0"] = replace(sim.instances["api-1-0"], health="unhealthy")
+    sim.run(55)
+    assert sim.share("api-1") == 100
+    assert [s.instance for s in sim.state.route.servers] == ["api-1-1"]
+    assert sim.instances["api-1-0"].container == before
+    sim.run(10)
+    assert sim.instances["api-1-0"].container != before
+    assert [s.instance for s in sim.state.route.servers] == ["api-1-0", "api-1-1"]
+    assert (sim.state.dead, sim.state.hung) == ((), ())
+
+
+def test_of_instances_that_all_hang_none_is_stopped(sim: Sim) -> None:
+    before = {i.container for i in sim.instances.values()}
+    for name in ("api-1-0", "api-1-1"):
+        sim.instances[name] = replace(sim.instances[name], health="unhealthy")
+    sim.run(100)
+    assert {i.container for i in sim.instances.values()} == before
 
 
 def test_the_last_stable_instance_keeps_its_place_when_none_is_left(sim: Sim) -> None:

@@ -9,6 +9,7 @@ from orchestrator.rollout.decide import decide
 from orchestrator.rollout.desired import desired
 from orchestrator.rollout.events import CommandAccepted, EdgeStuck, ReleaseEnded, RequestRefused
 from orchestrator.rollout.model import Outcome, Phase, Rollout
+from orchestrator.rollout.told import problems
 from tests.builders import submit
 from tests.unit.sim import Behaviour, Sim
 
@@ -259,3 +260,22 @@ def test_a_candidate_that_may_have_been_served_is_taken_back_first(sim: Sim, hid
     assert active(sim).phase is Phase.ROLLING_BACK
     sim.refuses, sim.file, sim.edge_up = "", "ours", True
     sim.until_ended("api-2", 20)
+
+
+def test_nginx_that_is_silent_while_nothing_rolls_out_is_told_once_and_that_it_speaks_again(sim: Sim) -> None:
+    sim.silence = "nginx runs and does not serve api: is `include /x/*.conf;` in its http {}?"
+    sim.run(9)
+    assert sim.state.stuck_since is None
+    sim.silence = ""
+    sim.step()
+    assert sim.state.silent_since is None
+    sim.silence = "nginx does not answer at http://127.0.0.1:18100"
+    sim.run(30)
+    (stuck,) = [e for e in sim.events if isinstance(e, EdgeStuck)]
+    assert stuck.reason == sim.silence
+    assert problems(sim.state) == [f"nginx does not confirm what it must serve: {sim.silence}"]
+    sim.silence = ""
+    before = len(sim.events)
+    sim.step()
+    assert [e.kind for e in sim.events[before:]] == ["route_confirmed"]
+    assert problems(sim.state) == []

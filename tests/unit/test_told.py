@@ -57,10 +57,12 @@ def test_the_log_of_a_dead_container_comes_below() -> None:
 
 def test_what_is_wrong_with_a_service_is_named() -> None:
     assert problems(ServiceState(service="api")) == []
-    bad = ServiceState(service="api", dead=("api-1-0",), drifted_since=1.0, stuck_since=2.0, trouble="a bug")
+    bad = ServiceState(
+        service="api", dead=("api-1-0",), drifted_since=1.0, stuck_since=2.0, stuck_why="no", trouble="a bug"
+    )
     assert problems(bad) == [
         "api-1-0 is down",
         "nginx' file was edited by hand",
         "a bug",
-        "nginx does not confirm what it must serve",
+        "nginx does not confirm what it must serve: no",
     ]
