@@ -30,6 +30,7 @@ from orchestrator.rollout.model import ServiceState
 from orchestrator.store.redis_store import connect
 from orchestrator.store.server import PrivateRedis
 from orchestrator.traffic.render import probe_host
+from tests.builders import template
 from tests.door.browser import chromium, opened
 from tests.door.conftest import House
 from tests.door.test_notify import Receiver, settings, told
@@ -189,7 +190,7 @@ async def dashboard() -> None:
     """Print first paint and how soon a change is seen."""
     with tempfile.TemporaryDirectory(prefix="bench-doors-") as name:
         async with house_in(Path(name)) as house:
-            house.services = {f"s{n:03}" for n in range(SERVICES)}
+            house.services = {f"s{n:03}": template() for n in range(SERVICES)}
             now = house.clock.now()
             for n, service in enumerate(sorted(house.services)):
                 state = rolling(now, service=service)

@@ -5,6 +5,7 @@ from typing import Any
 from orchestrator.rollout.events import (
     ApprovalWanted,
     CommandAccepted,
+    ConfigReloaded,
     EdgeDrifted,
     EdgeRepaired,
     EdgeStuck,
@@ -25,6 +26,7 @@ from orchestrator.rollout.events import (
     RouteChanged,
     RouteConfirmed,
     ServiceAdopted,
+    ServiceRemoved,
     ServiceTroubled,
     StateRestored,
 )
@@ -118,5 +120,9 @@ EVENTS: tuple[Event, ...] = (
     ServiceAdopted(
         service="api", at=1, release="api-7", candidate="api-8", previous="", generation=3, actor="o"
     ),
+    ConfigReloaded(
+        service="", at=1, actor="ann", request="1-0", changes=("api: is new",), problems=("x: no",)
+    ),
+    ServiceRemoved(service="api", at=1, actor="ann", reason="nobody uses it"),
 )
 """One of each kind."""

@@ -78,7 +78,8 @@ def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:
 async def _states(config: Config, service: str) -> list[ServiceState]:
     async with store_of(config) as store:
         names = [service] if service else sorted({*config.names, *await store.services()})
-        return [(await store.load(name))[0] for name in names]
+        states = [(await store.load(name))[0] for name in names]
+    return [s for s in states if service or s.service in config.names or s.removal is None]
 
 
 @app.command()
@@ -95,7 +96,7 @@ def status(
     if output is Output.JSON:
         out.print(json.dumps([json.loads(dump_state(s)) for s in states], indent=2), markup=False)
         return
-    out.print(status_table(states, time.time()))  # noqa: TID251  for people
+    out.print(status_table(states, time.time(), found.templates))  # noqa: TID251  for people
     if service and states[0].rollout:
         for line in verdict_lines(states[0].rollout):
             out.print(line)
@@ -113,7 +114,7 @@ def watch(
     async def work() -> None:
         async with store_of(found) as store:
             if output is Output.TEXT and out.is_terminal:
-                await watch_live(store, found.names, service)
+                await watch_live(store, found.templates, service)
             else:
                 await watch_events(store, service, output)
 

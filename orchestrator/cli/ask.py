@@ -8,25 +8,27 @@ from typing import TypeVar
 
 from rich.markup import escape
 
-from orchestrator.cli.exits import OK, OUTCOMES, REFUSED, TIMED_OUT
+from orchestrator.cli.exits import OK, OUTCOMES, REFUSED, TIMED_OUT, USAGE
 from orchestrator.cli.session import Output, err, out
 from orchestrator.cli.show import event_text
 from orchestrator.ports.faults import Away, Conflict, Fault, Repeated
 from orchestrator.ports.requests import Once
 from orchestrator.rollout.events import (
     CommandAccepted,
+    ConfigReloaded,
     Event,
     GatesLooked,
     ReleaseAccepted,
     ReleaseEnded,
     RequestRefused,
+    ServiceRemoved,
 )
 from orchestrator.rollout.model import Outcome
 from orchestrator.store.codec import dump_event
 from orchestrator.store.redis_store import RedisStore
 
 T = TypeVar("T")
-Answer = ReleaseAccepted | CommandAccepted | RequestRefused
+Answer = ReleaseAccepted | CommandAccepted | RequestRefused | ConfigReloaded
 
 ANSWER = 10.0
 """Seconds that a running daemon gets to answer a request."""
@@ -74,7 +76,9 @@ async def carry_out(
             await errand.send()
             answer = await errand.answer(patient=wait)
             code = errand.report(answer, configured)
-            return await errand.follow(answer) if wait and not isinstance(answer, RequestRefused) else code
+            if wait and isinstance(answer, ReleaseAccepted | CommandAccepted):
+                return await errand.follow(answer)
+            return code
     except TimeoutError:
         err.print(f"[yellow]timed out[/] after {limit:g} s: {errand.standing()}")
     except Fault as error:
@@ -85,7 +89,7 @@ async def carry_out(
         what = errand.release or "it"
         err.print(
             "[yellow]lost[/]: Redis came back without the request: its data was lost, or is that of an older"
-            f" time. What becomes of {what} can't be followed: see `orchestrator status {errand.service}`"
+            f" time. What becomes of {what} can't be followed: see `{errand.status}`"
         )
     return TIMED_OUT
 
@@ -96,6 +100,7 @@ class _Errand:
     Attributes:
         request: Its id; '' until Redis has said that it has it.
         release: The release that it is about; '' until that is known.
+        status: Where it can be looked at.
         may_be_taken: Whether Redis may have it.
     """
 
@@ -106,7 +111,8 @@ class _Errand:
         self._after = "0-0"
         self._away = False
         self._sent = self.may_be_taken = False
-        self.service = fields["service"]
+        self.service = fields.get("service", "")
+        self.status = f"orchestrator status {self.service}".rstrip()
         self.request = self.release = ""
         self._answered = False
 
@@ -138,18 +144,25 @@ class _Errand:
 
     def report(self, answer: Answer, configured: Collection[str]) -> int:
         """Print the answer; returns the exit code so far."""
-        refused = isinstance(answer, RequestRefused)
+        refusal = answer.reason if isinstance(answer, RequestRefused) else None
         if self._output is Output.JSON:
             out.print(dump_event(answer).decode(), markup=False)
+        elif isinstance(answer, ConfigReloaded):
+            for line in answer.changes or ("nothing changes",):
+                out.print(line, markup=False)
+            for problem in answer.problems:
+                err.print(f"[red]wrong[/]: {escape(problem)}")
         else:
-            (err if refused else out).print(f"{answer.release:<12} {event_text(answer)}")
-        unknown = refused and answer.reason.startswith(f"service: {self.service!r} is not known")
+            (out if refusal is None else err).print(f"{answer.release:<12} {event_text(answer)}")
+        unknown = (refusal or "").startswith(f"service: {self.service!r} is not known")
         if unknown and self.service in configured:
             err.print(
                 f"[yellow]hint[/]: {self.service} is in the configuration here, and the daemon has not read"
                 " that yet: `systemctl reload orchestrator` (SIGHUP), then ask again"
             )
-        return REFUSED if refused else OK
+        if isinstance(answer, ConfigReloaded) and answer.problems:
+            return USAGE
+        return OK if refusal is None else REFUSED
 
     async def follow(self, answer: ReleaseAccepted | CommandAccepted) -> int:
         """Print what happens until it is over; returns the exit code of the outcome."""
@@ -167,6 +180,8 @@ class _Errand:
                 self._show(event)
                 if isinstance(event, ReleaseEnded) and (self.release or event.journey == "revert"):
                     return _code(answer, event)
+                if isinstance(event, ServiceRemoved):
+                    return OK
         raise AssertionError("events do not end")
 
     async def _over(self) -> int | None:
@@ -198,7 +213,7 @@ class _Errand:
             return "no daemon has answered; the request is kept until one does"
         return (
             "it is not known whether Redis has taken the request; if it has, a daemon carries it out:"
-            f" see `orchestrator status {self.service}`"
+            f" see `{self.status}`"
         )
 
     async def _events(self) -> AsyncGenerator[Event | None, None]:

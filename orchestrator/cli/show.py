@@ -1,6 +1,7 @@
 """States and events as people read them."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich.markup import escape
@@ -10,7 +11,8 @@ from rich.text import Text
 from orchestrator.rollout.events import Event, GateJudged, GatesLooked, PhaseEntered, ReleaseEnded
 from orchestrator.rollout.model import FULL, Outcome, Release, Result, Rollout, ServiceState
 from orchestrator.rollout.plan import current_step, step_count
-from orchestrator.rollout.told import logs_of, problems, told
+from orchestrator.rollout.policy import Template
+from orchestrator.rollout.told import logs_of, outdated, problems, told
 
 WIDTH = 20
 
@@ -35,7 +37,9 @@ def bar(share: float, width: int = WIDTH) -> str:
 ALARMING = frozenset(
     {"request_refused", "instance_died", "rollback_started", "edge_drifted", "edge_stuck", "service_troubled"}
 )
-NOTABLE = frozenset({"approval_wanted", "rollout_paused", "service_adopted", "state_restored"})
+NOTABLE = frozenset(
+    {"approval_wanted", "rollout_paused", "service_adopted", "service_removed", "state_restored"}
+)
 
 
 def event_text(event: Event) -> str:
@@ -59,8 +63,8 @@ def _logs(logs: str) -> str:
     return "".join(f"\n    [dim]{escape(line[:200])}[/]" for line in logs.splitlines())
 
 
-def status_table(states: list[ServiceState], now: float) -> Table:
-    """All services at a glance."""
+def status_table(states: list[ServiceState], now: float, files: Mapping[str, Template | None]) -> Table:
+    """All services at a glance; `files`: how each is to be run, by its file."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("service", "stable", "candidate", "phase", "traffic", "note"):
         table.add_column(column)
@@ -72,7 +76,7 @@ def status_table(states: list[ServiceState], now: float) -> Table:
             _version(rollout.release) if rollout else "",
             phase_text(state, now),
             _traffic(state),
-            note(state),
+            note(state, files.get(state.service)),
         )
     return table
 
@@ -101,17 +105,20 @@ def _traffic(state: ServiceState) -> str:
     return f"{bar(share, 10)} {share * FULL:g} %"
 
 
-def note(state: ServiceState) -> str:
+def note(state: ServiceState, template: Template | None) -> str:
     """What a person should know."""
     notes = []
     if state.rollout and state.rollout.mark:
         mark = state.rollout.mark
         notes.append(f"[yellow]{mark.kind} ({escape(mark.actor)}: {escape(mark.reason)})[/]")
+    if state.removal:
+        notes.append(f"[cyan]{state.removal.kind}, by {escape(state.removal.by)}[/]")
     if state.frozen:
         notes.append(f"[cyan]frozen by {escape(state.frozen.by)}[/]")
     if state.queue:
         notes.append(f"queued: {', '.join(r.id for r in state.queue)}")
     notes += [f"[red]{escape(problem)}[/]" for problem in problems(state)]
+    notes += [f"[yellow]{differs}[/]" for differs in (outdated(state, template),) if differs]
     if state.previous and not state.rollout:
         notes.append(f"{state.previous.id} is warm")
     return "; ".join(notes)

@@ -24,6 +24,8 @@ from orchestrator.daemon.config import Config
 from orchestrator.daemon.local import roll_back_here
 from orchestrator.daemon.units import limit, seconds
 from orchestrator.ports.faults import Fault
+from orchestrator.rollout.model import ServiceState, instance_names
+from orchestrator.traffic.edge import files_of
 
 app = typer.Typer()
 
@@ -61,6 +63,25 @@ def release(
         "strategy": strategy,
         "checks": _checks(check or []),
     }
+    _send(config_or_exit(config), fields, wait=wait, timeout=_seconds(timeout), output=output)
+
+
+@app.command()
+def restart(
+    service: ServiceArgument,
+    who: WhoOption = "",
+    reason: ReasonOption = "",
+    strategy: Annotated[str, typer.Option(help="An override from the service's file")] = "",
+    wait: WaitOption = False,
+    timeout: TimeoutOption = "0",
+    output: OutputOption = Output.TEXT,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Release stable's own image again, as the service's file has it today: env, instances, limits.
+
+    It is a release of its own and climbs the whole ladder. --wait is that of `release`.
+    """
+    fields = {"verb": "restart", "service": service, "who": who or me(), "why": reason, "strategy": strategy}
     _send(config_or_exit(config), fields, wait=wait, timeout=_seconds(timeout), output=output)
 
 
@@ -204,3 +225,52 @@ def abort(
     """End the rollout that is under way, or a queued release."""
     fields = {"verb": "abort", "service": service, "who": who or me(), "why": reason, "release": release_id}
     _send(config_or_exit(config), fields, wait=False, timeout=0.0, output=output)
+
+
+@app.command()
+def remove(
+    service: ServiceArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it only what would go is told")] = False,
+    reason: ReasonOption = "",
+    who: WhoOption = "",
+    wait: WaitOption = False,
+    timeout: TimeoutOption = "0",
+    output: OutputOption = Output.TEXT,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Take a service down: its traffic, its instances, its files in nginx' folder. Images and its file stay.
+
+    Without --yes nothing is done. Refused while a release is on its way.
+    """
+    found = config_or_exit(config)
+    if not yes:
+        run(_what_would_go(found, service))
+        return
+    fields = {"verb": "remove", "service": service, "who": who or me(), "why": reason}
+    _send(found, fields, wait=wait, timeout=_seconds(timeout), output=output)
+
+
+async def _what_would_go(config: Config, service: str) -> None:
+    async with store_of(config) as store:
+        state, _ = await store.load(service)
+    for name in _instances(state):
+        out.print(f"would stop    {name}")
+    for path in files_of(config.settings.nginx.directory, service):
+        if path.exists():
+            out.print(f"would remove  {path}")
+    out.print(f"Nothing is done without --yes. Before, take {service} out of server blocks of your own;")
+    out.print(f"afterwards, remove its file from {config.folder} and reload the daemon.")
+
+
+def _instances(state: ServiceState) -> list[str]:
+    kept = [r for r in (state.stable, state.previous, *(r.release for r in state.retiring)) if r is not None]
+    return [name for release in kept for name in instance_names(release)]
+
+
+@app.command()
+def reload(
+    who: WhoOption = "", output: OutputOption = Output.TEXT, config: ConfigOption = DEFAULT_CONFIG
+) -> None:
+    """Let the running daemon read its files again: what changes from when on, and what is wrong."""
+    fields = {"verb": "reload", "who": who or me()}
+    _send(config_or_exit(config, quiet=True), fields, wait=False, timeout=0.0, output=output)

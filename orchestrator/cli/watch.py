@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import deque
+from collections.abc import Mapping
 
 from rich.console import Group
 from rich.live import Live
@@ -11,6 +12,7 @@ from rich.text import Text
 from orchestrator.cli.session import Output, out
 from orchestrator.cli.show import event_text, status_table, verdict_lines
 from orchestrator.rollout.events import Event, GatesLooked, RouteConfirmed
+from orchestrator.rollout.policy import Template
 from orchestrator.store.codec import dump_event
 from orchestrator.store.redis_store import RedisStore
 
@@ -35,9 +37,9 @@ def line(event: Event) -> str:
     return f"[dim]{clock}[/] {event.release or event.service:<12} {event_text(event)}"
 
 
-async def watch_live(store: RedisStore, services: list[str], service: str) -> None:
-    """Redraw status, verdicts and the last events, for ever."""
-    names = [service] if service else services
+async def watch_live(store: RedisStore, files: Mapping[str, Template | None], service: str) -> None:
+    """Redraw status, verdicts and the last events, for ever; `files`: how each service is to be run."""
+    names = [service] if service else sorted(files)
     recent: deque[str] = deque(maxlen=LINES)
     with Live(console=out, refresh_per_second=4, transient=False) as live:
 
@@ -53,7 +55,7 @@ async def watch_live(store: RedisStore, services: list[str], service: str) -> No
         async def draw() -> None:
             while True:
                 states = [(await store.load(name))[0] for name in names]
-                parts = [status_table(states, time.time())]  # noqa: TID251  for people
+                parts = [status_table(states, time.time(), files)]  # noqa: TID251  for people
                 verdicts = [v for s in states if s.rollout for v in verdict_lines(s.rollout)]
                 live.update(Group(*parts, *verdicts, Text(), *map(Text.from_markup, recent)))
                 await asyncio.sleep(REFRESH)

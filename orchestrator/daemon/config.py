@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.settings import Settings
 from orchestrator.daemon.yaml_file import ConfigError, Problem, check, parse, read
+from orchestrator.rollout.policy import Template
 from orchestrator.traffic.render import SERVICE
 
 SUFFIXES = (".yaml", ".yml")
@@ -45,6 +46,17 @@ class Config:
     def unusable(self) -> dict[str, str]:
         """Services that have a file and no plan, with why."""
         return {name: self.wrong(name) for name in self.names if name not in self.services}
+
+    @property
+    def folder(self) -> Path:
+        """Where the services' files are."""
+        return self.path.parent / self.settings.services_dir
+
+    @property
+    def templates(self) -> dict[str, Template | None]:
+        """How each service is to be run; None where its file is wrong and was never right."""
+        known = self.services
+        return {name: known[name].container.template() if name in known else None for name in self.names}
 
 
 def load(path: Path, before: Config | None = None) -> Config:

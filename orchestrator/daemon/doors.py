@@ -1,6 +1,6 @@
 """The doors that people and machines come by, and what has to run behind them."""
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -21,6 +21,7 @@ from orchestrator.intake.slack import Slack, Workspace
 from orchestrator.ports.access import Tokens
 from orchestrator.ports.clock import HostClock
 from orchestrator.ports.faults import Fault
+from orchestrator.rollout.policy import Template
 from orchestrator.store.redis_store import RedisStore
 from orchestrator.store.tail import EventTail
 from orchestrator.web.pages import Pages
@@ -35,7 +36,7 @@ class Doors:
     """HTTP, wired once. They are open at a standby too: all that is asked goes through Redis.
 
     Args:
-        services: The services that are configured now.
+        services: The services that are configured now, and how each is to be run.
 
     Raises:
         Fault: A secret can't be read.
@@ -47,7 +48,7 @@ class Doors:
         store: RedisStore,
         tokens: Tokens,
         clock: HostClock,
-        services: Callable[[], Collection[str]],
+        services: Callable[[], Mapping[str, Template | None]],
     ) -> None:
         self._settings = settings
         self._secrets = _Secrets.of(settings)
@@ -100,16 +101,17 @@ class Doors:
             return {}
         return {"event tail": self._tail.run, "idle connections": self._server.watch}
 
-    def reload(self, settings: Settings) -> None:
-        """Take new rules, keys and certificates; where one can't be read all stay as they are."""
+    def reload(self, settings: Settings) -> str:
+        """Take new rules, keys and certificates; where one can't be read all stay as they are. Says which."""
         try:
             secrets = _Secrets.of(settings)
             if self._server is not None:
                 self._server.reload()
         except Fault as error:
             log.error("doors_not_reloaded", reason=str(error))
-        else:
-            self._settings, self._secrets = settings, secrets
+            return str(error)
+        self._settings, self._secrets = settings, secrets
+        return ""
 
     async def close(self) -> None:
         """Stop serving."""

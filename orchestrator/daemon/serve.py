@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import structlog
 
 from orchestrator.analysis.discovery import document, targets
 from orchestrator.daemon.adapters import REDIS_TIMEOUT, make_edge, make_process, make_prometheus
+from orchestrator.daemon.changes import changes
 from orchestrator.daemon.channels import readers
 from orchestrator.daemon.clock import SystemClock
 from orchestrator.daemon.config import Config, load
@@ -35,9 +36,10 @@ from orchestrator.observability.logs import LineWriter
 from orchestrator.observability.metrics import DaemonMetrics, seen_by_nginx
 from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.metrics import Target
+from orchestrator.ports.requests import Request
 from orchestrator.ports.service import ServicePlan
 from orchestrator.ports.traffic import Traffic
-from orchestrator.rollout.events import Event
+from orchestrator.rollout.events import ConfigReloaded, Event
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.observation import Observation
 from orchestrator.rollout.policy import Hook
@@ -187,7 +189,7 @@ class Daemon:
     def _doors(self, redis: Client) -> Doors:
         store = ReadingStore(redis, self._keys)
         tokens = RedisTokens(redis, self._keys)
-        return Doors(self.config.settings, store, tokens, self._clock, self._service_names)
+        return Doors(self.config.settings, store, tokens, self._clock, lambda: self.config.templates)
 
     async def _drive(
         self, redis: Client, lease: Lease, edge: NginxEdge, runtime: DockerRuntime, doors: Doors
@@ -198,7 +200,6 @@ class Daemon:
         runner = HookRunner()
         parts = self._parts(store, lease, self._traffic(redis, edge), runtime, runner)
         dispatcher = Dispatcher(parts, store)
-        stream = self._stream(redis, store, dispatcher)
         try:
             async with asyncio.TaskGroup() as group:
 
@@ -212,7 +213,15 @@ class Daemon:
                 vital("lease", lambda: lease.keep(dispatcher.doubt))
                 await self._await_docker(runtime)
                 self._configure(dispatcher, group)
-                vital("requests", stream.run)
+
+                async def take(request: Request, fields: Mapping[str, str]) -> None:
+                    if request.verb == "reload":
+                        told = self._reload(request.who, request.id, dispatcher, group, doors)
+                        await store.answer(request.id, told)
+                    else:
+                        await dispatcher.dispatch(request, fields)
+
+                vital("requests", self._stream(redis, store, take).run)
                 vital("measure", parts.measurer.run)
                 courteous("request log", self._requests.run, longest_pause=1.0)  # gates wait for it
                 courteous("docker events", lambda: dispatcher.listen(docker_events))
@@ -227,7 +236,9 @@ class Daemon:
                     dropped = self._metrics.notification_dropped
                     postman = Postman(reader, store, store, self._clock, dropped)
                     courteous(f"notify {reader.name}", postman.run)
-                self._on_reload(dispatcher, group, doors)
+                asyncio.get_running_loop().add_signal_handler(
+                    signal.SIGHUP, lambda: self._reload("SIGHUP", "", dispatcher, group, doors)
+                )
                 self._unready = ""
                 systemd.notify("STATUS=driving")
                 log.info("ready", services=sorted(self.config.services), token=self._token)
@@ -258,7 +269,9 @@ class Daemon:
             publish=self._publish,
         )
 
-    def _stream(self, redis: Client, store: RedisStore, dispatcher: Dispatcher) -> RequestStream:
+    def _stream(
+        self, redis: Client, store: RedisStore, take: Callable[[Request, Mapping[str, str]], Awaitable[None]]
+    ) -> RequestStream:
         """Where requests come from."""
         return RequestStream(
             redis.apart(),
@@ -266,7 +279,7 @@ class Daemon:
             self._keys.group,
             store,
             self._clock,
-            dispatcher.dispatch,
+            take,
             self._metrics.trimmed.inc,
         )
 
@@ -297,22 +310,32 @@ class Daemon:
             else:
                 return
 
-    def _on_reload(self, dispatcher: Dispatcher, group: asyncio.TaskGroup, doors: Doors) -> None:
-        def reload() -> None:
-            systemd.notify("RELOADING=1")
-            try:
-                config = load(self.config.path, self.config)
-            except ConfigError as error:
-                self._tell(error.problems)
-            else:
-                self.config = config
-                self._tell(config.problems)
-                self._configure(dispatcher, group)
-                log.info("config_reloaded", services=sorted(config.services))
-            doors.reload(self.config.settings)
-            systemd.notify("READY=1")
-
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    def _reload(
+        self, actor: str, request: str, dispatcher: Dispatcher, group: asyncio.TaskGroup, doors: Doors
+    ) -> ConfigReloaded:
+        """Read the files again; what they change, and what is wrong with them and stays as it was."""
+        systemd.notify("RELOADING=1")
+        changed: tuple[str, ...] = ()
+        try:
+            config = load(self.config.path, self.config)
+        except ConfigError as error:
+            self._tell(error.problems)
+        else:
+            changed = changes(self.config, config)
+            self.config = config
+            self._tell(config.problems)
+            self._configure(dispatcher, group)
+            log.info("config_reloaded", services=sorted(config.services), changes=changed)
+        lacking = doors.reload(self.config.settings)
+        systemd.notify("READY=1")
+        return ConfigReloaded(
+            service="",
+            at=self._clock.now(),
+            actor=actor,
+            request=request,
+            changes=changed,
+            problems=(*map(str, self._problems), *filter(None, [lacking])),
+        )
 
     def _configure(self, dispatcher: Dispatcher, group: asyncio.TaskGroup) -> None:
         config = self.config
@@ -337,9 +360,6 @@ class Daemon:
     def _hooks(self, service: str) -> Sequence[Hook]:
         found = self.config.services.get(service)
         return [section.hook() for section in found.hooks] if found else []
-
-    def _service_names(self) -> Collection[str]:
-        return self.config.names
 
     def _edge_options(self, service: str) -> EdgeOptions:
         found = self.config.services.get(service)

@@ -39,7 +39,10 @@ class DockerSection(Section):
     )
     network: str = Field("orchestrator", description="Our bridge network, created when missing")
     subnet: str = Field("10.213.0.0/20", description="Its subnet; the lower half holds static addresses")
-    pull: Literal["missing", "always"] = Field("missing", description="When to ask the registry")
+    pull: Literal["newer", "missing", "always"] = Field(
+        "newer",
+        description="When to ask the registry for a tag; newer: without an answer the local image counts",
+    )
     pull_deadline: Duration = Field(600.0, description="How long one pull may take")
 
 

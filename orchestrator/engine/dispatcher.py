@@ -18,6 +18,8 @@ from orchestrator.rollout.command import (
     Freeze,
     Pause,
     Promote,
+    Remove,
+    Restart,
     Resume,
     Rollback,
     Submit,
@@ -25,6 +27,7 @@ from orchestrator.rollout.command import (
 )
 from orchestrator.rollout.events import RequestRefused
 from orchestrator.rollout.hooks import unchecked
+from orchestrator.rollout.policy import Policy
 
 log = structlog.get_logger()
 
@@ -112,12 +115,14 @@ class Dispatcher:
                 self._conductors[service].wake()
 
 
-def to_command(request: Request, plan: ServicePlan) -> Command | str:  # noqa: PLR0911  one a verb
+def to_command(request: Request, plan: ServicePlan) -> Command | str:  # noqa: C901, PLR0911  one a verb
     """The command that a request means under a service's configuration, or why it may not be."""
     about = {"request": request.id, "actor": request.who, "reason": request.why}
     match request.verb:
         case "release":
             return _submission(request, plan)
+        case "restart":
+            return _restart(request, plan)
         case "rollback":
             return Rollback(**about, release=request.release, to=request.to)
         case "pause":
@@ -134,6 +139,10 @@ def to_command(request: Request, plan: ServicePlan) -> Command | str:  # noqa: P
             return Freeze(**about)
         case "unfreeze":
             return Unfreeze(**about)
+        case "remove":
+            return Remove(**about)
+        case "reload":
+            return "reload is about the files of all services"
 
 
 def _submission(request: Request, plan: ServicePlan) -> Command | str:
@@ -148,10 +157,9 @@ def _submission(request: Request, plan: ServicePlan) -> Command | str:
     lacking = unchecked(plan.checklist, request.checks)
     if lacking:
         return f"checklist: {lacking}"
-    policy = plan.policies.get(request.strategy)
-    if policy is None:
-        names = ", ".join(sorted(n for n in plan.policies if n)) or "none"
-        return f"strategy: {request.strategy!r} is not an override of {plan.service}; there are: {names}"
+    policy = _policy(request, plan)
+    if isinstance(policy, str):
+        return policy
     return Submit(
         request=request.id,
         actor=request.who,
@@ -163,3 +171,19 @@ def _submission(request: Request, plan: ServicePlan) -> Command | str:
         key=request.key,
         link=request.link,
     )
+
+
+def _restart(request: Request, plan: ServicePlan) -> Command | str:
+    policy = _policy(request, plan)
+    if isinstance(policy, str):
+        return policy
+    return Restart(
+        request=request.id, actor=request.who, reason=request.why, template=plan.template, policy=policy
+    )
+
+
+def _policy(request: Request, plan: ServicePlan) -> Policy | str:
+    """The policy of the strategy that is asked for, or why there is none."""
+    names = ", ".join(sorted(n for n in plan.policies if n)) or "none"
+    lacking = f"strategy: {request.strategy!r} is not an override of {plan.service}; there are: {names}"
+    return plan.policies.get(request.strategy, lacking)

@@ -5,9 +5,16 @@ import contextlib
 from collections.abc import Callable
 
 from orchestrator.ports.store import Journal, Tail
-from orchestrator.rollout.events import CommandAccepted, Event, ReleaseAccepted, ReleaseEnded, RequestRefused
+from orchestrator.rollout.events import (
+    CommandAccepted,
+    ConfigReloaded,
+    Event,
+    ReleaseAccepted,
+    ReleaseEnded,
+    RequestRefused,
+)
 
-Answer = RequestRefused | CommandAccepted | ReleaseAccepted
+Answer = RequestRefused | CommandAccepted | ReleaseAccepted | ConfigReloaded
 
 PAGE, PAGES = 1000, 20
 """Events that are read to find one: a page, and pages."""

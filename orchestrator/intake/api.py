@@ -25,6 +25,7 @@ from orchestrator.intake.views import (
     NewToken,
     ReleaseList,
     ReleaseView,
+    Reloaded,
     RequestView,
     ServiceList,
     ServiceView,
@@ -43,16 +44,20 @@ from orchestrator.ports.clock import WallClock
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.requests import Inbox
 from orchestrator.ports.store import Journal, Tail
-from orchestrator.rollout.events import Event, ReleaseAccepted, RequestRefused
+from orchestrator.rollout.events import ConfigReloaded, Event, ReleaseAccepted, RequestRefused
 from orchestrator.rollout.model import ServiceState
+from orchestrator.rollout.policy import Template
 
 log = structlog.get_logger()
 
 V = TypeVar("V", bound=BaseModel)
+View = Callable[[ServiceState, Template | None], Any]
 
 EVENTS = "text/event-stream"
 
 DAY = 86400.0
+RELOAD_WAIT = 10.0
+"""Seconds in which the daemon should have read its files again."""
 RECHECK = 10.0
 """Seconds after which a listener's token is looked at again, at the latest with the next event."""
 
@@ -61,6 +66,7 @@ WRITE_DEADLINE = 10.0
 
 SUMMARIES: dict[Verb, str] = {
     "release": "Release an image",
+    "restart": "Release stable's own image again, as the service's file has it today",
     "rollback": "Go back: from the rollout that is under way, else from stable to the last good release",
     "promote": "Skip the rest of the ladder; the gates watch the last step",
     "approve": "Let a rollout go on that waits for a person",
@@ -69,6 +75,7 @@ SUMMARIES: dict[Verb, str] = {
     "abort": "End the rollout that is under way, or a queued release",
     "freeze": "Start no further release; rollbacks still work",
     "unfreeze": "Start releases again",
+    "remove": "Take a service down: no traffic, no instances, no files of nginx'",
 }
 
 
@@ -89,7 +96,7 @@ class Api:
         self._journal = journal
         self._tail = tail
         self._answers = Answers(journal, tail)
-        self._views: dict[tuple[str, Callable[[ServiceState], Any]], tuple[ServiceState, Any]] = {}
+        self._views: dict[tuple[str, View], tuple[ServiceState, Template | None, Any]] = {}
         self._guard = guard
         self._tokens = guard.tokens
         self._clock = clock
@@ -106,7 +113,7 @@ class Api:
                 answers={202: Accepted},
                 verb=verb,
                 body=body,
-                optional=verb != "release",
+                optional=verb not in ("release", "remove"),
                 keyed=verb == "release",
             )
             for verb, body in BODIES.items()
@@ -154,6 +161,15 @@ class Api:
 
     def _for_admins(self) -> list[Operation]:
         return [
+            Operation(
+                name="reload",
+                method="POST",
+                path="/v1/reload",
+                summary="Let the daemon that drives read its files again",
+                handler=self._reload,
+                answers={200: Reloaded, 202: Accepted},
+                admin=True,
+            ),
             _get("listTokens", "/v1/tokens", "All tokens", self._list_tokens, TokenList, admin=True),
             Operation(
                 name="createToken",
@@ -179,13 +195,13 @@ class Api:
     async def _state(self, service: str) -> ServiceState:
         return (await self._journal.load(service))[0]
 
-    async def _view(self, service: str, make: Callable[[ServiceState], V]) -> V:
-        """A state as it is shown; made once for each state."""
-        state = await self._state(service)
+    async def _view(self, service: str, make: Callable[[ServiceState, Template | None], V]) -> V:
+        """A state as it is shown; made once for each state and each file."""
+        state, template = await self._state(service), self._desk.services().get(service)
         known = self._views.get((service, make))
-        if known is None or known[0] is not state:
-            known = self._views[service, make] = (state, make(state))
-        view: V = known[1]
+        if known is None or known[0] is not state or known[1] != template:
+            known = self._views[service, make] = (state, template, make(state, template))
+        view: V = known[2]
         return view
 
     def _asking(self, verb: Verb) -> Callable[[Call], Awaitable[web.StreamResponse]]:
@@ -294,6 +310,13 @@ class Api:
         who = call.who
         return _json(Me(name=who.name, role=who.role, services=list(who.services)))
 
+    async def _reload(self, call: Call) -> web.Response:
+        request = await self._inbox.push({"verb": "reload", "who": call.who.name})
+        event = await self._answers.to(request, RELOAD_WAIT)
+        if not isinstance(event, ConfigReloaded):
+            return _json(Accepted(request=request), HTTPStatus.ACCEPTED)
+        return _json(Reloaded(changes=list(event.changes), problems=list(event.problems)))
+
     async def _list_tokens(self, _: Call) -> web.Response:
         return _json(TokenList(tokens=[TokenView.of(t) for t in await self._tokens.tokens()]))
 
@@ -355,7 +378,7 @@ def _line(entry: str, event: Event) -> bytes:
     return b"id: %s\nevent: %s\ndata: %s\n\n" % (entry.encode(), event.kind.encode(), event_json(event))
 
 
-def _release_list(state: ServiceState) -> ReleaseList:
+def _release_list(state: ServiceState, _: Template | None) -> ReleaseList:
     return ReleaseList(releases=releases_of(state))
 
 

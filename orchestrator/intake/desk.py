@@ -1,7 +1,7 @@
 """Where every door puts requests down."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import cast
 
@@ -13,16 +13,17 @@ from orchestrator.intake.views import SERVICE, Accepted
 from orchestrator.ports.access import Principal, Verb
 from orchestrator.ports.faults import Conflict, Repeated
 from orchestrator.ports.requests import Inbox, Once
+from orchestrator.rollout.policy import Template
 
 
 class Desk:
     """Puts requests down in the name of somebody who may.
 
     Args:
-        services: The services that are configured now.
+        services: The services that are configured now, and how each is to be run.
     """
 
-    def __init__(self, inbox: Inbox, services: Callable[[], Collection[str]]) -> None:
+    def __init__(self, inbox: Inbox, services: Callable[[], Mapping[str, Template | None]]) -> None:
         self._inbox = inbox
         self.services = services
 
@@ -59,7 +60,7 @@ class Desk:
 
     async def put(self, who: Principal, fields: Mapping[str, str], once: Once | None = None) -> str:
         """As `take`; returns the id of the request."""
-        service, verb = fields["service"], cast("Verb", fields.get("verb", "release"))
+        service, verb = fields.get("service", ""), cast("Verb", fields.get("verb", "release"))
         if not who.may(verb, service):
             why = f"{who.name} is {who.role} and may not {verb} {service[:80]}"
             raise Problem(HTTPStatus.FORBIDDEN, why)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -36,8 +36,8 @@ class Fields(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    verb: Verb = "release"
-    service: Annotated[str, StringConstraints(min_length=1, max_length=40)]
+    verb: Verb | Literal["reload"] = "release"
+    service: Annotated[str, StringConstraints(max_length=40)] = ""
     image: Annotated[str, StringConstraints(max_length=512)] = ""
     who: Annotated[Text, Field(description="who asks; the account of the CI job, or a person")] = "unknown"
     why: Text = ""
@@ -47,6 +47,14 @@ class Fields(BaseModel):
     release: Name = ""
     to: Name = ""
     checks: Annotated[str, StringConstraints(max_length=4000)] = ""
+
+    @model_validator(mode="after")
+    def _service(self) -> "Fields":
+        if self.verb == "reload" and self.service:
+            raise ValueError("service: reload is about the files of all services; leave it out")
+        if self.verb != "reload" and not self.service:
+            raise ValueError("service: is required")
+        return self
 
     @model_validator(mode="after")
     def _image_for_release(self) -> "Fields":

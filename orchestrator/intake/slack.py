@@ -33,7 +33,9 @@ log = structlog.get_logger()
 
 COMMAND_PATH = "/hooks/slack/command"
 ACTION_PATH = "/hooks/slack/action"
-VERBS = frozenset(get_args(Verb)) - {"release"}
+VERBS = frozenset(get_args(Verb)) - {"release", "remove"}
+"""A service is not taken down by one line of a chat."""
+
 ANSWER_WAIT = 20.0
 """Seconds in which the daemon should have carried out what was asked."""
 
@@ -149,7 +151,8 @@ class Slack:
         names = [service] if service else sorted(s for s in self._desk.services() if who.sees(s))
         for name in names:
             self._desk.check(name, who)
-        views = [service_view((await self._journal.load(name))[0]) for name in names]
+        files = self._desk.services()
+        views = [service_view((await self._journal.load(name))[0], files.get(name)) for name in names]
         return "\n".join(map(_line, views)) or "no service"
 
     def _answer_later(self, workspace: Workspace, url: str, asked: str, what: str, who: Principal) -> None:
@@ -218,7 +221,8 @@ def _line(view: ServiceView) -> str:
         found += f" → {rollout.release} {rollout.phase} {rollout.weight:g} %"
         found += f" ({rollout.mark.kind}: {_safe(rollout.mark.reason)})" if rollout.mark else ""
     found += f", frozen by {_safe(view.frozen.actor)}" if view.frozen else ""
-    return ", ".join([found, *map(_safe, view.problems)])
+    said = [*view.problems, view.outdated] if view.outdated else view.problems
+    return ", ".join([found, *map(_safe, said)])
 
 
 def _safe(text: str) -> str:

@@ -10,7 +10,8 @@ from orchestrator.ports.access import Role, Token, Verb
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import FULL, Ended, Mark, Outcome, Phase, Release, ServiceState, Verdict
 from orchestrator.rollout.plan import current_step, step_count
-from orchestrator.rollout.told import problems
+from orchestrator.rollout.policy import Template
+from orchestrator.rollout.told import outdated, problems
 
 SERVICE = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 RELEASE = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?-[0-9]{1,10}$"
@@ -74,8 +75,22 @@ class ReleaseBody(Asking):
     )
 
 
+class RestartBody(Asking):
+    """How stable's own image is released again."""
+
+    strategy: Annotated[str, StringConstraints(max_length=40)] = Field(
+        "", description="An override from the service's file"
+    )
+
+
 class CommandBody(Asking):
     """A command that needs nothing else."""
+
+
+class RemoveBody(Asking):
+    """That it is meant."""
+
+    yes: Literal[True] = Field(description="Nothing is removed without it")
 
 
 class RolloutBody(Asking):
@@ -162,16 +177,25 @@ class ServiceView(Model):
     rollout: ReleaseView | None = Field(description="What is rolling out")
     queue: list[str] = Field(description="Releases that wait, next first")
     frozen: Mark | None = Field(description="Why no release may start")
+    removal: Mark | None = Field(description="That it is being taken down, or was")
     shares: dict[str, float] = Field(description="Percent of the traffic by release")
     generation: int
     confirmed: int = Field(description="The generation that nginx was seen to serve")
     problems: list[str] = Field(description="What is wrong now")
+    outdated: str = Field(description="In what stable differs from the service's file; empty when in nothing")
 
 
 class ServiceList(Model):
     """Services by name."""
 
     services: list[ServiceView]
+
+
+class Reloaded(Model):
+    """What reading the files again has changed."""
+
+    changes: list[str] = Field(description="A line for each service, and one for the daemon; empty: nothing")
+    problems: list[str] = Field(description="What is wrong, by file and path; that stays as it was")
 
 
 class TokenBody(Model):
@@ -242,6 +266,7 @@ class Me(Model):
 
 BODIES: dict[Verb, type[Asking]] = {
     "release": ReleaseBody,
+    "restart": RestartBody,
     "rollback": RollbackBody,
     "promote": RolloutBody,
     "approve": RolloutBody,
@@ -250,6 +275,7 @@ BODIES: dict[Verb, type[Asking]] = {
     "abort": AbortBody,
     "freeze": CommandBody,
     "unfreeze": CommandBody,
+    "remove": RemoveBody,
 }
 """What each verb takes."""
 
@@ -278,8 +304,8 @@ def event_json(event: Event) -> bytes:
     return _EVENT.dump_json(event)
 
 
-def service_view(state: ServiceState) -> ServiceView:
-    """A state as it is shown."""
+def service_view(state: ServiceState, template: Template | None) -> ServiceView:
+    """A state as it is shown, beside what the service's file says."""
     stable, rollout = state.stable, state.rollout
     shares = {s.release: round(state.route.share(s.release) * FULL, 4) for s in state.route.servers}
     return ServiceView(
@@ -289,10 +315,12 @@ def service_view(state: ServiceState) -> ServiceView:
         rollout=release_view(state, rollout.release.id) if rollout else None,
         queue=[r.id for r in state.queue],
         frozen=state.frozen,
+        removal=state.removal,
         shares=shares,
         generation=state.route.generation,
         confirmed=state.confirmed,
         problems=problems(state),
+        outdated=outdated(state, template),
     )
 
 

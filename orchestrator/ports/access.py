@@ -4,7 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
-Verb = Literal["release", "rollback", "pause", "resume", "approve", "promote", "abort", "freeze", "unfreeze"]
+Verb = Literal[
+    "release",
+    "restart",
+    "rollback",
+    "pause",
+    "resume",
+    "approve",
+    "promote",
+    "abort",
+    "freeze",
+    "unfreeze",
+    "remove",
+]
 
 
 Role = Literal["viewer", "submitter", "operator", "admin"]
@@ -12,11 +24,11 @@ Role = Literal["viewer", "submitter", "operator", "admin"]
 
 MAY: Mapping[Role, frozenset[Verb]] = {
     "viewer": frozenset(),
-    "submitter": frozenset({"release"}),
-    "operator": frozenset(get_args(Verb)),
+    "submitter": frozenset({"release", "restart"}),
+    "operator": frozenset(get_args(Verb)) - {"remove"},
     "admin": frozenset(get_args(Verb)),
 }
-"""What a role may ask for; everyone may look, and an admin gives out tokens too."""
+"""What a role may ask for; everyone may look, and an admin takes services down and gives out tokens too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from orchestrator.ports.access import Verb
 
@@ -13,13 +13,14 @@ class Request:
 
     Attributes:
         id: The id of its stream entry.
+        service: Empty for `reload`.
         release: For `rollback` and `abort`: which release is meant.
         to: For `rollback`: where to go.
         checks: For `release`: what is said for the checklist; yes is 1.
     """
 
     id: str
-    verb: Verb
+    verb: Verb | Literal["reload"]
     service: str
     who: str
     why: str = ""

@@ -15,7 +15,7 @@ class Runtime(Protocol):
         ...
 
     async def resolve(self, image: str) -> Image:
-        """The digest of a reference, pulled if it is not there; the registry's words if that fails."""
+        """The digest of a reference, pulled if need be; the registry's words if that fails."""
         ...
 
     async def start(self, wanted: Wanted) -> None:

@@ -30,6 +30,10 @@ class Store(Protocol):
         """Move a request that can't be carried out to the dead letters, and tell it."""
         ...
 
+    async def answer(self, entry: str, event: Event) -> None:
+        """Tell what came of a request that changes no state, and acknowledge it."""
+        ...
+
     @property
     def token(self) -> int:
         """The fencing token of the lease."""

@@ -21,7 +21,8 @@ def adopt(turn: Turn, seen: Observation) -> None:
     The containers' labels tell the releases, the file tells the route and who is stable. Where nothing is
     committed the service is taken up as it is found, so that no traffic moves: a candidate that has traffic
     goes on with the step that its share fits, from the step's beginning. Where the edge is ahead of what is
-    committed, only who is stable is taken over; the route is made anew from that.
+    committed, only who is stable is taken over; the route is made anew from that. What is being removed is
+    taken down; what was removed is taken up where the edge shows that it has been released since.
     """
     state, disk = turn.state, seen.edge.on_disk
     untold = replace(state, at=0.0, released=0, trouble="", overlooked=0.0, silent_since=None)
@@ -33,7 +34,8 @@ def adopt(turn: Turn, seen: Observation) -> None:
     own = rollout.release.id if rollout is not None and not may_be_served(rollout, seen.edge) else ""
     found = [i for i in seen.instances if _credible(i, state.service) and i.release != own]
     releases = {i.release: i.described for i in found if i.described is not None}
-    if not seen.runtime_ok or not releases or not (blank or ahead):
+    leaving = state.removal is not None and state.removal.kind == "removing"
+    if leaving or not seen.runtime_ok or not releases or not (blank or ahead):
         return
     disk = disk or OnDisk(route=Route(generation=seen.edge.floor))
     stable = max(releases.values(), key=lambda r: _trust(r, disk, seen))
@@ -48,6 +50,7 @@ def adopt(turn: Turn, seen: Observation) -> None:
         stable=stable,
         previous=previous,
         previous_until=turn.now + stable.policy.keep_previous if previous else None,
+        removal=None,
     )
     if blank:
         turn.set(route=disk.route, rollout=_rollout(candidate, disk.route, turn.now) if candidate else None)

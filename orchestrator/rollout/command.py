@@ -6,7 +6,7 @@ from typing import assert_never
 from orchestrator.rollout.events import CommandAccepted, Event, ReleaseAccepted, RequestRefused
 from orchestrator.rollout.model import Mark, Outcome, Phase, Receipt, Release, Rollout, ServiceState
 from orchestrator.rollout.plan import step_count
-from orchestrator.rollout.policy import Policy, Template
+from orchestrator.rollout.policy import Policy, Template, differences
 from orchestrator.rollout.turn import DAEMON, Turn
 
 HANDLED = 200
@@ -38,6 +38,14 @@ class Submit(_Command):
     strategy: str = ""
     key: str = ""
     link: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restart(_Command):
+    """Release stable's own image once more, with the template and the policy of today's file."""
+
+    template: Template
+    policy: Policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +104,14 @@ class Unfreeze(_Command):
     """Start releases again."""
 
 
-Command = Submit | Rollback | Pause | Resume | Approve | Promote | Abort | Freeze | Unfreeze
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remove(_Command):
+    """Take a service down: no traffic, no instances, nothing of it in nginx. Ids go on counting."""
+
+
+Command = (
+    Submit | Restart | Rollback | Pause | Resume | Approve | Promote | Abort | Freeze | Unfreeze | Remove
+)
 
 
 def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceState, tuple[Event, ...]]:
@@ -113,7 +128,7 @@ def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceSt
     why = _misses(state, command) or _carry_out(turn, command)
     if why:
         return state, (refusal(state.service, command, why, now),)
-    if not isinstance(command, Submit):
+    if not isinstance(command, Submit | Restart):
         about = state.rollout.release.id if state.rollout else ""
         accepted = CommandAccepted(
             service=state.service,
@@ -174,11 +189,16 @@ def _misses(state: ServiceState, command: Command) -> str:
     return f"{command.release} is not under way any more"
 
 
-def _carry_out(turn: Turn, command: Command) -> str:  # noqa: PLR0911  one case for each command
+def _carry_out(turn: Turn, command: Command) -> str:  # noqa: C901, PLR0911, PLR0912  one case for each command
     """Change the turn's state as the command asks; why it is refused, or ''."""
+    removal = turn.state.removal
+    if removal is not None and removal.kind == "removing":
+        return f"{turn.state.service} is being removed, by {removal.by}"
     match command:
         case Submit():
             return _submit(turn, command)
+        case Restart():
+            return _restart(turn, command)
         case Rollback():
             return _rollback(turn, command)
         case Pause():
@@ -195,6 +215,8 @@ def _carry_out(turn: Turn, command: Command) -> str:  # noqa: PLR0911  one case 
             return _freeze(turn, command)
         case Unfreeze():
             return _unfreeze(turn)
+        case Remove():
+            return _remove(turn, command)
         case _:
             assert_never(command)
 
@@ -207,9 +229,22 @@ def _submit(turn: Turn, command: Submit) -> str:
     if receipt is not None:
         turn.tell(_accepted(turn, command, receipt.release, duplicate=True))
         return ""
-    release = Release(
-        id=f"{state.service}-{state.released + 1}",
-        service=state.service,
+    release = _new(turn, command)
+    if command.key:
+        kept = Receipt(key=command.key, image=command.image, release=release.id, strategy=command.strategy)
+        turn.set(receipts=(*state.receipts, kept)[-RECEIPTS:])
+    _make_way(turn, release)
+    turn.events.insert(0, _accepted(turn, command, release.id, duplicate=False))
+    return ""
+
+
+def _new(turn: Turn, command: Submit, digest: str = "") -> Release:
+    """The release that is asked for, with the next id."""
+    number = turn.state.released + 1
+    turn.set(released=number, removal=None)
+    return Release(
+        id=f"{turn.state.service}-{number}",
+        service=turn.state.service,
         image=command.image,
         template=command.template,
         policy=command.policy,
@@ -218,13 +253,33 @@ def _submit(turn: Turn, command: Submit) -> str:
         link=command.link,
         submitted_at=turn.now,
         request=command.request,
+        digest=digest,
     )
-    turn.set(released=state.released + 1)
-    if command.key:
-        kept = Receipt(key=command.key, image=command.image, release=release.id, strategy=command.strategy)
-        turn.set(receipts=(*state.receipts, kept)[-RECEIPTS:])
-    _make_way(turn, release)
-    turn.events.insert(0, _accepted(turn, command, release.id, duplicate=False))
+
+
+def _restart(turn: Turn, command: Restart) -> str:
+    """Begin at once: a release that waited could find that its image has been rolled back from."""
+    state, stable = turn.state, turn.state.stable
+    if stable is None:
+        return f"{state.service} has no stable release to restart; release an image"
+    if state.rollout is not None or state.queue:
+        ahead = state.rollout.release.id if state.rollout else state.queue[0].id
+        return f"{ahead} is on its way; restart when it has ended"
+    if state.frozen is not None:
+        return f"{state.service} is frozen by {state.frozen.by}; unfreeze it first"
+    changed = ", ".join(differences(stable.template, command.template))
+    submit = Submit(
+        request=command.request,
+        actor=command.actor,
+        reason=command.reason or (f"configuration changed: {changed}" if changed else "restart"),
+        image=stable.image,
+        template=command.template,
+        policy=command.policy,
+        link=stable.link,
+    )
+    release = _new(turn, submit, stable.digest)
+    turn.tell(_accepted(turn, submit, release.id, duplicate=False))
+    turn.launch(release)
     return ""
 
 
@@ -383,4 +438,17 @@ def _unfreeze(turn: Turn) -> str:
     if turn.state.frozen is None:
         return "not frozen"
     turn.set(frozen=None)
+    return ""
+
+
+def _remove(turn: Turn, command: Remove) -> str:
+    state = turn.state
+    if state.removal is not None:
+        return f"{state.service} was removed already, by {state.removal.by}"
+    if state.rollout is not None or state.queue:
+        ahead = state.rollout.release.id if state.rollout else state.queue[0].id
+        return f"{ahead} is on its way; abort it first"
+    mark = Mark(kind="removing", actor=command.actor, reason=command.reason, since=turn.now)
+    turn.set(removal=mark, stable=None, previous=None, previous_until=None)
+    turn.retire([r for r in (state.stable, state.previous) if r is not None])
     return ""

@@ -23,13 +23,16 @@ from orchestrator.rollout.model import (
     Mark,
     Outcome,
     Phase,
+    Release,
     Rollout,
     ServiceState,
     instance_names,
 )
 from orchestrator.rollout.notice import notice_deaths, notice_edge, notice_host
-from orchestrator.rollout.observation import Instance, Observation
+from orchestrator.rollout.observation import Image, Instance, Observation
 from orchestrator.rollout.plan import current_step, is_fast
+from orchestrator.rollout.policy import differences
+from orchestrator.rollout.removal import take_down
 from orchestrator.rollout.route import lost, usable
 from orchestrator.rollout.turn import DAEMON, Turn
 from orchestrator.rollout.unseen import notice_prometheus, overlook
@@ -60,6 +63,7 @@ def decide(state: ServiceState, seen: Observation, now: float) -> tuple[ServiceS
         _advance(turn, seen)
     reroute(turn, seen)
     let_go(turn, seen)
+    take_down(turn, seen)
     return turn.state, tuple(turn.events)
 
 
@@ -88,9 +92,7 @@ def _take_from_queue(turn: Turn) -> None:
         return
     release, *rest = turn.state.queue
     turn.set(queue=tuple(rest))
-    turn.begin(
-        Rollout(release=release, began_at=now, entered_at=now, actor=release.author, reason=release.reason)
-    )
+    turn.launch(release)
 
 
 def _overdue_mark(turn: Turn) -> bool:
@@ -131,7 +133,7 @@ def _preflight(turn: Turn, seen: Observation) -> None:
         turn.retreat(Outcome.FAILED, f"image {release.image}: {image.error}")
     elif image is not None:
         if release.digest != image.digest:
-            _note_image(turn, image.digest)
+            _note_image(turn, image)
         _ask_hooks(turn, seen, lambda: _leave_preflight(turn, seen))
     late = turn.now - rollout.entered_at >= release.policy.preflight_deadline
     if late and turn.state.rollout is not None and turn.rollout.phase is Phase.PREFLIGHT:
@@ -161,18 +163,30 @@ def _leaving(state: ServiceState, seen: Observation) -> str:
     return next((name for name in instance_names(release) if seen.instance(name) is not None), "")
 
 
-def _note_image(turn: Turn, digest: str) -> None:
-    release = replace(turn.rollout.release, digest=digest)
+def _note_image(turn: Turn, image: Image) -> None:
+    release = replace(turn.rollout.release, digest=image.digest)
     turn.roll(release=release)
+    notes = [note for note in (image.note, _already_runs(turn.state, release)) if note]
     turn.tell(
         ImageResolved(
             service=release.service,
             at=turn.now,
             release=release.id,
             image=release.image,
-            digest=digest,
+            digest=image.digest,
+            note="; ".join(notes),
         )
     )
+
+
+def _already_runs(state: ServiceState, release: Release) -> str:
+    """That a release brings no other image than stable's, and what else it brings; '' when it does."""
+    stable = state.stable
+    if stable is None or stable.digest != release.digest:
+        return ""
+    changed = ", ".join(differences(stable.template, release.template))
+    what = f"only configuration changes: {changed}" if changed else "nothing changes"
+    return f"it is the image that stable runs; {what}"
 
 
 def _ask_hooks(turn: Turn, seen: Observation, go_on: Callable[[], None]) -> None:

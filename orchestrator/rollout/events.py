@@ -75,11 +75,15 @@ class PhaseEntered(_Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageResolved(_Event):
-    """The reference was resolved, once, to what will run."""
+    """The reference was resolved, once, to what will run.
+
+    `note`: that the registry did not answer, that stable runs the same.
+    """
 
     kind: Literal["image_resolved"] = "image_resolved"
     image: str
     digest: str
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,6 +302,31 @@ class StateRestored(_Event):
     remembered: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceRemoved(_Event):
+    """Nothing of a service is left: no traffic, no instance, no file of nginx'."""
+
+    kind: Literal["service_removed"] = "service_removed"
+    actor: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigReloaded(_Event):
+    """The daemon was asked to read its files again. `service` is empty: it is about all of them.
+
+    Attributes:
+        changes: What has changed, a line for each service and one for the daemon.
+        problems: What is wrong; what it says of stays as it was.
+    """
+
+    kind: Literal["config_reloaded"] = "config_reloaded"
+    actor: str
+    request: str
+    changes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
 Event = (
     ReleaseAccepted
     | RequestRefused
@@ -321,4 +350,6 @@ Event = (
     | ServiceTroubled
     | ServiceAdopted
     | StateRestored
+    | ServiceRemoved
+    | ConfigReloaded
 )

@@ -23,7 +23,7 @@ def reroute(turn: Turn, seen: Observation) -> None:
     state = turn.state
     route = next_route(state, seen, turn.now)
     if route is not state.route:
-        rollout = state.rollout
+        rollout, cause = state.rollout, state.rollout or state.removal
         turn.set(route=route)
         turn.tell(
             RouteChanged(
@@ -32,8 +32,8 @@ def reroute(turn: Turn, seen: Observation) -> None:
                 release=rollout.release.id if rollout else "",
                 generation=route.generation,
                 shares=_shares(route),
-                actor=rollout.actor if rollout else DAEMON,
-                reason=rollout.reason if rollout else "instances changed",
+                actor=cause.actor if cause else DAEMON,
+                reason=cause.reason if cause else "instances changed",
             )
         )
     named = {s.release for s in (*route.servers, *route.preview)}

@@ -90,12 +90,16 @@ class Server:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """What nginx must serve for a service. `generation` grows with every change and never goes down."""
+    """What nginx must serve for a service. `generation` grows with every change and never goes down.
+
+    `gone`: that nothing of the service is left in nginx.
+    """
 
     generation: int = 0
     servers: tuple[Server, ...] = ()
     preview: tuple[Server, ...] = ()
     changed_at: float = 0.0
+    gone: bool = False
 
     def share(self, release: str) -> float:
         """The share of traffic that a release gets, 0 to 1; backups get none."""
@@ -155,9 +159,9 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """A stop that a person or the daemon put on a phase, with who, why and since when."""
+    """What a person or the daemon has put on a phase or a service, with who, why and since when."""
 
-    kind: Literal["paused", "awaiting_approval", "frozen"]
+    kind: Literal["paused", "awaiting_approval", "frozen", "removing", "removed"]
     actor: str
     reason: str
     since: float
@@ -297,6 +301,7 @@ class ServiceState:
         hung: Those that run and fail their probe, each with since when.
         answered: The generation of the last rollback on the host that was followed.
         trouble: The bug that the daemon meets in driving the service; empty where it meets none.
+        removal: Set while the service is taken down, and from then on until it is released again.
     """
 
     service: str
@@ -323,6 +328,7 @@ class ServiceState:
     hung: tuple[tuple[str, float], ...] = ()
     answered: int = 0
     trouble: str = ""
+    removal: Mark | None = None
 
     @property
     def current(self) -> str:

@@ -111,10 +111,15 @@ class Edge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """The answer to resolving an image reference: a digest, or why there is none."""
+    """The answer to resolving an image reference: a digest, or why there is none.
+
+    Attributes:
+        note: What a person should know of a digest that was found.
+    """
 
     digest: str = ""
     error: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

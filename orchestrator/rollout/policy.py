@@ -1,7 +1,7 @@
 """What an operator decides beforehand: how a container is run, and how a release of it advances."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 Unit = Literal["", "share", "seconds"]
@@ -70,6 +70,11 @@ class Template:
     pids: int = 256
     stop_grace: float = 30.0
     probe: Probe = Probe()
+
+
+def differences(one: Template, other: Template) -> tuple[str, ...]:
+    """The fields in which two templates differ."""
+    return tuple(f.name for f in fields(Template) if getattr(one, f.name) != getattr(other, f.name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

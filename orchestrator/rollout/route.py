@@ -155,7 +155,8 @@ def next_route(state: ServiceState, seen: Observation, now: float) -> Route:
     if wanted.backup is not None and servers:
         servers += [_server(i, 1, backup=True) for i in usable(wanted.backup, route, seen)]
     preview = tuple(_server(i, 1) for i in usable(wanted.preview, route, seen)) if wanted.preview else ()
-    ahead = bool(servers) and seen.edge.floor >= route.generation + (0 if seen.edge.local else 1)
+    ours = bool(servers) or (state.removal is not None and not route.gone)
+    ahead = ours and seen.edge.floor >= route.generation + (0 if seen.edge.local else 1)
     if tuple(servers) == route.servers and preview == route.preview and not ahead:
         return route
     generation = max(route.generation, seen.edge.floor) + 1

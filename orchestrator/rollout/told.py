@@ -5,6 +5,7 @@ from typing import assert_never
 from orchestrator.rollout.events import (
     ApprovalWanted,
     CommandAccepted,
+    ConfigReloaded,
     EdgeDrifted,
     EdgeRepaired,
     EdgeStuck,
@@ -24,10 +25,12 @@ from orchestrator.rollout.events import (
     RouteChanged,
     RouteConfirmed,
     ServiceAdopted,
+    ServiceRemoved,
     ServiceTroubled,
     StateRestored,
 )
 from orchestrator.rollout.model import ServiceState
+from orchestrator.rollout.policy import Template, differences
 
 
 def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for each kind
@@ -45,7 +48,7 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
             step = f" {event.step + 1}/{event.steps} at {event.weight} %" if event.weight else ""
             return f"{event.phase}{step} {event.reason}".rstrip()
         case ImageResolved():
-            return f"image is {event.digest[:80]}"
+            return f"image is {event.digest[:80]}" + (f"; {event.note}" if event.note else "")
         case RouteChanged():
             shares = ", ".join(f"{release} {share:g} %" for release, share in event.shares) or "nothing"
             return f"route {event.generation}: {shares}"
@@ -84,6 +87,11 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
             return f"taken up as it was found at generation {event.generation}{also}"
         case StateRestored():
             return f"the store had lost {event.remembered - event.found} commits; written again"
+        case ConfigReloaded():
+            wrong = f"; wrong: {'; '.join(event.problems)}" if event.problems else ""
+            return f"files read for {event.actor}: {'; '.join(event.changes) or 'nothing changes'}{wrong}"
+        case ServiceRemoved():
+            return f"removed by {event.actor} {event.reason}".rstrip()
         case _:
             assert_never(event)
 
@@ -105,3 +113,14 @@ def problems(state: ServiceState) -> list[str]:
     if state.rollout is not None and state.rollout.blind_since is not None:
         found.append("Prometheus does not answer; the rollout is held")
     return found
+
+
+def outdated(state: ServiceState, template: Template | None) -> str:
+    """In what stable was started otherwise than its service's file says, which is `template`; '' in nothing.
+
+    A file that is there no more says nothing.
+    """
+    if state.stable is None or template is None:
+        return ""
+    fields = ", ".join(differences(state.stable.template, template))
+    return f"stable differs from its file: {fields}" if fields else ""

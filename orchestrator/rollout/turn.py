@@ -67,6 +67,18 @@ class Turn:
         self.set(rollout=rollout)
         self._tell_phase(rollout.actor, rollout.reason)
 
+    def launch(self, release: Release) -> None:
+        """Start the journey of a release."""
+        self.begin(
+            Rollout(
+                release=release,
+                began_at=self.now,
+                entered_at=self.now,
+                actor=release.author,
+                reason=release.reason,
+            )
+        )
+
     def revert(self, target: Release, reason: str, *, actor: str) -> None:
         """Start the journey back to an earlier release."""
         self.begin(

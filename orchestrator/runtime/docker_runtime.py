@@ -1,6 +1,7 @@
 """`ports.Runtime` on the Docker Engine."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,9 +13,10 @@ import docker
 import structlog
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container
+from docker.models.images import Image as DockerImage
 from docker.types import LogConfig, Mount
 
-from orchestrator.ports.faults import Fault
+from orchestrator.ports.faults import Away, Fault
 from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.model import Release
 from orchestrator.rollout.observation import Image, Instance
@@ -52,7 +54,8 @@ class DockerRuntime:
         network: Where the instances live.
         owner: Marks what is ours; containers without this label are never touched.
         token: Gives the fencing token of the daemon.
-        pull: `missing` pulls what is not on the host, `always` asks the registry every time.
+        pull: When the registry is asked for a tag. `newer`: each time, and without an answer the image here
+            counts; `missing`: for what is not on this host; `always`: each time, and it must answer.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class DockerRuntime:
         network: Network,
         owner: str,
         token: Callable[[], int],
-        pull: str = "missing",
+        pull: str = "newer",
         pull_deadline: float = 600.0,
     ) -> None:
         self._docker = client
@@ -206,28 +209,40 @@ class DockerRuntime:
         return replace(instance, logs=logs)
 
     async def resolve(self, image: str) -> Image:
-        """See `ports.Runtime`."""
+        """See `ports.Runtime`. What a digest names never changes: no registry is asked for what is here.
 
-        def look(client: docker.DockerClient) -> Image | None:
-            try:
-                found = client.images.get(image)
-            except ImageNotFound:
-                return None
-            repository = image.partition("@")[0]
-            if ":" in repository.rpartition("/")[2]:
-                repository = repository.rpartition(":")[0]
-            pinned = [d for d in found.attrs.get("RepoDigests") or [] if d.partition("@")[0] == repository]
-            return Image(digest=pinned[0] if pinned else str(found.id))
+        Nor for what was built here, unless `always`: in a registry the name may be somebody else's.
+        """
+
+        def look(client: docker.DockerClient) -> DockerImage | None:
+            with contextlib.suppress(ImageNotFound):
+                return client.images.get(image)
+            return None
 
         def pull(client: docker.DockerClient) -> Image:
             try:
                 self._pull_image(client, image)
-                return look(client) or Image(error=f"{image} was pulled and is gone again")
+                found = look(client)
             except APIError as error:
                 return Image(error=words(error))
+            return _image(found, image) if found else Image(error=f"{image} was pulled and is gone again")
 
-        found = None if self._pull == "always" else await self._docker.call(look)
-        return await self._docker.call(pull, self._pull_deadline, "pull") if found is None else found
+        here = await self._docker.call(look)
+        moves = not image.startswith("sha256:") and "@" not in image
+        asked = self._pull == "always" or (self._pull == "newer" and _pinned(here, image))
+        if here is not None and not (moves and asked):
+            return _image(here, image)
+        try:
+            found = await self._docker.call(pull, self._pull_deadline, "pull")
+        except Away as error:
+            if here is None or self._pull == "always":
+                raise
+            found = Image(error=str(error))
+        if not found.error or here is None or self._pull == "always":
+            return found
+        log.warning("image_not_asked", image=image, reason=found.error)
+        note = f"the registry did not give it, this host's image is taken: {found.error}"
+        return replace(_image(here, image), note=note)
 
     def _pull_image(self, client: docker.DockerClient, image: str) -> None:
         """Pull with the credentials of Docker's own config file, and with the pull's own deadline.
@@ -416,6 +431,20 @@ class DockerRuntime:
     async def close(self) -> None:
         """Close what is open."""
         await self._prober.close()
+
+
+def _image(found: DockerImage, image: str) -> Image:
+    """An image on this host, by the registry's digest where it has one."""
+    return Image(digest=next(iter(_pinned(found, image)), str(found.id)))
+
+
+def _pinned(found: DockerImage | None, image: str) -> list[str]:
+    """The digests by which the registry of a reference knows an image; none for one that was built here."""
+    repository = image.partition("@")[0]
+    if ":" in repository.rpartition("/")[2]:
+        repository = repository.rpartition(":")[0]
+    known = found.attrs.get("RepoDigests") or [] if found is not None else []
+    return [d for d in known if d.partition("@")[0] == repository]
 
 
 def _user(client: docker.DockerClient, image: str) -> str:

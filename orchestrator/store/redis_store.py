@@ -19,7 +19,7 @@ from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
 from orchestrator.store.codec import dump_event, dump_state, load_event, load_state
 from orchestrator.store.keys import Keys
-from orchestrator.store.scripts import ACCEPT, COMMIT, REFUSE
+from orchestrator.store.scripts import ACCEPT, ANSWER, COMMIT, REFUSE
 
 log = structlog.get_logger()
 
@@ -140,6 +140,7 @@ class RedisStore:
         self._unreadable: set[str] = set()
         self._commit = redis.register_script(COMMIT)
         self._refuse = redis.register_script(REFUSE)
+        self._answer = redis.register_script(ANSWER)
         self._accept = redis.register_script(ACCEPT)
 
     async def load(self, service: str) -> tuple[ServiceState, int]:
@@ -195,6 +196,15 @@ class RedisStore:
                 entry,
                 *letter,
             ],
+        )
+
+    async def answer(self, entry: str, event: Event) -> None:
+        """See `ports.Store`."""
+        keys = self._keys
+        await run_script(
+            self._answer,
+            [keys.lease, keys.events, keys.requests],
+            [self.token, keys.group, entry, event.kind, event.service, dump_event(event)],
         )
 
     async def services(self) -> list[str]:

@@ -63,6 +63,14 @@ redis.call('XACK', KEYS[4], ARGV[2], ARGV[3])
 return 1
 """
 
+ANSWER = f"""
+-- KEYS: lease, events, requests   ARGV: token, group, entry, kind, service, json
+{_CHECK_LEASE}
+redis.call('XADD', KEYS[2], '*', 'kind', ARGV[4], 'service', ARGV[5], 'release', '', 'data', ARGV[6])
+redis.call('XACK', KEYS[3], ARGV[2], ARGV[3])
+return 1
+"""
+
 WANT = f"""
 -- KEYS: lease, wanted   ARGV: token, service, text
 -- Both writes are to one key: where it is of another type the first one fails.

@@ -26,6 +26,7 @@ from orchestrator.traffic.render import (
     render,
     route_text,
     shape_of,
+    switch_path,
 )
 from orchestrator.traffic.snippets import Snippets
 from orchestrator.traffic.switch import Switches
@@ -40,6 +41,15 @@ LAST_GOOD = ".good"
 
 LOCK_MARGIN = 5.0
 """Seconds beyond a confirmation that another process may hold the folder."""
+
+
+def files_of(directory: Path, service: str) -> list[Path]:
+    """All files that a service may have in our folder."""
+    check_service(service)
+    own = directory / f"{service}.conf"
+    beside = [own.with_suffix(FALLBACK), own.with_suffix(LAST_GOOD), directory / "snippets" / own.name]
+    switch = Path(switch_path(str(directory), service))
+    return [own, *beside, *directory.glob(f"locations/*/{own.name}"), switch]
 
 
 @dataclass(slots=True)
@@ -155,7 +165,7 @@ class NginxEdge:
         """
         await self._take_back_at_once(plan, token)
         async with self._changing(plan.service) as state:
-            await self._apply(plan, token, state)
+            await (self._clear if plan.route.gone else self._apply)(plan, token, state)
 
     async def put_down(self, plan: RoutePlan, token: int) -> None:
         """Write what an nginx that does not run yet has to start with; one that runs does not read it.
@@ -168,6 +178,9 @@ class NginxEdge:
             path = self.file(plan.service)
             old = read(path)
             self._fence(plan, token, read_header(old) if old is not None else None)
+            if plan.route.gone:
+                await to_the_end(lambda: _remove_all(files_of(self._dir, plan.service)))
+                return
             if self._switches.is_on(plan.service):
                 return  # somebody has rolled back here
             secret = await self._secret(plan.service)
@@ -245,6 +258,35 @@ class NginxEdge:
         finally:
             if direct:  # only an nginx that starts again reads them
                 await self._lay_beside(plan, token, secret)
+
+    async def _clear(self, plan: RoutePlan, token: int, state: _Served) -> None:
+        """Take away all of a service's files, and wait until nginx does not know it any more.
+
+        Raises:
+            Fault: nginx needs them yet, and the names that it needs are there; or it does not let go.
+        """
+        service, path, generation = plan.service, self.file(plan.service), plan.route.generation
+        old = read(path)
+        self._fence(plan, token, read_header(old) if old is not None else None)
+        guests = sorted(p.stem for p in self._dir.glob(f"locations/{service}/*.conf"))
+        if guests:
+            raise Fault(f"{', '.join(guests)} at a path of the server block of {service}: remove that first")
+        left = [p for p in files_of(self._dir, service) if p.exists()]
+        if left or (await self._listener.ask(service)).generation is not None:
+            try:
+                await to_the_end(lambda: _remove_all(left))
+                await self._process.test()
+            except BaseException:
+                secret = await self._secret(service)
+                empty = RoutePlan(service=service, route=Route(generation=generation - 1))
+                await self._lay_beside(empty, token, secret)
+                text = self._render(_Change(path, None, _on_disk(empty), token, secret))
+                await to_the_end(lambda: write(path, text, private=bool(secret)))
+                state.text = text
+                raise
+            async with self._reloader.reloaded(gently=True) as before:
+                await self._reloader.confirm(service, None, before)
+        state.confirmed, state.text, state.shape, state.old_workers = generation, "", "", None
 
     async def _lay_beside(self, plan: RoutePlan, token: int, secret: str) -> None:
         """Write all of a service's files but its own, which a reload must not find without them."""
@@ -585,6 +627,11 @@ def _way_back(disk: OnDisk | None, found: Header | None) -> tuple[Server, ...]:
     if found is None or not found.intact or found.on_disk is None or found.on_disk.local is None:
         return ()
     return found.on_disk.route.servers
+
+
+def _remove_all(paths: Sequence[Path]) -> None:
+    for path in paths:
+        remove(path)
 
 
 def _put_back(path: Path, text: str | None, private: bool) -> None:

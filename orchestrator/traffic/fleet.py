@@ -273,7 +273,8 @@ class Follower:
         generation = wanted.plan.route.generation
         if seen.local is not None and seen.floor >= generation:
             return False
-        return not seen.confirmed == seen.served == generation
+        served = None if wanted.plan.route.gone else generation
+        return (seen.confirmed, seen.served) != (generation, served)
 
     def _said(self, service: str, seen: Edge) -> str:
         generation, error = self._tried.get(service, (0, ""))

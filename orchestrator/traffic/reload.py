@@ -75,10 +75,13 @@ class Reloader:
         finally:
             self._switches.keep_connections()
 
-    async def confirm(self, service: str, generation: int, before: frozenset[int] | None = None) -> None:
+    async def confirm(
+        self, service: str, generation: int | None, before: frozenset[int] | None = None
+    ) -> None:
         """Wait until fresh requests in a row all show it, and none of the workers `before` accepts.
 
-        These accepted before the reload; None where there was none.
+        The generation None waits until nginx does not know the service. These workers accepted before the
+        reload; None where there was none.
 
         Raises:
             Fault: They do not within the deadline, or nginx has refused the reload.
@@ -98,8 +101,9 @@ class Reloader:
                         await self._refused()
                     await asyncio.sleep(WATCHING if before else SPACING)
         except TimeoutError:
-            what = f"nginx does not show generation {generation} within {self._deadline:.0f} s: {last}"
-            raise await self._late(what, reloaded=before is not None) from None
+            what = "let go of it" if generation is None else f"show generation {generation}"
+            late = f"nginx does not {what} within {self._deadline:.0f} s: {last}"
+            raise await self._late(late, reloaded=before is not None) from None
 
     async def gone(self, before: frozenset[int]) -> None:
         """Wait until none of these workers accepts.

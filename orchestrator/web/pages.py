@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.resources import files
@@ -20,7 +20,8 @@ from orchestrator.rollout.command import offers
 from orchestrator.rollout.events import Event, GatesLooked, RouteConfirmed
 from orchestrator.rollout.model import FULL, Phase, Release, ServiceState
 from orchestrator.rollout.plan import current_step, is_fast
-from orchestrator.rollout.told import logs_of, problems, told
+from orchestrator.rollout.policy import Template
+from orchestrator.rollout.told import logs_of, outdated, problems, told
 from orchestrator.web.charts import Chart, charts
 
 SESSION_SECONDS = 12 * 3600.0
@@ -49,6 +50,7 @@ class Row:
     phase: str
     weight: float
     problems: list[str]
+    outdated: str
     verbs: list[str]
 
     @property
@@ -71,7 +73,7 @@ class Pages:
 
     Args:
         recognise: Whose session, or token, a request carries; None where nobody's.
-        services: The services that are configured now.
+        services: The services that are configured now, and how each is to be run.
         cookie: Name of the session's cookie.
         secure: Whether the cookie goes over TLS only.
     """
@@ -82,7 +84,7 @@ class Pages:
         tokens: Tokens,
         clock: WallClock,
         recognise: Asked,
-        services: Callable[[], Collection[str]],
+        services: Callable[[], Mapping[str, Template | None]],
         *,
         cookie: str,
         secure: bool,
@@ -183,7 +185,8 @@ class Pages:
         rollout = state.rollout
         phase = str(rollout.phase).replace("_", " ") if rollout else "idle" if state.stable else "empty"
         share = state.route.share(state.current) * FULL
-        return Row(state, phase, share, problems(state), _verbs(state, state.current, who))
+        differs = outdated(state, self._services().get(state.service))
+        return Row(state, phase, share, problems(state), differs, _verbs(state, state.current, who))
 
     def _page(self, name: str, who: Principal, **shown: Any) -> str:
         return _TEMPLATES.get_template(name).render(who=who, kinds=json.dumps(KINDS), full=FULL, **shown)

@@ -88,6 +88,11 @@ class FakeStore:
         self.stream.append(dump_event(event))
         self.pending.discard(entry)
 
+    async def answer(self, entry: str, event: Event) -> None:
+        self._check_lease()
+        self.stream.append(dump_event(event))
+        self.pending.discard(entry)
+
     async def told(self) -> list[Event]:
         return [load_event(e) for e in self.stream]
 
@@ -205,6 +210,7 @@ class FakeTraffic:
     refuses: str = ""
     errors: dict[str, str] = field(default_factory=dict)
     switched: set[str] = field(default_factory=set)
+    gone: dict[str, int] = field(default_factory=dict)
 
     async def apply(self, plan: RoutePlan, token: int) -> None:
         check_service(plan.service)
@@ -220,6 +226,10 @@ class FakeTraffic:
         if plan.service in self.switched:
             raise Fault("the switch is on")
         self._refuse(plan.service)
+        if plan.route.gone:
+            self.plans.pop(plan.service, None)
+            self.gone[plan.service] = plan.route.generation
+            return
         self.plans[plan.service], self.tokens[plan.service] = copy.copy(plan), token
         self.local.pop(plan.service, None)
 
@@ -248,7 +258,8 @@ class FakeTraffic:
     async def observe(self, service: str) -> Edge:
         plan = self.plans.get(service)
         if plan is None:
-            return Edge(error=self.errors.get(service, ""), drained=True)
+            confirmed = self.gone.get(service, 0)
+            return Edge(error=self.errors.get(service, ""), drained=True, confirmed=confirmed)
         generation = plan.route.generation
         return Edge(
             served=generation,

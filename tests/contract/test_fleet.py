@@ -37,7 +37,7 @@ class OneEdge:
         number = plan.route.generation
         self.seen = replace(
             self.seen,
-            served=number,
+            served=None if plan.route.gone else number,
             confirmed=number,
             floor=number,
             on_disk=OnDisk(route=plan.route, stable=plan.stable),
@@ -242,6 +242,24 @@ async def test_a_follower_serves_what_is_wanted_and_says_so() -> None:
     board.version += 1
     await follower.follow()
     assert follower._wanted["api"].plan.route.generation == 3
+    await follower.close()
+
+
+async def test_what_is_to_be_gone_is_taken_away_everywhere_once() -> None:
+    fleet, own, board = together()
+    edge = OneEdge()
+    follower = Follower(board, "b", lambda _: edge)  # type: ignore[arg-type, return-value]
+    board.said["b"] = {}
+    gone = RoutePlan(service="api", route=Route(generation=3, gone=True))
+    applying = asyncio.create_task(fleet.apply(gone, 1))
+    for _ in range(6):
+        await asyncio.sleep(0.02)
+        follower._next = 0.0
+        await follower.follow()
+    await applying
+    assert (edge.applied, own.applied) == ([3], [3])
+    seen = await fleet.observe("api")
+    assert (seen.served, seen.confirmed, seen.error) == (None, 3, "")
     await follower.close()
 
 

@@ -20,7 +20,7 @@ from orchestrator.observability.logs import LineWriter
 from orchestrator.ports.faults import Conflict, Fault, Repeated, Stale
 from orchestrator.ports.requests import Once
 from orchestrator.rollout.command import handle
-from orchestrator.rollout.events import EdgeDrifted, RequestRefused
+from orchestrator.rollout.events import ConfigReloaded, EdgeDrifted, RequestRefused
 from orchestrator.rollout.model import ServiceState
 from orchestrator.store.board import RedisBoard
 from orchestrator.store.codec import dump_event
@@ -185,6 +185,18 @@ async def test_a_refusal_is_a_dead_letter_an_event_and_an_acknowledgement(kit: A
     await kit.hold(2)
     with pytest.raises(Stale):
         await kit.store.refuse(entry, {"error": "x"}, event)
+
+
+async def test_an_answer_is_an_event_and_an_acknowledgement(kit: Any) -> None:
+    entry = await kit.deliver({"verb": "reload"})
+    event = ConfigReloaded(service="", at=1.0, actor="ann", request=entry, changes=("api: is new",))
+    await kit.store.answer(entry, event)
+    assert await kit.dead() == []
+    assert await kit.told() == [event]
+    assert await kit.pending() == set()
+    await kit.hold(2)
+    with pytest.raises(Stale):
+        await kit.store.answer(entry, event)
 
 
 async def test_a_refusal_that_is_told_again_as_its_reply_was_lost_changes_nothing(kit: Any) -> None:

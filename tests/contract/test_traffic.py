@@ -129,6 +129,59 @@ async def test_applying_the_same_twice_is_nothing_new(kit: Kit) -> None:
     assert (await kit.traffic.observe("api")).confirmed == 1
 
 
+def nothing(generation: int) -> RoutePlan:
+    return RoutePlan(service="api", route=Route(generation=generation, gone=True))
+
+
+async def test_what_is_to_be_gone_is_gone_and_can_come_again(kit: Kit) -> None:
+    await kit.traffic.apply(plan(1, fallback=True), 1)
+    for _ in range(2):
+        await kit.traffic.apply(nothing(2), 1)
+        after = await kit.traffic.observe("api")
+        assert (after.served, after.confirmed, after.file, after.error) == (None, 2, "ours", "")
+        assert (after.floor, after.on_disk, after.fallback) == (0, None, ())
+    if kit.real:
+        assert not [p for p in kit.folder.rglob("*api*") if p.name != "proxy.conf"]
+    await kit.traffic.apply(plan(3), 1)
+    assert (await kit.traffic.observe("api")).served == 3
+
+
+async def test_a_stale_daemon_takes_nothing_away(kit: Kit) -> None:
+    await kit.traffic.apply(plan(5), 3)
+    with pytest.raises(Stale):
+        await kit.traffic.apply(nothing(6), 2)
+    assert (await kit.traffic.observe("api")).served == 5
+
+
+async def test_what_nginx_needs_yet_stays_until_it_does_not(kit: Kit) -> None:
+    if not kit.real:
+        return
+    await kit.traffic.apply(plan(1), 1)
+    theirs = kit.folder / "theirs.conf"
+    socket = f"unix:{kit.folder}/theirs.sock"
+    theirs.write_text(f"server {{ listen {socket}; location / {{ proxy_pass http://api; }} }}\n")
+    with pytest.raises(Fault, match='host not found in upstream "api"'):
+        await kit.traffic.apply(nothing(2), 1)
+    await kit.process.test()
+    seen = await kit.traffic.observe("api")
+    assert (seen.served, seen.file, seen.floor) == (1, "ours", 1)
+    theirs.unlink()
+    await kit.traffic.apply(nothing(2), 1)
+    assert (await kit.traffic.observe("api")).served is None
+
+
+async def test_a_server_block_is_not_taken_from_under_its_guests(kit: Kit) -> None:
+    if not kit.real:
+        return
+    await kit.traffic.apply(plan(1), 1)
+    guest = kit.folder / "locations" / "api" / "web.conf"
+    guest.parent.mkdir(parents=True)
+    guest.write_text("")
+    with pytest.raises(Fault, match="web at a path of the server block of api: remove that first"):
+        await kit.traffic.apply(nothing(2), 1)
+    assert (await kit.traffic.observe("api")).served == 1
+
+
 async def test_an_older_generation_or_token_is_refused(kit: Kit) -> None:
     await kit.traffic.apply(plan(5), 3)
     with pytest.raises(Stale):

@@ -21,6 +21,8 @@ ELSEWHERE = {
     "edge_repaired": "no effect follows",
     "edge_stuck": "no effect follows",
     "service_adopted": "test_lost_redis.py",
+    "config_reloaded": "no effect follows",
+    "service_removed": "test_life.py",
     "state_restored": "test_lost_redis.py",
     "phase=preview": "like `starting`",
     "outcome=rejected": "ends in the commit that accepts it",

@@ -33,6 +33,7 @@ from orchestrator.store.server import PrivateRedis
 from orchestrator.store.tail import EventTail
 from orchestrator.store.tokens import RedisTokens
 from orchestrator.web.pages import Pages
+from tests.builders import template
 
 
 class House:
@@ -54,7 +55,7 @@ class House:
         self.forges: dict[forge.Kind, forge.Forge] = {}
         forges = forge.Forges(self.desk, lambda: self.forges)
         alerts = Alerts(self.desk, self.store, self.guard, self.clock, lambda: self.rules)
-        self.services = {"api", "web"}
+        self.services = {"api": template(), "web": template()}
         pages = Pages(
             reading,
             self.tokens,

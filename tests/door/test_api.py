@@ -21,11 +21,11 @@ from orchestrator.intake.views import ReleaseBody, fields_of
 from orchestrator.ports.access import MAY, Principal, Role, Verb
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.command import Freeze, handle
-from orchestrator.rollout.events import ReleaseEnded
+from orchestrator.rollout.events import ConfigReloaded, ReleaseEnded
 from orchestrator.rollout.model import Outcome, ServiceState
 from orchestrator.store import tail as tail_module
 from orchestrator.store.tokens import RedisTokens
-from tests.builders import submit
+from tests.builders import release, submit, template
 from tests.door.conftest import House
 from tests.samples import ended
 
@@ -70,7 +70,8 @@ async def test_the_same_key_for_something_else_is_a_conflict(house: House) -> No
 async def test_a_role_may_do_what_it_may_and_nothing_else(house: House, role: Role) -> None:
     secret = await house.secret(role)
     for verb in get_args(Verb):
-        status, told, _ = await house.ask("POST", path_of(verb), secret, IMAGE if verb == "release" else {})
+        body = {"release": IMAGE, "remove": {"yes": True}}.get(verb, {})
+        status, told, _ = await house.ask("POST", path_of(verb), secret, body)
         assert status == (202 if verb in MAY[role] else 403), (verb, told)
     assert {f["verb"] for f in await house.asked()} == MAY[role]
     assert (await house.ask("GET", "/v1/tokens", secret))[0] == (200 if role == "admin" else 403)
@@ -609,3 +610,44 @@ async def test_an_address_that_is_taken_is_a_clear_fault(house: House) -> None:
 def test_settings_that_would_not_do_are_refused(section: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         Settings.model_validate({"api": section})
+
+
+async def test_a_service_tells_in_what_stable_differs_from_its_file(house: House) -> None:
+    secret = await house.secret("submitter")
+    await house.put(ServiceState(service="api", stable=release()))
+    assert (await house.ask("GET", "/v1/services/api", secret))[1]["outdated"] == ""
+    house.services["api"] = template(instances=5)
+    said = "stable differs from its file: instances"
+    assert (await house.ask("GET", "/v1/services/api", secret))[1]["outdated"] == said
+    assert (await house.ask("GET", "/v1/services", secret))[1]["services"][0]["outdated"] == said
+    asked = {"reason": "more of them", "strategy": "fast"}
+    assert (await house.ask("POST", "/v1/services/api/restart", secret, asked))[0] == 202
+    (fields,) = await house.asked()
+    assert fields == {
+        "verb": "restart",
+        "service": "api",
+        "why": "more of them",
+        "strategy": "fast",
+        "who": "the submitter",
+    }
+
+
+async def test_an_admin_lets_the_daemon_read_its_files(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    operator, admin = await house.secret("operator"), await house.secret("admin")
+    assert (await house.ask("POST", "/v1/reload", operator))[0] == 403
+    asking = asyncio.create_task(house.ask("POST", "/v1/reload", admin), name="reload")
+    while not (asked := await house.redis.xrange(house.keys.requests)):
+        await asyncio.sleep(0.01)
+    ((entry, fields),) = asked
+    assert fields == {"verb": "reload", "who": "the admin"}
+    await house.redis.xgroup_create(house.keys.requests, house.keys.group, id="0")
+    told = ConfigReloaded(
+        service="", at=1.0, actor="the admin", request=entry, changes=("web: is new",), problems=("x: no",)
+    )
+    await house.store.answer(entry, told)
+    status, said, _ = await asking
+    assert (status, said) == (200, {"changes": ["web: is new"], "problems": ["x: no"]})
+    monkeypatch.setattr(api_module, "RELOAD_WAIT", 0.05)
+    status, said, _ = await house.ask("POST", "/v1/reload", admin)
+    assert status == 202
+    assert (await house.ask("GET", f"/v1/requests/{said['request']}", admin))[1]["state"] == "waiting"

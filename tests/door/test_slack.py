@@ -121,6 +121,7 @@ async def test_status_shows_what_is_theirs(house: House, double: SlackDouble) ->
         ("explode api", "U0001", TEAM, "write: status|"),
         ("rollback", "U0001", TEAM, "write: status|"),
         ("release api", "U0001", TEAM, "write: status|"),
+        ("remove api", "U0001", TEAM, "write: status|"),
         ("", "U0001", TEAM, "write: status|"),
         ("rollback ../../etc", "U0002", TEAM, "bob is viewer"),
     ],

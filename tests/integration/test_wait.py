@@ -17,8 +17,8 @@ from orchestrator.cli.session import Output
 from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.ports.faults import Away, Fault
 from orchestrator.ports.requests import Request
-from orchestrator.rollout.command import Freeze, Rollback, handle
-from orchestrator.rollout.events import ReleaseEnded
+from orchestrator.rollout.command import Freeze, Remove, Rollback, handle
+from orchestrator.rollout.events import ConfigReloaded, ReleaseEnded, ServiceRemoved
 from orchestrator.rollout.model import Ended, Outcome, Phase, Rollout, ServiceState
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import RedisStore, connect
@@ -341,7 +341,7 @@ async def test_a_service_that_the_daemon_has_not_read_yet_is_told_apart(
     ((entry, fields),) = await bench.asked()
     await _refused_by_a_dispatcher(bench, entry, fields)
     assert await waiting == exits.REFUSED
-    assert ("systemctl reload orchestrator" in capsys.readouterr().err) == hinted
+    assert ("is in the configuration here" in capsys.readouterr().err) == hinted
 
 
 async def _refused_by_a_dispatcher(bench: Bench, entry: str, fields: dict[str, str]) -> None:
@@ -361,3 +361,32 @@ def _over(state: ServiceState, outcome: Outcome | None) -> ServiceState:
         release=queued, kind="release", outcome=outcome, reason="", actor="ci", began_at=1.0, ended_at=2.0
     )
     return replace(state, queue=(), history=(end,))
+
+
+async def test_a_removal_is_followed_to_its_end_through_an_outage(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[str] = []
+    waiting = bench.carry_out({"verb": "remove", "service": "api", "who": "ann"})
+    await bench.answer(lambda entry: Remove(request=entry, actor="ann"))
+    await heard(capsys, "remove by ann", seen)
+    bench.kill()
+    await heard(capsys, "waiting", seen)
+    await bench.start()
+    state, _ = await bench.daemon.load("api")
+    await bench.put(state, ServiceRemoved(service="api", at=2.0, actor="ann", reason=""))
+    assert await waiting == exits.OK
+
+
+@pytest.mark.parametrize("problems", [(), ("api.yaml: [no]",)])
+async def test_a_reload_prints_what_changes_and_what_is_wrong(
+    bench: Bench, capsys: pytest.CaptureFixture[str], problems: tuple[str, ...]
+) -> None:
+    waiting = bench.carry_out({"verb": "reload", "who": "ann"}, wait=False)
+    ((entry, _),) = await bench.asked()
+    told = ConfigReloaded(
+        service="", at=1.0, actor="ann", request=entry, changes=("web: is new",), problems=problems
+    )
+    await bench.put(ServiceState(service="api"), told)
+    assert await waiting == (exits.USAGE if problems else exits.OK)
+    assert capsys.readouterr() == ("web: is new\n", "".join(f"wrong: {p}\n" for p in problems))

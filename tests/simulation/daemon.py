@@ -63,6 +63,13 @@ class Ports:
 
         await self.world.effect(self.host, "refuse", work)
 
+    async def answer(self, entry: str, event: Event) -> None:
+        async def work() -> None:
+            self._reach_redis()
+            await self.world.store.answer(entry, event)
+
+        await self.world.effect(self.host, "answer", work)
+
     def _reach_redis(self) -> None:
         if not self.world.redis_up:
             raise Away("Redis: connection refused")

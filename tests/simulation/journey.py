@@ -252,4 +252,30 @@ async def newcomer(run: Run) -> None:
     await run.quiet()
 
 
-STORIES = {"good": good, "bad": bad, "people": people, "revert": revert, "newcomer": newcomer}
+async def removal(run: Run) -> None:
+    """A service is taken down, and released again."""
+    world = run.world
+    run.push(1)
+    await run.ended("api-1")
+    run.push(2, verb="remove")
+
+    def gone() -> bool:
+        removal = world.state().removal
+        return removal is not None and removal.kind == "removed"
+
+    await run.until(gone, 300.0, "api is removed")
+    if left := [*world.nginx.folder.rglob("*api*"), *world.nginx.loaded, *world.runtime.containers]:
+        world.violated(f"left of api: {left}")
+    run.push(3)
+    await run.ended("api-2")
+    await run.quiet()
+
+
+STORIES = {
+    "good": good,
+    "bad": bad,
+    "people": people,
+    "revert": revert,
+    "newcomer": newcomer,
+    "removal": removal,
+}

@@ -64,6 +64,7 @@ class Sim:
     prometheus_up: bool = True
     unreadable: set[str] = field(default_factory=set)
     image_error: str = ""
+    image_note: str = ""
     image_there: bool = True
     served: int = 0
     disk: OnDisk | None = None
@@ -89,7 +90,7 @@ class Sim:
         image = {}
         if world.image and self.image_there:
             digest = "" if self.image_error else f"sha256:{world.image.rpartition(':')[2]}"
-            image[world.image] = Image(digest=digest, error=self.image_error)
+            image[world.image] = Image(digest=digest, error=self.image_error, note=self.image_note)
         errors = {
             w.name: self.behave(w.release.id).start_error
             for w in world.instances
@@ -224,7 +225,9 @@ class Sim:
         ahead = self.disk is not None and self.disk.route.generation > world.route.generation
         if self.edge_up and not self.refuses and world.route.generation and not ahead:
             self.served = world.route.generation
-            if self.disk is None or self.disk.local is None or world.route != self.disk.route:
+            if world.route.gone:
+                self.disk = None
+            elif self.disk is None or self.disk.local is None or world.route != self.disk.route:
                 self.disk = OnDisk(route=world.route, stable=world.stable)
             self.fallback = world.fallback
             if world.repair:

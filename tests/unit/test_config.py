@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.daemon.changes import changes
 from orchestrator.daemon.config import load
 from orchestrator.daemon.gate_section import ComparisonSection
 from orchestrator.daemon.units import limit, seconds, size
@@ -359,3 +360,34 @@ def test_the_shipped_examples_are_right() -> None:
     errors, p99, cpu = policy.limits
     assert (errors.max, errors.sustained) == (0.005, 120)
     assert (p99.max, cpu.dry_run) == (0.8, True)
+
+
+def test_what_has_changed_is_told_by_its_keys_and_by_when_it_counts(tmp_path: Path) -> None:
+    container = {"port": 8080, "env": {"COLOUR": "green"}}
+    before = load(write(tmp_path, {**SERVICE, "container": container}))
+    assert changes(before, before) == ()
+    container = {"port": 8080, "env": {"COLOUR": "blue", "SIZE": "9"}, "instances": 3}
+    gates = [{"metric": "error_rate", "max": "5%", "for": "1m"}]
+    after = load(
+        write(
+            tmp_path,
+            {**SERVICE, "container": container, "images": ["reg/other"], "gates": gates, "keep_images": 9},
+            {"tick": "2s", "alerts": [{"match": {"a": "b"}, "do": "rollback"}]},
+        )
+    )
+    settings, service = changes(before, after)
+    assert settings == "orchestrator.yaml: alerts at once; tick when the daemon is started again"
+    assert service.split("; ") == [
+        "api: container/env/COLOUR, container/env/SIZE, container/instances with the next release or restart",
+        "gates, keep_images with the next release",
+        "images/0 at once",
+    ]
+    (tmp_path / "services" / "web.yaml").write_text(yaml.safe_dump({**SERVICE, "service": "web"}))
+    both = load(tmp_path / "orchestrator.yaml")
+    assert changes(after, both) == ("web: is new",)
+    assert changes(both, after) == ("web: its file is gone; its traffic stays as it is",)
+    (tmp_path / "services" / "web.yaml").write_text("service: web\nimages: 7\n")
+    wrong = load(tmp_path / "orchestrator.yaml")
+    assert changes(both, wrong) == ("web: its file is wrong; its traffic stays as it is",)
+    assert changes(wrong, both) == ("web: its file is right, it is driven",)
+    assert changes(both, load(tmp_path / "orchestrator.yaml", both)) == ()

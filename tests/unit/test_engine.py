@@ -10,16 +10,23 @@ import pytest
 
 from orchestrator.engine.conductor import INBOX, Conductor, Parts
 from orchestrator.engine.converge import Converger
-from orchestrator.engine.dispatcher import Dispatcher
+from orchestrator.engine.dispatcher import Dispatcher, to_command
 from orchestrator.engine.measure import Measurer
 from orchestrator.engine.tasks import Jobs, beside, eternal
 from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.metrics import MetricSource
 from orchestrator.ports.requests import Request
 from orchestrator.ports.service import ServicePlan
-from orchestrator.rollout.command import Abort, Freeze, Rollback
+from orchestrator.rollout.command import Abort, Freeze, Remove, Restart, Rollback
 from orchestrator.rollout.desired import Wanted, desired
-from orchestrator.rollout.events import Event, ReleaseAccepted, ReleaseEnded, RequestRefused, ServiceTroubled
+from orchestrator.rollout.events import (
+    Event,
+    ReleaseAccepted,
+    ReleaseEnded,
+    RequestRefused,
+    ServiceRemoved,
+    ServiceTroubled,
+)
 from orchestrator.rollout.model import Outcome, Phase, Route, Server, ServiceState
 from orchestrator.rollout.observation import Edge, Observation, Sample
 from orchestrator.rollout.policy import Comparison, Limit, Step
@@ -392,6 +399,46 @@ async def test_requests_find_their_conductor_or_the_dead_letters() -> None:
         assert kit.store.dead[-1]["error"] == wrong
     assert kit.runtime.containers["api-1-0"].running
     assert any(isinstance(e, ReleaseEnded) for e in kit.published)
+
+
+async def test_a_restart_runs_stables_image_as_the_file_has_it_today(kit: Kit) -> None:
+    kit.conductor.submit(small(1))
+    await kit.until(ended("api-1"))
+    plan = replace(PLAN, template=template(instances=2))
+    asked = Request(id="2-0", verb="restart", service="api", who="ann")
+    command = to_command(asked, plan)
+    assert isinstance(command, Restart)
+    kit.conductor.submit(command)
+    state = await kit.until(lambda s: s.rollout is not None and s.rollout.phase is Phase.SHIFTING)
+    assert state.rollout is not None
+    assert state.rollout.release.digest == "sha256:1"
+    assert {n for n in kit.runtime.containers if n.startswith("api-2")} == {"api-2-0", "api-2-1"}
+    unknown = to_command(replace(asked, strategy="fast"), plan)
+    assert unknown == "strategy: 'fast' is not an override of api; there are: none"
+
+
+async def test_a_removal_goes_on_with_the_next_daemon() -> None:
+    kit = Kit()
+    task = asyncio.create_task(eternal("conductor", kit.conductor.run, pause=0.01), name="conductor")
+    kit.conductor.submit(small(1))
+    await kit.until(ended("api-1"))
+    kit.traffic.refuses = "nginx -t: no"
+    command = to_command(Request(id="2-0", verb="remove", service="api", who="ann"), PLAN)
+    assert isinstance(command, Remove)
+    kit.conductor.submit(command)
+    await kit.until(lambda s: s.stuck_since is not None)
+    assert kit.runtime.containers["api-1-0"].running
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    kit.traffic.refuses = ""
+    following = Conductor(PLAN, kit.parts)
+    task = asyncio.create_task(eternal("conductor", following.run, pause=0.01), name="conductor")
+    state = await kit.until(lambda s: s.removal is not None and s.removal.kind == "removed")
+    assert (state.stable, state.history, state.released) == (None, (), 1)
+    assert (kit.runtime.containers, kit.traffic.plans) == ({}, {})
+    assert isinstance((await kit.store.told())[-1], ServiceRemoved)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_a_background_task_may_not_return() -> None:

@@ -1,11 +1,14 @@
 """Requests: whatever comes in, the answer is a request or a reason."""
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.engine.dispatcher import to_command
 from orchestrator.intake.parse import MAX_BYTES, parse
+from orchestrator.ports.access import Verb
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.metrics import MetricSource
 from orchestrator.ports.requests import Request
@@ -129,7 +132,17 @@ def test_an_override_must_be_one_of_the_service() -> None:
     assert "there are: hotfix" in refused
 
 
-@pytest.mark.parametrize("verb", ["rollback", "pause", "resume", "approve", "abort", "freeze", "unfreeze"])
+@pytest.mark.parametrize("verb", sorted(set(get_args(Verb)) - {"release"}))
 def test_every_verb_is_a_command(verb: str) -> None:
     command = to_command(parse("1-0", {"service": "api", "verb": verb, "who": "ann"}), plan())
     assert type(command).__name__.lower() == verb
+
+
+def test_a_reload_is_about_no_service() -> None:
+    request = parse("1-0", {"verb": "reload", "who": "ann"})
+    assert (request.verb, request.service, request.who) == ("reload", "", "ann")
+    with pytest.raises(Fault, match="service: reload is about the files of all services; leave it out"):
+        parse("1-0", {"verb": "reload", "service": "api"})
+    with pytest.raises(Fault, match="service: is required"):
+        parse("1-0", {"verb": "freeze"})
+    assert to_command(request, plan()) == "reload is about the files of all services"

@@ -24,6 +24,7 @@ from orchestrator.rollout.events import (
     EdgeRepaired,
     EdgeStuck,
     GateJudged,
+    ImageResolved,
     InstanceDied,
     InstanceRecovered,
     PhaseEntered,
@@ -1021,3 +1022,28 @@ def test_a_promotion_is_refused_where_there_is_nothing_to_skip(sim: Sim) -> None
     sim.until_phase(Phase.SHIFTING)
     sim.send(Promote(request="9-2", actor="ann"))
     assert "api-2 is baking" in _refusal(sim, Promote(request="9-3", actor="ann"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "note"),
+    [
+        ({}, "it is the image that stable runs; nothing changes"),
+        ({"instances": 3}, "it is the image that stable runs; only configuration changes: instances"),
+    ],
+)
+def test_a_release_of_the_image_that_stable_runs_says_so(
+    sim: Sim, changed: dict[str, Any], note: str
+) -> None:
+    sim.send(submit(2, image="repo/api:1", template=template(**changed)))
+    sim.until_phase(Phase.SHIFTING)
+    (told_of,) = [e for e in sim.events if isinstance(e, ImageResolved) and e.release == "api-2"]
+    assert told_of.note == note
+    assert told(told_of) == f"image is sha256:1; {note}"
+
+
+def test_a_registry_that_did_not_answer_is_told_with_the_image(sim: Sim) -> None:
+    sim.image_note = "the registry does not answer"
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING)
+    (told_of,) = [e for e in sim.events if isinstance(e, ImageResolved) and e.release == "api-2"]
+    assert told_of.note == "the registry does not answer"

@@ -31,6 +31,8 @@ LINES = {
     "gates_looked": "error_rate pass; evidence of harm 2",
     "instance_recovered": "api-7-0 is ready again",
     "release_retired": "retired",
+    "config_reloaded": "files read for ann: api: is new; wrong: x: no",
+    "service_removed": "removed by ann nobody uses it",
     "service_troubled": "internal error, see the daemon's log: KeyError: 'Id'",
     "service_adopted": "taken up as it was found at generation 3, candidate api-8",
 }

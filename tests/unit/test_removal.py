@@ -1,0 +1,207 @@
+"""Taking a service down: out of the route, drained, stopped, out of nginx; its counters stay."""
+
+from dataclasses import replace
+
+from orchestrator.rollout.command import Freeze, Remove, Rollback, offers
+from orchestrator.rollout.desired import desired
+from orchestrator.rollout.events import (
+    CommandAccepted,
+    EdgeStuck,
+    ReleaseRetired,
+    RequestRefused,
+    RouteChanged,
+    ServiceAdopted,
+    ServiceRemoved,
+)
+from orchestrator.rollout.model import Outcome, Phase, ServiceState
+from tests.builders import submit
+from tests.unit.sim import Sim
+
+REMOVE = Remove(request="7-0", actor="ann", reason="nobody uses it")
+
+
+def removed(sim: Sim, seconds: int = 60) -> ServiceRemoved:
+    for _ in range(seconds):
+        found = [e for e in sim.events if isinstance(e, ServiceRemoved)]
+        if found:
+            return found[-1]
+        sim.step()
+    raise AssertionError(f"never removed: {sim.state}")
+
+
+def test_a_removal_empties_the_route_then_stops_then_clears_nginx(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    before = sim.state.route.generation
+    (accepted,) = sim.send(REMOVE)
+    assert isinstance(accepted, CommandAccepted)
+    assert accepted.verb == "remove"
+    assert {w.name for w in desired(sim.state, sim.now).instances} == {
+        "api-1-0",
+        "api-1-1",
+        "api-2-0",
+        "api-2-1",
+    }
+    told = removed(sim)
+    assert (told.actor, told.reason) == ("ann", "nobody uses it")
+    assert sim.instances == {}
+    assert sim.disk is None
+    kinds = [e for e in sim.events if isinstance(e, RouteChanged | ReleaseRetired | ServiceRemoved)][-5:]
+    assert [type(e).__name__ for e in kinds] == [
+        "RouteChanged",
+        "ReleaseRetired",
+        "ReleaseRetired",
+        "RouteChanged",
+        "ServiceRemoved",
+    ]
+    routes = [e for e in kinds if isinstance(e, RouteChanged)]
+    assert [(r.generation, r.shares, r.actor) for r in routes] == [
+        (before + 1, (), "ann"),
+        (before + 2, (), "ann"),
+    ]
+
+
+def test_what_is_left_of_a_removed_service_is_that_and_its_counters(sim: Sim) -> None:
+    sim.send(REMOVE)
+    removed(sim)
+    state = sim.state
+    assert state.removal is not None
+    assert state.removal.kind == "removed"
+    kept = ServiceState(
+        service="api",
+        at=state.at,
+        route=state.route,
+        confirmed=state.route.generation,
+        released=1,
+        handled=("1-0", "7-0"),
+        removal=state.removal,
+    )
+    assert state == kept
+    sim.run(30)
+    assert sim.state == kept
+    (refused,) = sim.send(Remove(request="8-0", actor="bob"))
+    assert isinstance(refused, RequestRefused)
+    assert refused.reason == "api was removed already, by ann: nobody uses it"
+
+
+def test_a_release_after_a_removal_starts_from_nothing_with_the_next_id(sim: Sim) -> None:
+    sim.send(REMOVE)
+    removed(sim)
+    generation = sim.state.route.generation
+    sim.send(submit(2))
+    assert sim.state.removal is None
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+    assert sim.share("api-2") == 100
+    assert sim.state.route.generation > generation
+    (refused,) = sim.send(Rollback(request="9-0", actor="ann"))
+    assert isinstance(refused, RequestRefused)
+    assert refused.reason == "api has no earlier promoted release to go back to"
+
+
+def test_what_is_on_its_way_has_to_be_aborted_first(sim: Sim) -> None:
+    sim.send(submit(2))
+    (refused,) = sim.send(REMOVE)
+    assert isinstance(refused, RequestRefused)
+    assert refused.reason == "api-2 is on its way; abort it first"
+    sim.until_phase(Phase.SHIFTING)
+    (refused,) = sim.send(Remove(request="8-0", actor="ann"))
+    assert isinstance(refused, RequestRefused)
+    assert refused.reason == "api-2 is on its way; abort it first"
+
+
+def test_while_a_service_is_removed_nothing_else_is_carried_out(sim: Sim) -> None:
+    sim.send(REMOVE)
+    for command in (submit(2), Rollback(request="8-0", actor="bob"), Freeze(request="9-0", actor="bob")):
+        (refused,) = sim.send(command)
+        assert isinstance(refused, RequestRefused)
+        assert refused.reason == "api is being removed, by ann: nobody uses it"
+    assert offers(sim.state, "") == ()
+
+
+def test_a_service_that_never_had_a_release_is_removed_too() -> None:
+    sim = Sim()
+    sim.send(REMOVE)
+    removed(sim)
+    assert sim.state.removal is not None
+    assert sim.state.released == 0
+
+
+def test_no_instance_is_stopped_before_nginx_has_let_it_go(sim: Sim) -> None:
+    sim.edge_up = False
+    sim.send(REMOVE)
+    sim.run(60)
+    assert len(sim.instances) == 2
+    sim.edge_up = True
+    removed(sim)
+    assert sim.instances == {}
+
+
+def test_nginx_files_stay_while_docker_cannot_say_what_runs(sim: Sim) -> None:
+    sim.stop_takes = 5.0
+    sim.send(REMOVE)
+    sim.step()
+    sim.runtime_ok = False
+    sim.run(60)
+    assert sim.disk is not None
+    sim.runtime_ok = True
+    removed(sim)
+
+
+def test_an_nginx_that_refuses_holds_the_removal_until_it_is_mended(sim: Sim) -> None:
+    sim.stop_takes = 5.0
+    sim.send(REMOVE)
+    sim.step()
+    sim.refuses = "nginx -t: host not found in upstream api"
+    sim.run(30)
+    assert (sim.instances, sim.state.route.gone) == ({}, True)
+    assert sim.disk is not None
+    assert [e.reason for e in sim.events if isinstance(e, EdgeStuck)] == [sim.refuses]
+    sim.refuses = ""
+    removed(sim)
+
+
+def test_a_rollback_on_the_host_does_not_hold_a_removal_up(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.step()
+    assert sim.fallback is not None
+    sim.edge_up = False
+    sim.send(REMOVE)
+    sim.step()
+    sim.roll_back_on_host()
+    sim.run(3)
+    sim.edge_up = True
+    removed(sim)
+    assert sim.instances == {}
+
+
+def test_a_removal_goes_on_where_the_edge_is_ahead_of_what_is_committed(sim: Sim) -> None:
+    sim.send(REMOVE)
+    assert sim.disk is not None
+    sim.disk = replace(sim.disk, route=replace(sim.disk.route, generation=sim.state.route.generation + 3))
+    removed(sim)
+    assert [e for e in sim.events if isinstance(e, ServiceAdopted)] == []
+    assert sim.instances == {}
+
+
+def test_what_was_removed_is_not_taken_up_for_a_container_that_was_left_behind(sim: Sim) -> None:
+    left = dict(sim.instances)
+    sim.send(REMOVE)
+    removed(sim)
+    sim.instances |= left
+    sim.run(3)
+    assert [e for e in sim.events if isinstance(e, ServiceAdopted)] == []
+    assert sim.state.removal is not None
+    assert sim.instances == {}
+
+
+def test_what_was_released_after_its_removal_is_taken_up_where_the_store_has_lost_that(sim: Sim) -> None:
+    sim.send(REMOVE)
+    removed(sim)
+    old = sim.state
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.state = old
+    sim.run(3)
+    (told,) = [e for e in sim.events if isinstance(e, ServiceAdopted)]
+    assert (told.release, sim.state.removal, sim.share("api-2")) == ("api-2", None, 100)
