@@ -13,7 +13,6 @@ from orchestrator.cli.session import (
     OutputOption,
     ServiceArgument,
     WhoOption,
-    check_known,
     config_or_exit,
     me,
     out,
@@ -162,7 +161,6 @@ _service_verb("unfreeze", "Start releases again.")
 
 
 def _rollback_on_host(config: Config, service: str, who: str, reason: str, output: Output) -> None:
-    check_known(config, service)
     done = run(roll_back_here(config, service, who, reason or f"rolled back on the host by {who}"))
     if output is Output.JSON:
         out.print(json.dumps({"service": service, "to": done.to, "actor": who}), markup=False)

@@ -33,9 +33,10 @@ def _settings(old: Config, new: Config) -> Iterator[str]:
 def _services(old: Config, new: Config) -> Iterator[str]:
     for name in sorted({*old.services, *new.services}):
         before, after = old.services.get(name), new.services.get(name)
-        if after is None:
-            what = "wrong" if name in new.files else "gone"
-            yield f"{name}: its file is {what}; its traffic stays as it is"
+        if after is None and name in new.files:
+            yield f"{name}: its file is wrong; its traffic stays as it is"
+        elif after is None:
+            yield f"{name}: its file is gone; it takes no release, and is driven until it is removed"
         elif before is None:
             yield f"{name}: {'its file is right, it is driven' if name in old.files else 'is new'}"
         else:

@@ -24,6 +24,7 @@ class Config:
         services: Those whose file is right; and those whose file was right before, see `load`.
         problems: What is wrong with any file.
         files: Where each service is, whether its file is right or not.
+        gone: Services as they were when their file was there last; each is driven until it is removed.
     """
 
     path: Path
@@ -31,6 +32,12 @@ class Config:
     services: dict[str, ServiceFile]
     problems: tuple[Problem, ...] = ()
     files: Mapping[str, Path] = field(default_factory=dict)
+    gone: Mapping[str, ServiceFile] = field(default_factory=dict)
+
+    @property
+    def driven(self) -> dict[str, ServiceFile]:
+        """What the daemon drives."""
+        return {**self.gone, **self.services}
 
     @property
     def names(self) -> list[str]:
@@ -91,7 +98,9 @@ def load(path: Path, before: Config | None = None) -> Config:
         for place, name in settings.named()
         if name not in files
     ]
-    return Config(path, settings, dict(sorted(services.items())), tuple(dict.fromkeys(problems)), files)
+    gone = {name: file for name, file in (before.driven if before else {}).items() if name not in files}
+    services = dict(sorted(services.items()))
+    return Config(path, settings, services, tuple(dict.fromkeys(problems)), files, gone)
 
 
 def _find(folder: Path, before: Config | None) -> tuple[dict[str, tuple[Path, Any]], list[Problem]]:

@@ -2,6 +2,7 @@
 
 from orchestrator.daemon.adapters import make_edge
 from orchestrator.daemon.config import Config
+from orchestrator.daemon.kept import KeptFiles
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.observation import LocalRollback
 from orchestrator.runtime.client import DockerClient
@@ -31,11 +32,13 @@ async def roll_back_here(config: Config, service: str, actor: str, reason: str) 
         Fault: There is nothing to go back to, or nginx does not serve it; or the service's file is wrong, so
             that nobody knows how it is served.
     """
-    if service in config.unusable:
+    services = KeptFiles(config.settings.state_dir).services() | config.services
+    if service not in services:
         switch = switch_path(str(config.settings.nginx.directory), service)
-        raise Fault(f"{config.wrong(service)}; to go back all the same: touch {switch}")
+        why = config.wrong(service) or f"{service!r} is not known; there are: {', '.join(sorted(services))}"
+        raise Fault(f"{why}; to go back all the same: touch {switch}")
     docker = DockerClient(config.settings.docker.url)
-    edge = make_edge(config.settings, docker, lambda name: config.services[name].edge())
+    edge = make_edge(config.settings, docker, lambda name: services[name].edge())
     try:
         return await edge.retreat(service, actor, reason)
     finally:

@@ -6,6 +6,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from orchestrator.daemon.channels import readers
 from orchestrator.daemon.clock import SystemClock
 from orchestrator.daemon.config import Config, load
 from orchestrator.daemon.doors import Doors
+from orchestrator.daemon.kept import KeptFiles
 from orchestrator.daemon.settings import Settings
 from orchestrator.daemon.yaml_file import ConfigError, Problem
 from orchestrator.engine.conductor import Parts
@@ -39,7 +41,7 @@ from orchestrator.ports.metrics import Target
 from orchestrator.ports.requests import Request
 from orchestrator.ports.service import ServicePlan
 from orchestrator.ports.traffic import Traffic
-from orchestrator.rollout.events import ConfigReloaded, Event
+from orchestrator.rollout.events import ConfigReloaded, Event, ServiceRemoved
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.observation import Observation
 from orchestrator.rollout.policy import Hook
@@ -79,7 +81,9 @@ class Daemon:
 
     def __init__(self, config: Config, writer: LineWriter) -> None:
         settings = config.settings
-        self.config = config
+        self._kept = KeptFiles(settings.state_dir)
+        self._removed: set[str] = set()
+        self.config = self._with_kept(config)
         self._writer = writer
         self._clock = SystemClock()
         self._metrics = DaemonMetrics()
@@ -92,7 +96,14 @@ class Daemon:
         self._keys = Keys(settings.redis.prefix)
         self._prometheus = make_prometheus(settings, self._clock)
         self._problems: Sequence[Problem] = ()
-        self._tell(config.problems)
+        self._tell(self.config.problems)
+
+    def _with_kept(self, config: Config) -> Config:
+        """With the services whose files have gone, or gone wrong, since they were driven last."""
+        try:
+            return load(config.path, replace(config, services=self._kept.services(), files={}))
+        except ConfigError:  # it was right a moment ago
+            return config
 
     async def run(self) -> None:
         """Start, drive until cancelled, stop.
@@ -322,7 +333,8 @@ class Daemon:
             self._tell(error.problems)
         else:
             changed = changes(self.config, config)
-            self.config = config
+            gone = {name: file for name, file in config.gone.items() if name not in self._removed}
+            self.config = config = replace(config, gone=gone)
             self._tell(config.problems)
             self._configure(dispatcher, group)
             log.info("config_reloaded", services=sorted(config.services), changes=changed)
@@ -339,7 +351,15 @@ class Daemon:
 
     def _configure(self, dispatcher: Dispatcher, group: asyncio.TaskGroup) -> None:
         config = self.config
-        dispatcher.configure({n: s.plan() for n, s in config.services.items()}, group, config.unusable)
+        self._kept.keep(config)
+        closed = config.unusable | {
+            name: f"its file is gone: put it back, or run orchestrator remove {name}" for name in config.gone
+        }
+        dispatcher.configure({n: s.plan() for n, s in config.driven.items()}, group, closed)
+        for service in config.gone:
+            log.warning(
+                "service_file_gone", service=service, reason="it is driven as before until it is removed"
+            )
         for service in config.names:
             if service in config.unusable:
                 log.error(
@@ -358,11 +378,11 @@ class Daemon:
             log.error("config_refused", problem=str(problem))
 
     def _hooks(self, service: str) -> Sequence[Hook]:
-        found = self.config.services.get(service)
+        found = self.config.driven.get(service)
         return [section.hook() for section in found.hooks] if found else []
 
     def _edge_options(self, service: str) -> EdgeOptions:
-        found = self.config.services.get(service)
+        found = self.config.driven.get(service)
         return found.edge() if found else EdgeOptions()
 
     def _publish(
@@ -374,6 +394,9 @@ class Daemon:
                 self._targets[state.service] = targets(state, seen.instances, plan.metrics)
             for event in events:
                 tell(event, self._metrics)
+                if isinstance(event, ServiceRemoved):
+                    self._removed.add(state.service)
+                    self._kept.forget(state.service)
             self._metrics.show(state, seen)
         except Exception:
             log.exception("task_failed", task="publish", service=state.service)
@@ -383,7 +406,7 @@ class Daemon:
         return (t for found in self._targets.values() for t in found)
 
     def _target_document(self, here: str) -> list[dict[str, Any]] | None:
-        if self.config.services.keys() - self._targets.keys():
+        if self.config.driven.keys() - self._targets.keys():
             return None
         return document(self._all_targets(), here)
 
@@ -419,7 +442,7 @@ class Daemon:
         before: dict[tuple[str, str], str] = {}
         while True:
             await asyncio.sleep(SCRAPES_EVERY)
-            gated = {name for name, file in self.config.services.items() if file.gates}
+            gated = {name for name, file in self.config.driven.items() if file.gates}
             wanted = [(t.labels["service"], t.labels["instance"]) for t in self._all_targets()]
             known = await self._prometheus.target_errors() if gated else None
             if known is None:
@@ -440,7 +463,7 @@ class Daemon:
     async def _watch_certificates(self) -> None:
         """Tell when those end that nginx shows at generated `server` blocks."""
         while True:
-            for name, file in self.config.services.items():
+            for name, file in self.config.driven.items():
                 place = file.edge().server
                 if place is None or place.tls is None:
                     continue

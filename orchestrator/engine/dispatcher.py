@@ -40,19 +40,20 @@ class Dispatcher:
         self._store = store
         self._conductors: dict[str, Conductor] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._unusable: Mapping[str, str] = {}
+        self._closed: Mapping[str, str] = {}
 
     def configure(
         self,
         plans: Mapping[str, ServicePlan],
         group: asyncio.TaskGroup,
-        unusable: Mapping[str, str] | None = None,
+        closed: Mapping[str, str] | None = None,
     ) -> None:
-        """Take a new configuration. A service that is gone from it is left alone from now on.
+        """Take a new configuration. A service that is not in it is left alone from then on.
 
-        Requests for one that is `unusable` are refused with what is said of it there.
+        A service that is `closed` is refused releases with what is said of it there, and all else where it
+        has no plan.
         """
-        self._unusable = unusable or {}
+        self._closed = closed or {}
         for service, plan in plans.items():
             if service in self._conductors:
                 self._conductors[service].plan = plan
@@ -81,9 +82,13 @@ class Dispatcher:
         if conductor is None:
             known = ", ".join(sorted(self._conductors)) or "none"
             reason = f"is not known; there are: {known} (systemctl reload orchestrator reads new files)"
-            if request.service in self._unusable:
-                reason = f"is not driven: {self._unusable[request.service]}"
+            if request.service in self._closed:
+                reason = f"is not driven: {self._closed[request.service]}"
             await self._refuse(request, fields, f"service: {request.service!r} {reason}")
+            return
+        closed = self._closed.get(request.service)
+        if closed and request.verb in ("release", "restart"):
+            await self._refuse(request, fields, f"service: {request.service!r}: {closed}")
             return
         try:
             command = to_command(request, conductor.plan)

@@ -6,6 +6,7 @@ import signal
 import aiohttp
 
 from examples.playground.stack import Stack
+from orchestrator.rollout.model import Outcome
 from tests.conftest import Images, Stacks
 
 
@@ -62,3 +63,43 @@ async def test_a_wrong_file_stops_its_own_service_alone_and_is_told_everywhere(
 
     await s.until(clean, 10, "nothing is wrong")
     assert "orchestrator_config_problems{" not in (await _seen(s))[2]
+
+
+async def test_a_service_whose_file_goes_away_in_a_rollout_is_driven_to_the_end(
+    stack: Stacks, images: Images
+) -> None:
+    s = await stack(strategy={"first_hold": "300s"})
+    await s.push("api", images("v1"))
+    await s.ended("api-1")
+    await s.push("api", images("v2"))
+
+    async def shifting() -> bool:
+        rollout = (await s.state()).rollout
+        return rollout is not None and rollout.held_since is not None
+
+    await s.until(shifting, 60, "api-2 has traffic")
+    file = s.root / "services" / "api.yaml"
+    text = file.read_text()
+    file.unlink()
+    assert s.daemon is not None
+    os.kill(s.daemon.pid, signal.SIGHUP)
+
+    async def told() -> bool:
+        return any(x["event"] == "service_file_gone" for x in s.lines())
+
+    await s.until(told, 10, "the file is gone")
+    code, words = await s.cli("release", "api", images("v3"))
+    assert (code, "put it back, or run orchestrator remove api" in words) == (10, True)
+    await s.stop_daemon()
+    await s.start_daemon()  # which knows the service by the copy that it keeps
+    code, words = await s.cli("rollback", "api", "--wait", "--timeout", "60s")
+    assert code == 0, words
+    state = await s.state()
+    assert (state.rollout, state.history[-1].outcome) == (None, Outcome.ROLLED_BACK)
+    file.write_text("service: api\nnonsense: 1\n")
+    await s.stop_daemon()
+    await s.start_daemon()
+    code, words = await s.cli("release", "api", images("v3"))
+    assert any(x["event"] == "service_file_kept" for x in s.lines())
+    assert "accepted" in words
+    file.write_text(text)

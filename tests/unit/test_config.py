@@ -1,5 +1,6 @@
 """Configuration: what is accepted, and what is said of what is not."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 from orchestrator.daemon.changes import changes
 from orchestrator.daemon.config import load
 from orchestrator.daemon.gate_section import ComparisonSection
+from orchestrator.daemon.kept import KeptFiles
 from orchestrator.daemon.units import limit, seconds, size
 from orchestrator.daemon.yaml_file import ConfigError
 from orchestrator.rollout.policy import Certainty, Policy
@@ -385,9 +387,33 @@ def test_what_has_changed_is_told_by_its_keys_and_by_when_it_counts(tmp_path: Pa
     (tmp_path / "services" / "web.yaml").write_text(yaml.safe_dump({**SERVICE, "service": "web"}))
     both = load(tmp_path / "orchestrator.yaml")
     assert changes(after, both) == ("web: is new",)
-    assert changes(both, after) == ("web: its file is gone; its traffic stays as it is",)
+    assert changes(both, after) == (
+        "web: its file is gone; it takes no release, and is driven until it is removed",
+    )
     (tmp_path / "services" / "web.yaml").write_text("service: web\nimages: 7\n")
     wrong = load(tmp_path / "orchestrator.yaml")
     assert changes(both, wrong) == ("web: its file is wrong; its traffic stays as it is",)
     assert changes(wrong, both) == ("web: its file is right, it is driven",)
     assert changes(both, load(tmp_path / "orchestrator.yaml", both)) == ()
+
+
+def test_a_service_is_known_by_its_last_right_file_until_it_is_removed(tmp_path: Path) -> None:
+    path, kept = write(tmp_path, SERVICE), KeptFiles(tmp_path / "state")
+    first = load(path)
+    kept.keep(first)
+    (tmp_path / "services" / "api.yaml").write_text("service: api\noops: 1\n")
+    before = replace(first, services=kept.services(), files={})
+    wrong = load(path, before)
+    assert wrong.services["api"].container.port == 8080
+    assert "oops" in wrong.wrong("api")
+    kept.keep(wrong)  # what is wrong is not kept
+    (tmp_path / "services" / "api.yaml").unlink()
+    gone = load(path, replace(first, services=kept.services(), files={}))
+    assert (list(gone.services), list(gone.gone), list(gone.driven)) == ([], ["api"], ["api"])
+    assert list(load(path, gone).gone) == ["api"]
+    (tmp_path / "services" / "api.yaml").write_text(yaml.safe_dump(SERVICE))
+    assert (list(load(path, gone).services), load(path, gone).gone) == (["api"], {})
+    kept.forget("api")
+    assert kept.services() == {}
+    (tmp_path / "state" / "services" / "web.yaml").write_text("of: another version\n")
+    assert kept.services() == {}

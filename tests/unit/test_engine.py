@@ -441,6 +441,24 @@ async def test_a_removal_goes_on_with_the_next_daemon() -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_a_service_that_is_closed_takes_no_release_and_every_other_verb() -> None:
+    kit = Kit()
+    dispatcher = Dispatcher(kit.parts, kit.store)
+    async with asyncio.TaskGroup() as group:
+        dispatcher.configure({"api": PLAN}, group)
+        await dispatcher.dispatch(
+            Request(id="1-0", verb="release", service="api", who="ci", image="repo/api:1"), {"service": "api"}
+        )
+        await kit.until(ended("api-1"))
+        dispatcher.configure({"api": PLAN}, group, {"api": "its file is gone"})
+        for number, verb in enumerate(("release", "restart", "freeze"), 2):
+            request = Request(id=f"{number}-0", verb=verb, service="api", who="ann", image="repo/api:1")  # type: ignore[arg-type]
+            await dispatcher.dispatch(request, {"service": "api"})
+        assert [letter["error"] for letter in kit.store.dead] == ["service: 'api': its file is gone"] * 2
+        await kit.until(lambda s: s.frozen is not None)
+        dispatcher.configure({}, group)
+
+
 async def test_a_background_task_may_not_return() -> None:
     async def returns() -> None:
         await asyncio.sleep(0)

@@ -1,0 +1,56 @@
+"""The last right file of each service, kept beside the daemon's state.
+
+A daemon that starts again drives a service whose file has gone, or is wrong, as it did before: its rollout
+comes to an end, its instances are kept up, and people can roll back.
+"""
+
+from pathlib import Path
+
+import structlog
+
+from orchestrator.daemon.config import Config
+from orchestrator.daemon.service_file import ServiceFile
+from orchestrator.daemon.yaml_file import ConfigError, read
+from orchestrator.ports.faults import Fault
+from orchestrator.traffic.files import remove, write
+
+log = structlog.get_logger()
+
+
+class KeptFiles:
+    """The folder `services` in the daemon's state."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._folder = state_dir / "services"
+
+    def services(self) -> dict[str, ServiceFile]:
+        """Those that can be read; one that can't be is of another version, and as good as none."""
+        found: dict[str, ServiceFile] = {}
+        for path in sorted(self._folder.glob("*.yaml")):
+            try:
+                found[path.stem] = read(path, ServiceFile)
+            except ConfigError as error:
+                log.warning("kept_file_unread", problem=str(error))
+        return found
+
+    def keep(self, config: Config) -> None:
+        """Keep what is right now; a failure is logged, and costs nothing until the next start."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for service, file in config.files.items():
+                if service in config.services and not config.wrong(service):
+                    self._keep(self._folder / f"{service}.yaml", file.read_text(encoding="utf-8-sig"))
+        except (OSError, UnicodeDecodeError, Fault) as error:
+            log.warning("files_not_kept", reason=str(error))
+
+    @staticmethod
+    def _keep(path: Path, text: str) -> None:
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write(path, text, private=True)
+
+    def forget(self, service: str) -> None:
+        """A service has been removed; a failure is logged."""
+        try:
+            remove(self._folder / f"{service}.yaml")
+        except Fault as error:
+            log.warning("files_not_kept", reason=str(error))
