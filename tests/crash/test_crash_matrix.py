@@ -23,6 +23,7 @@ ELSEWHERE = {
     "service_adopted": "test_lost_redis.py",
     "config_reloaded": "no effect follows",
     "service_removed": "test_life.py",
+    "service_troubled": "no effect follows",
     "state_restored": "test_lost_redis.py",
     "phase=preview": "like `starting`",
     "outcome=rejected": "ends in the commit that accepts it",
