@@ -30,9 +30,8 @@ SERVER = re.compile(
 )
 
 IN_MEMORY = re.compile(
-    r"^main (?P<host>[0-9.]+) (?P<port>[0-9]+) (?P<weight>[0-9]+)"
-    r" (?P<release>\S+) (?P<instance>\S+) (?P<backup>[01])",
-    re.MULTILINE,
+    r"\[==\[main (?P<host>[0-9.]+) (?P<port>[0-9]+) (?P<weight>[0-9]+)"
+    r" (?P<release>\S+) (?P<instance>\S+) (?P<backup>[01])"
 )
 
 
