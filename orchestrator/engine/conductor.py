@@ -168,14 +168,16 @@ class Conductor:
         """After a bug: a bad candidate still goes back, and people are told, as far as that is possible."""
         for step in (self._fail_static, lambda: self._note_trouble(bug(error))):
             try:
-                await step()
+                await unless_cancelled(step)
             except Stale:
                 raise
             except Exception as further:  # noqa: BLE001  the first one has been logged
                 log.warning("turn_failed", service=self.plan.service, reason=bug(further))
 
     async def _note_trouble(self, reason: str) -> None:
-        if reason == self._state.trouble or not self._loaded:
+        if not self._loaded:
+            await self._load()
+        if reason == self._state.trouble:
             return
         told = ServiceTroubled(service=self.plan.service, at=self._parts.clock.now(), reason=reason)
         await self._commit(replace(self._state, trouble=reason), (told,))
@@ -199,7 +201,8 @@ class Conductor:
         if not self._loaded:
             await self._load()
         told = bool(self._version) and self._looked and await self._obey()
-        seen = replace(await self._look(), unwatched=self._unwatched())
+        overlooked = self._unwatched()
+        seen = replace(await self._look(), unwatched=overlooked)
         if not self._version or not self._looked:  # the store may know less than what runs: that comes first
             if not self._version and not seen.runtime_ok:
                 return False
@@ -208,8 +211,9 @@ class Conductor:
             seen = replace(seen, unwatched=0.0)
             told = await self._obey()
         told |= await self._decide(seen)
-        if self._parts.may_act():
+        if self._parts.may_act() or overlooked:
             self._memory.decided_at = self._parts.clock.now()
+        if self._parts.may_act():
             self._converger.converge(desired(self._state, self._parts.clock.now()), self._state, seen)
         self._memory.watched = None
         return told
@@ -231,7 +235,15 @@ class Conductor:
         while self._inbox:
             command = self._inbox[0]
             state, events = self._handle(command)
-            await self._commit(state, events, acks=(command.request,))
+            try:
+                await self._commit(state, events, acks=(command.request,))
+            except Fault:
+                raise
+            except Exception as error:
+                log.exception("command_failed", service=self.plan.service, request=command.request)
+                await self._load()
+                state, events = self._refused(command, bug(error))
+                await self._commit(state, events, acks=(command.request,))
             self._inbox.popleft()
         return told
 
@@ -242,9 +254,12 @@ class Conductor:
             return handle(self._state, command, now)
         except Exception as error:
             log.exception("command_failed", service=self.plan.service, request=command.request)
-            handled = (*self._state.handled, command.request)[-HANDLED:]
-            refused = refusal(self.plan.service, command, bug(error), now)
-            return replace(self._state, handled=handled), (refused,)
+            return self._refused(command, bug(error))
+
+    def _refused(self, command: Command, reason: str) -> tuple[ServiceState, tuple[Event, ...]]:
+        handled = (*self._state.handled, command.request)[-HANDLED:]
+        told = refusal(self.plan.service, command, reason, self._parts.clock.now())
+        return replace(self._state, handled=handled), (told,)
 
     async def _decide(self, seen: Observation) -> bool:
         state, events = decide(self._state, seen, self._parts.clock.now())
@@ -318,7 +333,7 @@ class Conductor:
         instances = await self._ask(parts.runtime.observe(service), "runtime")
         edge = await self._ask(parts.traffic.observe(service), "edge")
         if isinstance(edge, Fault):
-            edge = Edge(error=str(edge), file=self._memory.seen.edge.file)
+            edge = Edge(error=str(edge), file=self._memory.seen.edge.file, unread=True)
         self._measure()
         seen = Observation(
             instances=self._memory.seen.instances if isinstance(instances, Fault) else instances,

@@ -4,7 +4,16 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from orchestrator.rollout.events import CommandAccepted, Event, ReleaseAccepted, RequestRefused
-from orchestrator.rollout.model import Mark, Outcome, Phase, Receipt, Release, Rollout, ServiceState
+from orchestrator.rollout.model import (
+    Mark,
+    Outcome,
+    Phase,
+    Receipt,
+    Release,
+    Rollout,
+    ServiceState,
+    instance_names,
+)
 from orchestrator.rollout.plan import step_count
 from orchestrator.rollout.policy import Policy, Template, differences
 from orchestrator.rollout.turn import DAEMON, Turn
@@ -130,6 +139,8 @@ def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceSt
         return state, (refusal(state.service, command, why, now),)
     if not isinstance(command, Submit | Restart):
         about = state.rollout.release.id if state.rollout else ""
+        if isinstance(command, Abort) and any(r.id == command.release for r in state.queue):
+            about = command.release
         accepted = CommandAccepted(
             service=state.service,
             at=now,
@@ -314,7 +325,8 @@ def _make_way(turn: Turn, release: Release) -> None:
         turn.set(queue=())
         for queued in waiting:
             turn.conclude(queued, Outcome.SUPERSEDED, why, actor=release.author)
-        if turn.state.rollout is not None and turn.state.rollout.kind == "release":
+        thawed = turn.state.frozen is None  # else nothing would come after what is taken back
+        if thawed and turn.state.rollout is not None and turn.state.rollout.kind == "release":
             turn.retreat(Outcome.SUPERSEDED, why, actor=release.author)
     turn.set(queue=(*turn.state.queue, release))
 
@@ -402,13 +414,24 @@ def _go_on(turn: Turn, mark: Mark) -> None:
 
 
 def _promote(turn: Turn, command: Promote) -> str:
-    rollout = turn.state.rollout
+    state, rollout = turn.state, turn.state.rollout
+    if rollout is not None and rollout.phase is Phase.ROLLING_BACK and _has_lost_stable(state, rollout):
+        previous = turn.state.stable
+        turn.set(stable=rollout.release, previous=previous, previous_until=turn.now)
+        turn.end(Outcome.PROMOTED, command.reason or f"kept by {command.actor}", actor=command.actor)
+        return ""
     if rollout is None or rollout.phase not in (Phase.PREVIEW, Phase.SHIFTING):
         where = f"{rollout.release.id} is {rollout.phase}" if rollout else "nothing is rolling out"
         return f"there is nothing to promote: {where}"
     reason = command.reason or f"promoted by {command.actor}"
     turn.enter(Phase.BAKING, reason, step=step_count(turn.state, rollout) - 1, actor=command.actor)
     return ""
+
+
+def _has_lost_stable(state: ServiceState, rollout: Rollout) -> bool:
+    """Whether the way back leads to nobody: all of stable is dead, and the candidate has traffic."""
+    names = instance_names(state.stable) if state.stable else ()
+    return bool(names) and set(names) <= set(state.dead) and state.route.share(rollout.release.id) > 0
 
 
 def _abort(turn: Turn, command: Abort) -> str:

@@ -19,6 +19,7 @@ from orchestrator.rollout.gates import failing, look, unmet
 from orchestrator.rollout.handover import let_go, reroute, retire_previous
 from orchestrator.rollout.hooks import due, verdict
 from orchestrator.rollout.model import (
+    BEFORE_TRAFFIC,
     FULL,
     Mark,
     Outcome,
@@ -57,6 +58,7 @@ def decide(state: ServiceState, seen: Observation, now: float) -> tuple[ServiceS
     notice_deaths(turn, seen)
     notice_prometheus(turn, seen)
     retire_previous(turn)
+    _end_late(turn)
     if turn.state.rollout is None:
         _take_from_queue(turn)
     elif not _overdue_mark(turn):
@@ -80,7 +82,8 @@ def watch(state: ServiceState, seen: Observation, now: float) -> ServiceState:
     return decide(replace(state, rollout=still), replace(seen, unwatched=0.0), now)[0]
 
 
-def _take_from_queue(turn: Turn) -> None:
+def _end_late(turn: Turn) -> None:
+    """End what has waited for too long, whatever it waited for."""
     state, now = turn.state, turn.now
     late = [r for r in state.queue if now - state.overlooked - r.submitted_at > r.policy.queue_deadline]
     if late:
@@ -88,7 +91,10 @@ def _take_from_queue(turn: Turn) -> None:
     for release in late:
         why = f"waited {release.policy.queue_deadline:.0f} s in the queue"
         turn.conclude(release, Outcome.FAILED, why, actor=DAEMON)
-    if not turn.state.queue or state.frozen is not None:
+
+
+def _take_from_queue(turn: Turn) -> None:
+    if not turn.state.queue or turn.state.frozen is not None:
         return
     release, *rest = turn.state.queue
     turn.set(queue=tuple(rest))
@@ -110,6 +116,8 @@ def _overdue_mark(turn: Turn) -> bool:
 
 
 def _advance(turn: Turn, seen: Observation) -> None:
+    if turn.rollout.kind == "revert" and _is_warm(turn, seen):
+        turn.enter(Phase.BAKING, turn.rollout.reason, actor=turn.rollout.actor)
     match turn.rollout.phase:
         case Phase.PREFLIGHT:
             _preflight(turn, seen)
@@ -123,6 +131,19 @@ def _advance(turn: Turn, seen: Observation) -> None:
             _rolling_back(turn, seen)
         case phase:
             assert_never(phase)
+
+
+def _is_warm(turn: Turn, seen: Observation) -> bool:
+    """Whether a revert that has not begun can take the traffic now: nginx knows enough of its instances.
+
+    Half of them are enough: the others are started again meanwhile. While Docker does not answer those that
+    nginx knows are believed.
+    """
+    release, route = turn.rollout.release, turn.state.route
+    known = {s.instance for s in route.servers if s.release == release.id}
+    if seen.runtime_ok:
+        known &= {i.name for i in usable(release, route, seen)}
+    return turn.rollout.phase in BEFORE_TRAFFIC and 2 * len(known) >= release.template.instances
 
 
 def _preflight(turn: Turn, seen: Observation) -> None:
@@ -223,15 +244,17 @@ def _starting(turn: Turn, seen: Observation) -> None:
 def _doomed(turn: Turn, seen: Observation, names: tuple[str, ...]) -> tuple[str, str] | None:
     """Why the instances can't all become ready, and the last log lines; None while they may.
 
-    A death does not doom a revert: its instances are started again, as stable's are.
+    A revert is doomed only if none of them can be started: deaths are mended as stable's are, and it goes
+    on with what there is.
     """
+    if turn.rollout.kind == "revert" and not all(name in seen.start_errors for name in names):
+        return None
     for name in names:
         instance = seen.instance(name)
         logs = instance.logs if instance else ""
         if name in seen.start_errors:
             return f"{name} did not start: {seen.start_errors[name]}", logs
-        dead = instance is not None and not instance.running and instance.exit_code is not None
-        if instance is not None and dead and turn.rollout.kind != "revert":
+        if instance is not None and not instance.running and instance.exit_code is not None:
             return f"{name} {_death(instance)} while starting", logs
     return None
 
@@ -382,6 +405,9 @@ def _await_confirmation(turn: Turn, seen: Observation) -> None:
     if waited >= patience:
         why = f"nginx did not confirm {step.weight} % within {patience:.0f} s"
         why += f": {seen.edge.error}" if seen.edge.error else ""
+        if state.stable and step.weight < FULL and not usable(state.stable, state.route, seen):
+            why = f"{state.stable.id} has no healthy instance to share the traffic with"
+            why += f"; promote {rollout.release.id} to send it all there"
         turn.retreat(Outcome.ROLLED_BACK, why)
 
 
@@ -459,7 +485,7 @@ def _never_served(rollout: Rollout, seen: Observation) -> bool:
     Then there is nothing to take back, and the rollout does not wait for whoever mends nginx.
     """
     edge = seen.edge
-    if rollout.exposed_since is not None or not edge.error or edge.file != "ours":
+    if rollout.exposed_since is not None or edge.unread or not edge.error or edge.file != "ours":
         return False
     if edge.on_disk is None:
         return edge.served is None

@@ -84,6 +84,7 @@ class Edge:
         drained: Whether no nginx worker from before the last confirmed reload is left.
         floor: The highest generation that the disk remembers; what is served never goes below it.
         error: Why the last apply failed; empty when it did not.
+        unread: The edge could not be looked at; nothing else here says anything, but for `error`.
         on_disk: What the file says of itself; None when there is none or it can't be read.
         fallback: The servers of the file that a rollback on the host would put in place.
         switched_to: The release that has all traffic because the rollback switch is on; empty when it is off.
@@ -97,6 +98,7 @@ class Edge:
     drained: bool = False
     floor: int = 0
     error: str = ""
+    unread: bool = False
     on_disk: OnDisk | None = None
     fallback: tuple[Server, ...] = ()
     switched_to: str = ""

@@ -23,7 +23,9 @@ def take_down(turn: Turn, seen: Observation) -> None:
             route=state.route,
             confirmed=state.confirmed,
             released=state.released,
+            receipts=state.receipts,
             handled=state.handled,
+            frozen=state.frozen,
             trouble=state.trouble,
             removal=replace(removal, kind="removed", since=turn.now),
         )

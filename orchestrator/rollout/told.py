@@ -79,7 +79,7 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
         case EdgeRepaired():
             return "nginx' file is ours again"
         case EdgeStuck():
-            return f"nginx does not confirm route {event.generation}: {event.reason}"
+            return f"route {event.generation} is not served: {event.reason}"
         case ServiceTroubled():
             return event.reason or "driven again without an error"
         case ServiceAdopted():
@@ -109,7 +109,7 @@ def problems(state: ServiceState) -> list[str]:
     if state.trouble:
         found.append(state.trouble)
     if state.stuck_since is not None:
-        found.append(f"nginx does not confirm what it must serve: {state.stuck_why}")
+        found.append(f"the traffic is not where it ought to be: {state.stuck_why}")
     if state.rollout is not None and state.rollout.blind_since is not None:
         found.append("Prometheus does not answer; the rollout is held")
     return found

@@ -1,8 +1,11 @@
 """States and events as JSON, validated on the way in: what is damaged is not guessed at."""
 
+import json
 from functools import cache
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from orchestrator.ports.faults import Fault, Refused
 from orchestrator.rollout.events import Event
@@ -21,7 +24,23 @@ def _event() -> TypeAdapter[Event]:
 
 def dump_state(state: ServiceState) -> bytes:
     """A state as JSON."""
-    return _state().dump_json(state)
+    return _dump(_state(), state)
+
+
+def _dump(adapter: TypeAdapter[Any], value: Any) -> bytes:
+    """As JSON, whatever others have said: text that is no Unicode is written with question marks."""
+    try:
+        return adapter.dump_json(value)
+    except (UnicodeEncodeError, PydanticSerializationError):
+        return json.dumps(_plain(adapter.dump_python(value, mode="json"))).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_plain(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def load_state(data: bytes | str) -> ServiceState:
@@ -38,7 +57,7 @@ def load_state(data: bytes | str) -> ServiceState:
 
 def dump_event(event: Event) -> bytes:
     """An event as JSON; `kind` tells which."""
-    return _event().dump_json(event)
+    return _dump(_event(), event)
 
 
 def load_event(data: bytes | str) -> Event:

@@ -34,13 +34,11 @@ BUGS = (
     Bug(
         "a command is forgotten before it is committed",
         "engine/conductor.py",
-        "            command = self._inbox[0]\n"
-        "            state, events = self._handle(command)\n"
-        "            await self._commit(state, events, acks=(command.request,))\n"
-        "            self._inbox.popleft()\n        return told\n",
-        "            command = self._inbox.popleft()\n"
-        "            state, events = self._handle(command)\n"
-        "            await self._commit(state, events, acks=(command.request,))\n        return told\n",
+        "            except Fault:\n                raise\n            except Exception as error:\n"
+        '                log.exception("command_failed"',
+        "            except Fault:\n                self._inbox.popleft()\n                raise\n"
+        "            except Exception as error:\n"
+        '                log.exception("command_failed"',
         ENGINE,
     ),
     Bug(
@@ -501,8 +499,8 @@ BUGS = (
     Bug(
         "a rollout that may be served is given up",
         "rollout/decide.py",
-        "    if rollout.exposed_since is not None or not edge.error",
-        "    if not edge.error",
+        "    if rollout.exposed_since is not None or edge.unread",
+        "    if edge.unread",
         "tests/unit/test_revert.py",
     ),
     Bug(

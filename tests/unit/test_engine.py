@@ -17,7 +17,7 @@ from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.metrics import MetricSource
 from orchestrator.ports.requests import Request
 from orchestrator.ports.service import ServicePlan
-from orchestrator.rollout.command import Abort, Freeze, Remove, Restart, Rollback
+from orchestrator.rollout.command import Abort, Freeze, Remove, Restart, Rollback, handle
 from orchestrator.rollout.desired import Wanted, desired
 from orchestrator.rollout.events import (
     Event,
@@ -30,6 +30,7 @@ from orchestrator.rollout.events import (
 from orchestrator.rollout.model import Outcome, Phase, Route, Server, ServiceState
 from orchestrator.rollout.observation import Edge, Observation, Sample
 from orchestrator.rollout.policy import Comparison, Limit, Step
+from orchestrator.store.codec import dump_event, dump_state, load_event, load_state
 from tests.builders import LADDER, policy, release, submit, template
 from tests.contract.fakes import FakeClock, FakeHooks, FakeMetrics, FakeRuntime, FakeStore, FakeTraffic
 
@@ -341,6 +342,32 @@ async def test_a_bug_in_deciding_leaves_verbs_and_the_daemon_alive(
     assert refused.reason == "internal error, see the daemon's log: IndexError: a bug"
     state = await kit.until(lambda s: not s.trouble)
     assert state.frozen is None
+
+
+async def test_a_command_that_cannot_be_committed_is_refused_and_holds_no_other(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit.conductor.submit(small(1))
+    await kit.until(ended("api-1"))
+    commit = FakeStore.commit
+
+    async def picky(store: FakeStore, state: ServiceState, *more: Any) -> int:
+        if any(r.image == "repo/api:2" for r in state.queue):
+            raise ValueError("can't be written")
+        return await commit(store, state, *more)
+
+    monkeypatch.setattr(FakeStore, "commit", picky)
+    kit.conductor.submit(small(2))
+    kit.conductor.submit(Freeze(request="3-0", actor="ann"))
+    await kit.until(lambda s: s.frozen is not None)
+    (refused,) = [e for e in await kit.store.told() if isinstance(e, RequestRefused)]
+    assert refused.reason == "internal error, see the daemon's log: ValueError: can't be written"
+
+
+def test_text_that_is_no_unicode_is_committed_with_question_marks() -> None:
+    state, events = handle(ServiceState(service="api"), submit(1, reason="odd \ud800"), 1000.0)
+    assert load_state(dump_state(state)).queue[0].reason == "odd ?"
+    assert [load_event(dump_event(e)).kind for e in events] == ["release_accepted"]
 
 
 async def test_a_pull_that_never_ends_is_told_with_the_words_of_the_last_try(kit: Kit) -> None:

@@ -82,7 +82,9 @@ def test_a_rollback_on_the_host_aborts_what_has_no_traffic_yet(sim: Sim) -> None
 
 def test_a_rollback_on_the_host_is_tried_once(sim: Sim) -> None:
     promoted(sim)
-    sim.image_error = "gone"
+    sim.behave("api-1").start_error = "gone"
+    for name in ("api-1-0", "api-1-1"):
+        sim.kill(name)
     sim.roll_back_on_host()
     sim.run(3)
     assert [e.outcome for e in sim.ends("api-1")] == [Outcome.PROMOTED, Outcome.FAILED]

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.rollout.command import Abort, Pause, Rollback
+from orchestrator.rollout.command import Abort, Freeze, Pause, Promote, Rollback
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.desired import desired
 from orchestrator.rollout.events import CommandAccepted, EdgeStuck, ReleaseEnded, RequestRefused
 from orchestrator.rollout.model import Outcome, Phase, Rollout
 from orchestrator.rollout.told import problems
-from tests.builders import submit
+from tests.builders import policy, submit
 from tests.unit.sim import Behaviour, Sim
 
 REFUSES = "nginx -t: unexpected } in /etc/nginx/conf.d/other.conf:3"
@@ -130,16 +130,104 @@ def test_a_warm_instance_that_is_dead_is_started_again_and_waited_for(sim: Sim) 
     assert stable(sim) == "api-1"
 
 
-def test_a_revert_goes_on_at_the_start_deadline_with_what_is_ready(sim: Sim) -> None:
+def test_a_revert_to_a_warm_release_goes_on_with_half_of_its_instances(sim: Sim) -> None:
     promoted(sim)
-    sim.behaviours["api-1"] = Behaviour(never_ready=True)
+    sim.behave("api-1").start_error = "no space left on device"
     sim.kill("api-1-0")
+    sim.step()
     ask(sim, "8-0")
-    sim.run(19)
+    sim.run(2)
+    assert stable(sim) == "api-1"
+    assert [s.instance for s in sim.state.route.servers if not s.backup] == ["api-1-1"]
+
+
+def test_a_cold_revert_goes_on_at_the_start_deadline_with_what_is_ready(sim: Sim) -> None:
+    promoted(sim)
+    sim.run(115)
+    sim.behaviours["api-1"] = Behaviour(never_ready=True)
+    ask(sim, "8-0")
+    sim.run(3)
+    for _ in range(16):
+        sim.instances["api-1-1"] = replace(sim.instances["api-1-1"], health="ready")
+        sim.step()
     assert stable(sim) == "api-2"
     sim.run(5)
     assert stable(sim) == "api-1"
     assert [s.instance for s in sim.state.route.servers if not s.backup] == ["api-1-1"]
+
+
+def test_a_cold_revert_of_which_nothing_can_start_fails_at_once(sim: Sim) -> None:
+    promoted(sim)
+    sim.run(115)
+    sim.behave("api-1").start_error = "no such image"
+    ask(sim, "8-0")
+    sim.run(3)
+    assert (reverted(sim).outcome, "did not start: no such image" in reverted(sim).reason) == (
+        Outcome.FAILED,
+        True,
+    )
+
+
+def test_without_docker_a_revert_begins_too(sim: Sim) -> None:
+    promoted(sim)
+    sim.runtime_ok = False
+    ask(sim, "8-0")
+    sim.run(4)
+    assert (stable(sim), sim.share("api-1")) == ("api-1", 100)
+
+
+def test_where_stable_is_dead_for_good_a_person_keeps_the_candidate(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.behave("api-1").start_error = "no such image"
+    assert "nothing to promote" in _refused_promotion(sim, after="rollback")
+    for name in ("api-1-0", "api-1-1"):
+        sim.kill(name)
+    sim.run(40)
+    assert active(sim).phase is Phase.ROLLING_BACK
+    assert not _refused_promotion(sim)
+    sim.run(3)
+    assert (stable(sim), sim.share("api-2"), sim.state.rollout) == ("api-2", 100, None)
+
+
+def _refused_promotion(sim: Sim, after: str = "") -> str:
+    if after:
+        sim.edge_up = False
+        ask(sim, "20-0")
+    told = sim.send(Promote(request=f"{len(sim.events)}-9", actor="ann"))
+    sim.edge_up = True
+    return told[0].reason if isinstance(told[0], RequestRefused) else ""
+
+
+def test_a_step_that_stable_cannot_share_says_so_and_names_the_way_out(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.STARTING)
+    sim.behave("api-1").start_error = "no such image"
+    for name in ("api-1-0", "api-1-1"):
+        sim.kill(name)
+    assert sim.until_ended("api-2").reason == (
+        "api-1 has no healthy instance to share the traffic with; promote api-2 to send it all there"
+    )
+
+
+def test_what_waits_behind_a_pause_ends_at_the_queue_deadline(sim: Sim) -> None:
+    sim.send(submit(2, policy=policy(pause_deadline=9e9)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.send(Pause(request="8-0", actor="ann"))
+    sim.send(submit(3, policy=policy(on_new_release="queue", queue_deadline=100.0)))
+    sim.run(105)
+    assert sim.ends("api-3")[-1].reason == "waited 100 s in the queue"
+
+
+def test_a_frozen_service_supersedes_nothing_that_rolls_out(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.send(Freeze(request="8-0", actor="ann"))
+    sim.send(submit(3))
+    assert active(sim).release.id == "api-2"
+    assert active(sim).phase is Phase.SHIFTING
+    told = sim.send(Abort(request="9-0", actor="ann", release="api-3"))
+    assert [getattr(e, "release", "") for e in told] == ["api-3", "api-3"]
 
 
 def test_a_revert_without_any_healthy_instance_fails_and_moves_no_traffic(sim: Sim) -> None:
@@ -273,7 +361,7 @@ def test_nginx_that_is_silent_while_nothing_rolls_out_is_told_once_and_that_it_s
     sim.run(30)
     (stuck,) = [e for e in sim.events if isinstance(e, EdgeStuck)]
     assert stuck.reason == sim.silence
-    assert problems(sim.state) == [f"nginx does not confirm what it must serve: {sim.silence}"]
+    assert problems(sim.state) == [f"the traffic is not where it ought to be: {sim.silence}"]
     sim.silence = ""
     before = len(sim.events)
     sim.step()

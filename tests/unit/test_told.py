@@ -20,7 +20,7 @@ LINES = {
     "instance_died": "exited",
     "edge_drifted": "nginx' file is edited",
     "edge_repaired": "nginx' file is ours again",
-    "edge_stuck": "nginx does not confirm route 3: nginx -t: no",
+    "edge_stuck": "route 3 is not served: nginx -t: no",
     "state_restored": "the store had lost 2 commits; written again",
     "command_accepted": "freeze by ann",
     "phase_entered": "shifting 2/3 at 15 % r",
@@ -64,5 +64,5 @@ def test_what_is_wrong_with_a_service_is_named() -> None:
         "api-1-0 is down",
         "nginx' file was edited by hand",
         "a bug",
-        "nginx does not confirm what it must serve: no",
+        "the traffic is not where it ought to be: no",
     ]
