@@ -13,10 +13,30 @@ from orchestrator.daemon.config import Config, load
 from orchestrator.daemon.yaml_file import ConfigError
 from tests.mistakes.place import Place
 
-WRONG = ["oops: 1", "\t", "container: 5", "nginx: {server: {listen: 'a;b'}}", '"', "a: [" * 2000]
+WRONG = [
+    "oops: 1",
+    "\t",
+    "container: 5",
+    "nginx: {server: {listen: 'a;b'}}",
+    '"',
+    "a: [" * 2000,
+    "x: " + "1" * 5000,
+    "x: !!int eighty",
+    "x: !!float x",
+    "x: !!bool x",
+    "x: !!timestamp foo",
+    "x: !!timestamp 2026-13-45",
+    "!!bool x: 1",
+    "x: [{y: !!bool x}]",
+    'x: "\\U00110000"',
+    'x: "\\Uffffffff"',
+    "%YAML 1." + "1" * 5000 + "\n---\n",
+    'x: "\\ud83d"',
+    '"\\ude00": 1',
+]
 
 
-@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda text: text[:24])
 def test_the_others_are_there_and_the_wrong_one_is_told(wrong: str, tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.service(wrong, "web")
@@ -25,6 +45,30 @@ def test_the_others_are_there_and_the_wrong_one_is_told(wrong: str, tmp_path: Pa
     assert list(config.unusable) == ["web"]
     assert f"{tmp_path}/services/web.yaml: " in config.unusable["web"]
     assert "web.yaml" in place.check()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("x: !!int hunter2", "what is written is not of type int"),
+        ("x: !!bool hunter2", "what is written is not of type bool"),
+        (
+            'x: "hunter2\\ud83d\\ude00"',
+            "half of a surrogate pair is no character; write the character itself, or \\U and 8 digits",
+        ),
+        ('x: "hunter2', "found unexpected end of stream"),
+        ('x: "hunter2\\U00110000', "has a number or a character that is out of range"),
+    ],
+)
+def test_what_can_not_be_read_is_told_by_its_place_and_never_shown(
+    wrong: str, says: str, tmp_path: Path
+) -> None:
+    place = Place(tmp_path)
+    place.service(wrong, "web")
+    told = load(place.config).unusable["web"]
+    assert says in told
+    assert ", line 6, column " in told or "out of range" in told
+    assert "hunter2" not in told
 
 
 @pytest.mark.parametrize(
