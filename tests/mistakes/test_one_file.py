@@ -198,9 +198,10 @@ def test_a_folder_that_is_gone_takes_no_service_away(tmp_path: Path) -> None:
 
 def test_what_holds_is_shown_with_where_it_is_from(tmp_path: Path) -> None:
     place = Place(tmp_path)
-    place.settings('redis: {url: "redis://me:secret@127.0.0.1/0"}')
+    place.settings('redis: {url: "redis://me:secret@and/secret@127.0.0.1/0"}')
     place.service(
-        "  instances: 3\n  secrets: [{source: /a, target: /b}]\ngates: [{metric: error_rate, max: 5%}]"
+        "  instances: 3\n  env: {A: 'x://u:secret@h'}\n  command: ['x://u:secret@h']\n"
+        "  secrets: [{source: /a, target: /b}]\ngates: [{metric: error_rate, max: 5%}]"
     )
     code, text = place.run("config", "show", "--output", "json")
     assert code == 0
@@ -213,6 +214,8 @@ def test_what_holds_is_shown_with_where_it_is_from(tmp_path: Path) -> None:
     assert settings["redis/url"] == ("redis://***@127.0.0.1/0", "file")
     assert settings["redis/prefix"] == ("orchestrator", "default")
     assert service["container/instances"] == (3, "file")
+    assert service["container/env"] == ({"A": "x://***@h"}, "file")
+    assert service["container/command"] == (["x://***@h"], "file")
     assert service["container/pids"] == (256, "default")
     assert service["container/secrets/0/source"] == ("/a", "file")
     assert service["gates/0/max"] == (0.05, "file")
