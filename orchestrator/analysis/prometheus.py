@@ -83,7 +83,10 @@ class Prometheus:
         )
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="prometheus")
         self._refused: dict[str, tuple[float, str]] = {}
-        self._targets: tuple[float, Mapping[tuple[str, str], str] | None] = (0.0, None)
+        self._apart = ThreadPoolExecutor(1, thread_name_prefix="targets")  # a huge list delays no query
+        self._targets: Mapping[tuple[str, str], str] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._look_again = 0.0
 
     async def ask(self, expression: str) -> Rows:
         """One instant query.
@@ -114,11 +117,11 @@ class Prometheus:
             lambda: self._connection.custom_query_range(expression, *ends, timeout=limit), limit
         )
 
-    async def _run(self, work: Callable[[], T], limit: float) -> T:
-        """Blocking work in the executor; what it raises as a `Fault`."""
+    async def _run(self, work: Callable[[], T], limit: float, pool: ThreadPoolExecutor | None = None) -> T:
+        """Blocking work in an executor, that of the queries by default; what it raises as a `Fault`."""
         try:
             async with asyncio.timeout(limit * 2):
-                return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+                return await asyncio.get_running_loop().run_in_executor(pool or self._pool, work)
         except (TimeoutError, ReadTimeout) as error:
             raise QuerySlow(f"no answer within {limit:g} s") from error
         except (RequestException, PrometheusApiClientException, *ODD) as error:
@@ -138,7 +141,7 @@ class Prometheus:
             for text, (_, why) in self._refused.items():
                 refused.setdefault(texts[text], why)
         refused |= {(service, ""): why for service, why in faults.items()}
-        return await self._told_why(queries, readings(queries, found, self._clock.now(), refused))
+        return self._told_why(queries, readings(queries, found, self._clock.now(), refused))
 
     async def _together(self, queries: Sequence[MetricQuery], found: Rows, faults: dict[str, str]) -> None:
         """Ask for all at once; where that is refused, for each half, until whoever is refused is alone."""
@@ -204,10 +207,10 @@ class Prometheus:
             self._refused.pop(part.text, None)
         return rows
 
-    async def _told_why(
+    def _told_why(
         self, queries: Sequence[MetricQuery], found: Mapping[str, Reading]
     ) -> Mapping[str, Reading]:
-        """With Prometheus' own reason for each wanted instance that has no sample."""
+        """With Prometheus' own reason, as it was last known, for each wanted instance that has no sample."""
         missing = {
             q.service: {name for name in q.instances if name not in found[q.service].samples}
             | found[q.service].unread.keys()
@@ -216,7 +219,8 @@ class Prometheus:
         }
         if not any(missing.values()):
             return found
-        errors = await self.target_errors() or {}
+        self._look()
+        errors = self._targets or {}
         return {
             service: replace(
                 reading, unread={name: errors.get((service, name), "") for name in missing.get(service, ())}
@@ -229,16 +233,24 @@ class Prometheus:
 
         The list may be some seconds old; None where Prometheus does not give one, or a huge one.
         """
-        at, known = self._targets
-        now = asyncio.get_running_loop().time()
-        if now < at:
-            return known
+        await asyncio.shield(self._look())
+        return self._targets
+
+    def _look(self) -> asyncio.Task[None]:
+        """The look at the targets that goes on, or the last one; a new one where that is old."""
+        if self._looking is None or (
+            self._looking.done() and asyncio.get_running_loop().time() >= self._look_again
+        ):
+            self._looking = asyncio.create_task(self._look_once(), name="targets")
+        return self._looking
+
+    async def _look_once(self) -> None:
         try:
-            known = await self._run(self._look_at_targets, self._timeout)
+            self._targets = await self._run(self._look_at_targets, self._timeout, self._apart)
         except Fault:
-            known = None
-        self._targets = (now + TARGETS_EVERY, known)
-        return known
+            self._targets = None
+        finally:
+            self._look_again = asyncio.get_running_loop().time() + TARGETS_EVERY
 
     def _look_at_targets(self) -> Mapping[tuple[str, str], str] | None:
         with self._session.get(
@@ -257,12 +269,17 @@ class Prometheus:
         for target in json.loads(text)["data"]["activeTargets"]:
             labels, why = target["labels"], target["lastError"]
             name = (labels.get("service", ""), labels.get("instance", ""))
-            found[name] = f"{why} ({target['scrapeUrl']})" if why else found.get(name, "")
+            url = target["scrapeUrl"]
+            told = f"{why} ({url})".replace(url, url.partition("?")[0])  # a query may hold a token
+            found[name] = told if why else found.get(name, "")
         return found
 
     def close(self) -> None:
         """Stop asking; a query that hangs is not waited for."""
+        if self._looking is not None:
+            self._looking.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._apart.shutdown(wait=False, cancel_futures=True)
 
 
 def _joined(asked: Sequence[Part]) -> str:

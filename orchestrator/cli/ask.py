@@ -158,7 +158,7 @@ class _Errand:
         if unknown and self.service in configured:
             err.print(
                 f"[yellow]hint[/]: {self.service} is in the configuration here, and the daemon has not read"
-                " that yet: `systemctl reload orchestrator` (SIGHUP), then ask again"
+                " that yet: `orchestrator reload`, or `systemctl reload orchestrator`, then ask again"
             )
         if isinstance(answer, ConfigReloaded) and answer.problems:
             return USAGE

@@ -1,7 +1,6 @@
 """`config check`, `config show`, `config schema`, `init`."""
 
 import json
-import re
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +25,7 @@ from orchestrator.daemon.doctor.files import env_problems
 from orchestrator.daemon.section import Section
 from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.settings import Settings
+from orchestrator.daemon.wording import masked
 
 app = typer.Typer(help="Check the configuration, print it, or print its schema.", no_args_is_help=True)
 
@@ -97,7 +97,11 @@ def values(section: Section, path: str = "") -> Iterator[tuple[str, Any, str]]:
 
 
 def _without_password(value: Any) -> Any:
-    return re.sub(r"://[^/@\s]*@", "://***@", value) if isinstance(value, str) else value
+    if isinstance(value, dict):
+        return {key: _without_password(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_password(one) for one in value]
+    return masked(value) if isinstance(value, str) else value
 
 
 @app.command()

@@ -67,9 +67,9 @@ class ContainerSection(Section):
         """Every value is text; YAML's `true` is too."""
         if not isinstance(value, dict):
             return value
-        for name, text in value.items():
-            if not NAME.fullmatch(str(name)):
-                raise ValueError(f"{name!r} is no name; it has letters, digits, '_', '.' and '-'")
+        for number, (name, text) in enumerate(value.items(), 1):
+            if not NAME.fullmatch(str(name)):  # it is not shown: `PASSWORD=secret` is none either
+                raise ValueError(f"name {number} is none; a name has letters, digits, '_', '.' and '-'")
             if text is None:
                 raise ValueError(f'{name}: is empty; write {name}: "" for an empty value')
         return {n: str(v).lower() if isinstance(v, bool) else v for n, v in value.items()}

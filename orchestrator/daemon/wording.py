@@ -80,7 +80,12 @@ def problem(model: type[BaseModel], error: Any) -> str:
     else:
         text = _words(error)
     place = "/".join(map(str, loc))
-    return f"{place}: {text}" if place else text
+    return masked(f"{place}: {text}" if place else text)
+
+
+def masked(text: str) -> str:
+    """Without user and password of an address, up to the last `@` of the word: a password may have one."""
+    return re.sub(r"://\S*@", "://***@", text)
 
 
 def _unknown(key: str, model: type[BaseModel], where: Sequence[str | int], kind: str) -> str:
@@ -177,11 +182,11 @@ def _words(error: Any) -> str:  # noqa: PLR0911  one a kind of error
 
 
 def _shown(given: Any, loc: Sequence[str | int]) -> str:
-    """A value as it may be printed: nobody knows what stands where the path of a secret should."""
-    if not isinstance(given, str | int | float) or (loc and str(loc[-1]).endswith("_file")):
+    """A value as it may be printed: not what may be a secret, in `env` or where the path of one should be."""
+    if not isinstance(given, str | int | float) or "env" in loc or (loc and str(loc[-1]).endswith("_file")):
         return "what is written"
-    text = repr(given)
-    return re.sub(r"://[^/@\s]*@", "://***@", text) if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    text = masked(repr(given))
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 LONGEST = 80

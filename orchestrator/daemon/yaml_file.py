@@ -13,6 +13,9 @@ from orchestrator.daemon.wording import problem
 
 M = TypeVar("M", bound=BaseModel)
 
+ODD = (ValueError, ArithmeticError, LookupError, AttributeError, TypeError)
+"""What PyYAML raises, beside its own errors, of a value that is not what its tag says."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -51,14 +54,40 @@ class _Float(float):
         return self.written
 
 
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
 class _Loader(yaml.SafeLoader):
     """YAML whose plain words are read as by YAML 1.2, and that refuses a key that is there twice.
 
     By YAML 1.1 `1000:50` is 60050, `0644` is 420, `no` is false and `2026-11-01` a date. Of a key that is
-    there twice it silently drops one.
+    there twice it silently drops one. An error tells the place and shows no line, which may hold a secret.
     """
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  as PyYAML has it
+
+    def get_mark(self) -> yaml.Mark:
+        return yaml.Mark(self.name, self.index, self.line, self.column, None, 0)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ODD:
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"what is written is not of type {kind}", node.start_mark
+            ) from None
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        found = super().construct_scalar(node)
+        if isinstance(found, str) and _SURROGATE.search(found):  # it can't be written anywhere
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                "half of a surrogate pair is no character; write the character itself, or \\U and 8 digits",
+                node.start_mark,
+            )
+        return found
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [
@@ -143,6 +172,8 @@ def document(path: Path, body: bytes) -> Any:
         told = " ".join(str(error).split())
     except RecursionError:
         told = "is nested too deep"
+    except ODD:  # while it is split into words: an escape, or the version of YAML
+        told = "has a number or a character that is out of range"
     raise ConfigError([Problem(path, told)])
 
 

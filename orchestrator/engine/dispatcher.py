@@ -81,7 +81,8 @@ class Dispatcher:
         conductor = self._conductors.get(request.service)
         if conductor is None:
             known = ", ".join(sorted(self._conductors)) or "none"
-            reason = f"is not known; there are: {known} (systemctl reload orchestrator reads new files)"
+            mend = "orchestrator reload, or systemctl reload orchestrator, reads new files"
+            reason = f"is not known; there are: {known} ({mend})"
             if request.service in self._closed:
                 reason = f"is not driven: {self._closed[request.service]}"
             await self._refuse(request, fields, f"service: {request.service!r} {reason}")

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 from collections.abc import Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ class HookRunner:
             result = HookResult(passed=False, text=f"{type(error).__name__}: {str(error)[:200]}")
         if not result.passed and not hook.required:
             result = HookResult(passed=True, text=f"{result.text} (not required)")
+        # half of a surrogate pair, as JSON can have it, can't be written into the state
+        result = replace(result, text=result.text.encode(errors="replace").decode())
         level = "info" if result.passed else "warning"
         getattr(log, level)(
             "hook_asked",

@@ -227,12 +227,13 @@ class NginxEdge:
                 for left in self._dir.glob(".*.tmp"):  # by a process that was killed while it wrote
                     remove(left)
                 state.changing = True
-                yield state
+                try:
+                    yield state
+                finally:
+                    state.changing = False
         except Fault as error:
             state.error = str(error)
             raise
-        finally:
-            state.changing = False
         state.error = ""
 
     async def _apply(self, plan: RoutePlan, token: int, state: _Served) -> None:

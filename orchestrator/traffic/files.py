@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import itertools
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ OTHERS = 0o077
 
 LOCK_INTERVAL = 0.02
 """Seconds between tries to get a lock."""
+
+_numbers = itertools.count()
+"""Of temporary files: threads of one process may write one file at the same time."""
 
 
 @contextlib.asynccontextmanager
@@ -112,7 +116,7 @@ def remove(path: Path) -> None:
 
 def replace(path: Path, text: str, *, private: bool = False) -> None:
     """Temporary file, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(_numbers)}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             if private:

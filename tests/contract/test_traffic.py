@@ -8,8 +8,10 @@ import re
 import signal
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -480,3 +482,32 @@ def test_what_root_writes_belongs_to_the_owner_of_the_folder(tmp_path: Path) -> 
         write(file, "text\n", private=private)
         found = file.stat()
         assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 65534, mode)
+
+
+def test_threads_that_write_one_file_at_the_same_time_each_write_it_whole(tmp_path: Path) -> None:
+    path, texts = tmp_path / "a", [letter * 5000 for letter in "abcd"]
+    together = threading.Barrier(len(texts))
+
+    def work(text: str) -> None:
+        together.wait()
+        for _ in range(50):
+            write(path, text)
+
+    with ThreadPoolExecutor(len(texts)) as pool:
+        for done in [pool.submit(work, text) for text in texts]:
+            done.result()
+    assert path.read_text() in texts
+    assert list(tmp_path.iterdir()) == [path]
+
+
+async def test_one_that_is_cancelled_while_it_waits_ends_nothing_of_the_one_that_it_waits_for(
+    tmp_path: Path,
+) -> None:
+    edge = NginxEdge(HostNginx(), tmp_path, lambda _: EdgeOptions())
+    async with edge._changing("api") as state:
+        waiting = asyncio.create_task(edge.put_down(plan(1), token=1), name="waiting")
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert state.changing
+    assert not state.changing

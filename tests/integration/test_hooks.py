@@ -146,6 +146,14 @@ async def test_the_body_is_signed(service: Service, tmp_path: Path) -> None:
     assert json.loads(body)["phase"] == "before_step"
 
 
+async def test_what_a_program_or_a_service_says_can_be_written_whatever_it_is(service: Service) -> None:
+    result = await ask(program("printf", r"\355\240\275 \377"))
+    assert (result.passed, result.text) == (True, "\ufffd\ufffd\ufffd \ufffd")
+    for status, start in ((200, ""), (403, "status 403: ")):
+        service.answer = lambda _, status=status: (status, {"why": "\ud83d"})  # type: ignore[misc]
+        assert (await ask(called(service))).text == start + r'{"why": "\ud83d"}'
+
+
 @pytest.mark.parametrize(
     ("answer", "passes", "says"),
     [
@@ -157,8 +165,10 @@ async def test_the_body_is_signed(service: Service, tmp_path: Path) -> None:
         ({"result": {"allow": "true"}}, False, "policy"),
         ({"result": "true"}, False, "policy"),
         ([], False, "not an answer of OPA: []"),
+        ({"result": {"allow": False, "reasons": ["bad \ud83d"]}}, False, "bad ?"),
+        ({"result": {"allow": True, "deny": "\ude00"}}, True, "?"),
     ],
-    ids=str,
+    ids=ascii,
 )
 async def test_a_policy_of_opa_decides(service: Service, answer: Any, passes: bool, says: str) -> None:
     service.answer = lambda _: (200, answer)

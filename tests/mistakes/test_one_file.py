@@ -13,10 +13,30 @@ from orchestrator.daemon.config import Config, load
 from orchestrator.daemon.yaml_file import ConfigError
 from tests.mistakes.place import Place
 
-WRONG = ["oops: 1", "\t", "container: 5", "nginx: {server: {listen: 'a;b'}}", '"', "a: [" * 2000]
+WRONG = [
+    "oops: 1",
+    "\t",
+    "container: 5",
+    "nginx: {server: {listen: 'a;b'}}",
+    '"',
+    "a: [" * 2000,
+    "x: " + "1" * 5000,
+    "x: !!int eighty",
+    "x: !!float x",
+    "x: !!bool x",
+    "x: !!timestamp foo",
+    "x: !!timestamp 2026-13-45",
+    "!!bool x: 1",
+    "x: [{y: !!bool x}]",
+    'x: "\\U00110000"',
+    'x: "\\Uffffffff"',
+    "%YAML 1." + "1" * 5000 + "\n---\n",
+    'x: "\\ud83d"',
+    '"\\ude00": 1',
+]
 
 
-@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda text: text[:24])
 def test_the_others_are_there_and_the_wrong_one_is_told(wrong: str, tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.service(wrong, "web")
@@ -25,6 +45,30 @@ def test_the_others_are_there_and_the_wrong_one_is_told(wrong: str, tmp_path: Pa
     assert list(config.unusable) == ["web"]
     assert f"{tmp_path}/services/web.yaml: " in config.unusable["web"]
     assert "web.yaml" in place.check()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("x: !!int hunter2", "what is written is not of type int"),
+        ("x: !!bool hunter2", "what is written is not of type bool"),
+        (
+            'x: "hunter2\\ud83d\\ude00"',
+            "half of a surrogate pair is no character; write the character itself, or \\U and 8 digits",
+        ),
+        ('x: "hunter2', "found unexpected end of stream"),
+        ('x: "hunter2\\U00110000', "has a number or a character that is out of range"),
+    ],
+)
+def test_what_can_not_be_read_is_told_by_its_place_and_never_shown(
+    wrong: str, says: str, tmp_path: Path
+) -> None:
+    place = Place(tmp_path)
+    place.service(wrong, "web")
+    told = load(place.config).unusable["web"]
+    assert says in told
+    assert ", line 6, column " in told or "out of range" in told
+    assert "hunter2" not in told
 
 
 @pytest.mark.parametrize(
@@ -154,9 +198,10 @@ def test_a_folder_that_is_gone_takes_no_service_away(tmp_path: Path) -> None:
 
 def test_what_holds_is_shown_with_where_it_is_from(tmp_path: Path) -> None:
     place = Place(tmp_path)
-    place.settings('redis: {url: "redis://me:secret@127.0.0.1/0"}')
+    place.settings('redis: {url: "redis://me:secret@and/secret@127.0.0.1/0"}')
     place.service(
-        "  instances: 3\n  secrets: [{source: /a, target: /b}]\ngates: [{metric: error_rate, max: 5%}]"
+        "  instances: 3\n  env: {A: 'x://u:secret@h'}\n  command: ['x://u:secret@h']\n"
+        "  secrets: [{source: /a, target: /b}]\ngates: [{metric: error_rate, max: 5%}]"
     )
     code, text = place.run("config", "show", "--output", "json")
     assert code == 0
@@ -169,6 +214,8 @@ def test_what_holds_is_shown_with_where_it_is_from(tmp_path: Path) -> None:
     assert settings["redis/url"] == ("redis://***@127.0.0.1/0", "file")
     assert settings["redis/prefix"] == ("orchestrator", "default")
     assert service["container/instances"] == (3, "file")
+    assert service["container/env"] == ({"A": "x://***@h"}, "file")
+    assert service["container/command"] == (["x://***@h"], "file")
     assert service["container/pids"] == (256, "default")
     assert service["container/secrets/0/source"] == ("/a", "file")
     assert service["gates/0/max"] == (0.05, "file")

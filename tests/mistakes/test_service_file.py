@@ -52,7 +52,7 @@ MISTAKES = [
     Mistake(
         "a name that is none",
         "  env: {A B: c}",
-        "container/env: 'A B' is no name",
+        "container/env: name 1 is none; a name has letters, digits, '_', '.' and '-'",
         "  env: {A_B: c}",
     ),
     Mistake(
@@ -236,6 +236,33 @@ def test_what_may_be_a_secret_is_not_shown(tmp_path: Path) -> None:
     said = place.check()
     assert "hooks/0/url" in said
     assert "hooks/0/secret_file" in said
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "  env: PASSWORD=hunter2",
+        "  env: [PASSWORD=hunter2]",
+        "  env: {PASSWORD=hunter2: }",
+        "  env: {PASSWORD: [hunter2]}",
+        "  env: {PASSWORD: {a: hunter2}}",
+        "  env: {'PASSWORD: hunter2'}",
+        "  command: redis://u:p@hunter2@h",
+        "  command: redis://u:p/hunter2@h",
+        f"  command: https://u:hunter2{'x' * 200}@h",
+        "hooks: [{name: a, at: before_step, url: 'htp://me:p@hunter2@x'}]",
+        "  memory: redis://u:p@hunter2@h",
+        "images: ['https://u:p@hunter2@h/x']",
+        "redis://u:p@hunter2@h: 1",
+    ],
+)
+def test_neither_a_password_of_an_address_nor_anything_of_env_is_shown(wrong: str, tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    images = "" if wrong.startswith("images") else "images: [a]\n"
+    place.write("services/api.yaml", f"{images}service: api\ncontainer:\n  port: 8080\n{wrong}\n")
+    said = place.check()
+    assert said
     assert "hunter2" not in said
 
 

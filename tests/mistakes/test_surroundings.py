@@ -244,7 +244,7 @@ def test_a_daemon_that_has_not_read_a_corrected_file_is_told_to(tmp_path: Path) 
     place.service("", "web")
     (_, found) = answered(load(place.config), "u", text)
     assert "has read: " in found.detail
-    assert found.mend.startswith("systemctl reload orchestrator")
+    assert found.mend == "orchestrator reload, or systemctl reload orchestrator, reads the files again"
     (found,) = answered(config, "u", json.dumps({"status": "unready", "reason": "no Docker"}))
     assert (found.detail, found.mend) == ("runs, and does not drive: no Docker", "correct what it names")
     assert answered(config, "u", "")[0].mend == "systemctl start orchestrator"

@@ -418,7 +418,10 @@ async def test_requests_find_their_conductor_or_the_dead_letters() -> None:
         ):
             await dispatcher.dispatch(request, {"service": request.service})
         assert [letter["entry"] for letter in kit.store.dead] == ["2-0", "3-0"]
-        assert "there are: api (systemctl reload orchestrator reads new files)" in kit.store.dead[0]["error"]
+        assert (
+            "there are: api (orchestrator reload, or systemctl reload orchestrator, reads new files)"
+            in kit.store.dead[0]["error"]
+        )
         dispatcher.configure({}, group, {"api": "/s/api.yaml: images: is required"})
         await dispatcher.dispatch(good, {"service": "api"})
         assert kit.store.dead[-1]["entry"] == "1-0"

@@ -3,15 +3,18 @@
 import asyncio
 import io
 import re
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from examples.playground.stack import free_port
 from orchestrator.analysis.presets import PRESETS
 from orchestrator.analysis.prometheus import AGAIN, Prometheus, QueryRefused, QuerySlow
 from orchestrator.analysis.query import STAT
@@ -202,3 +205,78 @@ async def test_instances_that_prometheus_does_not_scrape_are_told_once(
     assert "not among Prometheus' targets" in told["api-1-2"]
     assert told.keys() == {"api-1-1", "api-1-2"}
     assert len(logs) == 2
+
+
+TARGETS = {
+    "data": {
+        "activeTargets": [
+            {
+                "labels": {"service": "api", "instance": "api-1-1"},
+                "lastError": 'Get "http://10.0.0.1:1/metrics?token=hunter2": connection refused',
+                "scrapeUrl": "http://10.0.0.1:1/metrics?token=hunter2",
+            }
+        ]
+    }
+}
+
+
+class Slow:
+    """Answers a query at once, and says what its targets are when a test lets it."""
+
+    def __init__(self) -> None:
+        self.may, self.looks = asyncio.Event(), 0
+
+    async def query(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "success", "data": {"resultType": "vector", "result": []}})
+
+    async def targets(self, _: web.Request) -> web.Response:
+        self.looks += 1
+        await self.may.wait()
+        return web.json_response(TARGETS)
+
+
+@pytest.fixture
+async def slow() -> AsyncIterator[tuple[Slow, Prometheus]]:
+    found, app, port = Slow(), web.Application(), free_port()
+    app.router.add_route("*", "/api/v1/query", found.query)
+    app.router.add_get("/api/v1/targets", found.targets)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    prometheus = Prometheus(f"http://127.0.0.1:{port}", SystemClock(), timeout=30.0)
+    yield found, prometheus
+    found.may.set()
+    prometheus.close()
+    await runner.cleanup()
+
+
+async def test_no_look_waits_for_prometheus_list_of_targets(slow: tuple[Slow, Prometheus]) -> None:
+    double, prometheus = slow
+    wanted = replace(query("api"), instances=("api-1-1",))
+    async with asyncio.timeout(10):
+        for _ in range(5):
+            found = await prometheus.read([wanted, query("web")])
+            assert found["api"].unread == {"api-1-1": ""}
+        watching = asyncio.create_task(prometheus.target_errors(), name="watching")  # it waits for the list
+        while not double.looks:
+            await asyncio.sleep(0.01)
+        assert not (await prometheus.read([wanted]))["api"].error
+        assert double.looks == 1
+        double.may.set()
+        why = 'Get "http://10.0.0.1:1/metrics": connection refused (http://10.0.0.1:1/metrics)'
+        assert await watching == {("api", "api-1-1"): why}
+        assert (await prometheus.read([wanted]))["api"].unread == {"api-1-1": why}
+
+
+async def test_who_waits_for_the_list_and_is_cancelled_does_not_end_the_look_of_others(
+    slow: tuple[Slow, Prometheus],
+) -> None:
+    double, prometheus = slow
+    async with asyncio.timeout(10):
+        watching = [asyncio.create_task(prometheus.target_errors(), name="watching") for _ in range(2)]
+        while not double.looks:
+            await asyncio.sleep(0.01)
+        watching[0].cancel()
+        double.may.set()
+        assert await watching[1]
+    assert double.looks == 1

@@ -147,10 +147,8 @@ def answered(config: Config, url: str, text: str) -> list[Check]:
         return [Check("daemon", False, f"runs, and does not drive: {reason}", "correct what it names")]
     now = {str(problem) for problem in config.problems}
     old = [problem for problem in body.get("problems", ()) if problem not in now]
+    mend = "orchestrator reload, or systemctl reload orchestrator, reads the files again"
     return [
         Check("daemon", True, "drives"),
-        *(
-            Check("daemon", False, f"has read: {p}", "systemctl reload orchestrator reads the files again")
-            for p in old
-        ),
+        *(Check("daemon", False, f"has read: {p}", mend) for p in old),
     ]
