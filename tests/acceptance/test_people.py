@@ -40,6 +40,8 @@ async def test_rolling_back_a_promoted_release(stack: Stacks, images: Images) ->
 
         await s.until(cold, 30, "the other release has gone")
         code, text = await s.cli("rollback", "api", "--wait")
+        assert (code, "rolled back from api-2" in text) == (exits.REFUSED, True), text
+        code, text = await s.cli("rollback", "api", "--to", "api-2", "--wait")
         assert code == 0, text
         state = await s.state()
         assert state.stable is not None
