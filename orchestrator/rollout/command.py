@@ -370,7 +370,9 @@ def _earlier(state: ServiceState, to: str) -> Release | str:
         wanted = next((r for r in reversed(good) if r.id == to), None)
         return wanted or f"{to} is not an earlier promoted release of {state.service}; there are: {names}"
     if state.earlier is None and good:
-        return f"{state.service} has been rolled back from {names}: name one with --to (`to`) to go there again"
+        return (
+            f"{state.service} has been rolled back from {names}: name one with --to (`to`) to go there again"
+        )
     return state.earlier or f"{state.service} has no earlier promoted release to go back to"
 
 

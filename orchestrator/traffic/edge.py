@@ -366,7 +366,8 @@ class NginxEdge:
         wanted, served = _active(plan.route.servers), _active(header.on_disk.route.servers)
         if wanted and wanted != served and wanted == _active(header.on_disk.back):
             secret = await self._secret(plan.service)
-            if not await self._takes_routes(plan.service, header, secret, self._state(plan.service)):
+            direct = await self._takes_routes(plan.service, header, secret, self._state(plan.service))
+            if not direct or self._lock.locked():  # a route in memory is as fast, once it is its turn
                 await to_the_end(lambda: self._switches.turn_on(plan.service, "".join(wanted)))
 
     def _keeps_switch(self, plan: RoutePlan, header: Header | None) -> bool:

@@ -51,6 +51,17 @@ async def test_a_rollback_takes_effect_before_its_reload(site: Site, monkeypatch
     assert await site.answers() == {"api-1", "api-2"}
 
 
+async def test_a_rollback_waits_for_no_other_service(site: Site) -> None:
+    async with site.edge._alone():  # another service's change, which nginx does not come to confirm
+        going_back = asyncio.create_task(site.edge.apply(site.plan(3, "api-1"), 1))
+        await asyncio.sleep(0.2)
+        assert await site.answers() == {"api-1"}
+        assert not going_back.done()
+    await going_back
+    await site.settled()
+    assert await site.answers() == {"api-1"}
+
+
 @pytest.mark.parametrize("site", ["reload"], indirect=True)
 async def test_a_switch_that_is_left_over_does_not_hold_the_next_release_back(site: Site) -> None:
     await site.edge.apply(site.plan(3, "api-1"), 1)
