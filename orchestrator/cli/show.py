@@ -120,7 +120,8 @@ def note(state: ServiceState, template: Template | None) -> str:
     notes += [f"[red]{escape(problem)}[/]" for problem in problems(state)]
     notes += [f"[yellow]{differs}[/]" for differs in (outdated(state, template),) if differs]
     if state.previous and not state.rollout:
-        notes.append(f"{state.previous.id} is warm")
+        left = "" if state.previous == state.earlier else ", left by a rollback"
+        notes.append(f"{state.previous.id} is warm{left}")
     return "; ".join(notes)
 
 

@@ -37,6 +37,8 @@ def _services(old: Config, new: Config) -> Iterator[str]:
             yield f"{name}: its file is wrong; its traffic stays as it is"
         elif after is None:
             yield f"{name}: its file is gone; it takes no release, and is driven until it is removed"
+        elif before is None and name in old.gone:
+            yield f"{name}: its file is there again"
         elif before is None:
             yield f"{name}: {'its file is right, it is driven' if name in old.files else 'is new'}"
         else:

@@ -99,6 +99,13 @@ def load(path: Path, before: Config | None = None) -> Config:
         if name not in files
     ]
     gone = {name: file for name, file in (before.driven if before else {}).items() if name not in files}
+    problems += [
+        Problem(
+            path.parent / settings.services_dir / f"{name}.yaml",
+            f"is gone; {name} is driven as before: put it back, or run orchestrator remove {name}",
+        )
+        for name in gone
+    ]
     services = dict(sorted(services.items()))
     return Config(path, settings, services, tuple(dict.fromkeys(problems)), files, gone)
 

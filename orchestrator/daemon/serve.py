@@ -327,14 +327,18 @@ class Daemon:
         """Read the files again; what they change, and what is wrong with them and stays as it was."""
         systemd.notify("RELOADING=1")
         changed: tuple[str, ...] = ()
+        before = replace(
+            self.config,
+            services={n: s for n, s in self.config.services.items() if n not in self._removed},
+            gone={n: s for n, s in self.config.gone.items() if n not in self._removed},
+        )
         try:
-            config = load(self.config.path, self.config)
+            config = load(self.config.path, before)
         except ConfigError as error:
             self._tell(error.problems)
         else:
-            changed = changes(self.config, config)
-            gone = {name: file for name, file in config.gone.items() if name not in self._removed}
-            self.config = config = replace(config, gone=gone)
+            changed = changes(before, config)
+            self.config = config
             self._tell(config.problems)
             self._configure(dispatcher, group)
             log.info("config_reloaded", services=sorted(config.services), changes=changed)

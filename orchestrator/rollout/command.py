@@ -371,7 +371,8 @@ def _earlier(state: ServiceState, to: str) -> Release | str:
         return wanted or f"{to} is not an earlier promoted release of {state.service}; there are: {names}"
     if state.earlier is None and good:
         return (
-            f"{state.service} has been rolled back from {names}: name one with --to (`to`) to go there again"
+            f"{state.service} has no earlier release left to go back to; it has been rolled back from"
+            f" {names}: name one with --to (`to`) to go there again"
         )
     return state.earlier or f"{state.service} has no earlier promoted release to go back to"
 

@@ -1,6 +1,7 @@
 """`desired`: which world a state wants. The engine makes the world so, and nothing else does."""
 
 from dataclasses import dataclass
+from itertools import islice
 
 from orchestrator.rollout.hooks import HookCall, due
 from orchestrator.rollout.model import (
@@ -150,7 +151,10 @@ def _images(state: ServiceState) -> tuple[frozenset[str], frozenset[str]]:
     live += [state.rollout.release] if state.rollout else []
     live += [r.release for r in state.retiring] + list(state.queue)
     policy = live[0].policy if live else None
-    recent = [e.release for e in reversed(state.history) if e.outcome is not Outcome.REJECTED]
-    depth = policy.keep_images if policy else len(recent)
-    keep = frozenset(r.digest for r in (*live, *recent[:depth]) if r.digest)
-    return keep, frozenset(r.digest for r in recent[depth:] if r.digest) - keep
+    ended = [e for e in reversed(state.history) if e.outcome is not Outcome.REJECTED and e.release.digest]
+    depth = policy.keep_images if policy else len(ended)
+    known = dict.fromkeys(e.release.digest for e in ended)
+    promoted = dict.fromkeys(e.release.digest for e in ended if e.outcome is Outcome.PROMOTED)
+    recent = (*islice(known, depth), *islice(promoted, depth))  # failed ones push out none to go back to
+    keep = frozenset((*(r.digest for r in live if r.digest), *recent))
+    return keep, frozenset(known) - keep

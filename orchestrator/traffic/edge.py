@@ -474,7 +474,8 @@ class NginxEdge:
             async with self._reloader.reloaded(gently=calm) as before:
                 await self._reloader.confirm(service, change.disk.route.generation, before)
         except BaseException as error:
-            log.warning("edge_restored", service=service, reason=str(error) or type(error).__name__)
+            why = "another change took its place" if isinstance(error, asyncio.CancelledError) else str(error)
+            log.warning("edge_restored", service=service, reason=why or type(error).__name__)
             state.text = known
             if good is None:
                 remove(path)
@@ -499,7 +500,7 @@ class NginxEdge:
 
         One that takes no connections is passed over by nginx, as long as there is another.
         """
-        if header is None or header.on_disk is None or self._switches.is_on(service):
+        if header is None or header.on_disk is None or not route.servers or self._switches.is_on(service):
             return True
         stay, served = {s.instance for s in route.servers}, header.on_disk.route.servers
         leaving = [s.address for s in served if s.instance not in stay and not s.backup]

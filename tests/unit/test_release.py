@@ -882,6 +882,21 @@ def test_images_of_stable_and_previous_are_never_stale(sim: Sim) -> None:
     assert not desired(Sim().state, 0.0).stale_images
 
 
+def test_images_to_go_back_to_are_not_pushed_out_by_releases_that_failed(sim: Sim) -> None:
+    few = policy(keep_images=2, keep_previous=1.0)
+    for number in (2, 3):
+        sim.send(submit(number, policy=few))
+        sim.until_ended(f"api-{number}")
+    for number in (4, 5, 6):
+        sim.behave(f"api-{number}").start_error = "no"
+        sim.send(submit(number, policy=few))
+        sim.until_ended(f"api-{number}")
+    sim.run(30)
+    world = desired(sim.state, sim.now)
+    assert world.images == {f"sha256:{n}" for n in (2, 3, 5, 6)}
+    assert world.stale_images == {"sha256:1", "sha256:4"}
+
+
 def test_the_fallback_is_stable_alone(sim: Sim) -> None:
     sim.send(submit(2))
     sim.until_phase(Phase.BAKING, 2, held=True)

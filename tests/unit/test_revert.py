@@ -95,7 +95,7 @@ def test_a_release_that_was_left_is_gone_back_to_by_its_name_alone(sim: Sim) -> 
         assert not ask(sim, f"{expected}-0")
         sim.run(10)
         assert stable(sim) == expected
-    assert "has been rolled back from api-2, api-3" in ask(sim, "9-0")
+    assert "it has been rolled back from api-2, api-3" in ask(sim, "9-0")
     assert desired(sim.state, sim.now).fallback is None
     assert not ask(sim, "10-0", to="api-3")
     sim.run(10)
