@@ -25,6 +25,7 @@ from orchestrator.cli.session import (
     ServiceArgument,
     check_known,
     config_or_exit,
+    err,
     file_or_exit,
     out,
     run,
@@ -77,6 +78,8 @@ def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:
 
 async def _states(config: Config, service: str) -> list[ServiceState]:
     async with store_of(config) as store:
+        if not await store.driven():
+            err.print("[yellow]warning[/]: no daemon drives; this is how the last one left it")
         names = [service] if service else sorted({*config.names, *await store.services()})
         states = [(await store.load(name))[0] for name in names]
     return [s for s in states if service or s.service in config.names or s.removal is None]

@@ -376,6 +376,13 @@ class RedisStore:
             raise _fault(error) from error
         return dict(found[0][1]) if found else None
 
+    async def driven(self) -> bool:
+        """Whether a daemon holds the lease; for `redis/lease_ttl` seconds after its death one seems to."""
+        try:
+            return bool(await self._redis.exists(self._keys.lease))
+        except RedisError as error:
+            raise _fault(error) from error
+
     async def waiting(self) -> int:
         """Requests that nobody has carried out yet: not delivered, or delivered and not acknowledged."""
         try:

@@ -584,3 +584,10 @@ async def test_redis_that_is_not_installed_is_told(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Fault, match="apt-get install redis-server"):
         await PrivateRedis(tmp_path).start()
+
+
+async def test_whether_a_daemon_drives_is_told_by_the_lease(private_kit: Any) -> None:
+    store = RedisStore(private_kit, Keys("t"))
+    assert not await store.driven()
+    await private_kit.set(Keys("t").lease, 1)
+    assert await store.driven()
