@@ -61,6 +61,9 @@ pairs: setup
 	@$(PYTHON) -m tests.simulation pairs bad
 	@$(PYTHON) -m tests.simulation pairs good
 	@$(PYTHON) -m tests.simulation pairs people
+	@$(PYTHON) -m tests.simulation pairs newcomer
+	@$(PYTHON) -m tests.simulation pairs removal
+	@$(PYTHON) -m tests.simulation pairs revert
 
 fuzz: setup
 	@$(PYTHON) -m tests.fuzz $(or $(CASES),1000000) $(SEED)
