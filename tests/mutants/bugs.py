@@ -499,8 +499,8 @@ BUGS = (
     Bug(
         "a rollout that may be served is given up",
         "rollout/decide.py",
-        "    if rollout.exposed_since is not None or edge.unread",
-        "    if edge.unread",
+        'or not edge.error or edge.file != "ours":',
+        "or not edge.error:",
         "tests/unit/test_revert.py",
     ),
     Bug(

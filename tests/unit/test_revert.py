@@ -121,6 +121,22 @@ def test_an_instance_of_the_target_that_dies_does_not_undo_a_revert(sim: Sim, wh
     assert reverted(sim).outcome is Outcome.PROMOTED
 
 
+def test_a_store_that_lost_commits_does_not_turn_a_revert_round(sim: Sim) -> None:
+    promoted(sim)
+    sim.refuses = REFUSES
+    ask(sim, "8-0")
+    sim.run(2)
+    assert sim.disk is not None
+    sim.disk = replace(sim.disk, route=replace(sim.disk.route, generation=sim.disk.route.generation + 5))
+    sim.served = sim.disk.route.generation
+    for _ in range(5):
+        sim.step()
+        assert active(sim).one_way
+    sim.refuses = ""
+    sim.run(3)
+    assert (stable(sim), sim.share("api-1")) == ("api-1", 100)
+
+
 def test_a_warm_instance_that_is_dead_is_started_again_and_waited_for(sim: Sim) -> None:
     promoted(sim)
     sim.kill("api-1-0")
