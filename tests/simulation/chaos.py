@@ -1,5 +1,6 @@
 """What people, CI, operators and bad luck do, in any order, at any time."""
 
+import contextlib
 import random
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -139,7 +140,8 @@ def _misfortune(  # noqa: C901, PLR0912  one case for each
     elif kind == "kill instance of candidate" and world.state().rollout:
         run.kill_instance(world.state().rollout.release.id)  # type: ignore[union-attr]
     elif kind == "switch on":
-        world.nginx.switch("api").touch()
+        with contextlib.suppress(FileNotFoundError):  # no daemon has made the folder yet
+            world.nginx.switch("api").touch()
     elif kind == "switch off":
         world.nginx.switch("api").unlink(missing_ok=True)
     elif kind == "nginx refuses":
