@@ -117,10 +117,11 @@ class HostNginx:
         return pid
 
     def _check(self, pid: int) -> None:
-        """Raises `Fault` unless this is a master."""
-        if MASTER.match(title(pid)):
+        """Raises `Fault` unless this is a master, or an nginx that has not written its title yet."""
+        text, name = title(pid), _name(pid)
+        starting = name == Path(self._program[0]).name[:15] and not text.startswith("nginx: ")
+        if MASTER.match(text) or starting:
             return
-        name = _name(pid)
         if not name:
             raise Fault(f"nginx does not run: {self._pid_file} names process {pid}, and there is none")
         raise Fault(
