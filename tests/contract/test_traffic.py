@@ -307,6 +307,9 @@ async def test_an_nginx_that_serves_other_services_and_not_this_one_is_told(kit:
     await kit.traffic.apply(replace(plan(1), service="web"), 1)
     (kit.folder / "web.conf").rename(kit.folder / "web.away")
     await kit.process.reload()
+    async with asyncio.timeout(5):
+        while (await kit.traffic._listener.ask("web")).generation is not None:
+            await asyncio.sleep(0.05)
     (kit.folder / "web.away").rename(kit.folder / "web.conf")
     async with asyncio.timeout(5):
         while not (await kit.traffic.observe("web")).silence:
