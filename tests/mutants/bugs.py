@@ -212,7 +212,7 @@ BUGS = (
     Bug(
         "whoever has the number in nginx's pid file is signalled",
         "traffic/process.py",
-        "        if MASTER.match(title(pid)):\n            return\n",
+        "        if MASTER.match(text) or starting:\n            return\n",
         "        return\n",
         PROCESS,
     ),
