@@ -391,6 +391,7 @@ async def test_a_job_that_is_cancelled_before_it_begins_can_begin_again() -> Non
 
     jobs.start("route 7", work)
     await asyncio.wait_for(ran.wait(), 5)
+    assert ran.is_set()
     await jobs.stop()
 
 
