@@ -7,6 +7,7 @@ import structlog
 
 from orchestrator.engine.conductor import Conductor, Parts
 from orchestrator.engine.tasks import bug, eternal
+from orchestrator.ports.faults import Fault
 from orchestrator.ports.requests import Request
 from orchestrator.ports.runtime import RuntimeEvents
 from orchestrator.ports.service import ServicePlan
@@ -111,7 +112,12 @@ class Dispatcher:
             reason=reason,
         )
         log.warning("request_refused", service=request.service, request=request.id, reason=reason)
-        await self._store.refuse(request.id, {**fields, "error": reason}, event)
+        try:
+            await self._store.refuse(request.id, {**fields, "error": reason}, event)
+        except Fault:
+            raise
+        except Exception:  # it stays pending, and holds no other request
+            log.exception("request_failed", service=request.service, request=request.id)
 
     async def listen(self, events: RuntimeEvents) -> None:
         """Wake a conductor whenever Docker tells of one of its containers, for ever."""
