@@ -180,7 +180,7 @@ def tell(
         await world.finish()
         world.over = True
 
-    with virtual_files(world.nginx):
+    with virtual_files(world.nginx, world.answers):
         loop.run(work(), seed)
     return world
 
