@@ -19,7 +19,7 @@ import structlog
 
 from tests.simulation.chaos import script
 from tests.simulation.journey import simulate
-from tests.simulation.pairs import all_pairs, some_pairs, tell_all
+from tests.simulation.pairs import Pair, all_pairs, some_pairs
 from tests.simulation.world import Fault, Mode, World
 
 PARTS = 64
@@ -44,20 +44,22 @@ def pairs(name: str, number: int, seed: int) -> bool:
     """All pairs of a story, on all cores, or so many in this process; whether any violated anything."""
     began = time.monotonic()
     if number:
-        found = [tell_all(name, some_pairs(name, number, seed))]
+        found = [(pair, simulate(name, pair).violations) for pair in some_pairs(name, number, seed)]
     else:
         with ProcessPoolExecutor(os.cpu_count()) as pool:
-            found = list(pool.map(_pairs, [name] * PARTS, range(PARTS)))
-    wrong = [line for _, lines in found for line in lines]
+            found = [told for part in pool.map(_pairs, [name] * PARTS, range(PARTS)) for told in part]
+    wrong = [
+        f"python -m tests.simulation {name} {' '.join(map(str, p))}: {v}" for p, lines in found for v in lines
+    ]
     print(*wrong[:100], sep="\n")
-    told = sum(number for number, _ in found)
+    told = len(found)
     print(f"{name}: {told} pairs of faults, {len(wrong)} violations, {time.monotonic() - began:.0f} s")
     return bool(wrong)
 
 
-def _pairs(name: str, part: int) -> tuple[int, list[str]]:
+def _pairs(name: str, part: int) -> list[tuple[Pair, list[str]]]:
     _quiet()
-    return tell_all(name, all_pairs(name, part, PARTS))
+    return list(all_pairs(name, part, PARTS))
 
 
 def _quiet() -> None:
