@@ -837,6 +837,13 @@ BUGS = (
         "tests/integration/test_hooks.py",
     ),
     Bug(
+        "of a hook's answer only the first piece is read",
+        "hooks/runner.py",
+        "            if len(said) > limit:\n                break\n",
+        "            break\n",
+        "tests/integration/test_hooks.py",
+    ),
+    Bug(
         "a hook that has not answered does not hold",
         "rollout/hooks.py",
         'return None if any(result is None for _, result in found) else ""',
