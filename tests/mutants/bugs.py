@@ -844,6 +844,13 @@ BUGS = (
         "tests/integration/test_hooks.py",
     ),
     Bug(
+        "the query of a limit is over another window than the limit",
+        "analysis/shown.py",
+        "_window(gate.window) if isinstance(gate, Limit) else ALL",
+        "ALL",
+        "tests/unit/test_shown.py",
+    ),
+    Bug(
         "a hook that has not answered does not hold",
         "rollout/hooks.py",
         'return None if any(result is None for _, result in found) else ""',
