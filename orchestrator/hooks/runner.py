@@ -18,6 +18,7 @@ import aiohttp
 import stamina
 import structlog
 
+from orchestrator.ports.addresses import masked
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.hooks import HookCall, HookResult
 from orchestrator.rollout.policy import Hook
@@ -71,7 +72,7 @@ class HookRunner:
             result = HookResult(passed=False, text=str(error))
         except Exception as error:
             log.exception("hook_failed", release=call.release.id, hook=hook.name)
-            result = HookResult(passed=False, text=f"{type(error).__name__}: {str(error)[:200]}")
+            result = HookResult(passed=False, text=masked(f"{type(error).__name__}: {str(error)[:200]}"))
         if not result.passed and not hook.required:
             result = HookResult(passed=True, text=f"{result.text} (not required)")
         # half of a surrogate pair, as JSON can have it, can't be written into the state
@@ -98,7 +99,7 @@ class HookRunner:
         except TimeoutError:
             reason = f"no answer within {hook.timeout:g} s"
         except (OSError, aiohttp.ClientError) as error:
-            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            reason = masked(f"{type(error).__name__}: {str(error)[:200]}")
         log.warning("hook_failed", release=told["release"], hook=hook.name, reason=reason)
         raise Fault(reason)
 

@@ -851,6 +851,27 @@ BUGS = (
         "tests/unit/test_shown.py",
     ),
     Bug(
+        "the query of an address is shown",
+        "ports/addresses.py",
+        'return _QUERY.sub(r"\\1***", _USER.sub(r"\\1***@", text))',
+        'return _USER.sub(r"\\1***@", text)',
+        "tests/unit/test_addresses.py",
+    ),
+    Bug(
+        "the log shows what is secret in an address",
+        "observability/logs.py",
+        "            _mask,\n",
+        "",
+        "tests/unit/test_addresses.py",
+    ),
+    Bug(
+        "config show shows a container's environment",
+        "cli/config.py",
+        'return "***" if may_be_secret(path) else masked(value)',
+        "return masked(value)",
+        "tests/mistakes/test_one_file.py",
+    ),
+    Bug(
         "a hook that has not answered does not hold",
         "rollout/hooks.py",
         'return None if any(result is None for _, result in found) else ""',
