@@ -136,6 +136,15 @@ class RequestView(Model):
     reason: str = Field("", description="Why it was refused, or why the release that it made waits")
 
 
+class Left(Model):
+    """The rollback by which a promoted release was left."""
+
+    to: str = Field(description="The release that the traffic went to")
+    by: str
+    because: str
+    at: When
+
+
 class ReleaseView(Model):
     """One release and where it stands."""
 
@@ -158,8 +167,9 @@ class ReleaseView(Model):
     verdicts: tuple[Verdict, ...] = Field((), description="What the gates said at the last look")
     began_at: When | None = None
     ended_at: When | None = None
-    ended_by: str = ""
+    ended_by: str = Field("", description="Who decided it; orchestrator: the gates")
     ended_because: str = ""
+    left: Left | None = Field(None, description="That a promoted release was rolled back from since")
 
 
 class ReleaseList(Model):
@@ -363,7 +373,10 @@ def releases_of(state: ServiceState) -> list[ReleaseView]:
 
 
 def _ended(state: ServiceState, ended: Ended) -> ReleaseView:
+    back = state.left(ended.release.id) if ended.outcome is Outcome.PROMOTED else None
+    left = Left(to=back.release.id, by=back.actor, because=back.reason, at=back.ended_at) if back else None
     return ReleaseView(
+        left=left,
         **_about(ended.release),
         state="ended",
         outcome=ended.outcome,

@@ -14,7 +14,7 @@ from orchestrator.rollout.model import (
     ServiceState,
     instance_names,
 )
-from orchestrator.rollout.plan import step_count
+from orchestrator.rollout.plan import current_step, step_count
 from orchestrator.rollout.policy import Policy, Template, differences
 from orchestrator.rollout.turn import DAEMON, Turn
 
@@ -421,14 +421,21 @@ def _promote(turn: Turn, command: Promote) -> str:
     if rollout is not None and rollout.phase is Phase.ROLLING_BACK and _has_lost_stable(state, rollout):
         previous = turn.state.stable
         turn.set(stable=rollout.release, previous=previous, previous_until=turn.now)
-        turn.end(Outcome.PROMOTED, command.reason or f"kept by {command.actor}", actor=command.actor)
+        turn.end(Outcome.PROMOTED, _because(f"kept by {command.actor}", command), actor=command.actor)
         return ""
     if rollout is None or rollout.phase not in (Phase.PREVIEW, Phase.SHIFTING):
         where = f"{rollout.release.id} is {rollout.phase}" if rollout else "nothing is rolling out"
         return f"there is nothing to promote: {where}"
-    reason = command.reason or f"promoted by {command.actor}"
+    weight = current_step(state, rollout).weight
+    where = f"at {weight} %" if rollout.phase is Phase.SHIFTING else "in the preview"
+    reason = _because(f"promoted by {command.actor} {where}", command)
     turn.enter(Phase.BAKING, reason, step=step_count(turn.state, rollout) - 1, actor=command.actor)
     return ""
+
+
+def _because(what: str, command: Command) -> str:
+    """What a person did, and why where that was said."""
+    return f"{what}: {command.reason}" if command.reason else what
 
 
 def _has_lost_stable(state: ServiceState, rollout: Rollout) -> bool:

@@ -454,8 +454,12 @@ def _promote(turn: Turn, reason: str) -> None:
     leaving = [r for r in (state.previous,) if r is not None and r.id != release.id]
     until = turn.now + release.policy.keep_previous if old is not None else None
     turn.set(stable=release, previous=old, previous_until=until)
-    why = rollout.reason if rollout.kind == "revert" else reason
-    turn.end(Outcome.PROMOTED, why, actor=rollout.actor if rollout.kind == "revert" else DAEMON)
+    asked = rollout.kind == "revert" or (rollout.actor != DAEMON and not is_fast(state, rollout))
+    turn.end(
+        Outcome.PROMOTED,
+        rollout.reason if asked else reason,
+        actor=rollout.actor if asked else DAEMON,
+    )
     turn.retire(leaving)
 
 

@@ -367,6 +367,22 @@ class ServiceState:
         """A release's rollout, while it is under way."""
         return self.rollout if self.rollout is not None and self.rollout.release.id == release else None
 
+    def left(self, release: str) -> Ended | None:
+        """The rollback that took the traffic from a release that had been promoted.
+
+        None while it has the traffic, or has it again, or where a newer release has come after it.
+        """
+        found, at = None, ""
+        for ended in self.history:
+            if ended.outcome is not Outcome.PROMOTED:
+                continue
+            if ended.release.id == release:
+                found = None
+            elif at == release and ended.kind == "revert":
+                found = ended
+            at = ended.release.id
+        return found
+
     def journeys(self, release: str) -> tuple[Ended, ...]:
         """A release's finished journeys that are remembered, latest first."""
         return tuple(e for e in reversed(self.history) if e.release.id == release)

@@ -46,7 +46,7 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
             return f"{event.verb} by {event.actor} {event.reason}".rstrip()
         case PhaseEntered():
             step = f" {event.step + 1}/{event.steps} at {event.weight} %" if event.weight else ""
-            return f"{event.phase}{step} {event.reason}".rstrip()
+            return f"{in_words(event.phase)}{step} {event.reason}".rstrip()
         case ImageResolved():
             return f"image is {event.digest[:80]}" + (f"; {event.note}" if event.note else "")
         case RouteChanged():
@@ -56,9 +56,9 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
             return f"route {event.generation} confirmed"
         case GateJudged():
             trial = " (dry run)" if event.verdict.dry_run else ""
-            return f"{event.verdict.gate} {event.verdict.result}{trial}: {event.verdict.text}"
+            return f"{event.verdict.gate} {in_words(event.verdict.result)}{trial}: {event.verdict.text}"
         case GatesLooked():
-            said = ", ".join(f"{look.gate} {look.result}" for look in event.looks)
+            said = ", ".join(f"{look.gate} {in_words(look.result)}" for look in event.looks)
             return f"{said}; evidence of harm {event.harm:.3g}"
         case InstanceDied():
             return event.reason
@@ -69,9 +69,9 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
         case RolloutPaused():
             return f"paused by {event.actor}: {event.reason}"
         case RollbackStarted():
-            return f"going back ({event.outcome}) by {event.actor}: {event.reason}"
+            return f"going back ({in_words(event.outcome)}) by {event.actor}: {event.reason}"
         case ReleaseEnded():
-            return f"{event.outcome} after {event.seconds:.1f} s: {event.reason}"
+            return f"{in_words(event.outcome)} after {event.seconds:.1f} s by {event.actor}: {event.reason}"
         case ReleaseRetired():
             return "retired" if event.drained else "retired at its drain deadline"
         case EdgeDrifted():
@@ -94,6 +94,11 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
             return f"removed by {event.actor} {event.reason}".rstrip()
         case _:
             assert_never(event)
+
+
+def in_words(name: str) -> str:
+    """A name of the machine as people read it: `rolled_back` is `rolled back`."""
+    return name.replace("_", " ")
 
 
 def logs_of(event: Event) -> str:

@@ -383,3 +383,22 @@ def test_nginx_that_is_silent_while_nothing_rolls_out_is_told_once_and_that_it_s
     sim.step()
     assert [e.kind for e in sim.events[before:]] == ["route_confirmed"]
     assert problems(sim.state) == []
+
+
+def test_a_release_that_was_left_says_by_what_until_it_is_back(sim: Sim) -> None:
+    promoted(sim, 2, 3)
+    assert [sim.state.left(f"api-{n}") for n in (1, 2, 3)] == [None] * 3
+    sim.send(Rollback(request="20-0", actor="ann", reason="checkout is broken"))
+    sim.run(20)
+    left = sim.state.left("api-3")
+    assert left is not None
+    assert (left.release.id, left.actor, left.reason) == ("api-2", "ann", "checkout is broken")
+    sim.send(submit(4))
+    sim.send(Abort(request="21-0", actor="ann"))
+    assert sim.state.left("api-2") is None
+    sim.send(Rollback(request="22-0", actor="bob", to="api-3"))
+    sim.run(20)
+    assert sim.state.left("api-3") is None
+    left = sim.state.left("api-2")
+    assert left is not None
+    assert left.actor == "bob"
