@@ -12,6 +12,7 @@ from orchestrator.rollout.events import Event, GateJudged, GatesLooked, PhaseEnt
 from orchestrator.rollout.model import FULL, Ended, Outcome, Release, Result, Rollout, ServiceState
 from orchestrator.rollout.plan import current_step, step_count
 from orchestrator.rollout.policy import Template
+from orchestrator.rollout.removal import is_going, waits_for
 from orchestrator.rollout.told import in_words, logs_of, outdated, problems, told
 
 WIDTH = 20
@@ -112,7 +113,8 @@ def note(state: ServiceState, template: Template | None) -> str:
         mark = state.rollout.mark
         notes.append(f"[yellow]{in_words(mark.kind)} ({escape(mark.actor)}: {escape(mark.reason)})[/]")
     if state.removal:
-        notes.append(f"[cyan]{state.removal.kind}, by {escape(state.removal.by)}[/]")
+        waits = f"; {waits_for(state)}" if is_going(state) else ""
+        notes.append(f"[cyan]{state.removal.kind}, by {escape(state.removal.by)}{escape(waits)}[/]")
     if state.frozen:
         notes.append(f"[cyan]frozen by {escape(state.frozen.by)}[/]")
     if state.queue:

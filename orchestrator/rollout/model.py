@@ -252,11 +252,13 @@ class Retiring:
     Attributes:
         generation: The first generation that does not name it; None until the route has been made anew.
         confirmed_at: When that generation was confirmed; None before.
+        was: What it was before the service's removal began, so that this can be called off.
     """
 
     release: Release
     generation: int | None = None
     confirmed_at: float | None = None
+    was: Literal["", "stable", "previous"] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

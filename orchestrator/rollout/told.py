@@ -39,11 +39,11 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
         case ReleaseAccepted():
             again = " (already known by its key)" if event.duplicate else ""
             waits = f"; queued: frozen by {event.frozen}" if event.frozen else ""
-            return f"accepted {event.image} from {event.actor}{again}{waits}"
+            return f"accepted {event.image} from {event.actor}{again}{waits}{_note(event.note)}"
         case RequestRefused():
             return f"refused {event.verb} from {event.actor}: {event.reason}"
         case CommandAccepted():
-            return f"{event.verb} by {event.actor} {event.reason}".rstrip()
+            return f"{event.verb} by {event.actor} {event.reason}".rstrip() + _note(event.note)
         case PhaseEntered():
             step = f" {event.step + 1}/{event.steps} at {event.weight} %" if event.weight else ""
             return f"{in_words(event.phase)}{step} {event.reason}".rstrip()
@@ -94,6 +94,10 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
             return f"removed by {event.actor} {event.reason}".rstrip()
         case _:
             assert_never(event)
+
+
+def _note(text: str) -> str:
+    return f"; {text}" if text else ""
 
 
 def in_words(name: str) -> str:

@@ -872,6 +872,27 @@ BUGS = (
         "tests/mistakes/test_one_file.py",
     ),
     Bug(
+        "a promotion by a person is told as one by the gates",
+        "rollout/decide.py",
+        'asked = rollout.kind == "revert" or (rollout.actor != DAEMON and not is_fast(state, rollout))',
+        'asked = rollout.kind == "revert"',
+        "tests/unit/test_release.py -k person",
+    ),
+    Bug(
+        "a release that was gone back to is told as left",
+        "rollout/model.py",
+        "            if ended.release.id == release:\n                found = None\n            elif",
+        "            if",
+        "tests/unit/test_revert.py -k left",
+    ),
+    Bug(
+        "a removal that is called off keeps stable out",
+        "rollout/removal.py",
+        "        retiring=tuple(r for r in state.retiring if not r.was),\n",
+        "",
+        "tests/unit/test_removal.py",
+    ),
+    Bug(
         "a hook that has not answered does not hold",
         "rollout/hooks.py",
         'return None if any(result is None for _, result in found) else ""',
