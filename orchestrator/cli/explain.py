@@ -29,7 +29,7 @@ from orchestrator.rollout.evidence import interval
 from orchestrator.rollout.model import Ended, Outcome, Release, Result, readable
 from orchestrator.rollout.policy import Comparison, Limit
 from orchestrator.rollout.replay import replay
-from orchestrator.rollout.told import in_words, problems, told
+from orchestrator.rollout.told import in_words, problems, told, way_back
 from orchestrator.rollout.turn import DAEMON
 from orchestrator.store.redis_store import RedisStore
 
@@ -77,7 +77,8 @@ async def story_of(store: RedisStore, name: str) -> Story:
     rollout = state.rolling(name)
     if rollout is not None:
         events = await store.told(name, rollout.began_at)
-        return Story(rollout.release, None, tuple(events), problems=tuple(problems(state)))
+        wrong = dict.fromkeys(filter(None, (way_back(state), *problems(state))))
+        return Story(rollout.release, None, tuple(events), problems=tuple(wrong))
     ended = next((e for e in state.journeys(name) if e.kind == "release"), None)
     if ended is None:
         known = ", ".join(e.release.id for e in state.history[-5:]) or "none"

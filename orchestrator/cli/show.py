@@ -13,7 +13,7 @@ from orchestrator.rollout.model import FULL, Ended, Outcome, Release, Result, Ro
 from orchestrator.rollout.plan import current_step, step_count
 from orchestrator.rollout.policy import Template
 from orchestrator.rollout.removal import is_going, waits_for
-from orchestrator.rollout.told import in_words, logs_of, outdated, problems, told
+from orchestrator.rollout.told import in_words, logs_of, outdated, problems, told, way_back
 
 WIDTH = 20
 
@@ -119,7 +119,9 @@ def note(state: ServiceState, template: Template | None) -> str:
         notes.append(f"[cyan]frozen by {escape(state.frozen.by)}[/]")
     if state.queue:
         notes.append(f"queued: {', '.join(r.id for r in state.queue)}")
-    notes += [f"[red]{escape(problem)}[/]" for problem in problems(state)]
+    wrong = problems(state)
+    notes += [f"[yellow]{escape(back)}[/]" for back in (way_back(state),) if back not in ("", *wrong)]
+    notes += [f"[red]{escape(problem)}[/]" for problem in wrong]
     notes += [f"[yellow]{differs}[/]" for differs in (outdated(state, template),) if differs]
     if state.previous and not state.rollout:
         left = "" if state.previous == state.earlier else ", left by a rollback"

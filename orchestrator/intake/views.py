@@ -11,7 +11,7 @@ from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import FULL, Ended, Mark, Outcome, Phase, Release, ServiceState, Verdict
 from orchestrator.rollout.plan import current_step, step_count
 from orchestrator.rollout.policy import Template
-from orchestrator.rollout.told import outdated, problems
+from orchestrator.rollout.told import outdated, problems, way_back
 
 SERVICE = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 RELEASE = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?-[0-9]{1,10}$"
@@ -192,6 +192,7 @@ class ServiceView(Model):
     generation: int
     confirmed: int = Field(description="The generation that nginx was seen to serve")
     problems: list[str] = Field(description="What is wrong now")
+    way_back: str = Field("", description="Where users are while they are taken back")
     outdated: str = Field(description="In what stable differs from the service's file; empty when in nothing")
 
 
@@ -330,6 +331,7 @@ def service_view(state: ServiceState, template: Template | None) -> ServiceView:
         generation=state.route.generation,
         confirmed=state.confirmed,
         problems=problems(state),
+        way_back=way_back(state),
         outdated=outdated(state, template),
     )
 

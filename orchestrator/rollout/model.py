@@ -244,6 +244,11 @@ class Rollout:
         """Whether it is a revert that takes the traffic: nothing sends users back to what is being left."""
         return self.kind == "revert" and self.phase is Phase.BAKING
 
+    @property
+    def takes_back(self) -> bool:
+        """Whether it takes users to a release that was good before."""
+        return self.one_way or self.phase is Phase.ROLLING_BACK
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retiring:
@@ -298,6 +303,7 @@ class ServiceState:
         drifted_since: When the edge's file was first seen to differ from ours; None when it does not.
         stuck_since: When the edge began to refuse or not confirm; None when it does not.
         stuck_why: What nginx or the edge said of it; empty when it is not stuck.
+        switched: On the way back, the release that all users are on by the rollback switch, and since when.
         silent_since: When nginx ceased to say what it serves; None when it says so.
         dead: Instances of stable and previous whose death has been told.
         hung: Those that run and fail their probe, each with since when.
@@ -325,6 +331,7 @@ class ServiceState:
     drifted_since: float | None = None
     stuck_since: float | None = None
     stuck_why: str = ""
+    switched: tuple[str, float] | None = None
     silent_since: float | None = None
     dead: tuple[str, ...] = ()
     hung: tuple[tuple[str, float], ...] = ()

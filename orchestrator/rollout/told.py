@@ -1,5 +1,6 @@
 """Events as sentences. Pure."""
 
+from datetime import UTC, datetime
 from typing import assert_never
 
 from orchestrator.rollout.events import (
@@ -118,10 +119,31 @@ def problems(state: ServiceState) -> list[str]:
     if state.trouble:
         found.append(state.trouble)
     if state.stuck_since is not None:
-        found.append(f"the traffic is not where it ought to be: {state.stuck_why}")
+        found.append(way_back(state) or f"the traffic is not where it ought to be: {state.stuck_why}")
     if state.rollout is not None and state.rollout.blind_since is not None:
         found.append("Prometheus does not answer; the rollout is held")
     return found
+
+
+def way_back(state: ServiceState) -> str:
+    """Where users are while they are taken back, since when, and what that waits for; '' else."""
+    rollout = state.rollout
+    if rollout is None or not rollout.takes_back:
+        return ""
+    stable = state.stable.id if state.stable else "nothing"
+    to, leaves = (rollout.release.id, stable) if rollout.one_way else (stable, rollout.release.id)
+    if state.switched is not None and state.switched[0] == to:
+        where = f"all users are on {to} by the rollback switch since {_clock(state.switched[1])}"
+    else:
+        where = f"some users may still be on {leaves}"
+    pending = state.confirmed != state.route.generation
+    said = ("nginx has not confirmed its new configuration yet" if pending else "", state.stuck_why)
+    waits = ": ".join(filter(None, said))
+    return "; ".join(filter(None, (f"going back to {to} since {_clock(rollout.entered_at)}", where, waits)))
+
+
+def _clock(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S UTC")
 
 
 def outdated(state: ServiceState, template: Template | None) -> str:
