@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from orchestrator.ports.faults import Fault
 from tests.contract.conftest import Site
 
 pytestmark = pytest.mark.parametrize("site", ["reload"], indirect=True)
@@ -123,4 +124,41 @@ async def test_no_connection_is_cut_when_a_change_is_given_up_before_its_reload(
         await asyncio.sleep(0.3)
         applying.cancel()
         await asyncio.gather(applying, return_exceptions=True)
+    assert (seen.lost, seen.cut) == ({}, 0)
+
+
+async def test_no_connection_is_cut_when_a_change_is_given_up_after_its_reload(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+
+    async def never(*_: object) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    async with load(site) as seen:
+        with monkeypatch.context() as patched:
+            patched.setattr(site.edge._reloader, "confirm", never)
+            applying = asyncio.create_task(site.edge.apply(site.plan(3, "api-2", "api-1", back="api-1"), 1))
+            await asked.wait()
+        await asyncio.sleep(0.3)  # clients have opened new connections, to workers of after the reload
+        while not applying.done():  # as long as it is not wanted, it is cancelled again and again
+            applying.cancel()
+            await asyncio.wait({applying}, timeout=0.1)
+    assert seen.answered > 100
+    assert (seen.lost, seen.cut) == ({}, 0)
+    assert (await site.edge.observe("api")).served == 2
+
+
+async def test_no_connection_is_cut_when_a_change_is_not_confirmed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unconfirmed(*_: object) -> None:
+        raise Fault("nginx does not show it")
+
+    async with load(site) as seen:
+        monkeypatch.setattr(site.edge._reloader, "confirm", unconfirmed)
+        with pytest.raises(Fault, match="does not show it"):
+            await site.edge.apply(site.plan(3, "api-2", "api-1", back="api-1"), 1)
+    assert seen.answered > 100
     assert (seen.lost, seen.cut) == ({}, 0)

@@ -210,6 +210,20 @@ BUGS = (
         KEPT,
     ),
     Bug(
+        "connections are cut when a change is taken back",
+        "traffic/edge.py",
+        "put_back(gently=calm)",
+        "put_back(gently=False)",
+        KEPT,
+    ),
+    Bug(
+        "a change is taken back by half when it is cancelled twice",
+        "traffic/edge.py",
+        "            await asyncio.wait({doing})\n",
+        "            await doing\n",
+        KEPT,
+    ),
+    Bug(
         "whoever has the number in nginx's pid file is signalled",
         "traffic/process.py",
         "        if MASTER.match(text) or starting:\n            return\n",
