@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
+from examples.playground.stack import free_port
 from orchestrator.ports.faults import Fault
 from tests.contract.conftest import Site
 
@@ -113,6 +116,21 @@ async def test_no_connection_is_cut_when_one_of_several_instances_has_died(site:
         site.servers["api-2"].close()
         await site.servers["api-2"].wait_closed()
         await site.edge.apply(site.plan(4, "api-1"), 1)
+    assert seen.answered > 100
+    assert (seen.lost, seen.cut) == ({}, 0)
+
+
+async def test_no_connection_is_cut_in_a_server_block_as_the_documentation_has_it(site: Site) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "nginx.md").read_text()
+    block = re.search(r"^    server \{\n.*?^    \}\n", page, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    text = block[0].replace("/etc/nginx/orchestrator", str(site.folder))
+    site.port = free_port()
+    text = text.replace("server_name", f"listen 127.0.0.1:{site.port}; server_name")
+    (site.folder / "zz-theirs.conf").write_text(text)
+    await site.edge.reload()
+    async with load(site) as seen:
+        await site.edge.apply(site.plan(3, "api-1", "api-2", back="api-1", weights=(1, 2)), 1)
     assert seen.answered > 100
     assert (seen.lost, seen.cut) == ({}, 0)
 
