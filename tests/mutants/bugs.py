@@ -42,6 +42,13 @@ BUGS = (
         ENGINE,
     ),
     Bug(
+        "an image that a container holds is tried once, and never again",
+        "engine/converge.py",
+        "world.stale_images - self._removed - used",
+        "world.stale_images - self._removed",
+        ENGINE,
+    ),
+    Bug(
         "a request is acknowledged when it is read",
         "store/scripts.py",
         "while ARGV[at] do\n",
