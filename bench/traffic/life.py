@@ -1,10 +1,11 @@
-"""`python -m bench.traffic.life [RELEASES] [WAY …]`: requests lost over the whole lives of releases.
+"""`python -m bench.traffic.life [RELEASES] [NETWORK] [WAY …]`: requests lost over whole lives of releases.
 
 The real daemon with Redis, nginx, Prometheus, Docker and the Gin service releases one image after another:
 start, steps, promotion, the end of `keep_previous`, the stop of the previous release, the removal of its
 image. One release is aborted at a step, and one is rolled back after its promotion. Meanwhile clients of five
 kinds (`bench.traffic.kinds`) count what they lose. WAY is `reload`, `dynamic` (weights by Lua) or `bare`: the
-same steps, for fewer releases, by `nginx -s reload` and `docker stop`.
+same steps, for fewer releases, by `nginx -s reload` and `docker stop`. NETWORK is `near`, or `far` for
+clients behind one of 10 ms round trip, who know as late that the server has closed.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
@@ -96,10 +97,16 @@ class Told:
 
 
 @contextlib.asynccontextmanager
-async def clients(port: int, told: Told) -> AsyncIterator[None]:
+async def clients(port: int, told: Told, *, far: bool) -> AsyncIterator[None]:
     """Load while the block lasts, and a little longer."""
+    relay = None
+    if far:
+        behind, port = port, free_port()
+        way = ["bench.traffic.relay", str(port), f"127.0.0.1:{behind}", "5"]
+        relay = subprocess.Popen([sys.executable, "-m", *way], cwd=ROOT)  # noqa: ASYNC220  returns at once
+        await asyncio.sleep(2.0)
     what = [sys.executable, "-m", "bench.traffic.kinds", f"127.0.0.1:{port}"]
-    load = subprocess.Popen(what, cwd=ROOT, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220  returns at once
+    load = subprocess.Popen(what, cwd=ROOT, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
     try:
         await asyncio.sleep(STREAMS_END)
         yield
@@ -107,6 +114,9 @@ async def clients(port: int, told: Told) -> AsyncIterator[None]:
     finally:
         load.terminate()
         said, _ = await asyncio.to_thread(load.communicate, timeout=60)
+        if relay is not None:
+            relay.kill()
+            relay.wait()
     heard = json.loads(said)
     told.sent.update(heard["sent"])
     told.lost += [Lost(*one) for one in heard["lost"]]
@@ -185,7 +195,7 @@ class Lives:
         await self._stack.until(alone, DEADLINE, "stable's containers are the only ones")
 
 
-async def by_daemon(number: int, mode: str) -> Told:
+async def by_daemon(number: int, mode: str, *, far: bool) -> Told:
     """The lives of so many releases."""
     told = Told()
     settings = {"nginx": {**NGINX_SETTINGS, "mode": mode}}
@@ -195,7 +205,7 @@ async def by_daemon(number: int, mode: str) -> Told:
             await lives.promoted(1)
             began = time.monotonic()
             others = {number // 3: lives.aborted, number * 2 // 3: lives.rolled_back}
-            async with clients(stack.ports["api"], told):
+            async with clients(stack.ports["api"], told, far=far):
                 for n in range(2, number + 1):
                     await others.get(n, lives.whole)(n)
             seconds = time.monotonic() - began
@@ -289,7 +299,7 @@ class Script:
         self._network.remove()
 
 
-async def by_script(number: int) -> Told:
+async def by_script(number: int, *, far: bool) -> Told:
     """The same for so many releases, all of them promoted."""
     told, client = Told(), docker.from_env()
     with images(number) as made, tempfile.TemporaryDirectory(prefix="bench-life-") as name:
@@ -305,7 +315,7 @@ async def by_script(number: int) -> Told:
             script.write([(c, 1) for c in running])
             await script.nginx()
             began = time.monotonic()
-            async with clients(script.port, told):
+            async with clients(script.port, told, far=far):
                 for image in made[1:]:
                     running = await script.release(image, running)
             told.summary = f"{number} promoted; {time.monotonic() - began:.0f} s"
@@ -323,31 +333,35 @@ async def _answer(url: str) -> str:
     return ""
 
 
-WAYS: dict[str, tuple[str, Callable[[int], Awaitable[Told]]]] = {
-    "reload": ("this daemon, weights by a reload", functools.partial(by_daemon, mode="reload")),
-    "dynamic": ("this daemon, weights by Lua", functools.partial(by_daemon, mode="dynamic")),
-    "bare": ("nginx -s reload, docker stop", lambda number: by_script(min(number, BARE))),
+WAYS = {
+    "reload": "this daemon, weights by a reload",
+    "dynamic": "this daemon, weights by Lua",
+    "bare": "nginx -s reload, docker stop",
 }
 
 
-async def main(number: int, ways: list[str]) -> None:
+async def main(number: int, network: str, ways: list[str]) -> None:
     """Print the table, and each lost request with its moment."""
-    table = Table(title=f"{number} releases by {', '.join(map(str, STEPS))} %, closing_wait 1 s")
+    shares, far = ", ".join(map(str, STEPS)), network == "far"
+    where = "behind a network of 10 ms" if far else "near"
+    table = Table(title=f"{number} releases by {shares} %, closing_wait 1 s, clients {where}")
     for column in ("way", "clients", "requests", "lost", "what was lost"):
         table.add_column(column, justify="right" if column in ("requests", "lost") else "left")
     losses = Table(title="each lost request")
     for column in ("way", "clients", "why", "after, s", "moment"):
         losses.add_column(column, justify="right" if column == "after, s" else "left")
     for way in ways:
-        title, measure = WAYS[way]
-        told = await measure(number)
-        out.print(f"{title}: {told.summary}")
+        if way == "bare":
+            told = await by_script(min(number, BARE), far=far)
+        else:
+            told = await by_daemon(number, way, far=far)
+        out.print(f"{WAYS[way]}: {told.summary}")
         for kind in KINDS:
             lost = [one for one in told.lost if one.kind == kind]
             why = ", ".join(f"{n} {reason}" for reason, n in Counter(one.why for one in lost).items())
-            table.add_row(title, kind, str(told.sent[kind]), str(len(lost)), why)
+            table.add_row(WAYS[way], kind, str(told.sent[kind]), str(len(lost)), why)
             for one in lost:
-                losses.add_row(title, kind, one.why, f"{one.known - one.sent:.2f}", told.moment(one))
+                losses.add_row(WAYS[way], kind, one.why, f"{one.known - one.sent:.2f}", told.moment(one))
     out.print(table)
     if losses.row_count:
         out.print(losses)
@@ -356,4 +370,5 @@ async def main(number: int, ways: list[str]) -> None:
 if __name__ == "__main__":
     arguments = sys.argv[1:]
     count = int(arguments.pop(0)) if arguments and arguments[0].isdigit() else RELEASES
-    asyncio.run(main(count, arguments or list(WAYS)))
+    place = arguments.pop(0) if arguments and arguments[0] in ("near", "far") else "near"
+    asyncio.run(main(count, place, arguments or list(WAYS)))
