@@ -44,7 +44,7 @@ class Converger:
         self._route(world, state, seen)
         if seen.runtime_ok:
             self._instances(world, state, seen)
-            self._stale_images(world)
+            self._stale_images(world, seen)
         self._jobs.forget_others()
 
     def retreat(self, service: str, actor: str, reason: str) -> None:
@@ -122,8 +122,14 @@ class Converger:
         elif instance is not None and instance.running and wanted.restart and not instance.supervised:
             self._jobs.start(f"{SUPERVISE}{wanted.name}", lambda: self._runtime.supervise(wanted.name))
 
-    def _stale_images(self, world: World) -> None:
-        fresh = world.stale_images - self._removed
+    def _stale_images(self, world: World, seen: Observation) -> None:
+        """Docker keeps an image as long as a container of it is there, be it one that has been stopped."""
+        used = {i.described.digest for i in seen.instances if i.described is not None}
+        self._removed &= world.stale_images
+        fresh = world.stale_images - self._removed - used
         if fresh:
-            self._removed = world.stale_images
-            self._jobs.start(IMAGES, lambda: self._images.remove_images(sorted(fresh)))
+            self._jobs.start(IMAGES, lambda: self._remove(fresh))
+
+    async def _remove(self, fresh: frozenset[str]) -> None:
+        await self._images.remove_images(sorted(fresh))
+        self._removed |= fresh

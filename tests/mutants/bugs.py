@@ -42,6 +42,13 @@ BUGS = (
         ENGINE,
     ),
     Bug(
+        "an image that a container holds is tried once, and never again",
+        "engine/converge.py",
+        "world.stale_images - self._removed - used",
+        "world.stale_images - self._removed",
+        ENGINE,
+    ),
+    Bug(
         "a request is acknowledged when it is read",
         "store/scripts.py",
         "while ARGV[at] do\n",
@@ -207,6 +214,20 @@ BUGS = (
         "traffic/edge.py",
         "if tested and self._reloader.asked:",
         "if tested:",
+        KEPT,
+    ),
+    Bug(
+        "connections are cut when a change is taken back",
+        "traffic/edge.py",
+        "put_back(gently=calm)",
+        "put_back(gently=False)",
+        KEPT,
+    ),
+    Bug(
+        "a change is taken back by half when it is cancelled twice",
+        "traffic/edge.py",
+        "            await asyncio.wait({doing})\n",
+        "            await doing\n",
         KEPT,
     ),
     Bug(
