@@ -9,9 +9,6 @@ from orchestrator.rollout.observation import Instance, Observation, OnDisk
 from orchestrator.rollout.route import may_be_served
 from orchestrator.rollout.turn import DAEMON, Turn
 
-NUMBER = re.compile("[0-9]{1,10}")
-"""How release ids end."""
-
 LOST = "the store had lost what was committed; it was taken up as it was found"
 
 
@@ -22,7 +19,8 @@ def adopt(turn: Turn, seen: Observation) -> None:
     committed the service is taken up as it is found, so that no traffic moves: a candidate that has traffic
     goes on with the step that its share fits, from the step's beginning. Where the edge is ahead of what is
     committed, only who is stable is taken over; the route is made anew from that. What is being removed is
-    taken down; what was removed is taken up where the edge shows that it has been released since.
+    taken down; what was removed is taken up where the edge shows that it has been released since. Where the
+    file serves nobody there is nothing to take up, whatever runs.
     """
     state, disk = turn.state, seen.edge.on_disk
     untold = replace(state, at=0.0, released=0, trouble="", overlooked=0.0, silent_since=None)
@@ -35,7 +33,8 @@ def adopt(turn: Turn, seen: Observation) -> None:
     found = [i for i in seen.instances if _credible(i, state.service) and i.release != own]
     releases = {i.release: i.described for i in found if i.described is not None}
     leaving = state.removal is not None and state.removal.kind == "removing"
-    if leaving or not seen.runtime_ok or not releases or not (blank or ahead):
+    nobody = disk is not None and not disk.route.servers
+    if leaving or nobody or not seen.runtime_ok or not releases or not (blank or ahead):
         return
     disk = disk or OnDisk(route=Route(generation=seen.edge.floor))
     stable = max(releases.values(), key=lambda r: _trust(r, disk, seen))
@@ -73,7 +72,7 @@ def _given_out(state: ServiceState, seen: Observation) -> int:
     ids = {i.release for i in seen.instances} | {s.release for s in disk.route.servers} | {disk.stable}
     ids |= {e.release.id for e in state.history}
     form = re.compile(rf"{re.escape(state.service)}-(\d{{1,9}})", re.ASCII)
-    return max((int(found[1]) for i in ids if (found := form.fullmatch(i))), default=0)
+    return max((disk.released, *(int(found[1]) for i in ids if (found := form.fullmatch(i)))))
 
 
 def _credible(instance: Instance, service: str) -> bool:
@@ -88,12 +87,6 @@ def _credible(instance: Instance, service: str) -> bool:
     )
 
 
-def _number(release: Release) -> int:
-    """The number in a release's id; 0 where it is none that was ever given out."""
-    number = release.id.rpartition("-")[2]
-    return int(number) if NUMBER.fullmatch(number) else 0
-
-
 def _trust(release: Release, disk: OnDisk, seen: Observation) -> tuple[bool, bool, float, bool, int]:
     """What speaks for a release as the stable one, the strongest first.
 
@@ -106,7 +99,7 @@ def _trust(release: Release, disk: OnDisk, seen: Observation) -> tuple[bool, boo
         release.id == disk.stable,
         disk.route.share(release.id),
         any(i.supervised for i in mine),
-        _number(release),
+        release.number,
     )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import assert_never
 
+from orchestrator.rollout import removal
 from orchestrator.rollout.events import CommandAccepted, Event, ReleaseAccepted, RequestRefused
 from orchestrator.rollout.model import (
     Mark,
@@ -202,9 +203,9 @@ def _misses(state: ServiceState, command: Command) -> str:
 
 def _carry_out(turn: Turn, command: Command) -> str:  # noqa: C901, PLR0911, PLR0912  one case for each command
     """Change the turn's state as the command asks; why it is refused, or ''."""
-    removal = turn.state.removal
-    if removal is not None and removal.kind == "removing":
-        return f"{turn.state.service} is being removed, by {removal.by}"
+    mark = turn.state.removal
+    if mark is not None and mark.kind == "removing":
+        return f"{turn.state.service} is being removed, by {mark.by}"
     match command:
         case Submit():
             return _submit(turn, command)
@@ -475,6 +476,5 @@ def _remove(turn: Turn, command: Remove) -> str:
         ahead = state.rollout.release.id if state.rollout else state.queue[0].id
         return f"{ahead} is on its way; abort it first"
     mark = Mark(kind="removing", actor=command.actor, reason=command.reason, since=turn.now)
-    turn.set(removal=mark, stable=None, previous=None, previous_until=None)
-    turn.retire([r for r in (state.stable, state.previous) if r is not None])
+    removal.begin(turn, mark)
     return ""
