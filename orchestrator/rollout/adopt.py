@@ -18,9 +18,10 @@ def adopt(turn: Turn, seen: Observation) -> None:
     The containers' labels tell the releases, the file tells the route and who is stable. Where nothing is
     committed the service is taken up as it is found, so that no traffic moves: a candidate that has traffic
     goes on with the step that its share fits, from the step's beginning. Where the edge is ahead of what is
-    committed, only who is stable is taken over; the route is made anew from that. What is being removed is
-    taken down; what was removed is taken up where the edge shows that it has been released since. Where the
-    file serves nobody there is nothing to take up, whatever runs.
+    committed, only who is stable is taken over; the route is made anew from that, and what was under way over
+    another stable release has ended since. Where the file serves nobody there is nothing to take up, whatever
+    runs. What is being removed is taken down, and what was removed stays so, unless the edge shows that it
+    has been released since.
     """
     state, disk = turn.state, seen.edge.on_disk
     untold = replace(state, at=0.0, released=0, trouble="", overlooked=0.0, silent_since=None)
@@ -33,6 +34,7 @@ def adopt(turn: Turn, seen: Observation) -> None:
     found = [i for i in seen.instances if _credible(i, state.service) and i.release != own]
     releases = {i.release: i.described for i in found if i.described is not None}
     leaving = state.removal is not None and state.removal.kind == "removing"
+    leaving = leaving and not (disk is not None and disk.released > state.released)  # no id is given out then
     nobody = disk is not None and not disk.route.servers
     if leaving or nobody or not seen.runtime_ok or not releases or not (blank or ahead):
         return
@@ -43,8 +45,8 @@ def adopt(turn: Turn, seen: Observation) -> None:
     others = [r for s in disk.route.servers if (r := releases.get(s.release)) not in (None, stable)]
     previous = next((r for r in others if r is not None and disk.route.share(r.id) == 0), None)
     candidate = next((r for r in others if r is not None and disk.route.share(r.id) > 0), None)
-    if state.rollout is not None and state.rollout.release.id == stable.id:
-        turn.end(Outcome.PROMOTED, LOST)
+    if not blank and (state.stable is None or state.stable.id != stable.id):
+        _end_what_was_over(turn, stable)
     turn.set(
         stable=stable,
         previous=previous,
@@ -64,6 +66,19 @@ def adopt(turn: Turn, seen: Observation) -> None:
             actor=DAEMON,
         )
     )
+
+
+def _end_what_was_over(turn: Turn, stable: Release) -> None:
+    """End what the store shows under way or waiting, and what ended before this release became stable."""
+    rollout = turn.state.rollout
+    if rollout is not None:
+        promoted = rollout.release.id == stable.id
+        turn.end(Outcome.PROMOTED if promoted else Outcome.ABORTED, LOST)
+    late = [release for release in turn.state.queue if release.number <= stable.number]
+    turn.set(queue=tuple(release for release in turn.state.queue if release not in late))
+    for release in late:
+        promoted = release.id == stable.id
+        turn.conclude(release, Outcome.PROMOTED if promoted else Outcome.ABORTED, LOST, actor=DAEMON)
 
 
 def _given_out(state: ServiceState, seen: Observation) -> int:

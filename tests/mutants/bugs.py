@@ -119,6 +119,27 @@ BUGS = (
         "tests/unit/test_removal.py",
     ),
     Bug(
+        "a rollout of an older store goes on over a newer stable release",
+        "rollout/adopt.py",
+        "        _end_what_was_over(turn, stable)\n",
+        "        pass\n",
+        "tests/unit/test_older_store.py",
+    ),
+    Bug(
+        "a removal of an older store takes down what was released since",
+        "rollout/adopt.py",
+        "leaving = leaving and not (disk is not None and disk.released > state.released)",
+        "leaving = leaving and True",
+        "tests/unit/test_older_store.py",
+    ),
+    Bug(
+        "less than half of a warm release takes all the traffic",
+        "rollout/decide.py",
+        "2 * len(known) >= release.template.instances",
+        "len(known) > 0",
+        "tests/unit/test_revert.py",
+    ),
+    Bug(
         "an empty store takes up what nginx sends nobody to",
         "rollout/adopt.py",
         "nobody = disk is not None and not disk.route.servers",
