@@ -95,7 +95,13 @@ class Converger:
             return
         fallback = world.fallback.servers if world.fallback else ()
         if pending or other or world.repair or fallback != edge.fallback:
-            plan = RoutePlan(service=world.service, route=route, stable=world.stable, fallback=world.fallback)
+            plan = RoutePlan(
+                service=world.service,
+                route=route,
+                stable=world.stable,
+                fallback=world.fallback,
+                released=state.released,
+            )
             name = f"{ROUTE}{route.generation}"
             self._jobs.cancel(lambda job: job.startswith(ROUTE) and job != name)
             self._jobs.start(name, lambda: self._traffic.apply(plan, self._store.token))

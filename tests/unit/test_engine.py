@@ -466,7 +466,7 @@ async def test_a_removal_goes_on_with_the_next_daemon() -> None:
     task = asyncio.create_task(eternal("conductor", following.run, pause=0.01), name="conductor")
     state = await kit.until(lambda s: s.removal is not None and s.removal.kind == "removed")
     assert (state.stable, state.history, state.released) == (None, (), 1)
-    assert (kit.runtime.containers, kit.traffic.plans) == ({}, {})
+    assert (kit.runtime.containers, kit.traffic.plans["api"].route.gone) == ({}, True)
     assert isinstance((await kit.store.told())[-1], ServiceRemoved)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
