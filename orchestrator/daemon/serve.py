@@ -228,11 +228,11 @@ class Daemon:
                 async def take(request: Request, fields: Mapping[str, str]) -> None:
                     if request.verb == "reload":
                         told = self._reload(request.who, request.id, dispatcher, group, doors)
-                        await store.answer(request.id, told)
+                        await dispatcher.replies.answer(request.id, told)
                     else:
                         await dispatcher.dispatch(request, fields)
 
-                vital("requests", self._stream(redis, store, take).run)
+                vital("requests", self._stream(redis, dispatcher.replies.refuse, take).run)
                 vital("measure", parts.measurer.run)
                 courteous("request log", self._requests.run, longest_pause=1.0)  # gates wait for it
                 courteous("docker events", lambda: dispatcher.listen(docker_events))
@@ -281,14 +281,17 @@ class Daemon:
         )
 
     def _stream(
-        self, redis: Client, store: RedisStore, take: Callable[[Request, Mapping[str, str]], Awaitable[None]]
+        self,
+        redis: Client,
+        refuse: Callable[[str, Mapping[str, str], Event], Awaitable[None]],
+        take: Callable[[Request, Mapping[str, str]], Awaitable[None]],
     ) -> RequestStream:
         """Where requests come from."""
         return RequestStream(
             redis.apart(),
             self._keys.requests,
             self._keys.group,
-            store,
+            refuse,
             self._clock,
             take,
             self._metrics.trimmed.inc,
