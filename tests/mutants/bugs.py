@@ -29,6 +29,7 @@ RUNTIME = "tests/contract/test_runtime.py"
 SIMULATION = "tests/simulation -k one_effect"
 REVERT = "tests/simulation -k 'one_effect and revert'"
 BULKHEADS = "tests/unit/test_bulkheads.py"
+SUPERVISION = "tests/unit/test_supervision.py"
 
 BUGS = (
     Bug(
@@ -222,6 +223,27 @@ BUGS = (
         "        await self._images.remove_images(sorted(digests))\n        self._removed |= digests\n",
         "        self._removed |= digests\n        await self._images.remove_images(sorted(digests))\n",
         f"{BULKHEADS} -k 'remove_images and KeyError'",
+    ),
+    Bug(
+        "a service that can't be looked at holds back the targets of all",
+        "daemon/serve.py",
+        "            elif state.service not in self._targets:",
+        "            elif False:",
+        SUPERVISION,
+    ),
+    Bug(
+        "a bug in reading the files again ends the daemon",
+        "daemon/serve.py",
+        '        except Exception as error:\n            log.exception("reload_failed")',
+        '        except ZeroDivisionError as error:\n            log.exception("reload_failed")',
+        SUPERVISION,
+    ),
+    Bug(
+        "a service that can no longer be planned is driven no more",
+        "daemon/serve.py",
+        "if service in self._plans:  #",
+        "if False:  #",
+        SUPERVISION,
     ),
     Bug(
         "a hook before a step is waited for for ever",
