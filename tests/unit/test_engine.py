@@ -472,18 +472,6 @@ async def test_a_removal_goes_on_with_the_next_daemon() -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_bug_in_refusing_a_request_holds_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(*_: Any) -> None:
-        raise KeyError("entry")
-
-    kit = Kit()
-    monkeypatch.setattr(FakeStore, "refuse", broken)
-    dispatcher = Dispatcher(kit.parts, kit.store)
-    unknown = Request(id="1-0", verb="release", service="web", who="ci", image="repo/api:1")
-    await dispatcher.dispatch(unknown, {"service": "web"})
-    assert kit.store.dead == []
-
-
 async def test_a_service_that_is_closed_takes_no_release_and_every_other_verb() -> None:
     kit = Kit()
     dispatcher = Dispatcher(kit.parts, kit.store)
