@@ -371,6 +371,7 @@ class Conductor:
         seen = Observation(
             instances=self._memory.seen.instances if isinstance(instances, Fault) else instances,
             runtime_ok=not isinstance(instances, Fault),
+            runtime_error=str(instances) if isinstance(instances, Fault) else "",
             edge=edge,
             images=dict(self._converger.resolved),
             image_error=self._converger.image_error(),

@@ -106,6 +106,7 @@ class Turn:
             held_since=None,
             silent=0.0,
             blind_since=None,
+            blind_to="",
             looked_at=None,
             evidence=self._evidence_in(step) if phase is Phase.SHIFTING else self.rollout.evidence,
             breaches=(),
