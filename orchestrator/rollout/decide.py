@@ -171,7 +171,6 @@ def _leave_preflight(turn: Turn, seen: Observation) -> None:
     """Start the instances. Those that still drain are kept; those that stop must be gone first."""
     if _leaving(turn.state, seen):
         return
-    turn.set(retiring=tuple(r for r in turn.state.retiring if r.release.id != turn.rollout.release.id))
     turn.enter(Phase.STARTING, "image resolved", actor=turn.rollout.actor)
 
 

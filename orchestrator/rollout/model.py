@@ -366,6 +366,13 @@ class ServiceState:
         return self.current
 
     @property
+    def wanted(self) -> frozenset[str]:
+        """The releases whose instances are wanted: stable, previous, and what rolls out, once it starts."""
+        begun = self.rollout is not None and self.rollout.phase is not Phase.PREFLIGHT
+        rolling = self.rollout.release if self.rollout is not None and begun else None
+        return frozenset(r.id for r in (self.stable, self.previous, rolling) if r is not None)
+
+    @property
     def earlier(self) -> Release | None:
         """Where a rollback of stable leads when it names no release; None where there is nothing.
 

@@ -51,8 +51,9 @@ class Turn:
         return self.state.rollout
 
     def set(self, **changes: Any) -> None:
-        """Replace fields of the state."""
-        self.state = replace(self.state, **changes)
+        """Replace fields of the state, where any is another; most looks find nothing new."""
+        if any(getattr(self.state, name) is not value for name, value in changes.items()):
+            self.state = replace(self.state, **changes)
 
     def roll(self, **changes: Any) -> None:
         """Replace fields of the rollout."""

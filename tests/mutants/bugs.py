@@ -652,6 +652,13 @@ BUGS = (
         UNIT,
     ),
     Bug(
+        "a release that is gone back to stays on its way out",
+        "rollout/handover.py",
+        "for entry in [r for r in turn.state.retiring if r.release.id not in turn.state.wanted]:",
+        "for entry in turn.state.retiring:",
+        "tests/unit/test_revert.py",
+    ),
+    Bug(
         "the drain does not wait for the confirmation",
         "rollout/handover.py",
         "if entry.generation is None or turn.state.confirmed < entry.generation:",
