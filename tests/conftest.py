@@ -112,5 +112,16 @@ QUICK: dict[str, Any] = {
         "bake": "2s",
         "min_requests": 5,
         "step_deadline": "25s",
-    }
+    },
+    "gates": [
+        {"metric": "error_rate", "max": "2%", "for": "1s", "window": "8s", "min_requests": 10},
+        {
+            "metric": "latency",
+            "quantile": 0.99,
+            "max": "2500ms",  # beyond what a busy machine does to a good release
+            "for": "1s",
+            "window": "8s",
+            "min_requests": 10,
+        },
+    ],
 }
