@@ -141,7 +141,7 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         tmp_path / "edge",
         lambda _: options,
         listen=f"127.0.0.1:{free_port()}",
-        confirm_deadline=3.0,
+        confirm_deadline=10.0,
         closing_wait=0.3,
     )
     old = os.umask(0o077)  # as in the systemd unit
@@ -159,11 +159,13 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         servers,
         got=got,
     )
-    await edge.apply(site.plan(1, "api-1"), 1)
-    await edge.apply(site.plan(2, "api-1", "api-2", back="api-1"), 1)
-    yield site
-    await edge.close()
-    with contextlib.suppress(Fault, ProcessLookupError):
-        os.kill(process.master(), signal.SIGTERM)
-    for server in servers.values():
-        server.close()
+    try:
+        await edge.apply(site.plan(1, "api-1"), 1)
+        await edge.apply(site.plan(2, "api-1", "api-2", back="api-1"), 1)
+        yield site
+    finally:
+        await edge.close()
+        with contextlib.suppress(Fault, ProcessLookupError):
+            os.kill(process.master(), signal.SIGTERM)
+        for server in servers.values():
+            server.close()

@@ -328,8 +328,11 @@ async def test_an_nginx_that_includes_our_files_no_more_is_told_while_idle(kit: 
 @pytest.mark.parametrize("kit", ["host", "lua"], indirect=True)
 async def test_an_nginx_that_is_gone_is_told_while_idle(kit: Kit) -> None:
     await kit.traffic.apply(plan(1), 1)
+    assert (await kit.traffic.observe("api")).silence == ""
     os.kill(kit.pid, signal.SIGTERM)
     await _told(kit, r"nginx does not answer at http://127\.0\.0\.1:")
+    seen = await kit.traffic.observe("api")
+    assert (seen.served, seen.confirmed, seen.error) == (None, 1, "")
 
 
 @pytest.mark.parametrize("kit", ["host"], indirect=True)

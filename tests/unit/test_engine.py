@@ -748,8 +748,14 @@ async def test_time_without_a_store_is_no_time_of_the_release(driven: Driven) ->
 async def test_a_command_that_waits_for_the_daemon_does_not_hide_that_it_was_away(driven: Driven) -> None:
     kit = driven.kit
     await driven.stop()
+    before = await kit.state()
     kit.clock.time += 600.0
     driven.start()
     kit.conductor.submit(Freeze(request="9-0", actor="ann"))
     await kit.until(lambda s: s.frozen is not None)
     await _stands(kit)
+    after = await kit.state()
+    assert before.rollout is not None
+    assert after.rollout is not None
+    assert after.rollout.entered_at - before.rollout.entered_at >= 600.0
+    assert after.rollout.silent < 120

@@ -307,7 +307,8 @@ def test_docker_that_never_comes_back_ends_a_release_with_the_true_reason(
     sim.step()
     wait(sim, 890)
     assert not sim.ends("api-2")
-    assert sim.until_ended("api-2", 20).reason == "Docker did not answer for 900 s, the limit is 900 s: timed out"
+    reason = sim.until_ended("api-2", 20).reason
+    assert reason == "Docker did not answer for 900 s, the limit is 900 s: timed out"
 
 
 def test_docker_and_then_prometheus_is_one_time_in_which_nothing_was_seen(sim: Sim) -> None:
