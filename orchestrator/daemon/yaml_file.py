@@ -151,6 +151,8 @@ def parse(path: Path) -> Any:
         ConfigError: It can't be read, or is no YAML.
     """
     try:
+        if path.is_fifo():  # it would be waited for, for ever
+            raise ConfigError([Problem(path, "is a named pipe; write a file")])
         body = path.read_bytes()
     except OSError as error:
         raise ConfigError([Problem(path, error.strerror or str(error))]) from error

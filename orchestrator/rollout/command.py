@@ -1,7 +1,7 @@
 """What people and CI ask for, and what it does to a service's state."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, assert_never
+from typing import assert_never
 
 from orchestrator.rollout.events import CommandAccepted, Event, ReleaseAccepted, RequestRefused
 from orchestrator.rollout.model import (
@@ -16,7 +16,7 @@ from orchestrator.rollout.model import (
 )
 from orchestrator.rollout.plan import current_step, step_count
 from orchestrator.rollout.policy import Policy, Template, differences
-from orchestrator.rollout.removal import call_off, is_going, kept, waits_for
+from orchestrator.rollout.removal import begin, call_off, is_going, kept, waits_for
 from orchestrator.rollout.told import in_words
 from orchestrator.rollout.turn import DAEMON, Turn
 
@@ -480,7 +480,7 @@ def _abort(turn: Turn, command: Abort) -> str:
 
 def _freeze(turn: Turn, command: Freeze) -> str:
     if turn.state.frozen is not None:
-        return f"{turn.state.service} is frozen already, by {turn.state.frozen.by}"
+        return f"{turn.state.service} is already frozen by {turn.state.frozen.by}"
     turn.set(frozen=Mark(kind="frozen", actor=command.actor, reason=command.reason, since=turn.now))
     return ""
 
@@ -500,25 +500,17 @@ def _remove(turn: Turn, command: Remove) -> str:
         ahead = state.rollout.release.id if state.rollout else state.queue[0].id
         return f"{ahead} is on its way; abort it first"
     mark = Mark(kind="removing", actor=command.actor, reason=command.reason, since=turn.now)
-    turn.set(removal=mark, stable=None, previous=None, previous_until=None)
-    turn.retire([r for r in (state.stable, state.previous) if r is not None])
-    turn.set(retiring=tuple(replace(r, was=_was(state, r.release)) for r in turn.state.retiring))
+    begin(turn, mark)
     return ""
-
-
-def _was(state: ServiceState, release: Release) -> Literal["", "stable", "previous"]:
-    if state.stable is not None and release.id == state.stable.id:
-        return "stable"
-    return "previous" if state.previous is not None and release.id == state.previous.id else ""
 
 
 def _while_it_goes(turn: Turn, command: Command) -> str:
     """What is asked while a service is removed: `abort` calls that off; why anything else is refused."""
-    state, removal = turn.state, turn.state.removal
-    assert removal is not None
+    state, mark = turn.state, turn.state.removal
+    assert mark is not None
     if isinstance(command, Abort) and not command.release and call_off(turn):
         return ""
     ways = "abort it to keep the service, or release an image"
     if not kept(state):
         ways = "its instances are let go already; release an image to have it again"
-    return f"{state.service} is being removed, by {removal.by}; {waits_for(state)}; {ways}"
+    return f"{state.service} is being removed, by {mark.by}; {waits_for(state)}; {ways}"

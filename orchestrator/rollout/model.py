@@ -1,11 +1,15 @@
 """The values of a rollout: releases, routes, verdicts, what is committed for a service."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
 from orchestrator.rollout.evidence import Evidence, interval
 from orchestrator.rollout.policy import Policy, Template, Unit
+
+NUMBER = re.compile("[0-9]{1,10}")
+"""How release ids end."""
 
 FULL = 100
 """The whole of a service's traffic, in percent."""
@@ -73,6 +77,12 @@ class Release:
     request: str
     link: str = ""
     digest: str = ""
+
+    @property
+    def number(self) -> int:
+        """The number in its id; 0 where it is none that was ever given out."""
+        number = self.id.rpartition("-")[2]
+        return int(number) if NUMBER.fullmatch(number) else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ RUNTIME = "tests/contract/test_runtime.py"
 SIMULATION = "tests/simulation -k one_effect"
 REVERT = "tests/simulation -k 'one_effect and revert'"
 BULKHEADS = "tests/unit/test_bulkheads.py"
+SUPERVISION = "tests/unit/test_supervision.py"
 
 BUGS = (
     Bug(
@@ -39,6 +40,13 @@ BUGS = (
         "            except Fault:\n                self._inbox.popleft()\n                raise\n"
         "            except Exception as error:\n"
         '                log.exception("command_failed"',
+        ENGINE,
+    ),
+    Bug(
+        "an image that a container holds is tried once, and never again",
+        "engine/converge.py",
+        "world.stale_images - self._removed - used",
+        "world.stale_images - self._removed",
         ENGINE,
     ),
     Bug(
@@ -103,6 +111,55 @@ BUGS = (
         "if header.token <= token and not ahead:",
         "if not ahead:",
         TRAFFIC,
+    ),
+    Bug(
+        "what was removed is written again by a daemon that slept",
+        "traffic/edge.py",
+        "header = self._known(plan.service, text)",
+        "header = read_header(text or '')",
+        TRAFFIC,
+    ),
+    Bug(
+        "what was removed comes back with an older store",
+        "rollout/decide.py",
+        "    notice_removal(turn, seen)\n",
+        "",
+        "tests/unit/test_removal.py",
+    ),
+    Bug(
+        "a rollout of an older store goes on over a newer stable release",
+        "rollout/adopt.py",
+        "        _end_what_was_over(turn, stable)\n",
+        "        pass\n",
+        "tests/unit/test_older_store.py",
+    ),
+    Bug(
+        "a removal of an older store takes down what was released since",
+        "rollout/adopt.py",
+        "leaving = leaving and not (disk is not None and disk.released > state.released)",
+        "leaving = leaving and True",
+        "tests/unit/test_older_store.py",
+    ),
+    Bug(
+        "less than half of a warm release takes all the traffic",
+        "rollout/decide.py",
+        "2 * len(known) >= release.template.instances",
+        "len(known) > 0",
+        "tests/unit/test_revert.py",
+    ),
+    Bug(
+        "an empty store takes up what nginx sends nobody to",
+        "rollout/adopt.py",
+        "nobody = disk is not None and not disk.route.servers",
+        "nobody = False",
+        "tests/unit/test_removal.py",
+    ),
+    Bug(
+        "an older store gives a number out twice after a removal",
+        "rollout/adopt.py",
+        "return max((disk.released, *(",
+        "return max((0, *(",
+        "tests/unit/test_removal.py",
     ),
     Bug(
         "the edge serves an older generation",
@@ -177,9 +234,79 @@ BUGS = (
     Bug(
         "a look that meets a bug is one for nobody",
         "engine/measure.py",
-        "            if len(queries) > 1:",
-        "            if len(queries) > 1000:",
+        "                await self._read([query])\n",
+        "                await self._read([q for q, _ in self._watched.values()])\n",
         "tests/unit/test_measure.py",
+    ),
+    Bug(
+        "a look that hangs keeps verbs waiting for ever",
+        "engine/conductor.py",
+        "await within(LOOK_DEADLINE, question)",
+        "await within(1e9, question)",
+        f"{BULKHEADS} -k 'observe and Hang'",
+    ),
+    Bug(
+        "a job that hangs is waited for for ever",
+        "engine/tasks.py",
+        "            await within(deadline, work)\n",
+        "            await unless_cancelled(work)\n",
+        f"{BULKHEADS} -k 'supervise and Hang'",
+    ),
+    Bug(
+        "a library that calls sys.exit ends the daemon",
+        "engine/tasks.py",
+        "if isinstance(error, Exception | GeneratorExit):",
+        "if isinstance(error, Exception | GeneratorExit | SystemExit):",
+        f"{BULKHEADS} -k 'resolve and SystemExit'",
+    ),
+    Bug(
+        "a request that can't be refused keeps the others waiting",
+        "intake/stream.py",
+        '        except Exception:\n            log.exception("request_left"',
+        '        except ZeroDivisionError:\n            log.exception("request_left"',
+        f"{BULKHEADS} -k 'refuse and KeyError'",
+    ),
+    Bug(
+        "a reply that hangs keeps the others waiting",
+        "engine/replies.py",
+        "timeout=PATIENCE",
+        "timeout=None",
+        f"{BULKHEADS} -k 'refuse and Hang'",
+    ),
+    Bug(
+        "images whose removal failed stay for ever",
+        "engine/converge.py",
+        "        await self._images.remove_images(sorted(digests))\n        self._removed |= digests\n",
+        "        self._removed |= digests\n        await self._images.remove_images(sorted(digests))\n",
+        f"{BULKHEADS} -k 'remove_images and KeyError'",
+    ),
+    Bug(
+        "a service that can't be looked at holds back the targets of all",
+        "daemon/serve.py",
+        "            elif state.service not in self._targets:",
+        "            elif False:",
+        SUPERVISION,
+    ),
+    Bug(
+        "a bug in reading the files again ends the daemon",
+        "daemon/serve.py",
+        '        except Exception as error:\n            log.exception("reload_failed")',
+        '        except ZeroDivisionError as error:\n            log.exception("reload_failed")',
+        SUPERVISION,
+    ),
+    Bug(
+        "a service that can no longer be planned is driven no more",
+        "daemon/serve.py",
+        "if service in self._plans:  #",
+        "if False:  #",
+        SUPERVISION,
+    ),
+    Bug(
+        "a hook before a step is waited for for ever",
+        "rollout/decide.py",
+        "    if turn.now - rollout.entered_at >= deadline:\n",
+        "    if turn.now - rollout.entered_at >= 1e9:\n",
+        "tests/unit/test_hooks.py",
     ),
     Bug(
         "what a job has done is done again until it is seen",
@@ -207,6 +334,20 @@ BUGS = (
         "traffic/edge.py",
         "if tested and self._reloader.asked:",
         "if tested:",
+        KEPT,
+    ),
+    Bug(
+        "connections are cut when a change is taken back",
+        "traffic/edge.py",
+        "put_back(gently=calm)",
+        "put_back(gently=False)",
+        KEPT,
+    ),
+    Bug(
+        "a change is taken back by half when it is cancelled twice",
+        "traffic/edge.py",
+        "            await asyncio.wait({doing})\n",
+        "            await doing\n",
         KEPT,
     ),
     Bug(
@@ -576,8 +717,8 @@ BUGS = (
     Bug(
         "without Redis a dying candidate keeps its traffic",
         "engine/conductor.py",
-        "                    await self._fail_static()\n",
-        "",
+        "                    await self._survive()\n",
+        "                    pass\n",
         ENGINE,
     ),
     Bug(

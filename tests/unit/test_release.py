@@ -841,7 +841,7 @@ def test_commands_that_make_no_sense_are_refused_with_a_reason() -> None:
     assert "no release in progress" in _refusal(sim, Abort(request="1-5", actor="ann"))
     assert "not frozen" in _refusal(sim, Unfreeze(request="1-6", actor="ann"))
     sim.send(Freeze(request="1-7", actor="ann", reason="x"))
-    assert "frozen already, by ann" in _refusal(sim, Freeze(request="1-8", actor="bob"))
+    assert "already frozen by ann" in _refusal(sim, Freeze(request="1-8", actor="bob"))
     sim.send(Unfreeze(request="1-9", actor="ann"))
     sim.send(submit(1))
     sim.step()
