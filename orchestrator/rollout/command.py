@@ -393,8 +393,10 @@ def _earlier(state: ServiceState, to: str) -> Release | str:
 
 def _pause(turn: Turn, command: Pause) -> str:
     rollout = turn.state.rollout
-    if rollout is None or rollout.phase is Phase.ROLLING_BACK:
-        return "there is no rollout that could be paused"
+    if rollout is None:
+        return f"nothing of {turn.state.service} is rolling out"
+    if rollout.phase is Phase.ROLLING_BACK:
+        return _on_its_way_back(turn.state, rollout)
     if rollout.kind == "revert":
         return f"a rollback is not paused; {rollout.release.id} can be aborted until it takes the traffic"
     if rollout.mark is not None and rollout.mark.kind == "paused":
@@ -467,7 +469,9 @@ def _abort(turn: Turn, command: Abort) -> str:
         turn.conclude(queued, Outcome.ABORTED, reason, actor=command.actor)
         return ""
     if rollout is None or command.release not in ("", rollout.release.id):
-        return f"{command.release or turn.state.service} has no release in progress"
+        if command.release:
+            return f"{command.release} is neither rolling out nor queued"
+        return f"{turn.state.service} has no release in progress"
     if rollout.one_way or rollout.phase is Phase.ROLLING_BACK:
         return _on_its_way_back(turn.state, rollout)
     turn.retreat(Outcome.ABORTED, reason, actor=command.actor)
@@ -476,14 +480,14 @@ def _abort(turn: Turn, command: Abort) -> str:
 
 def _freeze(turn: Turn, command: Freeze) -> str:
     if turn.state.frozen is not None:
-        return f"already frozen by {turn.state.frozen.by}"
+        return f"{turn.state.service} is already frozen by {turn.state.frozen.by}"
     turn.set(frozen=Mark(kind="frozen", actor=command.actor, reason=command.reason, since=turn.now))
     return ""
 
 
 def _unfreeze(turn: Turn) -> str:
     if turn.state.frozen is None:
-        return "not frozen"
+        return f"{turn.state.service} is not frozen"
     turn.set(frozen=None)
     return ""
 

@@ -835,7 +835,7 @@ def _refusal(sim: Sim, command: object) -> str:
 def test_commands_that_make_no_sense_are_refused_with_a_reason() -> None:
     sim = Sim()
     assert "no earlier promoted" in _refusal(sim, Rollback(request="1-1", actor="ann"))
-    assert "no rollout" in _refusal(sim, Pause(request="1-2", actor="ann"))
+    assert "nothing of api is rolling out" in _refusal(sim, Pause(request="1-2", actor="ann"))
     assert "no paused" in _refusal(sim, Resume(request="1-3", actor="ann"))
     assert "waits for approval" in _refusal(sim, Approve(request="1-4", actor="ann"))
     assert "no release in progress" in _refusal(sim, Abort(request="1-5", actor="ann"))
