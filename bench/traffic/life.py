@@ -90,10 +90,10 @@ class Told:
     marks: list[tuple[float, str]] = field(default_factory=list)
     summary: str = ""
 
-    def moment(self, lost: Lost) -> str:
-        """The last thing that had happened before it was known to be lost, and how long before."""
-        before = [(at, what) for at, what in self.marks if at <= lost.known]
-        return f"{lost.known - before[-1][0]:.2f} s after: {before[-1][1]}" if before else "at the beginning"
+    def moment(self, lost: Lost) -> tuple[str, float]:
+        """The last thing that had happened before it was known to be lost, and how many seconds before."""
+        at, what = max(((at, what) for at, what in self.marks if at <= lost.known), default=(lost.known, ""))
+        return what, lost.known - at
 
 
 @contextlib.asynccontextmanager
@@ -341,15 +341,15 @@ WAYS = {
 
 
 async def main(number: int, network: str, ways: list[str]) -> None:
-    """Print the table, and each lost request with its moment."""
+    """Print the table, and when in the lives requests were lost."""
     shares, far = ", ".join(map(str, STEPS)), network == "far"
     where = "behind a network of 10 ms" if far else "near"
     table = Table(title=f"{number} releases by {shares} %, closing_wait 1 s, clients {where}")
     for column in ("way", "clients", "requests", "lost", "what was lost"):
         table.add_column(column, justify="right" if column in ("requests", "lost") else "left")
-    losses = Table(title="each lost request")
-    for column in ("way", "clients", "why", "after, s", "moment"):
-        losses.add_column(column, justify="right" if column == "after, s" else "left")
+    moments = Table(title="when they were lost")
+    for column in ("way", "lost", "clients", "seconds after", "what had happened"):
+        moments.add_column(column, justify="right" if column in ("lost", "seconds after") else "left")
     for way in ways:
         if way == "bare":
             told = await by_script(min(number, BARE), far=far)
@@ -360,11 +360,15 @@ async def main(number: int, network: str, ways: list[str]) -> None:
             lost = [one for one in told.lost if one.kind == kind]
             why = ", ".join(f"{n} {reason}" for reason, n in Counter(one.why for one in lost).items())
             table.add_row(WAYS[way], kind, str(told.sent[kind]), str(len(lost)), why)
-            for one in lost:
-                losses.add_row(WAYS[way], kind, one.why, f"{one.known - one.sent:.2f}", told.moment(one))
+            by_moment: dict[str, list[float]] = {}
+            for what, after in map(told.moment, lost):
+                by_moment.setdefault(what, []).append(after)
+            for what, seconds in by_moment.items():
+                span = f"{min(seconds):.2f} to {max(seconds):.2f}"
+                moments.add_row(WAYS[way], str(len(seconds)), kind, span, what)
     out.print(table)
-    if losses.row_count:
-        out.print(losses)
+    if moments.row_count:
+        out.print(moments)
 
 
 if __name__ == "__main__":
