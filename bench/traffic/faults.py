@@ -1,8 +1,8 @@
 """`python -m bench.traffic.faults`: what a candidate costs that dies, hangs or refuses connections at 10 %.
 
 And what stable costs that dies, with the rest of the traffic. nginx alone, without a daemon that takes it
-out: what users see until somebody does. Beside it a plain upstream as many write it, with nginx' own defaults,
-on the same nginx and the same containers. GET is idempotent and may be tried again; POST is not.
+out: what users see until somebody does. Beside it a plain upstream as many write it, with nginx' own
+defaults, on the same nginx and the same containers. GET is idempotent and may be tried again; POST is not.
 """
 
 import asyncio
