@@ -194,6 +194,15 @@ def test_a_mistake_around_the_daemon_is_answered_by_its_cause_and_cure(
     assert place.doctor() == ""
 
 
+def test_a_broken_file_of_nginx_is_told_once(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.write("sites/shop.conf", "server {\n    listen 127.0.0.1:24080\n}\n")
+    said = place.doctor()
+    assert said.count("sites/shop.conf:3") == 1
+    place.write("sites/shop.conf", "server {\n    listen 127.0.0.1:24080;\n}\n")
+    assert place.doctor() == ""
+
+
 def test_a_disk_that_is_nearly_full_is_named_with_what_is_left() -> None:
     small = files.room("state_dir disk", Path("/s"), free=190 * 1024**2, total=1024**3)
     assert (small.ok, small.detail) == (False, "/s: 190 MiB free, 19%")

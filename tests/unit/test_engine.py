@@ -466,22 +466,10 @@ async def test_a_removal_goes_on_with_the_next_daemon() -> None:
     task = asyncio.create_task(eternal("conductor", following.run, pause=0.01), name="conductor")
     state = await kit.until(lambda s: s.removal is not None and s.removal.kind == "removed")
     assert (state.stable, state.history, state.released) == (None, (), 1)
-    assert (kit.runtime.containers, kit.traffic.plans) == ({}, {})
+    assert (kit.runtime.containers, kit.traffic.plans["api"].route.gone) == ({}, True)
     assert isinstance((await kit.store.told())[-1], ServiceRemoved)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-async def test_a_bug_in_refusing_a_request_holds_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(*_: Any) -> None:
-        raise KeyError("entry")
-
-    kit = Kit()
-    monkeypatch.setattr(FakeStore, "refuse", broken)
-    dispatcher = Dispatcher(kit.parts, kit.store)
-    unknown = Request(id="1-0", verb="release", service="web", who="ci", image="repo/api:1")
-    await dispatcher.dispatch(unknown, {"service": "web"})
-    assert kit.store.dead == []
 
 
 async def test_a_service_that_is_closed_takes_no_release_and_every_other_verb() -> None:
