@@ -1,11 +1,11 @@
-"""`python -m bench.traffic.life [RELEASES] [NETWORK] [WAY …]`: requests lost over whole lives of releases.
+"""`python -m bench.traffic.life [RELEASES] [NETWORK] [WAIT] [WAY …]`: requests lost over whole lives.
 
 The real daemon with Redis, nginx, Prometheus, Docker and the Gin service releases one image after another:
 start, steps, promotion, the end of `keep_previous`, the stop of the previous release, the removal of its
 image. One release is aborted at a step, and one is rolled back after its promotion. Meanwhile clients of five
 kinds (`bench.traffic.kinds`) count what they lose. WAY is `reload`, `dynamic` (weights by Lua) or `bare`: the
 same steps, for fewer releases, by `nginx -s reload` and `docker stop`. NETWORK is `near`, or `far` for
-clients behind one of 10 ms round trip, who know as late that the server has closed.
+clients behind one of 10 ms round trip, who know as late that the server has closed. WAIT is `closing_wait`.
 """
 
 import asyncio
@@ -62,8 +62,8 @@ STREAMS_END = 5.0
 
 DEADLINE = 180.0
 
-NGINX_SETTINGS = {"closing_wait": "1s"}
-"""As by default."""
+WAIT = "1s"
+"""`nginx/closing_wait`, as by default."""
 
 POLICY = {
     "strategy": {
@@ -195,10 +195,10 @@ class Lives:
         await self._stack.until(alone, DEADLINE, "stable's containers are the only ones")
 
 
-async def by_daemon(number: int, mode: str, *, far: bool) -> Told:
+async def by_daemon(number: int, mode: str, wait: str, *, far: bool) -> Told:
     """The lives of so many releases."""
     told = Told()
-    settings = {"nginx": {**NGINX_SETTINGS, "mode": mode}}
+    settings = {"nginx": {"closing_wait": wait, "mode": mode}}
     with images(number) as made:
         async with Stack(lambda port: {"api": service_file("api", port("api"), **POLICY)}, settings) as stack:
             lives = Lives(stack, made)
@@ -340,11 +340,11 @@ WAYS = {
 }
 
 
-async def main(number: int, network: str, ways: list[str]) -> None:
+async def main(number: int, network: str, wait: str, ways: list[str]) -> None:
     """Print the table, and when in the lives requests were lost."""
     shares, far = ", ".join(map(str, STEPS)), network == "far"
     where = "behind a network of 10 ms" if far else "near"
-    table = Table(title=f"{number} releases by {shares} %, closing_wait 1 s, clients {where}")
+    table = Table(title=f"{number} releases by {shares} %, closing_wait {wait}, clients {where}")
     for column in ("way", "clients", "requests", "lost", "what was lost"):
         table.add_column(column, justify="right" if column in ("requests", "lost") else "left")
     moments = Table(title="when they were lost")
@@ -354,7 +354,7 @@ async def main(number: int, network: str, ways: list[str]) -> None:
         if way == "bare":
             told = await by_script(min(number, BARE), far=far)
         else:
-            told = await by_daemon(number, way, far=far)
+            told = await by_daemon(number, way, wait, far=far)
         out.print(f"{WAYS[way]}: {told.summary}")
         for kind in KINDS:
             lost = [one for one in told.lost if one.kind == kind]
@@ -375,4 +375,5 @@ if __name__ == "__main__":
     arguments = sys.argv[1:]
     count = int(arguments.pop(0)) if arguments and arguments[0].isdigit() else RELEASES
     place = arguments.pop(0) if arguments and arguments[0] in ("near", "far") else "near"
-    asyncio.run(main(count, place, arguments or list(WAYS)))
+    pause = arguments.pop(0) if arguments and arguments[0][0].isdigit() else WAIT
+    asyncio.run(main(count, place, pause, arguments or list(WAYS)))
