@@ -325,7 +325,7 @@ BUGS = (
     Bug(
         "a server in memory is stopped while it has requests",
         "traffic/edge.py",
-        "        drained = drained and not told.draining\n",
+        "        drained = drained and not answer.draining\n",
         "",
         MEMORY,
     ),
@@ -402,8 +402,8 @@ BUGS = (
     Bug(
         "time in which nobody looked counts",
         "rollout/decide.py",
-        "    overlook(turn, seen.unwatched)\n",
-        "    overlook(turn, 0.0)\n",
+        "    exclude_unwatched(turn, seen.unwatched)\n",
+        "    exclude_unwatched(turn, 0.0)\n",
         UNIT,
     ),
     Bug(
@@ -763,7 +763,7 @@ BUGS = (
     Bug(
         "a verb hits whatever rolls out",
         "rollout/command.py",
-        "why = _misses(state, command) or _carry_out(turn, command)",
+        "why = _wrong_target(state, command) or _carry_out(turn, command)",
         "why = _carry_out(turn, command)",
         UNIT,
     ),
@@ -994,7 +994,7 @@ BUGS = (
     Bug(
         "a pause goes on while nobody looks",
         "rollout/unseen.py",
-        "        mark=_later(turn, rollout.mark, seconds),\n",
+        "        mark=_postponed(turn, rollout.mark, seconds),\n",
         "",
         "tests/unit/test_nobody_looked.py",
     ),
