@@ -41,9 +41,7 @@ def served(release: Release, weight: int, other: Release | None = None) -> Route
     weights = [(release, weight), *([(other, 100 - weight)] if other else [])]
     return Route(
         generation=3,
-        servers=tuple(
-            server(r.id, f"10.0.0.{n}:80", weight=w) for n, (r, w) in enumerate(weights) if w
-        ),
+        servers=tuple(server(r.id, f"10.0.0.{n}:80", weight=w) for n, (r, w) in enumerate(weights) if w),
     )
 
 

@@ -584,9 +584,7 @@ async def test_an_instance_that_hangs_is_stopped_once_nginx_has_let_it_go(
         await kit.runtime.start(wanted)
     instances = await kit.runtime.observe("api")
     names = ["api-1-0", "api-1-1"] if routed else ["api-1-1"]
-    servers = tuple(
-        server("api-1", i.address, instance=i.name) for i in instances if i.name in names
-    )
+    servers = tuple(server("api-1", i.address, instance=i.name) for i in instances if i.name in names)
     route = Route(generation=7, servers=servers)
     state = ServiceState(service="api", stable=stable, route=route, confirmed=7, hung=(("api-1-0", 0.0),))
     jobs = Jobs(lambda: None)
