@@ -35,17 +35,17 @@ class KeptFiles:
 
     def keep(self, config: Config) -> None:
         """Keep what is right now; a failure is logged, and costs nothing until the next start."""
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for service, file in config.files.items():
-                if service in config.services and not config.wrong(service):
+        for service, file in config.files.items():
+            if service in config.services and not config.wrong(service):
+                try:
+                    self._folder.mkdir(parents=True, exist_ok=True)
                     self._keep(self._folder / f"{service}.yaml", file.read_text(encoding="utf-8-sig"))
-        except (OSError, UnicodeDecodeError, Fault) as error:
-            log.warning("files_not_kept", reason=str(error))
+                except (OSError, UnicodeDecodeError, Fault) as error:
+                    log.warning("files_not_kept", service=service, reason=str(error))
 
     @staticmethod
     def _keep(path: Path, text: str) -> None:
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
+        if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
             write(path, text, private=True)
 
     def forget(self, service: str) -> None:

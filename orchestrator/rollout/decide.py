@@ -291,10 +291,17 @@ def _leave_start(turn: Turn, seen: Observation) -> None:
 
 
 def _enter_step(turn: Turn, seen: Observation, step: int, reason: str) -> None:
-    """Enter a step once its hooks have passed."""
+    """Enter a step once its hooks have passed, for which they have as long as the step may take."""
     if turn.rollout.hooks_for != step:
-        turn.roll(hooks_for=step)
+        turn.roll(hooks_for=step, entered_at=turn.now)
     _ask_hooks(turn, seen, lambda: _go_to(turn, step, reason))
+    rollout = turn.state.rollout
+    if rollout is None or rollout.hooks_for != step:
+        return
+    deadline = rollout.release.policy.steps[step].deadline
+    if turn.now - rollout.entered_at >= deadline:
+        silent = ", ".join(call.hook.name for call in due(turn.state) if call.key not in seen.hooks)
+        turn.retreat(Outcome.ROLLED_BACK, f"hook {silent}: no answer within {deadline:.0f} s")
 
 
 def _go_to(turn: Turn, step: int, reason: str) -> None:
@@ -455,8 +462,12 @@ def _promote(turn: Turn, reason: str) -> None:
     leaving = [r for r in (state.previous,) if r is not None and r.id != release.id]
     until = turn.now + release.policy.keep_previous if old is not None else None
     turn.set(stable=release, previous=old, previous_until=until)
-    why = rollout.reason if rollout.kind == "revert" else reason
-    turn.end(Outcome.PROMOTED, why, actor=rollout.actor if rollout.kind == "revert" else DAEMON)
+    asked = rollout.kind == "revert" or (rollout.actor != DAEMON and not is_fast(state, rollout))
+    turn.end(
+        Outcome.PROMOTED,
+        rollout.reason if asked else reason,
+        actor=rollout.actor if asked else DAEMON,
+    )
     turn.retire(leaving)
 
 

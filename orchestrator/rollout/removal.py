@@ -1,9 +1,10 @@
 """The end of a service: its route is empty and its instances are gone; then its files, then its state."""
 
 from dataclasses import replace
+from typing import Literal
 
 from orchestrator.rollout.events import RouteChanged, ServiceRemoved
-from orchestrator.rollout.model import Mark, Outcome, Route, ServiceState
+from orchestrator.rollout.model import Mark, Outcome, Release, Route, ServiceState
 from orchestrator.rollout.observation import Observation
 from orchestrator.rollout.turn import DAEMON, Turn
 
@@ -15,6 +16,13 @@ def begin(turn: Turn, mark: Mark) -> None:
     state = turn.state
     turn.set(removal=mark, stable=None, previous=None, previous_until=None)
     turn.retire([r for r in (state.stable, state.previous) if r is not None])
+    turn.set(retiring=tuple(replace(r, was=_was(state, r.release)) for r in turn.state.retiring))
+
+
+def _was(state: ServiceState, release: Release) -> Literal["", "stable", "previous"]:
+    if state.stable is not None and release.id == state.stable.id:
+        return "stable"
+    return "previous" if state.previous is not None and release.id == state.previous.id else ""
 
 
 def notice_removal(turn: Turn, seen: Observation) -> None:
@@ -36,6 +44,42 @@ def notice_removal(turn: Turn, seen: Observation) -> None:
     for release in state.queue:
         turn.conclude(release, Outcome.ABORTED, LOST, actor=DAEMON)
     begin(turn, Mark(kind="removing", actor=DAEMON, reason=LOST, since=turn.now))
+
+
+def is_going(state: ServiceState) -> bool:
+    """Whether a service is being removed."""
+    return state.removal is not None and state.removal.kind == "removing"
+
+
+def kept(state: ServiceState) -> dict[str, Release]:
+    """What a removal has not let go yet: its stable and previous release, by that word."""
+    return {r.was: r.release for r in state.retiring if r.was}
+
+
+def waits_for(state: ServiceState) -> str:
+    """What a removal waits for."""
+    if state.confirmed != state.route.generation or any(r.generation is None for r in state.retiring):
+        why = f": {state.stuck_why}" if state.stuck_why else ""
+        return f"nginx has not confirmed yet that it sends nothing there{why}"
+    return "its last requests end" if state.retiring else "its instances stop"
+
+
+def call_off(turn: Turn) -> bool:
+    """End a removal; what it has not let go yet is as it was. Whether its stable release is."""
+    state = turn.state
+    if not is_going(state):
+        return False
+    stable, previous = kept(state).get("stable"), kept(state).get("previous")
+    if stable is None:
+        return False
+    turn.set(
+        removal=None,
+        stable=stable,
+        previous=previous,
+        previous_until=turn.now + stable.policy.keep_previous if previous else None,
+        retiring=tuple(r for r in state.retiring if not r.was),
+    )
+    return True
 
 
 def take_down(turn: Turn, seen: Observation) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -44,7 +44,7 @@ GONE = ".gone"
 """Suffix of what is left of a removed service: who removed it, against a daemon that does not know."""
 
 LOCK_MARGIN = 5.0
-"""Seconds beyond a confirmation that another process may hold the folder."""
+"""Seconds beyond a confirmation and two gentle reloads that another process may hold the folder."""
 
 
 def files_of(directory: Path, service: str) -> list[Path]:
@@ -132,7 +132,7 @@ class NginxEdge:
         self._listener = Listener(probe or f"http://{listen}")
         self._memory = Memory(process, directory, mode)
         self._switches = Switches(directory)
-        self._deadline = confirm_deadline
+        self._lock_deadline = confirm_deadline + 2 * closing_wait + LOCK_MARGIN
         self._folder = seen_as or str(directory)
         self._snippets = Snippets(directory, self._folder)
         self._reloader = Reloader(
@@ -220,7 +220,7 @@ class NginxEdge:
     @contextlib.asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
         """One change of the folder at a time, in this process and among all on this host."""
-        async with self._lock, locked(self._dir / ".lock", self._deadline + LOCK_MARGIN):
+        async with self._lock, locked(self._dir / ".lock", self._lock_deadline):
             yield
 
     @contextlib.asynccontextmanager
@@ -503,8 +503,7 @@ class NginxEdge:
             else:
                 write(path, good, private=private)
             if tested and self._reloader.asked:
-                with contextlib.suppress(Fault):
-                    await self._process.reload()
+                await _whole(self._reloader.put_back(gently=calm))
             raise
 
     async def _keep_edited(self, path: Path, old: str | None) -> Header | None:
@@ -652,6 +651,16 @@ def _way_back(disk: OnDisk | None, found: Header | None) -> tuple[Server, ...]:
     if found is None or not found.intact or found.on_disk is None or found.on_disk.local is None:
         return ()
     return found.on_disk.route.servers
+
+
+async def _whole(work: Coroutine[None, None, None]) -> None:
+    """Do it however often it is cancelled meanwhile; a `Fault` is not told, because one is being told."""
+    doing = asyncio.ensure_future(work)
+    while not doing.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({doing})
+    if not isinstance(doing.exception(), Fault):
+        doing.result()
 
 
 def _remove_all(paths: Sequence[Path]) -> None:

@@ -30,6 +30,7 @@ RUNTIME = "tests/contract/test_runtime.py"
 SIMULATION = "tests/simulation -k one_effect"
 REVERT = "tests/simulation -k 'one_effect and revert'"
 BULKHEADS = "tests/unit/test_bulkheads.py"
+SUPERVISION = "tests/unit/test_supervision.py"
 
 BUGS = (
     Bug(
@@ -40,6 +41,13 @@ BUGS = (
         "            except Fault:\n                self._inbox.popleft()\n                raise\n"
         "            except Exception as error:\n"
         '                log.exception("command_failed"',
+        ENGINE,
+    ),
+    Bug(
+        "an image that a container holds is tried once, and never again",
+        "engine/converge.py",
+        "world.stale_images - self._removed - used",
+        "world.stale_images - self._removed",
         ENGINE,
     ),
     Bug(
@@ -227,9 +235,79 @@ BUGS = (
     Bug(
         "a look that meets a bug is one for nobody",
         "engine/measure.py",
-        "            if len(queries) > 1:",
-        "            if len(queries) > 1000:",
+        "                await self._read([query])\n",
+        "                await self._read([q for q, _ in self._watched.values()])\n",
         "tests/unit/test_measure.py",
+    ),
+    Bug(
+        "a look that hangs keeps verbs waiting for ever",
+        "engine/conductor.py",
+        "await within(LOOK_DEADLINE, question)",
+        "await within(1e9, question)",
+        f"{BULKHEADS} -k 'observe and Hang'",
+    ),
+    Bug(
+        "a job that hangs is waited for for ever",
+        "engine/tasks.py",
+        "            await within(deadline, work)\n",
+        "            await unless_cancelled(work)\n",
+        f"{BULKHEADS} -k 'supervise and Hang'",
+    ),
+    Bug(
+        "a library that calls sys.exit ends the daemon",
+        "engine/tasks.py",
+        "if isinstance(error, Exception | GeneratorExit):",
+        "if isinstance(error, Exception | GeneratorExit | SystemExit):",
+        f"{BULKHEADS} -k 'resolve and SystemExit'",
+    ),
+    Bug(
+        "a request that can't be refused keeps the others waiting",
+        "intake/stream.py",
+        '        except Exception:\n            log.exception("request_left"',
+        '        except ZeroDivisionError:\n            log.exception("request_left"',
+        f"{BULKHEADS} -k 'refuse and KeyError'",
+    ),
+    Bug(
+        "a reply that hangs keeps the others waiting",
+        "engine/replies.py",
+        "timeout=PATIENCE",
+        "timeout=None",
+        f"{BULKHEADS} -k 'refuse and Hang'",
+    ),
+    Bug(
+        "images whose removal failed stay for ever",
+        "engine/converge.py",
+        "        await self._images.remove_images(sorted(digests))\n        self._removed |= digests\n",
+        "        self._removed |= digests\n        await self._images.remove_images(sorted(digests))\n",
+        f"{BULKHEADS} -k 'remove_images and KeyError'",
+    ),
+    Bug(
+        "a service that can't be looked at holds back the targets of all",
+        "daemon/serve.py",
+        "            elif state.service not in self._targets:",
+        "            elif False:",
+        SUPERVISION,
+    ),
+    Bug(
+        "a bug in reading the files again ends the daemon",
+        "daemon/serve.py",
+        '        except Exception as error:\n            log.exception("reload_failed")',
+        '        except ZeroDivisionError as error:\n            log.exception("reload_failed")',
+        SUPERVISION,
+    ),
+    Bug(
+        "a service that can no longer be planned is driven no more",
+        "daemon/serve.py",
+        "if service in self._plans:  #",
+        "if False:  #",
+        SUPERVISION,
+    ),
+    Bug(
+        "a hook before a step is waited for for ever",
+        "rollout/decide.py",
+        "    if turn.now - rollout.entered_at >= deadline:\n",
+        "    if turn.now - rollout.entered_at >= 1e9:\n",
+        "tests/unit/test_hooks.py",
     ),
     Bug(
         "what a job has done is done again until it is seen",
@@ -257,6 +335,20 @@ BUGS = (
         "traffic/edge.py",
         "if tested and self._reloader.asked:",
         "if tested:",
+        KEPT,
+    ),
+    Bug(
+        "connections are cut when a change is taken back",
+        "traffic/edge.py",
+        "put_back(gently=calm)",
+        "put_back(gently=False)",
+        KEPT,
+    ),
+    Bug(
+        "a change is taken back by half when it is cancelled twice",
+        "traffic/edge.py",
+        "            await asyncio.wait({doing})\n",
+        "            await doing\n",
         KEPT,
     ),
     Bug(
@@ -626,8 +718,8 @@ BUGS = (
     Bug(
         "without Redis a dying candidate keeps its traffic",
         "engine/conductor.py",
-        "                    await self._fail_static()\n",
-        "",
+        "                    await self._survive()\n",
+        "                    pass\n",
         ENGINE,
     ),
     Bug(
@@ -885,6 +977,62 @@ BUGS = (
         "return HookResult(passed=result is True, text",
         "return HookResult(passed=result is not False, text",
         "tests/integration/test_hooks.py",
+    ),
+    Bug(
+        "of a hook's answer only the first piece is read",
+        "hooks/runner.py",
+        "            if len(said) > limit:\n                break\n",
+        "            break\n",
+        "tests/integration/test_hooks.py",
+    ),
+    Bug(
+        "the query of a limit is over another window than the limit",
+        "analysis/shown.py",
+        "_window(gate.window) if isinstance(gate, Limit) else ALL",
+        "ALL",
+        "tests/unit/test_shown.py",
+    ),
+    Bug(
+        "the query of an address is shown",
+        "ports/addresses.py",
+        'return _QUERY.sub(r"\\1***", _USER.sub(r"\\1***@", text))',
+        'return _USER.sub(r"\\1***@", text)',
+        "tests/unit/test_addresses.py",
+    ),
+    Bug(
+        "the log shows what is secret in an address",
+        "observability/logs.py",
+        "            _mask,\n",
+        "",
+        "tests/unit/test_addresses.py",
+    ),
+    Bug(
+        "config show shows a container's environment",
+        "cli/config.py",
+        'return "***" if may_be_secret(path) else masked(value)',
+        "return masked(value)",
+        "tests/mistakes/test_one_file.py",
+    ),
+    Bug(
+        "a promotion by a person is told as one by the gates",
+        "rollout/decide.py",
+        'asked = rollout.kind == "revert" or (rollout.actor != DAEMON and not is_fast(state, rollout))',
+        'asked = rollout.kind == "revert"',
+        "tests/unit/test_release.py -k person",
+    ),
+    Bug(
+        "a release that was gone back to is told as left",
+        "rollout/model.py",
+        "            if ended.release.id == release:\n                found = None\n            elif",
+        "            if",
+        "tests/unit/test_revert.py -k left",
+    ),
+    Bug(
+        "a removal that is called off keeps stable out",
+        "rollout/removal.py",
+        "        retiring=tuple(r for r in state.retiring if not r.was),\n",
+        "",
+        "tests/unit/test_removal.py",
     ),
     Bug(
         "a hook that has not answered does not hold",

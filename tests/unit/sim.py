@@ -59,6 +59,7 @@ class Sim:
     silence: str = ""
     file: str = "ours"
     drained: bool = True
+    switched_to: str = ""
     failed: str = ""
     runtime_ok: bool = True
     prometheus_up: bool = True
@@ -110,6 +111,7 @@ class Sim:
                 silence=self.silence,
                 floor=self.disk.route.generation if self.disk else 0,
                 on_disk=self.disk,
+                switched_to=self.switched_to,
             ),
             images=image,
             start_errors=errors,

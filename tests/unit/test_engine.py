@@ -472,18 +472,6 @@ async def test_a_removal_goes_on_with_the_next_daemon() -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_bug_in_refusing_a_request_holds_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(*_: Any) -> None:
-        raise KeyError("entry")
-
-    kit = Kit()
-    monkeypatch.setattr(FakeStore, "refuse", broken)
-    dispatcher = Dispatcher(kit.parts, kit.store)
-    unknown = Request(id="1-0", verb="release", service="web", who="ci", image="repo/api:1")
-    await dispatcher.dispatch(unknown, {"service": "web"})
-    assert kit.store.dead == []
-
-
 async def test_a_service_that_is_closed_takes_no_release_and_every_other_verb() -> None:
     kit = Kit()
     dispatcher = Dispatcher(kit.parts, kit.store)
@@ -570,6 +558,25 @@ async def test_only_what_nginx_has_let_go_is_stopped(confirmed: int, routed: boo
     converger.converge(desired(state, 0.0), state, seen)
     await asyncio.sleep(0.05)
     assert ("api-9-0" not in kit.runtime.containers) == stopped
+    await jobs.stop()
+
+
+async def test_an_image_is_removed_once_its_containers_are_gone_and_again_when_that_failed() -> None:
+    kit = Kit()
+    old = release(1, digest="sha256:1")
+    await kit.runtime.start(Wanted(name="api-1-0", release=old, index=0, create=True, restart=False))
+    instances = await kit.runtime.observe("api")
+    state = ServiceState(service="api")
+    world = replace(desired(state, 0.0), stale_images=frozenset({"sha256:1", "sha256:2"}))
+    jobs = Jobs(lambda: None, first_pause=0.01)
+    converger = Converger(kit.runtime, kit.runtime, kit.traffic, kit.hooks, kit.store, jobs)
+    removed = []
+    for seen, down in ((instances, False), ((), True), ((), False), ((), False)):
+        kit.runtime.down = down
+        converger.converge(world, state, Observation(instances=seen, edge=Edge()))
+        await asyncio.sleep(0.05)
+        removed.append(list(kit.runtime.removed_images))
+    assert removed == [["sha256:2"], ["sha256:2"], ["sha256:2", "sha256:1"], ["sha256:2", "sha256:1"]]
     await jobs.stop()
 
 

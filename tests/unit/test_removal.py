@@ -10,6 +10,7 @@ from orchestrator.rollout.desired import desired
 from orchestrator.rollout.events import (
     CommandAccepted,
     EdgeStuck,
+    ReleaseAccepted,
     ReleaseEnded,
     ReleaseRetired,
     RequestRefused,
@@ -19,7 +20,8 @@ from orchestrator.rollout.events import (
 )
 from orchestrator.rollout.model import Outcome, Phase, Route, ServiceState
 from orchestrator.rollout.observation import OnDisk
-from orchestrator.rollout.removal import LOST
+from orchestrator.rollout.removal import LOST, is_going, waits_for
+from orchestrator.rollout.told import told
 from tests.builders import policy, submit
 from tests.unit.sim import Sim
 
@@ -117,12 +119,91 @@ def test_what_is_on_its_way_has_to_be_aborted_first(sim: Sim) -> None:
 
 
 def test_while_a_service_is_removed_nothing_else_is_carried_out(sim: Sim) -> None:
+    sim.edge_up = False
     sim.send(REMOVE)
-    for command in (submit(2), Rollback(request="8-0", actor="bob"), Freeze(request="9-0", actor="bob")):
+    for command in (
+        Rollback(request="8-0", actor="bob"),
+        Freeze(request="9-0", actor="bob"),
+        Remove(request="10-0", actor="bob"),
+        Abort(request="11-0", actor="bob", release="api-1"),
+    ):
         (refused,) = sim.send(command)
         assert isinstance(refused, RequestRefused)
-        assert refused.reason == "api is being removed, by ann: nobody uses it"
+        assert refused.reason == (
+            "api is being removed, by ann: nobody uses it; nginx has not confirmed yet that it sends nothing"
+            " there; abort it to keep the service, or release an image"
+        )
     assert offers(sim.state, "") == ()
+
+
+def test_what_a_removal_waits_for_is_said_with_the_words_of_nginx(sim: Sim) -> None:
+    sim.refuses = "nginx -t: host not found in upstream api"
+    sim.send(REMOVE)
+    sim.run(5)
+    assert waits_for(sim.state).endswith(f"sends nothing there: {sim.refuses}")
+    sim.refuses, sim.drained, sim.stop_takes = "", False, 5.0
+    found = set()
+    for _ in range(60):
+        sim.step()
+        if sim.state.confirmed == sim.state.route.generation and is_going(sim.state):
+            found.add(waits_for(sim.state))
+    assert found == {"its last requests end", "its instances stop"}
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_removal_is_called_off_while_nothing_is_gone(sim: Sim, silent: bool) -> None:
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.edge_up = not silent
+    sim.send(REMOVE)
+    sim.run(5 if silent else 0)
+    assert sim.state.stable is None
+    (accepted, *_) = sim.send(Abort(request="8-0", actor="bob"))
+    assert isinstance(accepted, CommandAccepted)
+    assert (accepted.verb, accepted.note) == ("abort", "the removal by ann is called off: api-2 stays")
+    assert told(accepted).endswith("; the removal by ann is called off: api-2 stays")
+    sim.edge_up = True
+    sim.run(20)
+    assert (sim.share("api-2"), sim.state.removal, sim.state.retiring) == (100, None, ())
+    assert sim.state.confirmed == sim.state.route.generation
+    assert sim.state.previous is not None
+    assert len(sim.instances) == 4
+    assert sim.send(Rollback(request="9-0", actor="bob"))
+    sim.run(10)
+    assert sim.share("api-1") == 100
+
+
+def test_a_release_calls_a_removal_off_too_and_says_so(sim: Sim) -> None:
+    sim.edge_up = False
+    sim.send(REMOVE)
+    sim.run(5)
+    (accepted, *_) = sim.send(submit(2))
+    assert isinstance(accepted, ReleaseAccepted)
+    assert accepted.note == "the removal by ann is called off: api-1 stays"
+    assert accepted.note in told(accepted)
+    sim.edge_up = True
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+    assert sim.state.previous is not None
+    assert sim.state.previous.id == "api-1"
+
+
+def test_a_removal_that_has_let_go_is_not_called_off_and_a_release_begins_anew(sim: Sim) -> None:
+    sim.stop_takes = 30.0
+    sim.send(REMOVE)
+    while sim.state.retiring:
+        sim.step()
+    (refused,) = sim.send(Abort(request="8-0", actor="bob"))
+    assert isinstance(refused, RequestRefused)
+    assert refused.reason == (
+        "api is being removed, by ann: nobody uses it; its instances stop; its instances are let go already;"
+        " release an image to have it again"
+    )
+    (accepted, *_) = sim.send(submit(2))
+    assert isinstance(accepted, ReleaseAccepted)
+    assert accepted.note == ""
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+    sim.run(60)
+    assert {i.release for i in sim.instances.values()} == {"api-2"}
 
 
 def test_a_service_that_never_had_a_release_is_removed_too() -> None:

@@ -1,5 +1,6 @@
 """The way back: it always ends, and never leads to the release that somebody wanted users away from."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from orchestrator.rollout.decide import decide
 from orchestrator.rollout.desired import desired
 from orchestrator.rollout.events import CommandAccepted, EdgeStuck, ReleaseEnded, RequestRefused
 from orchestrator.rollout.model import Outcome, Phase, Rollout
-from orchestrator.rollout.told import problems
+from orchestrator.rollout.told import problems, way_back
 from tests.builders import policy, submit, template
 from tests.unit.sim import Behaviour, Sim
 
@@ -27,6 +28,10 @@ def ask(sim: Sim, request: str, **about: str) -> str:
     """Ask for a rollback; why it was refused, or ''."""
     events = sim.send(Rollback(request=request, actor="ann", **about))
     return events[0].reason if isinstance(events[0], RequestRefused) else ""
+
+
+def utc(at: float) -> str:
+    return time.strftime("%H:%M:%S UTC", time.gmtime(at))
 
 
 def stable(sim: Sim) -> str:
@@ -457,3 +462,56 @@ def test_nginx_that_is_silent_while_nothing_rolls_out_is_told_once_and_that_it_s
     sim.step()
     assert [e.kind for e in sim.events[before:]] == ["route_confirmed"]
     assert problems(sim.state) == []
+
+
+def test_a_release_that_was_left_says_by_what_until_it_is_back(sim: Sim) -> None:
+    promoted(sim, 2, 3)
+    assert [sim.state.left(f"api-{n}") for n in (1, 2, 3)] == [None] * 3
+    sim.send(Rollback(request="20-0", actor="ann", reason="checkout is broken"))
+    sim.run(20)
+    left = sim.state.left("api-3")
+    assert left is not None
+    assert (left.release.id, left.actor, left.reason) == ("api-2", "ann", "checkout is broken")
+    sim.send(submit(4))
+    sim.send(Abort(request="21-0", actor="ann"))
+    assert sim.state.left("api-2") is None
+    sim.send(Rollback(request="22-0", actor="bob", to="api-3"))
+    sim.run(20)
+    assert sim.state.left("api-3") is None
+    left = sim.state.left("api-2")
+    assert left is not None
+    assert left.actor == "bob"
+
+
+def test_status_says_where_users_are_while_a_rollback_of_stable_waits_for_nginx(sim: Sim) -> None:
+    promoted(sim, 2)
+    assert way_back(sim.state) == ""
+    sim.refuses = REFUSES
+    ask(sim, "20-0")
+    sim.run(3)
+    asked = f"going back to api-1 since {utc(active(sim).entered_at)}; "
+    waits = f"; nginx has not confirmed its new configuration yet: {REFUSES}"
+    said = f"{asked}some users may still be on api-2{waits}"
+    assert (way_back(sim.state), problems(sim.state)) == (said, [said])
+    sim.switched_to = "api-1"
+    sim.run(3)
+    by = f"all users are on api-1 by the rollback switch since {utc(sim.now - 2)}"
+    assert way_back(sim.state) == f"{asked}{by}{waits}"
+    sim.refuses = "nginx -t: the next mistake"
+    sim.run(3)
+    assert way_back(sim.state).endswith(f"yet: {sim.refuses}")
+    sim.refuses, sim.switched_to = "", ""
+    sim.run(3)
+    assert (way_back(sim.state), sim.state.switched, problems(sim.state)) == ("", None, [])
+
+
+def test_status_says_where_users_are_while_a_candidate_is_taken_back(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.edge_up = False
+    ask(sim, "20-0")
+    sim.run(2)
+    assert "some users may still be on api-2; nginx has not confirmed" in way_back(sim.state)
+    sim.switched_to = "api-1"
+    sim.run(2)
+    assert "; all users are on api-1 by the rollback switch since " in way_back(sim.state)
