@@ -232,8 +232,8 @@ class Conductor:
         if not self._loaded:
             await self._load()
         told = bool(self._version) and self._looked and await self._obey()
-        overlooked = self._unwatched()
-        seen = replace(await self._look(), unwatched=overlooked)
+        unwatched = self._unwatched()
+        seen = replace(await self._look(), unwatched=unwatched)
         if not self._version or not self._looked:  # the store may know less than what runs: that comes first
             if not self._version and not seen.runtime_ok:
                 return False
@@ -242,7 +242,7 @@ class Conductor:
             seen = replace(seen, unwatched=0.0)
             told = await self._obey()
         told |= await self._decide(seen)
-        if self._parts.may_act() or overlooked:
+        if self._parts.may_act() or unwatched:
             self._memory.decided_at = self._parts.clock.now()
         if self._parts.may_act():
             self._converger.converge(desired(self._state, self._parts.clock.now()), self._state, seen)

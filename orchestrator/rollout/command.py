@@ -136,7 +136,7 @@ def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceSt
         return state, ()
     state = replace(state, handled=(*state.handled, command.request)[-HANDLED:])
     turn = Turn(state, now)
-    why = _misses(state, command) or _carry_out(turn, command)
+    why = _wrong_target(state, command) or _carry_out(turn, command)
     if why:
         return state, (refusal(state.service, command, why, now),)
     if not isinstance(command, Submit | Restart):
@@ -203,7 +203,7 @@ def verb_of(command: Command) -> str:
     return "release" if isinstance(command, Submit) else type(command).__name__.lower()
 
 
-def _misses(state: ServiceState, command: Command) -> str:
+def _wrong_target(state: ServiceState, command: Command) -> str:
     """Why a command about a rollout does not mean the one that is under way, or ''."""
     if not isinstance(command, _OfRollout) or not command.release or state.rolling(command.release):
         return ""
@@ -428,7 +428,7 @@ def _approve(turn: Turn) -> str:
 
 def _go_on(turn: Turn, mark: Mark) -> None:
     """Take a mark off. The time under it counts for no clock of the phase."""
-    turn.stood(turn.now - mark.since)
+    turn.postpone(turn.now - mark.since)
     turn.roll(mark=None, silent=0.0)
 
 

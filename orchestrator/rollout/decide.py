@@ -36,7 +36,7 @@ from orchestrator.rollout.policy import differences
 from orchestrator.rollout.removal import notice_removal, take_down
 from orchestrator.rollout.route import lost, usable
 from orchestrator.rollout.turn import DAEMON, Turn
-from orchestrator.rollout.unseen import notice_blindness, overlook
+from orchestrator.rollout.unseen import exclude_unwatched, notice_blindness
 
 
 def decide(state: ServiceState, seen: Observation, now: float) -> tuple[ServiceState, tuple[Event, ...]]:
@@ -51,7 +51,7 @@ def decide(state: ServiceState, seen: Observation, now: float) -> tuple[ServiceS
         The next state and the events that tell the difference, oldest first.
     """
     turn = Turn(state, now)
-    overlook(turn, seen.unwatched)
+    exclude_unwatched(turn, seen.unwatched)
     notice_removal(turn, seen)
     adopt(turn, seen)
     notice_host(turn, seen)

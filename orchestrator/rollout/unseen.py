@@ -11,7 +11,7 @@ MEASURED = frozenset({Phase.STARTING, Phase.SHIFTING, Phase.BAKING})
 """Phases that wait for measurements."""
 
 
-def overlook(turn: Turn, seconds: float) -> None:
+def exclude_unwatched(turn: Turn, seconds: float) -> None:
     """Take out the seconds before this look in which nobody drove the service.
 
     A hold, a deadline, a pause, the time in the queue and the time that a limit has been broken go on from
@@ -23,17 +23,17 @@ def overlook(turn: Turn, seconds: float) -> None:
         turn.set(overlooked=overlooked)
     if state.rollout is None or not seconds:
         return
-    turn.stood(seconds)
+    turn.postpone(seconds)
     rollout = turn.rollout
     turn.roll(
-        blind_since=None if rollout.blind_since is None else turn.later(rollout.blind_since, seconds),
-        mark=_later(turn, rollout.mark, seconds),
-        breaches=tuple(replace(b, since=turn.later(b.since, seconds)) for b in rollout.breaches),
+        blind_since=None if rollout.blind_since is None else turn.postponed(rollout.blind_since, seconds),
+        mark=_postponed(turn, rollout.mark, seconds),
+        breaches=tuple(replace(b, since=turn.postponed(b.since, seconds)) for b in rollout.breaches),
     )
 
 
-def _later(turn: Turn, mark: Mark | None, seconds: float) -> Mark | None:
-    return None if mark is None else replace(mark, since=turn.later(mark.since, seconds))
+def _postponed(turn: Turn, mark: Mark | None, seconds: float) -> Mark | None:
+    return None if mark is None else replace(mark, since=turn.postponed(mark.since, seconds))
 
 
 def notice_blindness(turn: Turn, seen: Observation) -> None:
@@ -55,7 +55,7 @@ def notice_blindness(turn: Turn, seen: Observation) -> None:
         away = "Prometheus" if why else ""
     if not away:
         if rollout.blind_since is not None:
-            turn.stood(turn.now - rollout.blind_since)
+            turn.postpone(turn.now - rollout.blind_since)
             turn.roll(blind_since=None, blind_to="")
         return
     since = turn.now if rollout.blind_since is None else rollout.blind_since

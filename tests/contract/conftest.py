@@ -21,6 +21,7 @@ from orchestrator.rollout.model import Route, Server
 from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.options import EdgeOptions, ServerBlock
 from orchestrator.traffic.process import HostNginx
+from tests.builders import server
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
@@ -53,15 +54,7 @@ class Site:
         return RoutePlan(service="api", route=route, stable="api-1", fallback=fallback)
 
     def _server(self, release: str) -> Server:
-        address = f"127.0.0.1:{self.backends[release]}"
-        return Server(
-            address=address,
-            weight=1,
-            release=release,
-            instance=f"{release}-0",
-            container="c",
-            started_at="t",
-        )
+        return server(release, f"127.0.0.1:{self.backends[release]}")
 
     async def request(self, more: bytes = b"", start: bytes = GET) -> tuple[str, str]:
         """Head and body of the answer on a fresh connection."""

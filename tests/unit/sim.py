@@ -266,8 +266,8 @@ class Sim:
                     supervised=want.restart,
                     described=want.release,
                 )
-        if world.worn in self.instances:
-            del wanted[world.worn]
+        if world.recreate in self.instances:
+            del wanted[world.recreate]
         self._stop(wanted)
 
     def _stop(self, wanted: Mapping[str, Wanted]) -> None:
