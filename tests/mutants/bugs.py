@@ -246,6 +246,20 @@ BUGS = (
         SUPERVISION,
     ),
     Bug(
+        "calls of one service may hold all threads that wait for the Engine",
+        "runtime/client.py",
+        "asyncio.Semaphore(SHARE)",
+        "asyncio.Semaphore(1000)",
+        "tests/unit/test_docker_client.py",
+    ),
+    Bug(
+        "a job that is not started each turn is forgotten, with its pauses",
+        "engine/conductor.py",
+        "        self._jobs.keep(CPU)\n",
+        "",
+        f"{BULKHEADS} -k 'cpu_seconds and KeyError'",
+    ),
+    Bug(
         "a hook before a step is waited for for ever",
         "rollout/decide.py",
         "    if turn.now - rollout.entered_at >= deadline:\n",
