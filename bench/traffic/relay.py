@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import sys
 
-LIMIT = 600.0
+LIMIT = 3600.0
 CHUNK = 65536
 
 
@@ -20,7 +20,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dela
 
 
 async def main(port: int, to: str, delay: float) -> None:
-    """Relay until killed, at most ten minutes."""
+    """Relay until killed, at most an hour."""
     host, _, target = to.rpartition(":")
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -40,6 +40,10 @@ REMEMBER = 86400.0
 """Seconds for which Redis knows a request again that is sent a second time, as the first reply was lost."""
 
 
+CALLS_OFF = frozenset({"command_accepted", "release_accepted"})
+"""Events that end a removal: while it goes on nothing else is carried out."""
+
+
 class Lost(Exception):  # noqa: N818  what happened to the request
     """Redis came back without the request."""
 
@@ -182,6 +186,8 @@ class _Errand:
                     return _code(answer, event)
                 if isinstance(event, ServiceRemoved):
                     return OK
+                if self._fields.get("verb") == "remove" and event.kind in CALLS_OFF:
+                    return OUTCOMES[Outcome.ABORTED]
         raise AssertionError("events do not end")
 
     async def _over(self) -> int | None:
@@ -206,7 +212,7 @@ class _Errand:
     def standing(self) -> str:
         """What is known of it now."""
         if self._answered:
-            return f"{self.release or self.service} goes on"
+            return f"{self._goes_on()}; see `{self.status}`"
         if not self._sent:
             return "nothing was asked for"
         if self.request:
@@ -215,6 +221,19 @@ class _Errand:
             "it is not known whether Redis has taken the request; if it has, a daemon carries it out:"
             f" see `{self.status}`"
         )
+
+    def _goes_on(self) -> str:
+        """What the daemon goes on with."""
+        match self._fields.get("verb"):
+            case "rollback":
+                what = f" of {self.release}" if self.release else ""
+                return f"the rollback{what} goes on until nginx has confirmed it"
+            case "remove":
+                return (
+                    f"the removal of {self.service} goes on; while nothing of it is gone"
+                    f" `orchestrator abort {self.service}` calls it off"
+                )
+        return f"{self.release} goes on"
 
     async def _events(self) -> AsyncGenerator[Event | None, None]:
         """What happens after the last event that was seen, through outages; None where nothing does.

@@ -220,7 +220,7 @@ def abort(
     output: OutputOption = Output.TEXT,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """End the rollout that is under way, or a queued release."""
+    """End the rollout that is under way, or a queued release, or call a removal off while nothing is gone."""
     fields = {"verb": "abort", "service": service, "who": who or me(), "why": reason, "release": release_id}
     _send(config_or_exit(config), fields, wait=False, timeout=0.0, output=output)
 
@@ -238,7 +238,8 @@ def remove(
 ) -> None:
     """Take a service down: its traffic, its instances, its files in nginx' folder. Images and its file stay.
 
-    Without --yes nothing is done. Refused while a release is on its way.
+    Without --yes nothing is done. Refused while a release is on its way. While nothing is gone,
+    `abort` calls it off, and so does a release.
     """
     found = config_or_exit(config)
     if not yes:

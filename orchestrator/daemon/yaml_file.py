@@ -171,7 +171,7 @@ def document(path: Path, body: bytes) -> Any:
     except UnicodeDecodeError:
         told = "is not UTF-8"
     except yaml.YAMLError as error:
-        told = " ".join(str(error).split())
+        told = " ".join(str(error).split()).replace('in "<unicode string>", line', "at line")
     except RecursionError:
         told = "is nested too deep"
     except ODD:  # while it is split into words: an escape, or the version of YAML

@@ -58,7 +58,7 @@ class Converger:
         self._route(world, state, seen)
         if seen.runtime_ok:
             self._instances(world, state, seen)
-            self._stale_images(world)
+            self._stale_images(world, seen)
         self._jobs.forget_others()
 
     def retreat(self, service: str, actor: str, reason: str) -> None:
@@ -118,7 +118,13 @@ class Converger:
             return
         fallback = world.fallback.servers if world.fallback else ()
         if pending or other or world.repair or fallback != edge.fallback:
-            plan = RoutePlan(service=world.service, route=route, stable=world.stable, fallback=world.fallback)
+            plan = RoutePlan(
+                service=world.service,
+                route=route,
+                stable=world.stable,
+                fallback=world.fallback,
+                released=state.released,
+            )
             name = f"{ROUTE}{route.generation}"
             self._jobs.cancel(lambda job: job.startswith(ROUTE) and job != name)
             self._jobs.start(name, lambda: self._traffic.apply(plan, self._store.token), ROUTE_DEADLINE)
@@ -145,12 +151,14 @@ class Converger:
         elif instance is not None and instance.running and wanted.restart and not instance.supervised:
             self._jobs.start(f"{SUPERVISE}{wanted.name}", lambda: self._runtime.supervise(wanted.name))
 
-    def _stale_images(self, world: World) -> None:
+    def _stale_images(self, world: World, seen: Observation) -> None:
+        """Docker keeps an image as long as a container of it is there, be it one that has been stopped."""
+        used = {i.described.digest for i in seen.instances if i.described is not None}
         self._removed &= world.stale_images
-        fresh = world.stale_images - self._removed
+        fresh = world.stale_images - self._removed - used
         if fresh:
             self._jobs.start(IMAGES, lambda: self._remove(fresh))
 
-    async def _remove(self, digests: frozenset[str]) -> None:
-        await self._images.remove_images(sorted(digests))
-        self._removed |= digests
+    async def _remove(self, fresh: frozenset[str]) -> None:
+        await self._images.remove_images(sorted(fresh))
+        self._removed |= fresh

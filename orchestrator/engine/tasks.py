@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from orchestrator.ports.addresses import masked
 from orchestrator.ports.faults import Away, Fault, Stale
 
 log = structlog.get_logger()
@@ -127,7 +128,7 @@ async def within(seconds: float, work: Callable[[], Awaitable[T]]) -> T:
 
 def bug(error: Exception) -> str:
     """An exception that no part of ours ought to raise, as people are told of it."""
-    return f"internal error, see the daemon's log: {type(error).__name__}: {error}"[:300]
+    return masked(f"internal error, see the daemon's log: {type(error).__name__}: {error}"[:300])
 
 
 @contextlib.asynccontextmanager

@@ -14,8 +14,10 @@ from orchestrator.rollout.model import (
     ServiceState,
     instance_names,
 )
-from orchestrator.rollout.plan import step_count
+from orchestrator.rollout.plan import current_step, step_count
 from orchestrator.rollout.policy import Policy, Template, differences
+from orchestrator.rollout.removal import begin, call_off, is_going, kept, waits_for
+from orchestrator.rollout.told import in_words
 from orchestrator.rollout.turn import DAEMON, Turn
 
 HANDLED = 200
@@ -149,9 +151,17 @@ def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceSt
             actor=command.actor,
             request=command.request,
             reason=command.reason,
+            note=_called_off(state, turn.state),
         )
         turn.events.insert(0, accepted)
     return turn.state, tuple(turn.events)
+
+
+def _called_off(before: ServiceState, after: ServiceState) -> str:
+    """That a command has called a removal off; '' where it has not."""
+    if before.removal is None or before.stable is not None or after.stable is None:
+        return ""
+    return f"the removal by {before.removal.actor} is called off: {after.stable.id} stays"
 
 
 def refusal(service: str, command: Command, reason: str, now: float) -> RequestRefused:
@@ -190,7 +200,7 @@ def offers(state: ServiceState, release: str) -> tuple[str, ...]:
 
 def verb_of(command: Command) -> str:
     """What a command is called where it is asked for."""
-    return type(command).__name__.lower()
+    return "release" if isinstance(command, Submit) else type(command).__name__.lower()
 
 
 def _misses(state: ServiceState, command: Command) -> str:
@@ -202,9 +212,8 @@ def _misses(state: ServiceState, command: Command) -> str:
 
 def _carry_out(turn: Turn, command: Command) -> str:  # noqa: C901, PLR0911, PLR0912  one case for each command
     """Change the turn's state as the command asks; why it is refused, or ''."""
-    removal = turn.state.removal
-    if removal is not None and removal.kind == "removing":
-        return f"{turn.state.service} is being removed, by {removal.by}"
+    if is_going(turn.state) and not isinstance(command, Submit):
+        return _while_it_goes(turn, command)
     match command:
         case Submit():
             return _submit(turn, command)
@@ -240,12 +249,14 @@ def _submit(turn: Turn, command: Submit) -> str:
     if receipt is not None:
         turn.tell(_accepted(turn, command, receipt.release, duplicate=True))
         return ""
+    call_off(turn)
+    note = _called_off(state, turn.state)
     release = _new(turn, command)
     if command.key:
         kept = Receipt(key=command.key, image=command.image, release=release.id, strategy=command.strategy)
         turn.set(receipts=(*state.receipts, kept)[-RECEIPTS:])
     _make_way(turn, release)
-    turn.events.insert(0, _accepted(turn, command, release.id, duplicate=False))
+    turn.events.insert(0, _accepted(turn, command, release.id, duplicate=False, note=note))
     return ""
 
 
@@ -294,7 +305,9 @@ def _restart(turn: Turn, command: Restart) -> str:
     return ""
 
 
-def _accepted(turn: Turn, command: Submit, release: str, *, duplicate: bool) -> ReleaseAccepted:
+def _accepted(
+    turn: Turn, command: Submit, release: str, *, duplicate: bool, note: str = ""
+) -> ReleaseAccepted:
     frozen = turn.state.frozen
     queued = any(r.id == release for r in turn.state.queue)
     return ReleaseAccepted(
@@ -308,6 +321,7 @@ def _accepted(turn: Turn, command: Submit, release: str, *, duplicate: bool) -> 
         link=command.link,
         duplicate=duplicate,
         frozen=frozen.by if frozen is not None and queued else "",
+        note=note,
     )
 
 
@@ -421,14 +435,21 @@ def _promote(turn: Turn, command: Promote) -> str:
     if rollout is not None and rollout.phase is Phase.ROLLING_BACK and _has_lost_stable(state, rollout):
         previous = turn.state.stable
         turn.set(stable=rollout.release, previous=previous, previous_until=turn.now)
-        turn.end(Outcome.PROMOTED, command.reason or f"kept by {command.actor}", actor=command.actor)
+        turn.end(Outcome.PROMOTED, _because(f"kept by {command.actor}", command), actor=command.actor)
         return ""
     if rollout is None or rollout.phase not in (Phase.PREVIEW, Phase.SHIFTING):
-        where = f"{rollout.release.id} is {rollout.phase}" if rollout else "nothing is rolling out"
+        where = f"{rollout.release.id} is {in_words(rollout.phase)}" if rollout else "nothing is rolling out"
         return f"there is nothing to promote: {where}"
-    reason = command.reason or f"promoted by {command.actor}"
+    weight = current_step(state, rollout).weight
+    where = f"at {weight} %" if rollout.phase is Phase.SHIFTING else "in the preview"
+    reason = _because(f"promoted by {command.actor} {where}", command)
     turn.enter(Phase.BAKING, reason, step=step_count(turn.state, rollout) - 1, actor=command.actor)
     return ""
+
+
+def _because(what: str, command: Command) -> str:
+    """What a person did, and why where that was said."""
+    return f"{what}: {command.reason}" if command.reason else what
 
 
 def _has_lost_stable(state: ServiceState, rollout: Rollout) -> bool:
@@ -475,6 +496,17 @@ def _remove(turn: Turn, command: Remove) -> str:
         ahead = state.rollout.release.id if state.rollout else state.queue[0].id
         return f"{ahead} is on its way; abort it first"
     mark = Mark(kind="removing", actor=command.actor, reason=command.reason, since=turn.now)
-    turn.set(removal=mark, stable=None, previous=None, previous_until=None)
-    turn.retire([r for r in (state.stable, state.previous) if r is not None])
+    begin(turn, mark)
     return ""
+
+
+def _while_it_goes(turn: Turn, command: Command) -> str:
+    """What is asked while a service is removed: `abort` calls that off; why anything else is refused."""
+    state, mark = turn.state, turn.state.removal
+    assert mark is not None
+    if isinstance(command, Abort) and not command.release and call_off(turn):
+        return ""
+    ways = "abort it to keep the service, or release an image"
+    if not kept(state):
+        ways = "its instances are let go already; release an image to have it again"
+    return f"{state.service} is being removed, by {mark.by}; {waits_for(state)}; {ways}"

@@ -33,7 +33,7 @@ from orchestrator.rollout.notice import notice_deaths, notice_edge, notice_host
 from orchestrator.rollout.observation import Image, Instance, Observation
 from orchestrator.rollout.plan import current_step, is_fast
 from orchestrator.rollout.policy import differences
-from orchestrator.rollout.removal import take_down
+from orchestrator.rollout.removal import notice_removal, take_down
 from orchestrator.rollout.route import lost, usable
 from orchestrator.rollout.turn import DAEMON, Turn
 from orchestrator.rollout.unseen import notice_prometheus, overlook
@@ -52,6 +52,7 @@ def decide(state: ServiceState, seen: Observation, now: float) -> tuple[ServiceS
     """
     turn = Turn(state, now)
     overlook(turn, seen.unwatched)
+    notice_removal(turn, seen)
     adopt(turn, seen)
     notice_host(turn, seen)
     notice_edge(turn, seen)
@@ -461,8 +462,12 @@ def _promote(turn: Turn, reason: str) -> None:
     leaving = [r for r in (state.previous,) if r is not None and r.id != release.id]
     until = turn.now + release.policy.keep_previous if old is not None else None
     turn.set(stable=release, previous=old, previous_until=until)
-    why = rollout.reason if rollout.kind == "revert" else reason
-    turn.end(Outcome.PROMOTED, why, actor=rollout.actor if rollout.kind == "revert" else DAEMON)
+    asked = rollout.kind == "revert" or (rollout.actor != DAEMON and not is_fast(state, rollout))
+    turn.end(
+        Outcome.PROMOTED,
+        rollout.reason if asked else reason,
+        actor=rollout.actor if asked else DAEMON,
+    )
     turn.retire(leaving)
 
 
@@ -494,7 +499,7 @@ def _never_served(rollout: Rollout, seen: Observation) -> bool:
     edge = seen.edge
     if rollout.exposed_since is not None or edge.unread or not edge.error or edge.file != "ours":
         return False
-    if edge.on_disk is None:
+    if edge.on_disk is None or edge.on_disk.route.gone:
         return edge.served is None
     route = edge.on_disk.route
     return edge.served == route.generation and all(s.release != rollout.release.id for s in route.servers)

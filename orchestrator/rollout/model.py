@@ -1,11 +1,15 @@
 """The values of a rollout: releases, routes, verdicts, what is committed for a service."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
 from orchestrator.rollout.evidence import Evidence, interval
 from orchestrator.rollout.policy import Policy, Template, Unit
+
+NUMBER = re.compile("[0-9]{1,10}")
+"""How release ids end."""
 
 FULL = 100
 """The whole of a service's traffic, in percent."""
@@ -73,6 +77,12 @@ class Release:
     request: str
     link: str = ""
     digest: str = ""
+
+    @property
+    def number(self) -> int:
+        """The number in its id; 0 where it is none that was ever given out."""
+        number = self.id.rpartition("-")[2]
+        return int(number) if NUMBER.fullmatch(number) else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +254,11 @@ class Rollout:
         """Whether it is a revert that takes the traffic: nothing sends users back to what is being left."""
         return self.kind == "revert" and self.phase is Phase.BAKING
 
+    @property
+    def takes_back(self) -> bool:
+        """Whether it takes users to a release that was good before."""
+        return self.one_way or self.phase is Phase.ROLLING_BACK
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retiring:
@@ -252,11 +267,13 @@ class Retiring:
     Attributes:
         generation: The first generation that does not name it; None until the route has been made anew.
         confirmed_at: When that generation was confirmed; None before.
+        was: What it was before the service's removal began, so that this can be called off.
     """
 
     release: Release
     generation: int | None = None
     confirmed_at: float | None = None
+    was: Literal["", "stable", "previous"] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,6 +313,7 @@ class ServiceState:
         drifted_since: When the edge's file was first seen to differ from ours; None when it does not.
         stuck_since: When the edge began to refuse or not confirm; None when it does not.
         stuck_why: What nginx or the edge said of it; empty when it is not stuck.
+        switched: On the way back, the release that all users are on by the rollback switch, and since when.
         silent_since: When nginx ceased to say what it serves; None when it says so.
         dead: Instances of stable and previous whose death has been told.
         hung: Those that run and fail their probe, each with since when.
@@ -323,6 +341,7 @@ class ServiceState:
     drifted_since: float | None = None
     stuck_since: float | None = None
     stuck_why: str = ""
+    switched: tuple[str, float] | None = None
     silent_since: float | None = None
     dead: tuple[str, ...] = ()
     hung: tuple[tuple[str, float], ...] = ()
@@ -366,6 +385,22 @@ class ServiceState:
     def rolling(self, release: str) -> Rollout | None:
         """A release's rollout, while it is under way."""
         return self.rollout if self.rollout is not None and self.rollout.release.id == release else None
+
+    def left(self, release: str) -> Ended | None:
+        """The rollback that took the traffic from a release that had been promoted.
+
+        None while it has the traffic, or has it again, or where a newer release has come after it.
+        """
+        found, at = None, ""
+        for ended in self.history:
+            if ended.outcome is not Outcome.PROMOTED:
+                continue
+            if ended.release.id == release:
+                found = None
+            elif at == release and ended.kind == "revert":
+                found = ended
+            at = ended.release.id
+        return found
 
     def journeys(self, release: str) -> tuple[Ended, ...]:
         """A release's finished journeys that are remembered, latest first."""

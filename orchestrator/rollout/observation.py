@@ -61,16 +61,18 @@ class OnDisk:
     """What the edge's file says of itself: enough to go on from when the store has lost the state.
 
     Attributes:
-        route: The route that the file serves.
+        route: The route that the file serves; after a removal, that it is gone.
         stable: The release that was stable when it was written.
         local: Set when the file was put in place by a rollback on the host.
         back: Where all traffic goes while the rollback switch is on; empty is no different from off.
+        released: How many release ids had been given out when it was written.
     """
 
     route: Route
     stable: str = ""
     local: LocalRollback | None = None
     back: tuple[Server, ...] = ()
+    released: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,6 +27,7 @@ from orchestrator.traffic.render import (
     route_text,
     shape_of,
     switch_path,
+    tombstone,
 )
 from orchestrator.traffic.snippets import Snippets
 from orchestrator.traffic.switch import Switches
@@ -39,8 +40,11 @@ FALLBACK = ".rollback"
 LAST_GOOD = ".good"
 """Suffix of the copy of the file that was confirmed last."""
 
+GONE = ".gone"
+"""Suffix of what is left of a removed service: who removed it, against a daemon that does not know."""
+
 LOCK_MARGIN = 5.0
-"""Seconds beyond a confirmation that another process may hold the folder."""
+"""Seconds beyond a confirmation and two gentle reloads that another process may hold the folder."""
 
 
 def files_of(directory: Path, service: str) -> list[Path]:
@@ -128,7 +132,7 @@ class NginxEdge:
         self._listener = Listener(probe or f"http://{listen}")
         self._memory = Memory(process, directory, mode)
         self._switches = Switches(directory)
-        self._deadline = confirm_deadline
+        self._lock_deadline = confirm_deadline + 2 * closing_wait + LOCK_MARGIN
         self._folder = seen_as or str(directory)
         self._snippets = Snippets(directory, self._folder)
         self._reloader = Reloader(
@@ -177,8 +181,9 @@ class NginxEdge:
         async with self._changing(plan.service):
             path = self.file(plan.service)
             old = read(path)
-            self._fence(plan, token, read_header(old) if old is not None else None)
+            self._fence(plan, token, old)
             if plan.route.gone:
+                await self._bury(plan, token)
                 await to_the_end(lambda: _remove_all(files_of(self._dir, plan.service)))
                 return
             if self._switches.is_on(plan.service):
@@ -215,7 +220,7 @@ class NginxEdge:
     @contextlib.asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
         """One change of the folder at a time, in this process and among all on this host."""
-        async with self._lock, locked(self._dir / ".lock", self._deadline + LOCK_MARGIN):
+        async with self._lock, locked(self._dir / ".lock", self._lock_deadline):
             yield
 
     @contextlib.asynccontextmanager
@@ -240,7 +245,7 @@ class NginxEdge:
         path = self.file(plan.service)
         old = read(path)
         header = read_header(old) if old is not None else None
-        self._fence(plan, token, header)
+        self._fence(plan, token, old)
         secret = await self._secret(plan.service)
         direct = await self._takes_routes(plan.service, header, secret, state)
         disk = _on_disk(plan)
@@ -261,25 +266,25 @@ class NginxEdge:
                 await self._lay_beside(plan, token, secret)
 
     async def _clear(self, plan: RoutePlan, token: int, state: _Served) -> None:
-        """Take away all of a service's files, and wait until nginx does not know it any more.
+        """Take away a service's files, write its tombstone, and wait until nginx does not know it any more.
 
         Raises:
             Fault: nginx needs them yet, and the names that it needs are there; or it does not let go.
         """
         service, path, generation = plan.service, self.file(plan.service), plan.route.generation
-        old = read(path)
-        self._fence(plan, token, read_header(old) if old is not None else None)
+        self._fence(plan, token, read(path))
         guests = sorted(p.stem for p in self._dir.glob(f"locations/{service}/*.conf"))
         if guests:
             raise Fault(f"{', '.join(guests)} at a path of the server block of {service}: remove that first")
         left = [p for p in files_of(self._dir, service) if p.exists()]
+        await self._bury(plan, token)
         if left or (await self._listener.ask(service)).generation is not None:
             try:
                 await to_the_end(lambda: _remove_all(left))
                 await self._process.test()
             except BaseException:
                 secret = await self._secret(service)
-                empty = RoutePlan(service=service, route=Route(generation=generation - 1))
+                empty = dataclasses.replace(plan, route=Route(generation=generation - 1))
                 await self._lay_beside(empty, token, secret)
                 text = self._render(_Change(path, None, _on_disk(empty), token, secret))
                 await to_the_end(lambda: write(path, text, private=bool(secret)))
@@ -288,6 +293,11 @@ class NginxEdge:
             async with self._reloader.reloaded(gently=True) as before:
                 await self._reloader.confirm(service, None, before)
         state.confirmed, state.text, state.shape, state.old_workers = generation, "", "", None
+
+    async def _bury(self, plan: RoutePlan, token: int) -> None:
+        """Write a service's tombstone, before its files go."""
+        path, text = self.file(plan.service).with_suffix(GONE), tombstone(plan.service, _on_disk(plan), token)
+        await to_the_end(lambda: write(path, text))
 
     async def _lay_beside(self, plan: RoutePlan, token: int, secret: str) -> None:
         """Write all of a service's files but its own, which a reload must not find without them."""
@@ -306,6 +316,7 @@ class NginxEdge:
             else:
                 await self._reload(change, text, state)
         await to_the_end(lambda: write(change.path.with_suffix(LAST_GOOD), text, private=bool(change.secret)))
+        await to_the_end(lambda: remove(change.path.with_suffix(GONE)))
         state.old_workers = (await self._process.workers()).retiring
         state.confirmed, state.text = generation, text
         state.shape = self._shape(change.service, change.secret) if change.secret else ""
@@ -398,7 +409,7 @@ class NginxEdge:
         by_hand = LocalRollback(
             to=plan.fallback.servers[0].release, actor="host", reason=f"{path.name} was put in place by hand"
         )
-        disk = OnDisk(route=plan.fallback, stable=plan.stable, local=by_hand)
+        disk = OnDisk(route=plan.fallback, stable=plan.stable, local=by_hand, released=plan.released)
         text = self._render(_Change(self.file(plan.service), None, disk, token, secret))
         await to_the_end(lambda: write(path, text, private=bool(secret)))
 
@@ -427,7 +438,9 @@ class NginxEdge:
         if not direct:
             self._switches.turn_on(service, to)
         route = Route(generation=floor + 1, servers=back)
-        change = _Change(path, old, OnDisk(route=route, stable=stable, local=local), known, secret)
+        released = max(h.on_disk.released for h in (header, found) if h is not None and h.on_disk)
+        rolled_back = OnDisk(route=route, stable=stable, local=local, released=released)
+        change = _Change(path, old, rolled_back, known, secret)
         await self._make(change, state, direct=direct)
         return local
 
@@ -442,9 +455,12 @@ class NginxEdge:
             secret=change.secret,
         )
 
-    @staticmethod
-    def _fence(plan: RoutePlan, token: int, header: Header | None) -> None:
-        """Refuse what is older than the disk, and a route that does not know of a rollback on the host."""
+    def _fence(self, plan: RoutePlan, token: int, text: str | None) -> None:
+        """Refuse what is older than the disk, and a route that does not know of a rollback on the host.
+
+        `text`: the service's file; where there is none its tombstone speaks.
+        """
+        header = self._known(plan.service, text)
         refused = _refused(plan, token, header)
         if refused is None or header is None:
             return
@@ -457,6 +473,11 @@ class NginxEdge:
             disk_token=header.token,
         )
         raise refused
+
+    def _known(self, service: str, text: str | None) -> Header | None:
+        """What the disk tells of a service, by its file's text or, where there is none, by its tombstone."""
+        known = read(self.file(service).with_suffix(GONE)) if text is None else text
+        return read_header(known) if known is not None else None
 
     async def _reload(self, change: _Change, text: str, state: _Served) -> None:
         """Write, test, reload, confirm; else put the last good file back."""
@@ -482,8 +503,7 @@ class NginxEdge:
             else:
                 write(path, good, private=private)
             if tested and self._reloader.asked:
-                with contextlib.suppress(Fault):
-                    await self._process.reload()
+                await _whole(self._reloader.put_back(gently=calm))
             raise
 
     async def _keep_edited(self, path: Path, old: str | None) -> Header | None:
@@ -528,7 +548,7 @@ class NginxEdge:
         """See `ports.Traffic`."""
         state = self._state(service)
         text = read(self.file(service))
-        header = read_header(text) if text is not None else None
+        header = self._known(service, text)
         disk = header.on_disk if header is not None and header.on_disk else OnDisk(route=Route())
         told = await self._listener.ask(service) if text is not None else Told("")
         workers = await self._process.workers()
@@ -575,7 +595,8 @@ class NginxEdge:
 
     def highest_token(self) -> int:
         """The highest fencing token that the folder knows; 0 for a new one."""
-        headers = (read_header(read(path) or "") for path in self._dir.glob("*.conf"))
+        paths = (*self._dir.glob("*.conf"), *self._dir.glob(f"*{GONE}"))
+        headers = (read_header(read(path) or "") for path in paths)
         return max((header.token for header in headers if header is not None), default=0)
 
 
@@ -610,7 +631,7 @@ def _file_state(
 def _on_disk(plan: RoutePlan) -> OnDisk:
     """What a plan's file says of itself."""
     back = plan.fallback.servers if plan.fallback else ()
-    return OnDisk(route=plan.route, stable=plan.stable, back=back)
+    return OnDisk(route=plan.route, stable=plan.stable, back=back, released=plan.released)
 
 
 def _active(servers: Sequence[Server]) -> frozenset[str]:
@@ -630,6 +651,16 @@ def _way_back(disk: OnDisk | None, found: Header | None) -> tuple[Server, ...]:
     if found is None or not found.intact or found.on_disk is None or found.on_disk.local is None:
         return ()
     return found.on_disk.route.servers
+
+
+async def _whole(work: Coroutine[None, None, None]) -> None:
+    """Do it however often it is cancelled meanwhile; a `Fault` is not told, because one is being told."""
+    doing = asyncio.ensure_future(work)
+    while not doing.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({doing})
+    if not isinstance(doing.exception(), Fault):
+        doing.result()
 
 
 def _remove_all(paths: Sequence[Path]) -> None:

@@ -20,6 +20,9 @@ WATCHING = 0.005
 RUN, RUN_WATCHED = 8, 2
 """Fresh requests in a row that must show the generation; the second is for when no old worker accepts."""
 
+TAKEN_UP = 1.0
+"""Seconds in which a reload that nobody confirms has taken effect, or answers are closed no longer for it."""
+
 TAKES_CONNECTIONS = 0.25
 """Seconds in which a server that runs takes a connection."""
 
@@ -65,13 +68,33 @@ class Reloader:
         """
         self.asked = False
         before = await self._accepting()
+        async with self._closing(gently=gently):
+            self.asked = True
+            await self._process.reload()
+            yield before
+
+    async def put_back(self, *, gently: bool) -> None:
+        """Reload once more, after a reload that has come to nothing; nobody confirms this one.
+
+        Raises:
+            Fault: nginx could not be asked.
+        """
+        async with self._closing(gently=gently):
+            before = (await self._process.workers()).accepting
+            await self._process.reload()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TAKEN_UP):
+                    while before & (await self._process.workers()).accepting:
+                        await asyncio.sleep(WATCHING)
+
+    @contextlib.asynccontextmanager
+    async def _closing(self, *, gently: bool) -> AsyncIterator[None]:
+        """Answers close their connections, for a while before the block if gently, and to its end."""
         try:
             if gently and self._closing_wait:
                 await to_the_end(self._switches.close_connections)
                 await asyncio.sleep(self._closing_wait)
-            self.asked = True
-            await self._process.reload()
-            yield before
+            yield
         finally:
             self._switches.keep_connections()
 

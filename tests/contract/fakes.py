@@ -210,7 +210,6 @@ class FakeTraffic:
     refuses: str = ""
     errors: dict[str, str] = field(default_factory=dict)
     switched: set[str] = field(default_factory=set)
-    gone: dict[str, int] = field(default_factory=dict)
 
     async def apply(self, plan: RoutePlan, token: int) -> None:
         check_service(plan.service)
@@ -226,10 +225,6 @@ class FakeTraffic:
         if plan.service in self.switched:
             raise Fault("the switch is on")
         self._refuse(plan.service)
-        if plan.route.gone:
-            self.plans.pop(plan.service, None)
-            self.gone[plan.service] = plan.route.generation
-            return
         self.plans[plan.service], self.tokens[plan.service] = copy.copy(plan), token
         self.local.pop(plan.service, None)
 
@@ -258,16 +253,20 @@ class FakeTraffic:
     async def observe(self, service: str) -> Edge:
         plan = self.plans.get(service)
         if plan is None:
-            confirmed = self.gone.get(service, 0)
-            return Edge(error=self.errors.get(service, ""), drained=True, confirmed=confirmed)
+            return Edge(error=self.errors.get(service, ""), drained=True)
         generation = plan.route.generation
         return Edge(
-            served=generation,
+            served=None if plan.route.gone else generation,
             confirmed=generation,
             drained=True,
             floor=generation,
             error=self.errors.get(service, ""),
-            on_disk=OnDisk(route=plan.route, stable=plan.stable, local=self.local.get(service)),
+            on_disk=OnDisk(
+                route=plan.route,
+                stable=plan.stable,
+                local=self.local.get(service),
+                released=plan.released,
+            ),
             fallback=plan.fallback.servers if plan.fallback else (),
             switched_to=plan.fallback.servers[0].release
             if plan.fallback and service in self.switched

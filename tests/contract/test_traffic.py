@@ -141,11 +141,42 @@ async def test_what_is_to_be_gone_is_gone_and_can_come_again(kit: Kit) -> None:
         await kit.traffic.apply(nothing(2), 1)
         after = await kit.traffic.observe("api")
         assert (after.served, after.confirmed, after.file, after.error) == (None, 2, "ours", "")
-        assert (after.floor, after.on_disk, after.fallback) == (0, None, ())
+        assert after.on_disk is not None
+        assert (after.floor, after.on_disk.route.gone, after.fallback) == (2, True, ())
     if kit.real:
-        assert not [p for p in kit.folder.rglob("*api*") if p.name != "proxy.conf"]
+        assert [p.name for p in kit.folder.rglob("*api*") if p.name != "proxy.conf"] == ["api.gone"]
     await kit.traffic.apply(plan(3), 1)
     assert (await kit.traffic.observe("api")).served == 3
+    if kit.real:
+        assert not (kit.folder / "api.gone").exists()
+
+
+async def test_a_stale_daemon_brings_back_nothing_that_was_removed(kit: Kit) -> None:
+    await kit.traffic.apply(plan(1, fallback=True), 1)
+    await kit.traffic.apply(nothing(3), 2)
+    for late in (plan(2), plan(4), nothing(4)):
+        with pytest.raises(Stale):
+            await kit.traffic.apply(late, 1)
+    with pytest.raises(Fault):
+        await kit.traffic.apply(plan(2), 2)
+    with pytest.raises(Fault):
+        await kit.traffic.retreat("api", "orchestrator", "what it saw before", 1)
+    assert (await kit.traffic.observe("api")).served is None
+    if kit.real:
+        assert not (kit.folder / "api.conf").exists()
+        assert kit.traffic.highest_token() == 2
+        with pytest.raises(Stale):
+            await kit.traffic.put_down(plan(4), 1)
+    await kit.traffic.apply(plan(4), 2)
+    assert (await kit.traffic.observe("api")).served == 4
+
+
+async def test_a_removal_tells_which_numbers_of_releases_were_given_out(kit: Kit) -> None:
+    await kit.traffic.apply(replace(plan(1), released=7), 1)
+    served = (await kit.traffic.observe("api")).on_disk
+    await kit.traffic.apply(replace(nothing(2), released=9), 1)
+    gone = (await kit.traffic.observe("api")).on_disk
+    assert [disk and disk.released for disk in (served, gone)] == [7, 9]
 
 
 async def test_a_stale_daemon_takes_nothing_away(kit: Kit) -> None:

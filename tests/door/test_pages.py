@@ -216,7 +216,7 @@ async def test_a_release_shows_its_ladder_its_gates_its_curves_and_its_story(
     await shot(page, "release-ended")
     await page.goto(f"{house.url}/services/api")
     await expect(page.locator("tbody").last).to_contain_text("rolled back")
-    await expect(page.locator("tbody").last).to_contain_text("ci, ended by orchestrator")
+    await expect(page.locator("tbody").last).to_contain_text("ci, decided by orchestrator")
     assert await findings(page) == []
     await page.goto(f"{house.url}/releases/api-99")
     await expect(page.locator("h1")).to_have_text("Not here")

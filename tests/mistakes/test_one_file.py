@@ -67,7 +67,7 @@ def test_what_can_not_be_read_is_told_by_its_place_and_never_shown(
     place.service(wrong, "web")
     told = load(place.config).unusable["web"]
     assert says in told
-    assert ", line 6, column " in told or "out of range" in told
+    assert "at line 6, column " in told or "out of range" in told
     assert "hunter2" not in told
 
 
@@ -214,7 +214,7 @@ def test_what_holds_is_shown_with_where_it_is_from(tmp_path: Path) -> None:
     assert settings["redis/url"] == ("redis://***@127.0.0.1/0", "file")
     assert settings["redis/prefix"] == ("orchestrator", "default")
     assert service["container/instances"] == (3, "file")
-    assert service["container/env"] == ({"A": "x://***@h"}, "file")
+    assert service["container/env"] == ({"A": "***"}, "file")
     assert service["container/command"] == (["x://***@h"], "file")
     assert service["container/pids"] == (256, "default")
     assert service["container/secrets/0/source"] == ("/a", "file")
@@ -226,6 +226,38 @@ def test_what_holds_is_shown_with_where_it_is_from(tmp_path: Path) -> None:
         ["container/instances", "3", "file"]
     ]
     assert yaml.safe_load(place.config.read_text())["redis"]["url"]  # nothing is written
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "  env: {PASSWORD: hunter2}",
+        "  command: [&secret hunter2]\n  env: {PASSWORD: *secret}",
+        "  env: &all {PASSWORD: hunter2}\noverrides: {}",
+        "  env: {URL: 'http://h/?token=hunter2', OTHER: &secret hunter2, PASSWORD: *secret}",
+        "  env: {<<: {PASSWORD: hunter2}}",
+        "  env: {PASSWORD: !!str hunter2}",
+    ],
+)
+def test_what_may_be_a_secret_is_hidden_by_its_place_however_it_is_written(more: str, tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.service(more)
+    for output in ("json", "text"):
+        code, text = place.run("config", "show", "api", "--output", output)
+        assert code == 0, text
+        rows = [line for line in text.splitlines() if "container/command" not in line]
+        assert "PASSWORD" in text
+        assert "hunter2" not in "\n".join(rows).replace('"value": [\n        "hunter2"', "")
+
+
+def test_the_query_of_an_address_is_shown_nowhere(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    url = "http://me:hunter2@127.0.0.1:9/prom?token=hunter2"
+    place.config.write_text(place.config.read_text().replace("http://127.0.0.1:9", url))
+    for words in (["config", "show"], ["doctor"], ["doctor", "--output", "json"]):
+        _, text = place.run(*words)
+        assert "http://***@127.0.0.1:9/prom?***" in text
+        assert "hunter2" not in text
 
 
 def test_a_state_folder_that_can_not_be_written_is_one_line_and_no_traceback(tmp_path: Path) -> None:

@@ -264,7 +264,8 @@ async def removal(run: Run) -> None:
         return removal is not None and removal.kind == "removed"
 
     await run.until(gone, 300.0, "api is removed")
-    if left := [*world.nginx.folder.rglob("*api*"), *world.nginx.loaded, *world.runtime.containers]:
+    files = [path for path in world.nginx.folder.rglob("*api*") if path.suffix != ".gone"]
+    if left := [*files, *world.nginx.loaded, *world.runtime.containers]:
         world.violated(f"left of api: {left}")
     run.push(3)
     await run.ended("api-2")

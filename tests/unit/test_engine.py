@@ -466,7 +466,7 @@ async def test_a_removal_goes_on_with_the_next_daemon() -> None:
     task = asyncio.create_task(eternal("conductor", following.run, pause=0.01), name="conductor")
     state = await kit.until(lambda s: s.removal is not None and s.removal.kind == "removed")
     assert (state.stable, state.history, state.released) == (None, (), 1)
-    assert (kit.runtime.containers, kit.traffic.plans) == ({}, {})
+    assert (kit.runtime.containers, kit.traffic.plans["api"].route.gone) == ({}, True)
     assert isinstance((await kit.store.told())[-1], ServiceRemoved)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -566,6 +566,25 @@ async def test_only_what_nginx_has_let_go_is_stopped(confirmed: int, routed: boo
     converger.converge(desired(state, 0.0), state, seen)
     await asyncio.sleep(0.05)
     assert ("api-9-0" not in kit.runtime.containers) == stopped
+    await jobs.stop()
+
+
+async def test_an_image_is_removed_once_its_containers_are_gone_and_again_when_that_failed() -> None:
+    kit = Kit()
+    old = release(1, digest="sha256:1")
+    await kit.runtime.start(Wanted(name="api-1-0", release=old, index=0, create=True, restart=False))
+    instances = await kit.runtime.observe("api")
+    state = ServiceState(service="api")
+    world = replace(desired(state, 0.0), stale_images=frozenset({"sha256:1", "sha256:2"}))
+    jobs = Jobs(lambda: None, first_pause=0.01)
+    converger = Converger(kit.runtime, kit.runtime, kit.traffic, kit.hooks, kit.store, jobs)
+    removed = []
+    for seen, down in ((instances, False), ((), True), ((), False), ((), False)):
+        kit.runtime.down = down
+        converger.converge(world, state, Observation(instances=seen, edge=Edge()))
+        await asyncio.sleep(0.05)
+        removed.append(list(kit.runtime.removed_images))
+    assert removed == [["sha256:2"], ["sha256:2"], ["sha256:2", "sha256:1"], ["sha256:2", "sha256:1"]]
     await jobs.stop()
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from orchestrator.daemon.adapters import make_process
 from orchestrator.daemon.config import Config
 from orchestrator.daemon.doctor.check import Check, status
-from orchestrator.daemon.doctor.nginx_text import Directive, directives, mistakes, taken_upstreams
+from orchestrator.daemon.doctor.nginx_text import Directive, directives, mistakes, taken_upstreams, unasked
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import RoutePlan, mentions_lua
 from orchestrator.rollout.model import Route
 from orchestrator.runtime.client import DockerClient
 from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.process import HostNginx, run
+from orchestrator.traffic.render import closing_path
 
 ALONE = """\
 {main}error_log stderr;
@@ -50,7 +51,8 @@ async def nginx(config: Config) -> list[Check]:
     try:
         whole = await run([section.binary, "-T", "-q", *conf], 10.0)
     except Fault as error:
-        return [*checks, Check("nginx -T", False, str(error), "correct what it names")]
+        told = not all(c.ok for c in checks if c.name == "nginx -t")  # of the same file
+        return checks if told else [*checks, Check("nginx -T", False, str(error), "correct what it names")]
     included = f"{section.directory}/*.conf" in whole
     mend = f"add to http {{}}: include {section.directory}/*.conf;"
     shown = "reads" if included else "does not read"
@@ -79,7 +81,20 @@ def _beside_ours(config: Config, found: list[Directive]) -> list[Check]:
         )
         for name, place in taken_upstreams(found, folder, config.names)
     ]
-    return [*checks, *(Check("nginx locations", False, text, mend) for text, mend in mistakes(found, folder))]
+    checks += [Check("nginx locations", False, text, mend) for text, mend in mistakes(found, folder)]
+    if not config.settings.nginx.closing_wait:  # nginx' own keepalive_min_timeout does it
+        return checks
+    mend = (
+        f"let it `return 418` to a location with `keepalive_timeout 0` while {closing_path(str(folder))} is"
+        " there: docs/how-to/nginx.md, the first example"
+    )
+    return [
+        *checks,
+        *(
+            Check("nginx connections", False, f"{place}: a reload cuts the connections that are kept", mend)
+            for place in unasked(found, folder, config.names)
+        ),
+    ]
 
 
 async def _alone(config: Config, found: list[Directive]) -> list[Check]:

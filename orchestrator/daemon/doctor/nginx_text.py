@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from orchestrator.traffic.render import PROXY_SNIPPET
+from orchestrator.traffic.render import PROXY_SNIPPET, closing_path
 
 _FILE = re.compile(r"^# configuration file (.+):$", re.MULTILINE)
 _TOKEN = re.compile(
@@ -109,6 +110,43 @@ def taken_upstreams(found: list[Directive], folder: Path, services: list[str]) -
         and one.words[1] in ours
         and Path(one.file).parent != folder
     ]
+
+
+def unasked(found: list[Directive], folder: Path, services: list[str]) -> list[str]:
+    """Where requests are sent to one of ours, and nobody is asked to close a connection before a reload.
+
+    That is so unless the block or one around it looks for our sign, or keeps no connection at all.
+    """
+    pools = {*services, "$release_pool", "${release_pool}"}
+    closing = closing_path(str(folder))
+    files: dict[str, list[Directive]] = {}
+    for one in found:
+        files.setdefault(one.file, []).append(one)
+
+    def inside(block: tuple[Directive, ...], within: Path) -> Iterator[Directive]:
+        for one in block:
+            yield one
+            if one.words[:1] == ("include",) and len(one.words) > 1:
+                wanted = str(within / one.words[1])
+                for name in [name for name in files if fnmatchcase(name, wanted)]:
+                    yield from inside(tuple(files[name]), within)
+
+    def look(block: tuple[Directive, ...], within: Path) -> Iterator[str]:
+        here = list(inside(block, within))
+        if any(_asks(one, closing) for one in here):
+            return
+        for one in here:
+            if one.words[:1] == ("proxy_pass",) and one.words[-1].split("/")[2:3] in ([p] for p in pools):
+                yield one.place
+            yield from look(one.block, within)
+
+    main = next(iter(files), "")
+    return list(look(tuple(files.get(main, ())), Path(main).parent))
+
+
+def _asks(one: Directive, closing: str) -> bool:
+    looks = one.words[:1] == ("if",) and any(closing in word for word in one.words)
+    return looks or one.words in (("keepalive_timeout", "0"), ("keepalive_timeout", "0s"))
 
 
 def mistakes(found: list[Directive], folder: Path) -> list[tuple[str, str]]:
