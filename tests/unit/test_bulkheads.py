@@ -114,7 +114,7 @@ ANYTHING: tuple[Callable[[], BaseException], ...] = (  # one of each kind; more 
 POLICY = policy(
     limits=(Limit(name="cpu", metric="cpu", max=0.9, window=5.0),),
     hooks=tuple(
-        Hook(name=at, at=at, kind="command", command=("true",), retries=0)  # type: ignore[arg-type]
+        Hook(name=at, at=at, kind="command", command=("true",), retries=0)
         for at in ("preflight", "before_step")
     ),
     steps=(Step(weight=20, hold=3.0, deadline=300.0), Step(weight=100, hold=0.0, deadline=300.0)),

@@ -76,8 +76,8 @@ class Engine:
         if "bad" in settings["name"]:
             self.answer.wait()
         (address,) = settings["networking_config"].values()
-        self.created[settings["name"]] = address
-        return address
+        self.created[settings["name"]] = str(address)
+        return str(address)
 
 
 async def test_a_container_whose_creation_hangs_keeps_no_other_from_its_address(client: DockerClient) -> None:
