@@ -316,6 +316,13 @@ BUGS = (
         f"{BULKHEADS} -k 'cpu_seconds and KeyError'",
     ),
     Bug(
+        "releases that wait for one service grow without end",
+        "rollout/command.py",
+        "len(state.queue) >= QUEUE:",
+        "len(state.queue) >= 10 * QUEUE:",
+        f"{BULKHEADS} -k without_end",
+    ),
+    Bug(
         "a hook before a step is waited for for ever",
         "rollout/decide.py",
         "    if turn.now - rollout.entered_at >= deadline:\n",
