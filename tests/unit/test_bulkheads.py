@@ -31,6 +31,7 @@ from orchestrator.rollout.model import Outcome, Phase, ServiceState
 from orchestrator.rollout.observation import Reading, Sample
 from orchestrator.rollout.policy import Hook, Limit, Step
 from orchestrator.rollout.told import problems
+from orchestrator.store.codec import load_event
 from tests.builders import policy, submit, template
 from tests.contract.fakes import FakeClock, FakeHooks, FakeMetrics, FakeRuntime, FakeStore, FakeTraffic
 from tests.simulation import loop as virtual
@@ -125,7 +126,7 @@ POLICY = policy(
     start_deadline=60.0,
     preflight_deadline=60.0,
     keep_images=0,
-    no_data_after=200.0,
+    no_data_after=100.0,
 )
 
 
@@ -296,6 +297,7 @@ class House:
     method: str = ""
     broken: Callable[[], BaseException] | None = None
     raised: list[float] = field(default_factory=list)
+    told: list[Event] = field(default_factory=list)
     clock: FakeClock = field(default_factory=LoopClock)
     store: FakeStore = field(default_factory=FakeStore)
     runtime: Used = field(
@@ -463,8 +465,8 @@ async def _lives_with_it(house: House, error: BaseException) -> None:
 
 
 async def _told(house: House, words: str) -> bool:
-    told = [e for e in await house.store.told() if e.service == BAD]
-    return any(words in getattr(e, "reason", "") for e in told)
+    house.told += map(load_event, house.store.stream[len(house.told) :])
+    return any(e.service == BAD and words in getattr(e, "reason", "") for e in house.told)
 
 
 async def _shifting(house: House) -> bool:
