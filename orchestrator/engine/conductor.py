@@ -45,6 +45,8 @@ LOOK_DEADLINE = 15.0
 STORE_DEADLINE = 10.0
 """Seconds for one answer of the store."""
 
+CPU = "cpu"
+
 CPU_DEADLINE = 60.0
 """Seconds for the CPU seconds of all of a service's instances."""
 
@@ -416,6 +418,7 @@ class Conductor:
             return
         query = measurements(self.plan, rollout)
         self._parts.measurer.watch(query, self.wake)
+        self._jobs.keep(CPU)
         latest = self._parts.measurer.latest(service)
         if latest is not None and (not readings or readings[-1].at < latest.at):
             self._memory.known, latest = settle(self._memory.known, latest)
@@ -432,7 +435,7 @@ class Conductor:
         async def ask() -> None:
             self._memory.cpu = await self._parts.usage.cpu_seconds(self.plan.service)
 
-        self._jobs.start("cpu", ask, CPU_DEADLINE)
+        self._jobs.start(CPU, ask, CPU_DEADLINE)
         used = self._memory.cpu
         samples = {name: replace(s, cpu=used.get(name)) for name, s in reading.samples.items()}
         return replace(reading, samples=samples)

@@ -23,6 +23,9 @@ from orchestrator.rollout.turn import DAEMON, Turn
 HANDLED = 200
 """Request ids remembered for a service, against a second delivery."""
 
+QUEUE = 100
+"""Releases that may wait for one service: all are written with each of its commits, which others wait for."""
+
 RECEIPTS = 200
 """Idempotency keys remembered for a service."""
 
@@ -249,6 +252,8 @@ def _submit(turn: Turn, command: Submit) -> str:
     if receipt is not None:
         turn.tell(_accepted(turn, command, receipt.release, duplicate=True))
         return ""
+    if command.policy.on_new_release == "queue" and len(state.queue) >= QUEUE:
+        return f"{len(state.queue)} releases wait already; abort some, or ask again when some have ended"
     call_off(turn)
     note = _called_off(state, turn.state)
     release = _new(turn, command)

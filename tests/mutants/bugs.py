@@ -277,8 +277,8 @@ BUGS = (
     Bug(
         "images whose removal failed stay for ever",
         "engine/converge.py",
-        "        await self._images.remove_images(sorted(digests))\n        self._removed |= digests\n",
-        "        self._removed |= digests\n        await self._images.remove_images(sorted(digests))\n",
+        "        await self._images.remove_images(sorted(fresh))\n        self._removed |= fresh\n",
+        "        self._removed |= fresh\n        await self._images.remove_images(sorted(fresh))\n",
         f"{BULKHEADS} -k 'remove_images and KeyError'",
     ),
     Bug(
@@ -301,6 +301,27 @@ BUGS = (
         "if service in self._plans:  #",
         "if False:  #",
         SUPERVISION,
+    ),
+    Bug(
+        "calls of one service may hold all threads that wait for the Engine",
+        "runtime/client.py",
+        "asyncio.Semaphore(SHARE)",
+        "asyncio.Semaphore(1000)",
+        "tests/unit/test_docker_client.py",
+    ),
+    Bug(
+        "a job that is not started each turn is forgotten, with its pauses",
+        "engine/conductor.py",
+        "        self._jobs.keep(CPU)\n",
+        "",
+        f"{BULKHEADS} -k 'cpu_seconds and KeyError'",
+    ),
+    Bug(
+        "releases that wait for one service grow without end",
+        "rollout/command.py",
+        "len(state.queue) >= QUEUE:",
+        "len(state.queue) >= 10 * QUEUE:",
+        f"{BULKHEADS} -k without_end",
     ),
     Bug(
         "a hook before a step is waited for for ever",
