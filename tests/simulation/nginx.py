@@ -22,7 +22,7 @@ from orchestrator.rollout.model import Server
 from orchestrator.rollout.observation import OnDisk
 from orchestrator.traffic import files
 from orchestrator.traffic.edge import NginxEdge
-from orchestrator.traffic.listener import Told
+from orchestrator.traffic.listener import Answer
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.render import Header, read_header
 
@@ -149,12 +149,14 @@ class SimListener:
     def __init__(self, nginx: SimNginx, alive: Callable[[], Awaitable[None]]) -> None:
         self._nginx, self._alive = nginx, alive
 
-    async def ask(self, service: str) -> Told:
+    async def ask(self, service: str) -> Answer:
         await self._alive()
         if self._nginx.dead:
-            return Told("connection refused")
+            return Answer("connection refused")
         header = self._nginx.loaded.get(service)
-        return Told("404") if header is None else Told(f"{service} {header.generation}", header.generation)
+        return (
+            Answer("404") if header is None else Answer(f"{service} {header.generation}", header.generation)
+        )
 
 
 def edge_of(world: "World", host: "Host") -> NginxEdge:
