@@ -17,7 +17,7 @@ from tests.simulation.journey import STORIES, simulate, tell
 from tests.simulation.pairs import every, some_pairs
 from tests.simulation.world import Fault, Mode, World
 
-PAIRS = 60
+PAIRS = 40
 """Of each story; `make pairs` tells them all."""
 
 
