@@ -361,6 +361,7 @@ def test_of_instances_that_all_hang_none_is_stopped(sim: Sim) -> None:
         sim.instances[name] = replace(sim.instances[name], health="unhealthy")
     sim.run(100)
     assert {i.container for i in sim.instances.values()} == before
+    assert desired(sim.state, sim.now).recreate == ""
 
 
 def test_the_last_stable_instance_keeps_its_place_when_none_is_left(sim: Sim) -> None:

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.daemon import config as config_module
-from orchestrator.daemon import serve
+from orchestrator.daemon import config, serve, yaml_file
 from orchestrator.daemon.config import load
 from orchestrator.daemon.kept import KeptFiles
 from orchestrator.daemon.serve import TARGETS_WITHHELD, Daemon
@@ -107,14 +106,14 @@ def test_a_bug_in_reading_the_files_again_is_told_with_it(
 def test_a_bug_in_checking_one_file_stops_no_other(
     daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check = config_module.check
+    check = yaml_file.check
 
     def picky(path: Path, *more: Any) -> Any:
         if path.name == "web.yaml":
             raise RecursionError("too deep")
         return check(path, *more)
 
-    monkeypatch.setattr(config_module, "check", picky)
+    monkeypatch.setattr(config, "check", picky)
     write(tmp_path, "api", ", require_digest: true")
     told: Any = Told()
     event = daemon._reload("ann", "1-0", told, GROUP, FINE)
