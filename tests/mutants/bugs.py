@@ -277,8 +277,8 @@ BUGS = (
     Bug(
         "images whose removal failed stay for ever",
         "engine/converge.py",
-        "        await self._images.remove_images(sorted(digests))\n        self._removed |= digests\n",
-        "        self._removed |= digests\n        await self._images.remove_images(sorted(digests))\n",
+        "        await self._images.remove_images(sorted(fresh))\n        self._removed |= fresh\n",
+        "        self._removed |= fresh\n        await self._images.remove_images(sorted(fresh))\n",
         f"{BULKHEADS} -k 'remove_images and KeyError'",
     ),
     Bug(
