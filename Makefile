@@ -5,7 +5,7 @@
 # make soak MINUTES=30       random faults on real parts under load, as root; MODE=dynamic: weights by Lua
 # make crash MODE=dynamic    a kill before and after each effect, as `make test` does it for reload; ten minutes
 # make simulate MINUTES=10   random schedules of faults on a virtual clock
-# make pairs                 every pair of faults of every story on it; hours
+# make pairs                 every pair of faults of every story on it, of which `make test` takes a sample; hours
 # make fuzz CASES=1000000       hostile inputs for each parser that strangers can reach; half an hour
 # make mutants               planted bugs, each of which a test must notice
 
