@@ -26,6 +26,14 @@ Images = Callable[..., str]
 Stacks = Callable[..., Awaitable[Stack]]
 LogLines = Callable[[], list[dict[str, Any]]]
 
+structlog.configure(  # by default it prints the values of all variables with a traceback, which takes seconds
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S"),
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Only tests/unit is traced for coverage; each worker of xdist begins with its share of the long tests.

@@ -12,6 +12,7 @@ from orchestrator.daemon.config import Config
 from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.yaml_file import ConfigError, read
 from orchestrator.ports.faults import Fault
+from orchestrator.ports.given import given
 from orchestrator.traffic.files import remove, write
 
 log = structlog.get_logger()
@@ -43,7 +44,7 @@ class KeptFiles:
             if service in config.services and not config.wrong(service):
                 try:
                     self._folder.mkdir(parents=True, exist_ok=True)
-                    self._keep(self.path(service), file.read_text(encoding="utf-8-sig"))
+                    self._keep(self.path(service), given(file).decode("utf-8-sig"))
                 except (OSError, UnicodeDecodeError, Fault) as error:
                     log.warning("files_not_kept", service=service, reason=str(error))
 

@@ -251,7 +251,7 @@ BUGS = (
         "engine/tasks.py",
         "            await within(deadline, work)\n",
         "            await unless_cancelled(work)\n",
-        f"{BULKHEADS} -k 'supervise and Hang'",
+        f"{BULKHEADS} -k 'cpu_seconds and Hang'",
     ),
     Bug(
         "a library that calls sys.exit ends the daemon",

@@ -846,7 +846,9 @@ def test_commands_that_make_no_sense_are_refused_with_a_reason() -> None:
     sim.send(Unfreeze(request="1-9", actor="ann"))
     sim.send(submit(1))
     sim.step()
-    assert "no release in progress" in _refusal(sim, Abort(request="1-10", actor="ann", release="api-7"))
+    assert "neither rolling out nor queued" in _refusal(
+        sim, Abort(request="1-10", actor="ann", release="api-7")
+    )
 
 
 def test_more_refusals(sim: Sim) -> None:

@@ -16,6 +16,7 @@ from orchestrator.rollout.events import (
     RequestRefused,
 )
 from orchestrator.rollout.model import Outcome, Phase, Rollout
+from orchestrator.rollout.observation import Edge, Observation
 from orchestrator.rollout.told import problems, way_back
 from tests.builders import policy, submit, template
 from tests.unit.sim import Behaviour, Sim
@@ -537,3 +538,8 @@ def test_status_says_where_users_are_while_a_candidate_is_taken_back(sim: Sim) -
     sim.switched_to = "api-1"
     sim.run(2)
     assert "; all users are on api-1 by the rollback switch since " in way_back(sim.state)
+    assert "; all users are on api-1" in way_back(decide(sim.state, unread(sim), sim.now)[0])
+
+
+def unread(sim: Sim) -> Observation:
+    return replace(sim.observe(), edge=Edge(unread=True, error="busy"))

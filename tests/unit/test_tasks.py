@@ -146,9 +146,9 @@ def test_whatever_work_raises_comes_out_as_what_a_guard_catches(error: BaseExcep
     async def work() -> None:
         raise error
 
-    for guarded in (lambda: unless_cancelled(work), lambda: within(60.0, work)):
+    for guarded in (unless_cancelled(work), within(60.0, work)):
         with pytest.raises(Exception) as raised:  # noqa: PT011  that it is an Exception is the point
-            run(guarded())
+            run(guarded)
         ours = isinstance(error, Exception)
         assert raised.value is error if ours else isinstance(raised.value, RuntimeError)
 
