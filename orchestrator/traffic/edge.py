@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,20 +14,22 @@ from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.traffic import EdgeProcess, RoutePlan, Workers
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import Edge, LocalRollback, OnDisk
-from orchestrator.traffic.files import is_private, locked, read, remove, to_the_end, write
+from orchestrator.traffic.files import is_private, read, remove, to_the_end, write
 from orchestrator.traffic.listener import Listener, Told
 from orchestrator.traffic.memory import Memory, Mode
 from orchestrator.traffic.options import EdgeOptions
-from orchestrator.traffic.reload import Reloader, takes_connections
+from orchestrator.traffic.reload import Reloader, Shown, takes_connections
 from orchestrator.traffic.render import (
     Header,
     check_service,
+    mark_of,
     read_header,
     render,
     route_text,
     shape_of,
     switch_path,
 )
+from orchestrator.traffic.rounds import Change, Rounds
 from orchestrator.traffic.snippets import Snippets
 from orchestrator.traffic.switch import Switches
 
@@ -58,7 +60,9 @@ class _Served:
 
     Attributes:
         shape: What nginx' file was like apart from its route, when it was known last.
-        changing: Its file is being replaced now.
+        wanted: The generation that was asked for last.
+        waited: Seconds for which that one has waited for other services' changes.
+        waits_since: Since when it waits for them now.
     """
 
     confirmed: int = 0
@@ -66,7 +70,13 @@ class _Served:
     shape: str = ""
     old_workers: frozenset[int] | None = None
     error: str = ""
-    changing: bool = False
+    wanted: int = 0
+    waited: float = 0.0
+    waits_since: float | None = None
+
+    def waited_until(self, now: float) -> float:
+        """Seconds that the wanted generation has waited, by the loop's clock."""
+        return self.waited + (now - self.waits_since if self.waits_since is not None else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +99,26 @@ class _Change:
     def service(self) -> str:
         """Whose it is."""
         return self.path.stem
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Where a rollback on this host leads, from the text that is there.
+
+    Attributes:
+        token: The fencing token that the disk knows.
+    """
+
+    old: str | None
+    header: Header | None
+    route: Route
+    stable: str
+    token: int
+
+    @property
+    def to(self) -> str:
+        """The release that gets all traffic."""
+        return self.route.servers[0].release
 
 
 class NginxEdge:
@@ -128,13 +158,12 @@ class NginxEdge:
         self._listener = Listener(probe or f"http://{listen}")
         self._memory = Memory(process, directory, mode)
         self._switches = Switches(directory)
-        self._deadline = confirm_deadline
         self._folder = seen_as or str(directory)
         self._snippets = Snippets(directory, self._folder)
         self._reloader = Reloader(
             process, self._listener, self._switches, deadline=confirm_deadline, closing_wait=closing_wait
         )
-        self._lock = asyncio.Lock()
+        self._rounds = Rounds(process, self._reloader, directory, confirm_deadline + LOCK_MARGIN)
         self._served: dict[str, _Served] = {}
 
     def prepare(self) -> None:
@@ -155,7 +184,7 @@ class NginxEdge:
         return self._dir / f"{service}.conf"
 
     async def apply(self, plan: RoutePlan, token: int) -> None:
-        """See `ports.Traffic`. One apply at a time, so that there is one reload at a time.
+        """See `ports.Traffic`. Services that change at the same time share a reload.
 
         Users go back at once where the rollback switch leads there, however long others are waited for.
 
@@ -163,9 +192,22 @@ class NginxEdge:
             Stale: The disk holds a newer token.
             Fault: The disk holds a newer generation; or it is not served, and the last good file is back.
         """
+        state, now = self._state(plan.service), asyncio.get_running_loop().time
         await self._take_back_at_once(plan, token)
-        async with self._changing(plan.service) as state:
-            await (self._clear if plan.route.gone else self._apply)(plan, token, state)
+
+        async def prepare() -> Change | None:
+            state.waited, state.waits_since = state.waited_until(now()), None
+            return await (self._clear if plan.route.gone else self._apply)(plan, token, state)
+
+        if state.wanted != plan.route.generation:
+            state.wanted, state.waited = plan.route.generation, 0.0
+        state.waits_since = now()
+        try:
+            with self._telling(plan.service):
+                await self._rounds.serve(plan.service, prepare)
+        finally:
+            if state.wanted == plan.route.generation:  # else a newer one waits
+                state.waits_since = None
 
     async def put_down(self, plan: RoutePlan, token: int) -> None:
         """Write what an nginx that does not run yet has to start with; one that runs does not read it.
@@ -174,29 +216,54 @@ class NginxEdge:
             Stale: The disk holds a newer token.
             Fault: The disk holds a newer generation, or can't be written.
         """
-        async with self._changing(plan.service):
-            path = self.file(plan.service)
-            old = read(path)
-            self._fence(plan, token, read_header(old) if old is not None else None)
-            if plan.route.gone:
-                await to_the_end(lambda: _remove_all(files_of(self._dir, plan.service)))
-                return
-            if self._switches.is_on(plan.service):
-                return  # somebody has rolled back here
-            secret = await self._secret(plan.service)
-            await self._lay_beside(plan, token, secret)
-            text = self._render(_Change(path, old, _on_disk(plan), token, secret))
-            await to_the_end(lambda: write(path, text, private=bool(secret)))
+        with self._telling(plan.service):
+            async with self._rounds.alone():
+                await self._put_down(plan, token)
+
+    async def _put_down(self, plan: RoutePlan, token: int) -> None:
+        path = self.file(plan.service)
+        old = read(path)
+        self._fence(plan, token, read_header(old) if old is not None else None)
+        if plan.route.gone:
+            await to_the_end(lambda: _remove_all(files_of(self._dir, plan.service)))
+            return
+        if self._switches.is_on(plan.service):
+            return  # somebody has rolled back here
+        secret = await self._secret(plan.service)
+        text = self._render(_Change(path, old, _on_disk(plan), token, secret))
+
+        def work() -> None:
+            self._lay_beside(plan, token, secret)
+            write(path, text, private=bool(secret))
+
+        await to_the_end(work)
 
     async def retreat(self, service: str, actor: str, reason: str, token: int | None = None) -> LocalRollback:
         """See `ports.Traffic`. What is written keeps the token that the disk knows.
+
+        Users go back at once, however long others are waited for.
 
         Raises:
             Stale: The disk holds a newer token than the given one.
             Fault: There is no fallback, it is damaged, or nginx does not serve it.
         """
-        async with self._changing(service) as state:
-            return await self._retreat(service, actor, reason, token, state)
+        state, local = self._state(service), list[LocalRollback]()
+
+        async def prepare() -> Change | None:
+            way, secret = self._way_back(service, token), await self._secret(service)
+            local.append(LocalRollback(to=way.to, actor=actor, reason=reason))
+            disk = OnDisk(route=way.route, stable=way.stable, local=local[-1])
+            change = _Change(self.file(service), way.old, disk, way.token, secret)
+            if not await self._takes_routes(service, way.header, secret, state):
+                return await self._change(change, state)
+            await self._put(change, state)
+            return None
+
+        with self._telling(service):
+            to = self._way_back(service, token).to
+            await to_the_end(lambda: self._switches.turn_on(service, to))
+            await self._rounds.serve(service, prepare)
+        return local[-1]
 
     async def reload(self) -> None:
         """Let nginx read its files again, certificates for example; clients and weights do not notice.
@@ -204,39 +271,27 @@ class NginxEdge:
         Raises:
             Fault: `nginx -t` refuses, or workers from before still accept at the deadline.
         """
-        async with self._alone():
-            await self._process.test()
-            async with self._reloader.reloaded(gently=True) as before:
-                await self._reloader.gone(before)
+
+        async def prepare() -> Change:
+            return Change(write=_nothing, put_back=_nothing, keep=_kept)
+
+        await self._rounds.serve("", prepare)
 
     def _state(self, service: str) -> _Served:
         return self._served.setdefault(service, _Served())
 
-    @contextlib.asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
-        """One change of the folder at a time, in this process and among all on this host."""
-        async with self._lock, locked(self._dir / ".lock", self._deadline + LOCK_MARGIN):
-            yield
-
-    @contextlib.asynccontextmanager
-    async def _changing(self, service: str) -> AsyncIterator[_Served]:
-        """One change of a service's file; a failure stays to be told."""
+    @contextlib.contextmanager
+    def _telling(self, service: str) -> Iterator[None]:
+        """A failure stays to be told until a change succeeds."""
         state = self._state(service)
         try:
-            async with self._alone():
-                for left in self._dir.glob(".*.tmp"):  # by a process that was killed while it wrote
-                    remove(left)
-                state.changing = True
-                try:
-                    yield state
-                finally:
-                    state.changing = False
+            yield
         except Fault as error:
             state.error = str(error)
             raise
         state.error = ""
 
-    async def _apply(self, plan: RoutePlan, token: int, state: _Served) -> None:
+    async def _apply(self, plan: RoutePlan, token: int, state: _Served) -> Change | None:
         path = self.file(plan.service)
         old = read(path)
         header = read_header(old) if old is not None else None
@@ -247,20 +302,15 @@ class NginxEdge:
         if self._keeps_switch(plan, header):
             disk = dataclasses.replace(disk, back=())
         change = _Change(path, old, disk, token, secret)
-        beside = read(path.with_suffix(FALLBACK))
         if not direct:
-            await self._lay_beside(plan, token, secret)
+            return await self._change(change, state, lambda: self._lay_beside(plan, token, secret))
         try:
-            await self._make(change, state, direct=direct)
-        except BaseException:
-            if not direct:  # where a rollback on the host leads is said by both files or by neither
-                await to_the_end(lambda: _put_back(path.with_suffix(FALLBACK), beside, bool(secret)))
-            raise
-        finally:
-            if direct:  # only an nginx that starts again reads them
-                await self._lay_beside(plan, token, secret)
+            await self._put(change, state)
+        finally:  # only an nginx that starts again reads them
+            await to_the_end(lambda: self._lay_beside(plan, token, secret))
+        return None
 
-    async def _clear(self, plan: RoutePlan, token: int, state: _Served) -> None:
+    async def _clear(self, plan: RoutePlan, token: int, state: _Served) -> Change | None:
         """Take away all of a service's files, and wait until nginx does not know it any more.
 
         Raises:
@@ -273,41 +323,35 @@ class NginxEdge:
         if guests:
             raise Fault(f"{', '.join(guests)} at a path of the server block of {service}: remove that first")
         left = [p for p in files_of(self._dir, service) if p.exists()]
-        if left or (await self._listener.ask(service)).generation is not None:
-            try:
-                await to_the_end(lambda: _remove_all(left))
-                await self._process.test()
-            except BaseException:
-                secret = await self._secret(service)
-                empty = RoutePlan(service=service, route=Route(generation=generation - 1))
-                await self._lay_beside(empty, token, secret)
-                text = self._render(_Change(path, None, _on_disk(empty), token, secret))
-                await to_the_end(lambda: write(path, text, private=bool(secret)))
-                state.text = text
-                raise
-            async with self._reloader.reloaded(gently=True) as before:
-                await self._reloader.confirm(service, None, before)
-        state.confirmed, state.text, state.shape, state.old_workers = generation, "", "", None
+        secret = await self._secret(service)
+        empty = RoutePlan(service=service, route=Route(generation=generation - 1))
+        text = self._render(_Change(path, None, _on_disk(empty), token, secret))
 
-    async def _lay_beside(self, plan: RoutePlan, token: int, secret: str) -> None:
-        """Write all of a service's files but its own, which a reload must not find without them."""
-        await self._snippets.keep(plan.service, self._options(plan.service), dynamic=bool(secret))
-        await self._keep_fallback(plan, token, secret)
+        def put_back() -> None:
+            self._lay_beside(empty, token, secret)
+            write(path, text, private=bool(secret))
+            state.text = text
 
-    async def _make(self, change: _Change, state: _Served, *, direct: bool) -> None:
-        """Let nginx serve it, in its memory or by a reload, and remember that it does."""
-        generation = change.disk.route.generation
-        if direct:
-            text = await self._put(change, state)
-        else:
-            text = self._render(change)
-            if change.old == text and (await self._listener.ask(change.service)).generation == generation:
-                await self._reloader.confirm(change.service, generation)
-            else:
-                await self._reload(change, text, state)
+        async def keep() -> None:
+            state.confirmed, state.text, state.shape, state.old_workers = generation, "", "", None
+
+        if not left and (await self._listener.ask(service)).generation is None:
+            await keep()
+            return None
+        return Change(
+            write=lambda: _remove_all(left), put_back=put_back, keep=keep, shown=Shown(service, None)
+        )
+
+    def _lay_beside(self, plan: RoutePlan, token: int, secret: str) -> None:
+        """Write all of a service's files but its own, which a reload must not find without them. Blocks."""
+        self._snippets.keep(plan.service, self._options(plan.service), dynamic=bool(secret))
+        self._keep_fallback(plan, token, secret)
+
+    async def _keep(self, change: _Change, text: str, state: _Served) -> None:
+        """Remember that nginx serves it."""
         await to_the_end(lambda: write(change.path.with_suffix(LAST_GOOD), text, private=bool(change.secret)))
         state.old_workers = (await self._process.workers()).retiring
-        state.confirmed, state.text = generation, text
+        state.confirmed, state.text = change.disk.route.generation, text
         state.shape = self._shape(change.service, change.secret) if change.secret else ""
 
     async def _secret(self, service: str) -> str:
@@ -331,26 +375,21 @@ class NginxEdge:
         shape = self._shape(service, secret)
         return state.shape == shape or (await self._listener.ask(service)).shape == shape
 
-    async def _put(self, change: _Change, state: _Served) -> str:
+    async def _put(self, change: _Change, state: _Served) -> None:
         """Hand the route to nginx, which serves it from the next request on; then write the file.
 
-        It is written when the outcome is not known too: it is what a restarted nginx ought to serve. Returns
-        its text.
+        It is written when the outcome is not known too: it is what a restarted nginx ought to serve.
         """
         service = change.service
         route = route_text(change.disk, self._options(service), token=change.token)
-
-        def keep() -> str:
-            text = self._render(change)
-            write(change.path, text, private=True)
-            return text
-
+        text = self._render(change)
         shape, state.shape = self._shape(service, change.secret), ""
         try:
             await self._listener.put(service, route, secret=change.secret, shape=shape)
         finally:
-            state.text = await to_the_end(keep)
-        return state.text
+            await to_the_end(lambda: write(change.path, text, private=True))
+            state.text = text
+        await self._keep(change, text, state)
 
     async def _take_back_at_once(self, plan: RoutePlan, token: int) -> None:
         """Turn the rollback switch on where it leads to the route that is wanted, and that is not served.
@@ -367,7 +406,7 @@ class NginxEdge:
         if wanted and wanted != served and wanted == _active(header.on_disk.back):
             secret = await self._secret(plan.service)
             direct = await self._takes_routes(plan.service, header, secret, self._state(plan.service))
-            if not direct or self._lock.locked():  # a route in memory is as fast, once it is its turn
+            if not direct or self._rounds.busy:  # a route in memory is as fast, once it is its turn
                 await to_the_end(lambda: self._switches.turn_on(plan.service, "".join(wanted)))
 
     def _keeps_switch(self, plan: RoutePlan, header: Header | None) -> bool:
@@ -389,47 +428,42 @@ class NginxEdge:
         on = self._switches.path(plan.service)
         raise Fault(f"{on} is there: traffic goes back until that is followed or it is removed")
 
-    async def _keep_fallback(self, plan: RoutePlan, token: int, secret: str) -> None:
+    def _keep_fallback(self, plan: RoutePlan, token: int, secret: str) -> None:
         """Let the fallback lie there, or none, before anything changes that makes it wanted."""
         path = self.file(plan.service).with_suffix(FALLBACK)
         if plan.fallback is None:
-            await to_the_end(lambda: remove(path))
+            remove(path)
             return
         by_hand = LocalRollback(
             to=plan.fallback.servers[0].release, actor="host", reason=f"{path.name} was put in place by hand"
         )
         disk = OnDisk(route=plan.fallback, stable=plan.stable, local=by_hand)
         text = self._render(_Change(self.file(plan.service), None, disk, token, secret))
-        await to_the_end(lambda: write(path, text, private=bool(secret)))
+        write(path, text, private=bool(secret))
 
-    async def _retreat(
-        self, service: str, actor: str, reason: str, token: int | None, state: _Served
-    ) -> LocalRollback:
+    def _way_back(self, service: str, token: int | None) -> _Way:
+        """Where a rollback on this host leads.
+
+        Raises:
+            Stale: The disk holds a newer token than the given one.
+            Fault: Nowhere, or there is all the traffic already.
+        """
         path = self.file(service)
         old, kept = read(path), read(path.with_suffix(FALLBACK))
         header = read_header(old) if old is not None else None
         found = read_header(kept) if kept is not None else None
         disk = header.on_disk if header is not None else None
-        back = _way_back(disk, found)
+        back = _servers_back(disk, found)
         if not back:
             raise Fault(f"{service} has nothing to go back to on this host: no {path.with_suffix(FALLBACK)}")
         known = max((h.token for h in (header, found) if h is not None), default=0)
         if token is not None and known > token:
             raise Stale(f"the edge has token {known}; a rollback under token {token} is refused")
-        to = back[0].release
         if disk is not None and _same(disk.route.servers, back):
-            raise Fault(f"{service}: {to} has all the traffic already")
+            raise Fault(f"{service}: {back[0].release} has all the traffic already")
         floor = max(h.generation for h in (header, found) if h is not None)
-        local = LocalRollback(to=to, actor=actor, reason=reason)
         stable = disk.stable if disk is not None else found.on_disk.stable if found and found.on_disk else ""
-        secret = await self._secret(service)
-        direct = await self._takes_routes(service, header, secret, state)
-        if not direct:
-            self._switches.turn_on(service, to)
-        route = Route(generation=floor + 1, servers=back)
-        change = _Change(path, old, OnDisk(route=route, stable=stable, local=local), known, secret)
-        await self._make(change, state, direct=direct)
-        return local
+        return _Way(old, header, Route(generation=floor + 1, servers=back), stable, known)
 
     def _render(self, change: _Change) -> str:
         return render(
@@ -458,33 +492,54 @@ class NginxEdge:
         )
         raise refused
 
-    async def _reload(self, change: _Change, text: str, state: _Served) -> None:
-        """Write, test, reload, confirm; else put the last good file back."""
-        path, service = change.path, change.service
+    async def _change(
+        self, change: _Change, state: _Served, lay_beside: Callable[[], None] = lambda: None
+    ) -> Change | None:
+        """What a reload is needed for; None where nginx serves it already."""
+        path, service, private = change.path, change.service, is_private(change.path)
+        text, secret = self._render(change), bool(change.secret)
         header = await self._keep_edited(path, change.old)
         good = await self._last_good(path, change.old, header, service)
-        known, state.text = state.text, text
-        private = is_private(path)
-        calm = await self._calm(service, header, change.disk.route)
-        tested = False
-        try:
-            await to_the_end(lambda: write(path, text, private=bool(change.secret)))
-            await self._process.test()
-            tested = True
-            async with self._reloader.reloaded(gently=calm) as before:
-                await self._reloader.confirm(service, change.disk.route.generation, before)
-        except BaseException as error:
-            why = "another change took its place" if isinstance(error, asyncio.CancelledError) else str(error)
-            log.warning("edge_restored", service=service, reason=why or type(error).__name__)
+        beside, known = read(path.with_suffix(FALLBACK)), state.text
+
+        def put_back(text: str | None) -> None:
+            """Where a rollback on the host leads is said by both files or by neither."""
+            _put_back(path, text, private)
+            _put_back(path.with_suffix(FALLBACK), beside, secret)
             state.text = known
-            if good is None:
-                remove(path)
-            else:
-                write(path, good, private=private)
-            if tested and self._reloader.asked:
-                with contextlib.suppress(Fault):
-                    await self._process.reload()
-            raise
+
+        def write_all() -> None:
+            lay_beside()
+            write(path, text, private=secret)
+            state.text = text
+
+        shown = Shown(service, change.disk.route.generation, self._mark(change))
+        if change.old == text and shown.by(await self._listener.ask(service)):
+            await to_the_end(lay_beside)
+            late = await self._reloader.confirm([shown])
+            if late:
+                await to_the_end(lambda: put_back(text))
+                raise late[shown]
+            await self._keep(change, text, state)
+            return None
+        return Change(
+            write=write_all,
+            put_back=lambda: put_back(good),
+            keep=lambda: self._keep(change, text, state),
+            shown=shown,
+            calm=await self._calm(service, header, change.disk.route),
+        )
+
+    def _mark(self, change: _Change) -> str:
+        return mark_of(
+            change.service,
+            change.disk,
+            self._options(change.service),
+            token=change.token,
+            listen=self._listen,
+            folder=self._folder,
+            secret=change.secret,
+        )
 
     async def _keep_edited(self, path: Path, old: str | None) -> Header | None:
         """Put a text that is not ours aside. Returns the header of what is there."""
@@ -521,12 +576,13 @@ class NginxEdge:
         return good
 
     async def close(self) -> None:
-        """Close the connections to the private listener."""
+        """Give up what is under way, and close the connections to the private listener."""
+        await self._rounds.close()
         await self._listener.close()
 
     async def observe(self, service: str) -> Edge:
         """See `ports.Traffic`."""
-        state = self._state(service)
+        state, changing = self._state(service), self._rounds.changing(service)
         text = read(self.file(service))
         header = read_header(text) if text is not None else None
         disk = header.on_disk if header is not None and header.on_disk else OnDisk(route=Route())
@@ -536,22 +592,23 @@ class NginxEdge:
         drained = not (retiring if state.old_workers is None else state.old_workers & retiring)
         drained = drained and not told.draining
         on = self._switches.is_on(service)
-        switched = _active(disk.back) if on and not state.changing else frozenset[str]()
+        switched = _active(disk.back) if on and not changing else frozenset[str]()
         served = header is not None and told.generation == header.generation
         needless = switched in (frozenset(), _active(disk.route.servers))
-        if on and drained and served and needless and not state.changing:
+        if on and drained and served and needless and not changing:
             self._switches.put_away(service)  # no worker is left that it says anything to
         return Edge(
             served=told.generation,
             confirmed=state.confirmed,
-            file=_file_state(text, header, state),
+            file="ours" if changing else _file_state(text, header, state),
             drained=drained,
             floor=header.generation if header else 0,
             error=state.error,
             on_disk=header.on_disk if header else None,
             fallback=self._fallback(service, disk, on=on),
             switched_to="".join(switched),
-            silence="" if text is None or state.changing else self._silence(service, told, workers),
+            waited=state.waited_until(asyncio.get_running_loop().time()),
+            silence="" if text is None or changing else self._silence(service, told, workers),
         )
 
     def _fallback(self, service: str, disk: OnDisk, *, on: bool) -> tuple[Server, ...]:
@@ -598,8 +655,6 @@ def _file_state(
     text: str | None, header: Header | None, state: _Served
 ) -> Literal["ours", "edited", "missing"]:
     """Compared with what was last written; after a restart, with what the file says of itself."""
-    if state.changing:
-        return "ours"
     if text is None:
         return "missing" if state.text else "ours"
     if state.text:
@@ -623,7 +678,7 @@ def _same(one: Sequence[Server], other: Sequence[Server]) -> bool:
     return {s.instance for s in one if not s.backup} == {s.instance for s in other if not s.backup}
 
 
-def _way_back(disk: OnDisk | None, found: Header | None) -> tuple[Server, ...]:
+def _servers_back(disk: OnDisk | None, found: Header | None) -> tuple[Server, ...]:
     """Where the switch leads by the served file, else by the file that lies ready; empty is nowhere."""
     if disk is not None and disk.back:
         return disk.back
@@ -635,6 +690,14 @@ def _way_back(disk: OnDisk | None, found: Header | None) -> tuple[Server, ...]:
 def _remove_all(paths: Sequence[Path]) -> None:
     for path in paths:
         remove(path)
+
+
+def _nothing() -> None:
+    """No file of ours changes."""
+
+
+async def _kept() -> None:
+    """Nothing has to be remembered."""
 
 
 def _put_back(path: Path, text: str | None, private: bool) -> None:

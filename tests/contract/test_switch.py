@@ -52,7 +52,7 @@ async def test_a_rollback_takes_effect_before_its_reload(site: Site, monkeypatch
 
 
 async def test_a_rollback_waits_for_no_other_service(site: Site) -> None:
-    async with site.edge._alone():  # another service's change, which nginx does not come to confirm
+    async with site.edge._rounds.alone():  # another service's change, which nginx does not come to confirm
         going_back = asyncio.create_task(site.edge.apply(site.plan(3, "api-1"), 1))
         await asyncio.sleep(0.2)
         assert await site.answers() == {"api-1"}
