@@ -60,7 +60,7 @@ def notice_edge(turn: Turn, seen: Observation) -> None:
         turn.tell(RouteConfirmed(service=state.service, at=now, release=about, generation=edge.confirmed))
     elif pending and state.stuck_since is None:
         patience = state.rollout.release.policy.confirm_deadline if state.rollout else 60.0
-        waited = now - state.route.changed_at
+        waited = now - state.route.changed_at - edge.waited
         reason = edge.error or (f"not confirmed after {waited:.0f} s" if waited > patience else "")
         if reason:
             turn.stuck(reason)
