@@ -61,6 +61,7 @@ class _Served:
     Attributes:
         shape: What nginx' file was like apart from its route, when it was known last.
         wanted: The generation that was asked for last.
+        turned: The generation for which the rollback switch was turned on; 0 when a person did, or it is off.
         waited: Seconds for which that one has waited for other services' changes.
         waits_since: Since when it waits for them now.
     """
@@ -71,8 +72,13 @@ class _Served:
     old_workers: frozenset[int] | None = None
     error: str = ""
     wanted: int = 0
+    turned: int = 0
     waited: float = 0.0
     waits_since: float | None = None
+
+    def older_switch(self, generation: int) -> bool:
+        """Whether the switch was turned on here for an older generation: then it is no person's word."""
+        return 0 < self.turned < generation
 
     def waited_until(self, now: float) -> float:
         """Seconds that the wanted generation has waited, by the loop's clock."""
@@ -353,6 +359,12 @@ class NginxEdge:
         state.old_workers = (await self._process.workers()).retiring
         state.confirmed, state.text = change.disk.route.generation, text
         state.shape = self._shape(change.service, change.secret) if change.secret else ""
+        leads = _active(change.disk.back)
+        if state.older_switch(change.disk.route.generation) and leads not in (
+            frozenset(),
+            _active(change.disk.route.servers),
+        ):
+            self._switches.put_away(change.service)
 
     async def _secret(self, service: str) -> str:
         """See `Memory.secret`; the balancer does round robin alone, and a mirror is configuration."""
@@ -408,15 +420,19 @@ class NginxEdge:
             direct = await self._takes_routes(plan.service, header, secret, self._state(plan.service))
             if not direct or self._rounds.busy:  # a route in memory is as fast, once it is its turn
                 await to_the_end(lambda: self._switches.turn_on(plan.service, "".join(wanted)))
+                self._state(plan.service).turned = plan.route.generation
 
     def _keeps_switch(self, plan: RoutePlan, header: Header | None) -> bool:
         """Whether the switch stays on until old workers are gone, because it leads where the route does.
+
+        One that was turned on here for an older generation goes when this one is served.
 
         Raises:
             Fault: It is on and the route leads elsewhere: somebody has rolled back here.
         """
         if not self._switches.is_on(plan.service):
             return False
+        older = self._state(plan.service).older_switch(plan.route.generation)
         disk = header.on_disk if header is not None and header.on_disk else OnDisk(route=Route())
         served = _active(disk.route.servers)
         to = _active(disk.back) or served
@@ -424,6 +440,8 @@ class NginxEdge:
             return True
         if to == served:
             self._switches.put_away(plan.service)
+            return False
+        if older:
             return False
         on = self._switches.path(plan.service)
         raise Fault(f"{on} is there: traffic goes back until that is followed or it is removed")
@@ -592,9 +610,10 @@ class NginxEdge:
         drained = not (retiring if state.old_workers is None else state.old_workers & retiring)
         drained = drained and not told.draining
         on = self._switches.is_on(service)
-        switched = _active(disk.back) if on and not changing else frozenset[str]()
+        state.turned = state.turned if on else 0
+        leads = _active(disk.back) if on and not changing else frozenset[str]()
         served = header is not None and told.generation == header.generation
-        needless = switched in (frozenset(), _active(disk.route.servers))
+        needless = leads in (frozenset(), _active(disk.route.servers))
         if on and drained and served and needless and not changing:
             self._switches.put_away(service)  # no worker is left that it says anything to
         return Edge(
@@ -606,7 +625,7 @@ class NginxEdge:
             error=state.error,
             on_disk=header.on_disk if header else None,
             fallback=self._fallback(service, disk, on=on),
-            switched_to="".join(switched),
+            switched_to="" if state.older_switch(state.wanted) else "".join(leads),
             waited=state.waited_until(asyncio.get_running_loop().time()),
             silence="" if text is None or changing else self._silence(service, told, workers),
         )
