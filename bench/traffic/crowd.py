@@ -159,10 +159,9 @@ async def onlooker(port: int, space: str = "") -> AsyncIterator[list[tuple[float
 
 def effect(seen: list[tuple[float, str]], began: float, stable: str) -> float:
     """Seconds until the first request from which on `stable` answers all; nobody else may be asked then."""
-    others = [n for n, (at, who) in enumerate(seen) if at >= began and who != stable]
-    if not others:
-        return 0.0
-    return seen[min(others[-1] + 1, len(seen) - 1)][0] - began
+    later = [(at, who) for at, who in seen if at >= began]
+    others = [n for n, (_, who) in enumerate(later) if who != stable]
+    return later[min(others[-1] + 1 if others else 0, len(later) - 1)][0] - began
 
 
 class Measured:
