@@ -13,6 +13,7 @@
 .DEFAULT_GOAL := help
 
 export PATH := $(PATH):/usr/sbin:/sbin
+unexport PYTHONDONTWRITEBYTECODE  # else each start of the daemon compiles its sources again
 PYTHON := .venv/bin/python
 WITH_DOCKER := $(PYTHON) -m examples.playground.engine --
 
@@ -26,7 +27,7 @@ demo: setup
 	@$(PYTHON) -m examples.demo
 
 test: setup
-	@$(WITH_DOCKER) $(PYTHON) -m pytest -n 2 --dist worksteal --cov --cov-report= $(ARGS)
+	@$(WITH_DOCKER) $(PYTHON) -m pytest -n 4 --dist worksteal --cov --cov-report= $(ARGS)
 	@$(PYTHON) -m coverage report --fail-under=100
 
 check: setup
@@ -41,6 +42,7 @@ bench: setup
 	@$(WITH_DOCKER) $(PYTHON) -m bench.traffic
 	@$(WITH_DOCKER) $(PYTHON) -m bench.traffic.faults
 	@$(WITH_DOCKER) $(PYTHON) -m bench.traffic.crowd
+	@$(WITH_DOCKER) $(PYTHON) -m bench.traffic.life
 	@$(WITH_DOCKER) $(PYTHON) -m bench.edge_metrics
 	@$(PYTHON) -m bench.services
 	@$(WITH_DOCKER) $(PYTHON) -m bench.doors

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import random
+import select
 import signal
 import sys
 import time
@@ -21,6 +22,10 @@ LIMIT = 600.0
 DEADLINE = 10.0
 GET = b"GET /ping HTTP/1.1\r\nHost: api\r\n\r\n"
 POST = b"POST /echo HTTP/1.1\r\nHost: api\r\nContent-Length: 64\r\n\r\n" + b"x" * 64
+
+
+class CutShortError(EOFError):
+    """The answer began and did not come whole."""
 
 
 class Client:
@@ -45,18 +50,45 @@ class Client:
                 await self._writer.wait_closed()
         self._reader = self._writer = None
 
-    async def ask(self, request: bytes) -> tuple[int, str]:
-        """Status and release of one request; raises OSError or EOFError when it is lost."""
+    async def ask(self, request: bytes) -> tuple[int, str, int]:
+        """Status, release and length of the answer; raises OSError or EOFError when the request is lost."""
         reader, writer = self._reader, self._writer
-        if reader is None or writer is None or reader.at_eof():
+        if reader is None or writer is None or reader.at_eof() or _closed(writer):
             reader, writer = await self._connect()
         writer.write(request)
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         fields = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head[1:])}
-        await reader.readexactly(int(fields.get("content-length", "0")))
+        length = int(fields.get("content-length", "0"))
+        try:
+            if fields.get("transfer-encoding") == "chunked":
+                length = await _chunks(reader)
+            else:
+                await reader.readexactly(length)
+        except (OSError, EOFError) as error:
+            raise CutShortError from error
         if fields.get("connection") == "close":
             await self.close()
-        return int(head[0].split(" ")[1]), fields.get("x-version", "?")
+        return int(head[0].split(" ")[1]), fields.get("x-version", "?"), length
+
+
+def _closed(writer: asyncio.StreamWriter) -> bool:
+    """Whether the server's end has arrived, read by the loop or not."""
+    number = writer.get_extra_info("socket").fileno()
+    if number < 0:
+        return True
+    end = select.poll()
+    end.register(number, select.POLLRDHUP)
+    return bool(end.poll(0))
+
+
+async def _chunks(reader: asyncio.StreamReader) -> int:
+    """Read a body in chunks; its length."""
+    length = 0
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        await reader.readexactly(size + 2)
+        length += size
+    await reader.readexactly(2)
+    return length
 
 
 class Clients:
@@ -83,7 +115,7 @@ class Clients:
             began = time.monotonic()
             try:
                 async with asyncio.timeout(DEADLINE):
-                    status, release = await client.ask(request)
+                    status, release, _ = await client.ask(request)
             except (OSError, EOFError, TimeoutError) as error:
                 self.lost[f"{method} {type(error).__name__}"] += 1
                 await client.close()

@@ -98,7 +98,12 @@ func router(faults *misbehaviour, stopping *atomic.Bool) http.Handler {
 	users := engine.Group("/", late, identify, measure, faults.apply)
 	users.GET("/ping", func(c *gin.Context) { c.JSON(http.StatusOK, gin.H{"message": "pong"}) })
 	users.POST("/echo", func(c *gin.Context) {
-		c.DataFromReader(http.StatusOK, c.Request.ContentLength, c.ContentType(), c.Request.Body, nil)
+		body, err := c.GetRawData() // whole: Go reads no more of it once it has begun to answer
+		if err != nil {
+			c.JSON(http.StatusBadRequest, gin.H{"error": err.Error()})
+			return
+		}
+		c.Data(http.StatusOK, c.ContentType(), body)
 	})
 	users.GET("/version", func(c *gin.Context) {
 		c.JSON(http.StatusOK, gin.H{"version": version, "commit": commit, "release": os.Getenv("RELEASE")})

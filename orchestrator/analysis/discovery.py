@@ -4,8 +4,23 @@ from collections.abc import Iterable
 from typing import Any
 
 from orchestrator.ports.metrics import MetricSource, Target
-from orchestrator.rollout.model import ServiceState
+from orchestrator.rollout.model import Route, ServiceState
 from orchestrator.rollout.observation import Instance
+
+
+def served(route: Route) -> list[Instance]:
+    """The instances that a route names, as far as it tells of them."""
+    return [
+        Instance(
+            name=s.instance,
+            release=s.release,
+            address=s.address,
+            container=s.container,
+            started_at=s.started_at,
+            running=True,
+        )
+        for s in route.servers
+    ]
 
 
 def targets(state: ServiceState, instances: Iterable[Instance], source: MetricSource) -> list[Target]:

@@ -18,6 +18,7 @@ from requests.exceptions import ReadTimeout, RequestException
 from urllib3.util.retry import Retry
 
 from orchestrator.analysis.query import Part, batch, counters, own, parts, readings
+from orchestrator.ports.addresses import masked
 from orchestrator.ports.clock import Clock
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.metrics import MetricQuery
@@ -270,8 +271,7 @@ class Prometheus:
             labels, why = target["labels"], target["lastError"]
             name = (labels.get("service", ""), labels.get("instance", ""))
             url = target["scrapeUrl"]
-            told = f"{why} ({url})".replace(url, url.partition("?")[0])  # a query may hold a token
-            found[name] = told if why else found.get(name, "")
+            found[name] = masked(f"{why} ({url})") if why else found.get(name, "")
         return found
 
     def close(self) -> None:

@@ -40,6 +40,10 @@ REMEMBER = 86400.0
 """Seconds for which Redis knows a request again that is sent a second time, as the first reply was lost."""
 
 
+CALLS_OFF = frozenset({"command_accepted", "release_accepted"})
+"""Events that end a removal: while it goes on nothing else is carried out."""
+
+
 class Lost(Exception):  # noqa: N818  what happened to the request
     """Redis came back without the request."""
 
@@ -114,7 +118,7 @@ class _Errand:
         self.service = fields.get("service", "")
         self.status = f"orchestrator status {self.service}".rstrip()
         self.request = self.release = ""
-        self._answered = False
+        self._answered = self._frozen = False
 
     async def send(self) -> None:
         """Put the request down, once: what may have been taken is known again by its nonce."""
@@ -134,6 +138,7 @@ class _Errand:
             async for event in events:
                 if isinstance(event, Answer) and event.request == self.request:
                     self._answered, self.release = True, event.release
+                    self._frozen = isinstance(event, ReleaseAccepted) and bool(event.frozen)
                     return event
                 if not told and asyncio.get_running_loop().time() - began > ANSWER:
                     told = True
@@ -182,6 +187,8 @@ class _Errand:
                     return _code(answer, event)
                 if isinstance(event, ServiceRemoved):
                     return OK
+                if self._fields.get("verb") == "remove" and event.kind in CALLS_OFF:
+                    return OUTCOMES[Outcome.ABORTED]
         raise AssertionError("events do not end")
 
     async def _over(self) -> int | None:
@@ -206,7 +213,7 @@ class _Errand:
     def standing(self) -> str:
         """What is known of it now."""
         if self._answered:
-            return f"{self.release or self.service} goes on"
+            return f"{self._goes_on()}; see `{self.status}`"
         if not self._sent:
             return "nothing was asked for"
         if self.request:
@@ -215,6 +222,21 @@ class _Errand:
             "it is not known whether Redis has taken the request; if it has, a daemon carries it out:"
             f" see `{self.status}`"
         )
+
+    def _goes_on(self) -> str:
+        """What the daemon goes on with."""
+        match self._fields.get("verb"):
+            case "rollback":
+                what = f" of {self.release}" if self.release else ""
+                return f"the rollback{what} goes on until nginx has confirmed it"
+            case "remove":
+                return (
+                    f"the removal of {self.service} goes on; while nothing of it is gone"
+                    f" `orchestrator abort {self.service}` calls it off"
+                )
+        if self._frozen:
+            return f"{self.release} stays queued until `orchestrator unfreeze {self.service}`"
+        return f"{self.release} goes on"
 
     async def _events(self) -> AsyncGenerator[Event | None, None]:
         """What happens after the last event that was seen, through outages; None where nothing does.

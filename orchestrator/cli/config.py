@@ -19,13 +19,16 @@ from orchestrator.cli.session import (
     config_or_exit,
     err,
     file_or_exit,
+    gone,
     out,
 )
 from orchestrator.daemon.doctor.files import env_problems
+from orchestrator.daemon.kept import KeptFiles
 from orchestrator.daemon.section import Section
 from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.settings import Settings
-from orchestrator.daemon.wording import masked
+from orchestrator.daemon.wording import may_be_secret
+from orchestrator.ports.addresses import masked
 
 app = typer.Typer(help="Check the configuration, print it, or print its schema.", no_args_is_help=True)
 
@@ -59,9 +62,16 @@ def show(
 ) -> None:
     """Print every value that holds, and whether a file says it or it is the default. Times are in seconds."""
     found = config_or_exit(config)
-    if service:
+    keeper = KeptFiles(found.settings.state_dir)
+    kept = {n: s for n, s in keeper.services().items() if n not in found.services and service in ("", n)}
+    if service and not kept:
         file_or_exit(found, service)
+    for name in kept:
+        last = f"{name} is driven as its file was when it was right last: {keeper.path(name)}"
+        why = gone(found, name) or last
+        err.print(f"[yellow]warning[/]: {escape(why)}")
     files: dict[Path, Section] = {found.files[n]: s for n, s in found.services.items() if service in ("", n)}
+    files |= {keeper.path(n): s for n, s in kept.items()}
     sections = files if service else {found.path: found.settings, **files}
     told = {
         file: [{"key": k, "value": v, "from": origin} for k, v, origin in values(section)]
@@ -81,7 +91,7 @@ def show(
 
 
 def values(section: Section, path: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Each key with its value and where that is from. Secrets are paths; a URL's password is left out."""
+    """Each key with its value and where that is from, without what may be a secret."""
     for name, field in type(section).model_fields.items():
         value, key = getattr(section, name), f"{path}{field.alias or name}"
         inner: dict[str, Any] = {"": value} if isinstance(value, Section) else {}
@@ -93,15 +103,19 @@ def values(section: Section, path: str = "") -> Iterator[tuple[str, Any, str]]:
             yield from values(one, f"{key}{part}/")
         if not inner:
             plain = section.model_dump(mode="json", include={name})[name]
-            yield key, _without_password(plain), "file" if name in section.model_fields_set else "default"
+            shown = _without_secrets(plain, key.split("/"))
+            yield key, shown, "file" if name in section.model_fields_set else "default"
 
 
-def _without_password(value: Any) -> Any:
+def _without_secrets(value: Any, path: list[str]) -> Any:
+    """A value as it may be shown, by its place in the file: an anchor elsewhere makes it no less a secret."""
     if isinstance(value, dict):
-        return {key: _without_password(one) for key, one in value.items()}
+        return {key: _without_secrets(one, [*path, key]) for key, one in value.items()}
     if isinstance(value, list):
-        return [_without_password(one) for one in value]
-    return masked(value) if isinstance(value, str) else value
+        return [_without_secrets(one, path) for one in value]
+    if not isinstance(value, str):
+        return value
+    return "***" if may_be_secret(path) else masked(value)
 
 
 @app.command()

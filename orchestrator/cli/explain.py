@@ -12,14 +12,25 @@ from rich.table import Table
 
 from orchestrator.analysis.shown import shown
 from orchestrator.cli.session import Output, out
-from orchestrator.cli.show import COLOURS, RESULTS
+from orchestrator.cli.show import COLOURS, RESULTS, left_row, left_text
 from orchestrator.daemon.config import Config
 from orchestrator.ports.faults import Fault
-from orchestrator.rollout.events import Event, GateLook, GatesLooked, PhaseEntered, RouteChanged
+from orchestrator.rollout.events import (
+    EdgeStuck,
+    Event,
+    GateLook,
+    GatesLooked,
+    PhaseEntered,
+    RollbackStarted,
+    RolloutPaused,
+    RouteChanged,
+)
 from orchestrator.rollout.evidence import interval
 from orchestrator.rollout.model import Ended, Outcome, Release, Result, readable
 from orchestrator.rollout.policy import Comparison, Limit
 from orchestrator.rollout.replay import replay
+from orchestrator.rollout.told import in_words, problems, told, way_back
+from orchestrator.rollout.turn import DAEMON
 from orchestrator.store.redis_store import RedisStore
 
 LEVELS = "▁▂▃▄▅▆▇█"
@@ -28,11 +39,19 @@ WIDTH = 72
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """A release with all that was told of it. `ended`: None while it rolls out."""
+    """A release with all that was told of it.
+
+    Attributes:
+        ended: None while it rolls out.
+        left: The rollback by which it was left after it had been promoted; None where it was not.
+        problems: What is wrong with the service now; empty once the release has ended.
+    """
 
     release: Release
     ended: Ended | None
     events: tuple[Event, ...]
+    left: Ended | None = None
+    problems: tuple[str, ...] = ()
 
     @property
     def looks(self) -> list[GatesLooked]:
@@ -58,12 +77,27 @@ async def story_of(store: RedisStore, name: str) -> Story:
     rollout = state.rolling(name)
     if rollout is not None:
         events = await store.told(name, rollout.began_at)
-        return Story(rollout.release, None, tuple(events))
+        wrong = dict.fromkeys(filter(None, (way_back(state), *problems(state))))
+        return Story(rollout.release, None, tuple(events), problems=tuple(wrong))
     ended = next((e for e in state.journeys(name) if e.kind == "release"), None)
+    if ended is None and any(r.id == name for r in state.queue):
+        frozen = f": {service} is frozen by {state.frozen.by}" if state.frozen else ""
+        raise Fault(f"{name} waits in the queue{frozen}; there is nothing to explain yet")
     if ended is None:
-        known = ", ".join(e.release.id for e in state.history[-5:]) or "none"
-        raise Fault(f"{name!r} is not in the history of {service!r}; the last ones are: {known}")
-    return Story(ended.release, ended, tuple(await store.told(name, ended.began_at)))
+        raise Fault(await _unknown(store, name, service or name))
+    left = state.left(name) if ended.outcome is Outcome.PROMOTED else None
+    return Story(ended.release, ended, tuple(await store.told(name, ended.began_at)), left)
+
+
+async def _unknown(store: RedisStore, name: str, service: str) -> str:
+    """Why there is nothing to say of a release, and which there are."""
+    for one in (name, service):
+        state, _ = await store.load(one)
+        if state.history:
+            last = ", ".join(dict.fromkeys(e.release.id for e in state.history[-5:]))
+            return f"{name!r} is no release that is remembered of {one}; the last ones are: {last}"
+    known = ", ".join(sorted(await store.services())) or "none"
+    return f"{name!r} is no release: write SERVICE-NUMBER, such as api-7; services with releases: {known}"
 
 
 def explain(story: Story, config: Config, output: Output, *, brief: bool) -> None:
@@ -92,10 +126,21 @@ def _head(story: Story) -> None:
     else:
         colour = COLOURS[Outcome(ended.outcome)]
         seconds = ended.ended_at - ended.began_at
-        out.print(f"[{colour}]{ended.outcome}[/] after {seconds:.0f} s: {escape(ended.reason)}")
+        out.print(
+            f"[{colour}]{in_words(ended.outcome)}[/] after {seconds:.0f} s by {escape(ended.actor)}:"
+            f" {escape(ended.reason)}"
+        )
+    if story.left is not None:
+        out.print(f"[yellow]{escape(left_text(left_row(story.left) or {}))}[/]")
+    for problem in story.problems:
+        out.print(f"[red]{escape(problem)}[/]")
     for event in story.events:
         if isinstance(event, PhaseEntered) and event.weight:
-            out.print(f"  {_clock(event.at)} {event.phase} at {event.weight} %: {escape(event.reason)}")
+            by = f" by {escape(event.actor)}" if event.actor != DAEMON else ""
+            phase = in_words(event.phase)
+            out.print(f"  {_clock(event.at)} {phase} at {event.weight} %{by}: {escape(event.reason)}")
+        elif isinstance(event, RollbackStarted | RolloutPaused | EdgeStuck):
+            out.print(f"  {_clock(event.at)} [red]{escape(told(event))}[/]")
 
 
 def _curves(story: Story) -> None:
@@ -159,7 +204,7 @@ def _table(story: Story) -> Table:
                 _clock(look.at),
                 f"{look.weight} %",
                 found.gate,
-                f"[{colour}]{found.result}[/]",
+                f"[{colour}]{in_words(found.result)}[/]",
                 _side(found.value, found.samples, found),
                 _interval(found),
                 _side(found.baseline, found.baseline_samples, found),
@@ -209,7 +254,10 @@ def document(story: Story, config: Config) -> dict[str, Any]:
         "image": release.image,
         "stable": story.stable,
         "outcome": ended.outcome if ended else None,
+        "actor": ended.actor if ended else "",
         "reason": ended.reason if ended else "",
+        "left": left_row(story.left),
+        "problems": list(story.problems),
         "began_at": ended.began_at if ended else None,
         "ended_at": ended.ended_at if ended else None,
         "alarm": 1.0 / certainty.alpha,

@@ -9,10 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.rollout.events import Event, GateJudged, GatesLooked, PhaseEntered, ReleaseEnded
-from orchestrator.rollout.model import FULL, Outcome, Release, Result, Rollout, ServiceState
+from orchestrator.rollout.model import FULL, Ended, Outcome, Release, Result, Rollout, ServiceState
 from orchestrator.rollout.plan import current_step, step_count
 from orchestrator.rollout.policy import Template
-from orchestrator.rollout.told import logs_of, outdated, problems, told
+from orchestrator.rollout.removal import is_going, waits_for
+from orchestrator.rollout.told import in_words, logs_of, outdated, problems, told, way_back
 
 WIDTH = 20
 
@@ -91,7 +92,7 @@ def phase_text(state: ServiceState, now: float) -> str:
     if rollout is None:
         return "idle" if state.stable else "empty"
     step = current_step(state, rollout)
-    text = str(rollout.phase)
+    text = in_words(rollout.phase)
     if rollout.phase in ("shifting", "baking"):
         text += f" {rollout.step + 1}/{step_count(state, rollout)}"
         if rollout.held_since is not None and step.hold:
@@ -110,14 +111,17 @@ def note(state: ServiceState, template: Template | None) -> str:
     notes = []
     if state.rollout and state.rollout.mark:
         mark = state.rollout.mark
-        notes.append(f"[yellow]{mark.kind} ({escape(mark.actor)}: {escape(mark.reason)})[/]")
+        notes.append(f"[yellow]{in_words(mark.kind)} ({escape(mark.actor)}: {escape(mark.reason)})[/]")
     if state.removal:
-        notes.append(f"[cyan]{state.removal.kind}, by {escape(state.removal.by)}[/]")
+        waits = f"; {waits_for(state)}" if is_going(state) and state.stuck_since is None else ""
+        notes.append(f"[cyan]{state.removal.kind}, by {escape(state.removal.by)}{escape(waits)}[/]")
     if state.frozen:
         notes.append(f"[cyan]frozen by {escape(state.frozen.by)}[/]")
     if state.queue:
         notes.append(f"queued: {', '.join(r.id for r in state.queue)}")
-    notes += [f"[red]{escape(problem)}[/]" for problem in problems(state)]
+    wrong = problems(state)
+    notes += [f"[yellow]{escape(back)}[/]" for back in (way_back(state),) if back not in ("", *wrong)]
+    notes += [f"[red]{escape(problem)}[/]" for problem in wrong]
     notes += [f"[yellow]{differs}[/]" for differs in (outdated(state, template),) if differs]
     if state.previous and not state.rollout:
         left = "" if state.previous == state.earlier else ", left by a rollback"
@@ -129,7 +133,7 @@ def verdict_lines(rollout: Rollout) -> list[Text]:
     """The gates at the last look."""
     return [
         Text.from_markup(
-            f"  [{RESULTS.get(v.result, 'yellow')}]{v.result:<13}[/] {v.gate}"
+            f"  [{RESULTS.get(v.result, 'yellow')}]{in_words(v.result):<13}[/] {v.gate}"
             f"{' (dry run)' if v.dry_run else ''}: {escape(v.text)}"
         )
         for v in rollout.verdicts
@@ -150,25 +154,43 @@ def history_rows(state: ServiceState) -> list[dict[str, Any]]:
             "began_at": e.began_at,
             "ended_at": e.ended_at,
             "seconds": round(e.ended_at - e.began_at, 1),
+            "left": left_row(state.left(e.release.id)) if e.outcome is Outcome.PROMOTED else None,
         }
         for e in reversed(state.history)
     ]
 
 
+def left_row(left: Ended | None) -> dict[str, Any] | None:
+    """The rollback by which a promoted release was left; None where it was not."""
+    if left is None:
+        return None
+    return {"to": left.release.id, "actor": left.actor, "reason": left.reason, "at": left.ended_at}
+
+
+def left_text(left: Mapping[str, Any]) -> str:
+    """The same as people read it."""
+    why = "" if left["reason"] == f"rolled back by {left['actor']}" else f": {left['reason']}"
+    return f"left at {_when(left['at'])} for {left['to']}, rolled back by {left['actor']}{why}"
+
+
 def history_table(rows: list[dict[str, Any]]) -> Table:
-    """Finished journeys: whose release it was, and who or what ended it where that is somebody else."""
+    """Finished journeys: whose release it was, who or what decided, and that it was left since."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("release", "outcome", "image", "when", "seconds", "author", "ended by", "reason"):
+    for column in ("release", "outcome", "image", "when", "seconds", "author", "decided by", "reason"):
         table.add_column(column)
     for row in rows:
         table.add_row(
             row["release"] + (" (back)" if row["kind"] == "revert" else ""),
-            f"[{COLOURS[Outcome(row['outcome'])]}]{row['outcome']}[/]",
+            f"[{COLOURS[Outcome(row['outcome'])]}]{in_words(row['outcome'])}[/]",
             escape(row["image"]),
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["ended_at"])),
+            _when(row["ended_at"]),
             f"{row['seconds']:g}",
             escape(row["author"]),
-            escape(row["actor"]) if row["actor"] != row["author"] else "",
-            escape(row["reason"]),
+            escape(row["actor"]),
+            escape(row["reason"]) + (f"; [yellow]{escape(left_text(row['left']))}[/]" if row["left"] else ""),
         )
     return table
+
+
+def _when(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))

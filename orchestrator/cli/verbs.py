@@ -4,6 +4,7 @@ import json
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from orchestrator.cli.ask import carry_out
 from orchestrator.cli.session import (
@@ -14,12 +15,14 @@ from orchestrator.cli.session import (
     ServiceArgument,
     WhoOption,
     config_or_exit,
+    err,
     me,
     out,
     run,
     store_of,
 )
 from orchestrator.daemon.config import Config
+from orchestrator.daemon.doctor.nginx import named_elsewhere
 from orchestrator.daemon.local import roll_back_here
 from orchestrator.daemon.units import limit, seconds
 from orchestrator.ports.faults import Fault
@@ -220,7 +223,7 @@ def abort(
     output: OutputOption = Output.TEXT,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """End the rollout that is under way, or a queued release."""
+    """End the rollout that is under way, or a queued release, or call a removal off while nothing is gone."""
     fields = {"verb": "abort", "service": service, "who": who or me(), "why": reason, "release": release_id}
     _send(config_or_exit(config), fields, wait=False, timeout=0.0, output=output)
 
@@ -238,9 +241,12 @@ def remove(
 ) -> None:
     """Take a service down: its traffic, its instances, its files in nginx' folder. Images and its file stay.
 
-    Without --yes nothing is done. Refused while a release is on its way.
+    Without --yes nothing is done. Refused while a release is on its way. While nothing is gone,
+    `abort` calls it off, and so does a release.
     """
     found = config_or_exit(config)
+    for place in run(named_elsewhere(found, service)):
+        err.print(f"[yellow]warning[/]: {escape(place)} names it; take that out first, or nginx refuses")
     if not yes:
         run(_what_would_go(found, service))
         return

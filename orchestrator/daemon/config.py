@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.settings import Settings
 from orchestrator.daemon.yaml_file import ConfigError, Problem, check, parse, read
+from orchestrator.engine.tasks import bug
 from orchestrator.rollout.policy import Template
 from orchestrator.traffic.render import SERVICE
 
@@ -86,6 +87,9 @@ def load(path: Path, before: Config | None = None) -> Config:
         except ConfigError as error:
             problems += error.problems
             services |= {name: old[name]} if name in old else {}
+        except Exception as error:  # noqa: BLE001  likewise
+            problems.append(Problem(file, bug(error)))
+            services |= {name: old[name]} if name in old else {}
     order = sorted(services, key=lambda name: (services[name] != old.get(name), name))
     services = {name: services[name] for name in order}
     while clash := next(_clashes(services, files), None):
@@ -144,11 +148,15 @@ def _content(path: Path) -> Any:
         return parse(path)
     except ConfigError as error:
         return error
+    except Exception as error:  # noqa: BLE001  it is told with the file, and stops no other one
+        return ConfigError([Problem(path, bug(error))])
 
 
 def _name(path: Path, content: Any) -> str:
     """Whose file it is, as far as that can be told of a wrong one; else ''."""
     if isinstance(content, ConfigError):
+        if path.is_fifo():
+            return ""
         try:
             found = _NAMED.search(path.read_text(encoding="utf-8", errors="replace"))
         except OSError:

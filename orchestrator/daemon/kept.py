@@ -23,6 +23,10 @@ class KeptFiles:
     def __init__(self, state_dir: Path) -> None:
         self._folder = state_dir / "services"
 
+    def path(self, service: str) -> Path:
+        """Where a service's file is kept."""
+        return self._folder / f"{service}.yaml"
+
     def services(self) -> dict[str, ServiceFile]:
         """Those that can be read; one that can't be is of another version, and as good as none."""
         found: dict[str, ServiceFile] = {}
@@ -35,22 +39,22 @@ class KeptFiles:
 
     def keep(self, config: Config) -> None:
         """Keep what is right now; a failure is logged, and costs nothing until the next start."""
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for service, file in config.files.items():
-                if service in config.services and not config.wrong(service):
-                    self._keep(self._folder / f"{service}.yaml", file.read_text(encoding="utf-8-sig"))
-        except (OSError, UnicodeDecodeError, Fault) as error:
-            log.warning("files_not_kept", reason=str(error))
+        for service, file in config.files.items():
+            if service in config.services and not config.wrong(service):
+                try:
+                    self._folder.mkdir(parents=True, exist_ok=True)
+                    self._keep(self.path(service), file.read_text(encoding="utf-8-sig"))
+                except (OSError, UnicodeDecodeError, Fault) as error:
+                    log.warning("files_not_kept", service=service, reason=str(error))
 
     @staticmethod
     def _keep(path: Path, text: str) -> None:
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
+        if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
             write(path, text, private=True)
 
     def forget(self, service: str) -> None:
         """A service has been removed; a failure is logged."""
         try:
-            remove(self._folder / f"{service}.yaml")
+            remove(self.path(service))
         except Fault as error:
             log.warning("files_not_kept", reason=str(error))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from orchestrator.analysis.discovery import document, targets
+from orchestrator.analysis.discovery import document, served, targets
 from orchestrator.daemon.adapters import REDIS_TIMEOUT, make_edge, make_process, make_prometheus
 from orchestrator.daemon.changes import changes
 from orchestrator.daemon.channels import readers
@@ -25,7 +26,7 @@ from orchestrator.daemon.yaml_file import ConfigError, Problem
 from orchestrator.engine.conductor import Parts
 from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.measure import Measurer
-from orchestrator.engine.tasks import beside, courtesy, eternal
+from orchestrator.engine.tasks import beside, bug, courtesy, eternal
 from orchestrator.hooks.afterwards import Afterwards
 from orchestrator.hooks.runner import HookRunner
 from orchestrator.intake.stream import RequestStream
@@ -72,6 +73,10 @@ DISKS_EVERY = 5.0
 SCRAPES_EVERY = 30.0
 """Seconds between looks at what Prometheus scrapes; what it has not scraped at two of them is told."""
 
+TARGETS_WITHHELD = 30.0
+"""Seconds that a service which has not been looked at yet may hold back the targets of all. Meanwhile
+Prometheus goes on with those that it has; those of a service that is missing it would drop."""
+
 CERTIFICATES_EVERY = 60.0
 """Seconds between looks at the certificates that nginx shows."""
 
@@ -91,6 +96,8 @@ class Daemon:
         self._full = ""
         self._token = 0
         self._targets: dict[str, list[Target]] = {}
+        self._plans: dict[str, ServicePlan] = {}
+        self._drives_since = math.inf
         self._docker = DockerClient(settings.docker.url)
         self._requests = RequestLog(make_process(settings, self._docker), settings.nginx.directory)
         self._keys = Keys(settings.redis.prefix)
@@ -228,11 +235,11 @@ class Daemon:
                 async def take(request: Request, fields: Mapping[str, str]) -> None:
                     if request.verb == "reload":
                         told = self._reload(request.who, request.id, dispatcher, group, doors)
-                        await store.answer(request.id, told)
+                        await dispatcher.replies.answer(request.id, told)
                     else:
                         await dispatcher.dispatch(request, fields)
 
-                vital("requests", self._stream(redis, store, take).run)
+                vital("requests", self._stream(redis, dispatcher.replies.refuse, take).run)
                 vital("measure", parts.measurer.run)
                 courteous("request log", self._requests.run, longest_pause=1.0)  # gates wait for it
                 courteous("docker events", lambda: dispatcher.listen(docker_events))
@@ -251,6 +258,7 @@ class Daemon:
                     signal.SIGHUP, lambda: self._reload("SIGHUP", "", dispatcher, group, doors)
                 )
                 self._unready = ""
+                self._drives_since = self._clock.now()
                 systemd.notify("STATUS=driving")
                 log.info("ready", services=sorted(self.config.services), token=self._token)
         except* Stale as stale:
@@ -281,14 +289,17 @@ class Daemon:
         )
 
     def _stream(
-        self, redis: Client, store: RedisStore, take: Callable[[Request, Mapping[str, str]], Awaitable[None]]
+        self,
+        redis: Client,
+        refuse: Callable[[str, Mapping[str, str], Event], Awaitable[None]],
+        take: Callable[[Request, Mapping[str, str]], Awaitable[None]],
     ) -> RequestStream:
         """Where requests come from."""
         return RequestStream(
             redis.apart(),
             self._keys.requests,
             self._keys.group,
-            store,
+            refuse,
             self._clock,
             take,
             self._metrics.trimmed.inc,
@@ -324,25 +335,18 @@ class Daemon:
     def _reload(
         self, actor: str, request: str, dispatcher: Dispatcher, group: asyncio.TaskGroup, doors: Doors
     ) -> ConfigReloaded:
-        """Read the files again; what they change, and what is wrong with them and stays as it was."""
+        """Read the files again; what they change, and what is wrong with them and stays as it was.
+
+        A bug in that is told with it, and ends nothing.
+        """
         systemd.notify("RELOADING=1")
         changed: tuple[str, ...] = ()
-        before = replace(
-            self.config,
-            services={n: s for n, s in self.config.services.items() if n not in self._removed},
-            gone={n: s for n, s in self.config.gone.items() if n not in self._removed},
-        )
         try:
-            config = load(self.config.path, before)
-        except ConfigError as error:
-            self._tell(error.problems)
-        else:
-            changed = changes(before, config)
-            self.config = config
-            self._tell(config.problems)
-            self._configure(dispatcher, group)
-            log.info("config_reloaded", services=sorted(config.services), changes=changed)
-        lacking = doors.reload(self.config.settings)
+            changed = self._read_again(dispatcher, group)
+            lacking = doors.reload(self.config.settings)
+        except Exception as error:
+            log.exception("reload_failed")
+            lacking = bug(error)
         systemd.notify("READY=1")
         return ConfigReloaded(
             service="",
@@ -353,13 +357,42 @@ class Daemon:
             problems=(*map(str, self._problems), *filter(None, [lacking])),
         )
 
+    def _read_again(self, dispatcher: Dispatcher, group: asyncio.TaskGroup) -> tuple[str, ...]:
+        """Take what the files say. Returns what that changes."""
+        before = replace(
+            self.config,
+            services={n: s for n, s in self.config.services.items() if n not in self._removed},
+            gone={n: s for n, s in self.config.gone.items() if n not in self._removed},
+        )
+        try:
+            config = load(self.config.path, before)
+        except ConfigError as error:
+            self._tell(error.problems)
+            return ()
+        changed = changes(before, config)
+        self.config = config
+        self._tell(config.problems)
+        self._configure(dispatcher, group)
+        log.info("config_reloaded", services=sorted(config.services), changes=changed)
+        return changed
+
     def _configure(self, dispatcher: Dispatcher, group: asyncio.TaskGroup) -> None:
         config = self.config
         self._kept.keep(config)
         closed = config.unusable | {
             name: f"its file is gone: put it back, or run orchestrator remove {name}" for name in config.gone
         }
-        dispatcher.configure({n: s.plan() for n, s in config.driven.items()}, group, closed)
+        plans = {}
+        for service, file in config.driven.items():
+            try:
+                plans[service] = file.plan()
+            except Exception as error:
+                log.exception("service_not_planned", service=service)
+                closed[service] = bug(error)
+                if service in self._plans:  # it is driven as before
+                    plans[service] = self._plans[service]
+        self._plans = plans
+        dispatcher.configure(plans, group, closed)
         for service in config.gone:
             log.warning(
                 "service_file_gone", service=service, reason="it is driven as before until it is removed"
@@ -396,6 +429,8 @@ class Daemon:
         try:
             if seen.runtime_ok:
                 self._targets[state.service] = targets(state, seen.instances, plan.metrics)
+            elif state.service not in self._targets:  # what was committed is the best that is known
+                self._targets[state.service] = targets(state, served(state.route), plan.metrics)
             for event in events:
                 tell(event, self._metrics)
                 if isinstance(event, ServiceRemoved):
@@ -410,7 +445,8 @@ class Daemon:
         return (t for found in self._targets.values() for t in found)
 
     def _target_document(self, here: str) -> list[dict[str, Any]] | None:
-        if self.config.driven.keys() - self._targets.keys():
+        unknown = self.config.driven.keys() - self._targets.keys()
+        if unknown and self._clock.now() < self._drives_since + TARGETS_WITHHELD:
             return None
         return document(self._all_targets(), here)
 
@@ -468,12 +504,12 @@ class Daemon:
         """Tell when those end that nginx shows at generated `server` blocks."""
         while True:
             for name, file in self.config.driven.items():
-                place = file.edge().server
-                if place is None or place.tls is None:
-                    continue
                 try:
+                    place = file.edge().server
+                    if place is None or place.tls is None:
+                        continue
                     ends = await ends_at(*place.address, place.server_name.split()[0])
-                except (OSError, TimeoutError, ValueError) as error:
+                except Exception as error:  # noqa: BLE001  those of the other services are looked at all the same
                     log.warning("certificate_unknown", service=name, reason=str(error) or "no answer")
                 else:
                     self._metrics.certificate.labels(name).set(ends)

@@ -2,13 +2,13 @@
 
 import difflib
 import functools
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
 from orchestrator.daemon.gate_section import COMPARISON, LIMIT
+from orchestrator.ports.addresses import masked
 
 Schema = dict[str, Any]
 
@@ -81,11 +81,6 @@ def problem(model: type[BaseModel], error: Any) -> str:
         text = _words(error)
     place = "/".join(map(str, loc))
     return masked(f"{place}: {text}" if place else text)
-
-
-def masked(text: str) -> str:
-    """Without user and password of an address, up to the last `@` of the word: a password may have one."""
-    return re.sub(r"://\S*@", "://***@", text)
 
 
 def _unknown(key: str, model: type[BaseModel], where: Sequence[str | int], kind: str) -> str:
@@ -181,9 +176,18 @@ def _words(error: Any) -> str:  # noqa: PLR0911  one a kind of error
     return text.replace("Input should be", "must be")
 
 
+def may_be_secret(path: Sequence[str | int]) -> bool:
+    """Whether a value may be a secret, by its place in the file: each of a container's env."""
+    return tuple(path[:2]) == ("container", "env")
+
+
 def _shown(given: Any, loc: Sequence[str | int]) -> str:
-    """A value as it may be printed: not what may be a secret, in `env` or where the path of one should be."""
-    if not isinstance(given, str | int | float) or "env" in loc or (loc and str(loc[-1]).endswith("_file")):
+    """A value as it may be printed: not one that may be a secret, or stands where the path of one should."""
+    if (
+        not isinstance(given, str | int | float)
+        or may_be_secret(loc)
+        or (loc and str(loc[-1]).endswith("_file"))
+    ):
         return "what is written"
     text = masked(repr(given))
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -151,6 +151,8 @@ def parse(path: Path) -> Any:
         ConfigError: It can't be read, or is no YAML.
     """
     try:
+        if path.is_fifo():  # it would be waited for, for ever
+            raise ConfigError([Problem(path, "is a named pipe; write a file")])
         body = path.read_bytes()
     except OSError as error:
         raise ConfigError([Problem(path, error.strerror or str(error))]) from error
@@ -169,7 +171,7 @@ def document(path: Path, body: bytes) -> Any:
     except UnicodeDecodeError:
         told = "is not UTF-8"
     except yaml.YAMLError as error:
-        told = " ".join(str(error).split())
+        told = " ".join(str(error).split()).replace('in "<unicode string>", line', "at line")
     except RecursionError:
         told = "is nested too deep"
     except ODD:  # while it is split into words: an escape, or the version of YAML

@@ -2,15 +2,15 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 
 from orchestrator.engine.converge import Converger
 from orchestrator.engine.measure import Measurer
-from orchestrator.engine.tasks import Jobs, bug, unless_cancelled
+from orchestrator.engine.tasks import Jobs, bug, unless_cancelled, within
 from orchestrator.ports.clock import Clock
 from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.hooks import Hooks
@@ -38,6 +38,20 @@ IDLE_FACTOR = 4
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds after the first turn that met a bug, and the most between two tries."""
+
+LOOK_DEADLINE = 15.0
+"""Seconds for one look at the containers, and at the edge; verbs wait for no more than that."""
+
+STORE_DEADLINE = 10.0
+"""Seconds for one answer of the store."""
+
+CPU = "cpu"
+
+CPU_DEADLINE = 60.0
+"""Seconds for the CPU seconds of all of a service's instances."""
+
+UNSEEN_FOR = 60.0
+"""Seconds in which a part could not be looked at, after which people are told."""
 
 T = TypeVar("T")
 
@@ -81,6 +95,14 @@ class _Memory:
     seen: Observation = field(default_factory=lambda: Observation(runtime_ok=False))
 
 
+@dataclass(slots=True)
+class _Unseen:
+    """Why a part can't be looked at, and since when."""
+
+    since: float
+    reason: str = ""
+
+
 def counters_of(plan: ServicePlan, policy: Policy) -> MetricQuery:
     """The counters that the comparisons of a policy need."""
     counts = tuple((g.name, g.total, g.bad) for g in policy.comparisons if g.metric == "counts")
@@ -107,6 +129,7 @@ class Conductor:
         self.plan = plan
         self._parts = parts
         self._inbox: deque[Command] = deque()
+        self._waiting: set[str] = set()
         self._wake = asyncio.Event()
         self._jobs = Jobs(self.wake)
         self._converger = Converger(
@@ -117,7 +140,7 @@ class Conductor:
         self._version = 0
         self._loaded = False
         self._bugs: list[str] = []
-        self._unseen: dict[str, str] = {}
+        self._unseen: dict[str, _Unseen] = {}
         self._looked = False
 
     def wake(self) -> None:
@@ -125,11 +148,14 @@ class Conductor:
         self._wake.set()
 
     def submit(self, command: Command) -> bool:
-        """Take a command; False when too many wait already."""
+        """Take a command; False when too many wait already. One that waits already is not taken twice."""
+        if command.request in self._waiting:
+            return True
         urgent = isinstance(command, Rollback | Pause | Abort)  # a queue of others must not keep it out
         if len(self._inbox) >= INBOX * (1 + urgent):
             return False
         self._inbox.append(command)
+        self._waiting.add(command.request)
         self.wake()
         return True
 
@@ -146,16 +172,16 @@ class Conductor:
                 moved = False
                 try:
                     moved = await unless_cancelled(self._turn)
-                    await self._note_trouble(next(iter((*self._bugs, *self._jobs.bugs.values())), ""))
+                    await self._note_trouble(self._trouble())
                     pause = FIRST_PAUSE
                 except Stale:
                     raise
                 except Fault as error:
                     log.warning("turn_failed", service=self.plan.service, reason=str(error))
-                    await self._fail_static()
+                    await self._survive()
                 except Exception as error:
                     log.exception("turn_failed", service=self.plan.service, next_try_s=pause)
-                    await self._survive(error)
+                    await self._survive(bug(error))
                     await asyncio.sleep(pause)
                     pause = min(pause * 2, LONGEST_PAUSE)
                 if not moved:
@@ -164,9 +190,16 @@ class Conductor:
             await self._jobs.stop()
             self._parts.measurer.forget(self.plan.service)
 
-    async def _survive(self, error: Exception) -> None:
-        """After a bug: a bad candidate still goes back, and people are told, as far as that is possible."""
-        for step in (self._fail_static, lambda: self._note_trouble(bug(error))):
+    def _trouble(self) -> str:
+        """What people are to be told: a bug, or what has failed for so long that it does not mend itself."""
+        now, jobs = self._parts.clock.now(), self._jobs
+        unseen = [f"{part}: {u.reason}" for part, u in self._unseen.items() if now - u.since >= UNSEEN_FOR]
+        return next(iter((*self._bugs, *jobs.bugs.values(), *unseen, *jobs.lasting.values())), "")
+
+    async def _survive(self, trouble: str = "") -> None:
+        """After a fault or a bug: a bad candidate still goes back, and people are told, as far as may be."""
+        steps = [self._fail_static, *([lambda: self._note_trouble(trouble)] if trouble else [])]
+        for step in steps:
             try:
                 await unless_cancelled(step)
             except Stale:
@@ -201,8 +234,8 @@ class Conductor:
         if not self._loaded:
             await self._load()
         told = bool(self._version) and self._looked and await self._obey()
-        overlooked = self._unwatched()
-        seen = replace(await self._look(), unwatched=overlooked)
+        unwatched = self._unwatched()
+        seen = replace(await self._look(), unwatched=unwatched)
         if not self._version or not self._looked:  # the store may know less than what runs: that comes first
             if not self._version and not seen.runtime_ok:
                 return False
@@ -211,7 +244,7 @@ class Conductor:
             seen = replace(seen, unwatched=0.0)
             told = await self._obey()
         told |= await self._decide(seen)
-        if self._parts.may_act() or overlooked:
+        if self._parts.may_act() or unwatched:
             self._memory.decided_at = self._parts.clock.now()
         if self._parts.may_act():
             self._converger.converge(desired(self._state, self._parts.clock.now()), self._state, seen)
@@ -245,6 +278,7 @@ class Conductor:
                 state, events = self._refused(command, bug(error))
                 await self._commit(state, events, acks=(command.request,))
             self._inbox.popleft()
+            self._waiting.discard(command.request)
         return told
 
     def _handle(self, command: Command) -> tuple[ServiceState, tuple[Event, ...]]:
@@ -272,7 +306,7 @@ class Conductor:
 
         This daemon held the lease all the time, so nobody else can have committed anything later.
         """
-        state, version = await self._parts.store.load(self.plan.service)
+        state, version = await within(STORE_DEADLINE, lambda: self._parts.store.load(self.plan.service))
         self._parts.clock.not_before(state.at)
         if not self._version:
             self._memory.loaded_at = state.at
@@ -299,7 +333,8 @@ class Conductor:
         self._loaded = False  # until the reply is here, what Redis holds is not known
         state = replace(state, at=self._parts.clock.now())
         version = self._version if after is None else after
-        self._version = await self._parts.store.commit(state, version, events, acks)
+        commit = self._parts.store.commit
+        self._version = await within(STORE_DEADLINE, lambda: commit(state, version, events, acks))
         self._loaded = True
         self._state = state
         self._parts.publish(state, self.plan, self._memory.seen, events)
@@ -330,14 +365,15 @@ class Conductor:
     async def _look(self) -> Observation:
         parts, service = self._parts, self.plan.service
         self._bugs.clear()
-        instances = await self._ask(parts.runtime.observe(service), "runtime")
-        edge = await self._ask(parts.traffic.observe(service), "edge")
+        instances = await self._ask(lambda: parts.runtime.observe(service), "runtime")
+        edge = await self._ask(lambda: parts.traffic.observe(service), "edge")
         if isinstance(edge, Fault):
             edge = Edge(error=str(edge), file=self._memory.seen.edge.file, unread=True)
         self._measure()
         seen = Observation(
             instances=self._memory.seen.instances if isinstance(instances, Fault) else instances,
             runtime_ok=not isinstance(instances, Fault),
+            runtime_error=str(instances) if isinstance(instances, Fault) else "",
             edge=edge,
             images=dict(self._converger.resolved),
             image_error=self._converger.image_error(),
@@ -349,26 +385,27 @@ class Conductor:
         parts.publish(self._state, self.plan, seen, ())
         return seen
 
-    async def _ask(self, question: Coroutine[Any, Any, T], part: str) -> T | Fault:
+    async def _ask(self, question: Callable[[], Awaitable[T]], part: str) -> T | Fault:
         """What a part sees, or why it sees nothing. A bug of it is told once, with its traceback."""
         service = self.plan.service
+        unseen = self._unseen.setdefault(part, _Unseen(self._parts.clock.now()))
         try:
-            answer = await unless_cancelled(lambda: question)
+            answer = await within(LOOK_DEADLINE, question)
         except Stale:
             raise
         except Fault as error:
             found, told = error, str(error)
-            if self._unseen.get(part) != told:
+            if unseen.reason != told:
                 log.warning("not_seen", service=service, part=part, reason=told)
         except Exception as error:
             found, told = Fault(bug(error)), bug(error)
             self._bugs.append(told)
-            if self._unseen.get(part) != told:
+            if unseen.reason != told:
                 log.exception("not_seen", service=service, part=part)
         else:
-            self._unseen.pop(part, None)
+            del self._unseen[part]
             return answer
-        self._unseen[part] = told
+        unseen.reason = told
         return found
 
     def _measure(self) -> None:
@@ -381,6 +418,7 @@ class Conductor:
             return
         query = measurements(self.plan, rollout)
         self._parts.measurer.watch(query, self.wake)
+        self._jobs.keep(CPU)
         latest = self._parts.measurer.latest(service)
         if latest is not None and (not readings or readings[-1].at < latest.at):
             self._memory.known, latest = settle(self._memory.known, latest)
@@ -397,7 +435,7 @@ class Conductor:
         async def ask() -> None:
             self._memory.cpu = await self._parts.usage.cpu_seconds(self.plan.service)
 
-        self._jobs.start("cpu", ask)
+        self._jobs.start(CPU, ask, CPU_DEADLINE)
         used = self._memory.cpu
         samples = {name: replace(s, cpu=used.get(name)) for name, s in reading.samples.items()}
         return replace(reading, samples=samples)

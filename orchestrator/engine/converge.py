@@ -1,6 +1,8 @@
 """Make the world as it is wanted: the only place that starts a container or changes a weight."""
 
-from orchestrator.engine.tasks import Jobs
+import math
+
+from orchestrator.engine.tasks import Jobs, within
 from orchestrator.ports.faults import Away
 from orchestrator.ports.hooks import Hooks
 from orchestrator.ports.runtime import Images, Runtime
@@ -19,6 +21,18 @@ STOP = "stop "
 SUPERVISE = "supervise "
 IMAGES = "images"
 HOOK = "hook "
+
+STOP_DEADLINE = 900.0
+"""Seconds for the stop of one instance, its grace included."""
+
+ROUTE_DEADLINE = 600.0
+"""Seconds for one route, its turn among those of other services included."""
+
+IMAGE_DEADLINE = 86400.0
+"""Seconds for one image; it is given up before, with the release that wants it."""
+
+ANSWER_MARGIN = 15.0
+"""Seconds beyond its own timeout that each try of a hook may take, the pause before it included."""
 
 
 class Converger:
@@ -44,7 +58,7 @@ class Converger:
         self._route(world, state, seen)
         if seen.runtime_ok:
             self._instances(world, state, seen)
-            self._stale_images(world)
+            self._stale_images(world, seen)
         self._jobs.forget_others()
 
     def retreat(self, service: str, actor: str, reason: str) -> None:
@@ -63,8 +77,10 @@ class Converger:
 
     def _image(self, world: World) -> None:
         self.resolved = {ref: found for ref, found in self.resolved.items() if ref == world.image}
+        name = f"{IMAGE}{world.image}"
+        self._jobs.cancel(lambda job: job.startswith(IMAGE) and job != name)
         if world.image and world.image not in self.resolved:
-            self._jobs.start(f"{IMAGE}{world.image}", lambda: self._resolve(world.image))
+            self._jobs.start(name, lambda: self._resolve(world.image), IMAGE_DEADLINE)
 
     async def _resolve(self, reference: str) -> None:
         self.resolved[reference] = await self._runtime.resolve(reference)
@@ -73,11 +89,18 @@ class Converger:
         wanted = {call.key: call for call in world.hooks}
         self.asked = {key: said for key, said in self.asked.items() if key in wanted}
         self._jobs.cancel(lambda job: job.startswith(HOOK) and job.removeprefix(HOOK) not in wanted)
-        for key in wanted.keys() - self.asked.keys():
-            self._jobs.start(f"{HOOK}{key}", lambda call=wanted[key]: self._ask_one(call))  # type: ignore[misc]
+        for key in sorted(wanted.keys() - self.asked.keys()):
+            self._jobs.start(f"{HOOK}{key}", lambda call=wanted[key]: self._ask_one(call), math.inf)  # type: ignore[misc]
 
     async def _ask_one(self, call: HookCall) -> None:
-        self.asked[call.key] = await self._hooks.ask(call)
+        """Ask; a hook that outlasts all of its tries has said nothing, whoever runs it."""
+        hook = call.hook
+        try:
+            deadline = (hook.retries + 1) * (hook.timeout + ANSWER_MARGIN)
+            said = await within(deadline, lambda: self._hooks.ask(call))
+        except Away as error:
+            said = HookResult(passed=not hook.required, text=str(error))
+        self.asked[call.key] = said
 
     def _route(self, world: World, state: ServiceState, seen: Observation) -> None:
         route, edge = world.route, seen.edge
@@ -95,10 +118,16 @@ class Converger:
             return
         fallback = world.fallback.servers if world.fallback else ()
         if pending or other or world.repair or fallback != edge.fallback:
-            plan = RoutePlan(service=world.service, route=route, stable=world.stable, fallback=world.fallback)
+            plan = RoutePlan(
+                service=world.service,
+                route=route,
+                stable=world.stable,
+                fallback=world.fallback,
+                released=state.released,
+            )
             name = f"{ROUTE}{route.generation}"
             self._jobs.cancel(lambda job: job.startswith(ROUTE) and job != name)
-            self._jobs.start(name, lambda: self._traffic.apply(plan, self._store.token))
+            self._jobs.start(name, lambda: self._traffic.apply(plan, self._store.token), ROUTE_DEADLINE)
 
     def _instances(self, world: World, state: ServiceState, seen: Observation) -> None:
         found = {i.name: i for i in seen.instances}
@@ -109,9 +138,9 @@ class Converger:
         routed = {s.instance for s in (*state.route.servers, *state.route.preview)}
         if seen.edge.on_disk is not None:
             routed |= {s.instance for s in seen.edge.on_disk.route.servers}
-        for name in (found.keys() - names) | ({world.worn} & found.keys()):
+        for name in sorted((found.keys() - names) | ({world.recreate} & found.keys())):
             if settled and name not in routed:
-                self._jobs.start(f"{STOP}{name}", lambda name=name: self._runtime.stop(name))  # type: ignore[misc]
+                self._jobs.start(f"{STOP}{name}", lambda name=name: self._runtime.stop(name), STOP_DEADLINE)  # type: ignore[misc]
 
     def _one(self, wanted: Wanted, instance: Instance | None) -> None:
         missing = instance is None and wanted.create
@@ -122,8 +151,14 @@ class Converger:
         elif instance is not None and instance.running and wanted.restart and not instance.supervised:
             self._jobs.start(f"{SUPERVISE}{wanted.name}", lambda: self._runtime.supervise(wanted.name))
 
-    def _stale_images(self, world: World) -> None:
-        fresh = world.stale_images - self._removed
+    def _stale_images(self, world: World, seen: Observation) -> None:
+        """Docker keeps an image as long as a container of it is there, be it one that has been stopped."""
+        used = {i.described.digest for i in seen.instances if i.described is not None}
+        self._removed &= world.stale_images
+        fresh = world.stale_images - self._removed - used
         if fresh:
-            self._removed = world.stale_images
-            self._jobs.start(IMAGES, lambda: self._images.remove_images(sorted(fresh)))
+            self._jobs.start(IMAGES, lambda: self._remove(fresh))
+
+    async def _remove(self, fresh: frozenset[str]) -> None:
+        await self._images.remove_images(sorted(fresh))
+        self._removed |= fresh

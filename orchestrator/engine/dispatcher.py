@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Mapping
 import structlog
 
 from orchestrator.engine.conductor import Conductor, Parts
+from orchestrator.engine.replies import Replies
 from orchestrator.engine.tasks import bug, eternal
-from orchestrator.ports.faults import Fault
 from orchestrator.ports.requests import Request
 from orchestrator.ports.runtime import RuntimeEvents
 from orchestrator.ports.service import ServicePlan
@@ -34,12 +34,16 @@ log = structlog.get_logger()
 
 
 class Dispatcher:
-    """One conductor for each configured service."""
+    """One conductor for each configured service.
+
+    Attributes:
+        replies: What is said to requests that no conductor carries out.
+    """
 
     def __init__(self, parts: Parts, store: Store) -> None:
         self._parts = parts
-        self._store = store
         self._conductors: dict[str, Conductor] = {}
+        self.replies = Replies(store, self._conductors)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._closed: Mapping[str, str] = {}
 
@@ -112,12 +116,7 @@ class Dispatcher:
             reason=reason,
         )
         log.warning("request_refused", service=request.service, request=request.id, reason=reason)
-        try:
-            await self._store.refuse(request.id, {**fields, "error": reason}, event)
-        except Fault:
-            raise
-        except Exception:  # it stays pending, and holds no other request
-            log.exception("request_failed", service=request.service, request=request.id)
+        await self.replies.refuse(request.id, {**fields, "error": reason}, event)
 
     async def listen(self, events: RuntimeEvents) -> None:
         """Wake a conductor whenever Docker tells of one of its containers, for ever."""

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import structlog
 
-from orchestrator.ports.faults import Fault, Stale
+from orchestrator.ports.addresses import masked
+from orchestrator.ports.faults import Away, Fault, Stale
 
 log = structlog.get_logger()
 
@@ -19,6 +20,12 @@ JITTER = 0.25
 
 WELL = 60.0
 """Seconds of work after which a failure counts as the first one again."""
+
+JOB_DEADLINE = 180.0
+"""Seconds that a job may take; more than any part of ours needs until it gives up by itself."""
+
+OFTEN = 4
+"""Failures on end from which on people are told of a job that nothing else tells of."""
 
 
 async def eternal(name: str, work: Callable[[], Awaitable[object]], pause: float = 1.0) -> None:
@@ -85,8 +92,11 @@ async def courtesy(
 async def unless_cancelled(work: Callable[[], Awaitable[T]]) -> T:
     """Await work. A cancellation that nobody asked for must not pass for one that somebody did.
 
+    Nor may a library end the process: `sys.exit`, or a panic of a Rust extension, is a bug like any other.
+
     Raises:
-        RuntimeError: Something that the work waited for was cancelled, and the task was not.
+        RuntimeError: Something that the work waited for was cancelled, and the task was not; or the work
+            raised what is no `Exception`.
     """
     try:
         return await work()
@@ -95,11 +105,30 @@ async def unless_cancelled(work: Callable[[], Awaitable[T]]) -> T:
         if task is None or task.cancelling():
             raise
         raise RuntimeError("what it waited for was cancelled") from error
+    except BaseException as error:
+        if isinstance(error, Exception | GeneratorExit):
+            raise
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+
+async def within(seconds: float, work: Callable[[], Awaitable[T]]) -> T:
+    """Await work `unless_cancelled`, and no longer than some seconds: no wait is left to a part's manners.
+
+    Raises:
+        Away: It has not ended by then, and was cancelled.
+    """
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await unless_cancelled(work)
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise Away(f"no answer within {seconds:g} s") from error
 
 
 def bug(error: Exception) -> str:
     """An exception that no part of ours ought to raise, as people are told of it."""
-    return f"internal error, see the daemon's log: {type(error).__name__}: {error}"[:300]
+    return masked(f"internal error, see the daemon's log: {type(error).__name__}: {error}"[:300])
 
 
 @contextlib.asynccontextmanager
@@ -138,6 +167,7 @@ class Jobs:
     Attributes:
         errors: Why jobs failed last, by name, until they succeed.
         bugs: Those of them that no part of ours ought to raise.
+        lasting: Those that have failed `OFTEN` times on end, with the name of the job.
         stale: Set when a job was refused as `Stale`: whoever owns the jobs has to stop.
     """
 
@@ -153,25 +183,36 @@ class Jobs:
         self._not_before: dict[str, float] = {}
         self.errors: dict[str, Fault] = {}
         self.bugs: dict[str, str] = {}
+        self.lasting: dict[str, str] = {}
+        self._tries: dict[str, int] = {}
         self.stale: Stale | None = None
 
-    def start(self, name: str, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
-        """Start a job unless one of this name runs, or has failed too recently."""
+    def start(
+        self, name: str, work: Callable[[], Coroutine[Any, Any, object]], deadline: float = JOB_DEADLINE
+    ) -> None:
+        """Start a job unless one of this name runs, or has failed too recently.
+
+        One that has not ended after `deadline` seconds is cancelled, and has failed.
+        """
         loop = asyncio.get_running_loop()
         self._wanted.add(name)
         if name in self._running or loop.time() < self._not_before.get(name, 0.0):
             return
-        task = asyncio.create_task(self._run(name, work), name=name)
+        task = asyncio.create_task(self._run(name, work, deadline), name=name)
         self._running[name] = task
         task.add_done_callback(lambda _: self._ended(name))  # also of one that is cancelled before it begins
+
+    def keep(self, name: str) -> None:
+        """Remember how a job went, though it is not to be started yet."""
+        self._wanted.add(name)
 
     def _ended(self, name: str) -> None:
         del self._running[name]
         self._wake()
 
-    async def _run(self, name: str, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    async def _run(self, name: str, work: Callable[[], Coroutine[Any, Any, object]], deadline: float) -> None:
         try:
-            await unless_cancelled(work)
+            await within(deadline, work)
         except Stale as error:
             self.stale = error
         except Fault as error:
@@ -192,6 +233,9 @@ class Jobs:
         jitter = random.uniform(1 - JITTER, 1)  # noqa: S311  it spreads load, it hides nothing
         self._not_before[name] = asyncio.get_running_loop().time() + pause * jitter
         self.errors[name] = error
+        self._tries[name] = self._tries.get(name, 0) + 1
+        if self._tries[name] >= OFTEN:
+            self.lasting[name] = f"{name}: {error}"
 
     def cancel(self, unwanted: Callable[[str], bool]) -> None:
         """Cancel the jobs whose purpose is gone."""
@@ -205,7 +249,7 @@ class Jobs:
         self._wanted.clear()
 
     def _drop(self, gone: Callable[[str], bool]) -> None:
-        for memory in (self._pauses, self._not_before, self.errors, self.bugs):
+        for memory in (self._pauses, self._not_before, self.errors, self.bugs, self.lasting, self._tries):
             for name in [n for n in memory if gone(n)]:
                 del memory[name]
 

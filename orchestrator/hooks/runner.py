@@ -18,6 +18,7 @@ import aiohttp
 import stamina
 import structlog
 
+from orchestrator.ports.addresses import masked
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.hooks import HookCall, HookResult
 from orchestrator.rollout.policy import Hook
@@ -26,6 +27,9 @@ log = structlog.get_logger()
 
 OUTPUT = 2000
 """Letters of what a hook says that are kept: the last ones of a program's, the first ones of an answer."""
+
+ANSWER = 1_000_000
+"""The most bytes of an answer of OPA that are read; of others only the beginning is kept."""
 
 _FIELD = re.compile(r"\{([a-z]+)\}")
 
@@ -68,7 +72,7 @@ class HookRunner:
             result = HookResult(passed=False, text=str(error))
         except Exception as error:
             log.exception("hook_failed", release=call.release.id, hook=hook.name)
-            result = HookResult(passed=False, text=f"{type(error).__name__}: {str(error)[:200]}")
+            result = HookResult(passed=False, text=masked(f"{type(error).__name__}: {str(error)[:200]}"))
         if not result.passed and not hook.required:
             result = HookResult(passed=True, text=f"{result.text} (not required)")
         # half of a surrogate pair, as JSON can have it, can't be written into the state
@@ -95,7 +99,7 @@ class HookRunner:
         except TimeoutError:
             reason = f"no answer within {hook.timeout:g} s"
         except (OSError, aiohttp.ClientError) as error:
-            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            reason = masked(f"{type(error).__name__}: {str(error)[:200]}")
         log.warning("hook_failed", release=told["release"], hook=hook.name, reason=reason)
         raise Fault(reason)
 
@@ -146,12 +150,21 @@ async def _call(hook: Hook, told: dict[str, Any]) -> HookResult:
         aiohttp.ClientSession() as session,
         session.post(hook.url, data=body, headers=headers, allow_redirects=False) as answer,
     ):
-        text = (await answer.content.read(OUTPUT * 4)).decode(errors="replace")
+        said, limit = b"", ANSWER if hook.kind == "opa" else OUTPUT * 4
+        async for chunk in answer.content.iter_any():
+            said += chunk
+            if len(said) > limit:
+                break
+        text = said.decode(errors="replace")
         if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise Fault(f"status {answer.status}: {text[:200]}")
         if answer.status not in PASSES:
             return HookResult(passed=False, text=f"status {answer.status}: {text[:OUTPUT]}")
-        return _decided(text) if hook.kind == "opa" else HookResult(passed=True, text=text[:OUTPUT])
+        if hook.kind != "opa":
+            return HookResult(passed=True, text=text[:OUTPUT])
+        if len(said) > limit:
+            return HookResult(passed=False, text=f"the answer is longer than {limit // 1000} kB")
+        return _decided(text)
 
 
 def _decided(text: str) -> HookResult:

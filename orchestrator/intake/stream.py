@@ -1,5 +1,6 @@
 """The request stream: read by a consumer group from its beginning, acknowledged only inside a commit."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -9,10 +10,9 @@ from redis.exceptions import RedisError, ResponseError
 
 from orchestrator.intake.parse import MAX_BYTES, parse
 from orchestrator.ports.clock import Clock
-from orchestrator.ports.faults import Fault
+from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.requests import Request
-from orchestrator.ports.store import Store
-from orchestrator.rollout.events import RequestRefused
+from orchestrator.rollout.events import Event, RequestRefused
 
 log = structlog.get_logger()
 
@@ -21,11 +21,16 @@ CONSUMER = "driver"
 
 BATCH = 50
 
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+"""Seconds until entries that could not be taken are tried again, the first time and in the end."""
+
 
 class RequestStream:
     """Entries to requests, in order; what is not a request goes to the dead letters with the reason.
 
-    `lost` is called for each entry that somebody trimmed away before it was carried out.
+    An entry that can't be taken is left pending and keeps no other waiting: all that are pending are read
+    again after a while. `dispatch` may get one twice. `lost` is called for each entry that somebody trimmed
+    away before it was carried out.
     """
 
     def __init__(
@@ -33,7 +38,7 @@ class RequestStream:
         redis: Redis,
         stream: str,
         group: str,
-        store: Store,
+        refuse: Callable[[str, Mapping[str, str], Event], Awaitable[None]],
         clock: Clock,
         dispatch: Callable[[Request, Mapping[str, str]], Awaitable[None]],
         lost: Callable[[], None],
@@ -41,7 +46,7 @@ class RequestStream:
         self._redis = redis
         self._stream = stream
         self._group = group
-        self._store = store
+        self._write_refusal = refuse
         self._clock = clock
         self._dispatch = dispatch
         self._lost = lost
@@ -55,13 +60,18 @@ class RequestStream:
         try:
             await self._ensure_group()
             await self._claim()
-            after = "0"
+            after, left, again, pause = "0", False, 0.0, FIRST_PAUSE
+            now = asyncio.get_running_loop().time
             while True:
                 entries = await self._read(after)
                 for entry, fields in entries:
-                    await self._take(entry, fields)
+                    if not await self._taken(entry, fields) and not left:
+                        left, again = True, now() + pause
                 if after != ">":
                     after = entries[-1][0] if entries else ">"
+                    pause = pause if after != ">" or left else FIRST_PAUSE
+                elif left and now() >= again:
+                    after, left, pause = "0", False, min(pause * 2, LONGEST_PAUSE)
         except RedisError as error:
             raise Fault(f"Redis: {error}") from error
 
@@ -95,6 +105,20 @@ class RequestStream:
         found: Any = await self._redis.xreadgroup(self._group, CONSUMER, streams, count=BATCH, block=block)
         return found[0][1] if found else []
 
+    async def _taken(self, entry: str, fields: dict[str, str] | None) -> bool:
+        """Take an entry. False where it stays pending, whatever it was."""
+        try:
+            await self._take(entry, fields)
+        except Stale:
+            raise
+        except Fault as error:
+            log.warning("request_left", request=entry, reason=str(error))
+        except Exception:
+            log.exception("request_left", request=entry)
+        else:
+            return True
+        return False
+
     async def _take(self, entry: str, fields: dict[str, str] | None) -> None:
         if fields is None:
             log.error("request_trimmed", request=entry, reason="it was removed before it was carried out")
@@ -122,4 +146,4 @@ class RequestStream:
             request=entry,
             reason=reason,
         )
-        await self._store.refuse(entry, {**kept, "error": reason}, event)
+        await self._write_refusal(entry, {**kept, "error": reason}, event)

@@ -11,7 +11,7 @@ from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import FULL, Ended, Mark, Outcome, Phase, Release, ServiceState, Verdict
 from orchestrator.rollout.plan import current_step, step_count
 from orchestrator.rollout.policy import Template
-from orchestrator.rollout.told import outdated, problems
+from orchestrator.rollout.told import outdated, problems, way_back
 
 SERVICE = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 RELEASE = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?-[0-9]{1,10}$"
@@ -136,6 +136,15 @@ class RequestView(Model):
     reason: str = Field("", description="Why it was refused, or why the release that it made waits")
 
 
+class Left(Model):
+    """The rollback by which a promoted release was left."""
+
+    to: str = Field(description="The release that the traffic went to")
+    by: str
+    because: str
+    at: When
+
+
 class ReleaseView(Model):
     """One release and where it stands."""
 
@@ -158,8 +167,9 @@ class ReleaseView(Model):
     verdicts: tuple[Verdict, ...] = Field((), description="What the gates said at the last look")
     began_at: When | None = None
     ended_at: When | None = None
-    ended_by: str = ""
+    ended_by: str = Field("", description="Who decided it; orchestrator: the gates")
     ended_because: str = ""
+    left: Left | None = Field(None, description="That a promoted release was rolled back from since")
 
 
 class ReleaseList(Model):
@@ -182,6 +192,7 @@ class ServiceView(Model):
     generation: int
     confirmed: int = Field(description="The generation that nginx was seen to serve")
     problems: list[str] = Field(description="What is wrong now")
+    way_back: str = Field("", description="Where users are while they are taken back")
     outdated: str = Field(description="In what stable differs from the service's file; empty when in nothing")
 
 
@@ -320,6 +331,7 @@ def service_view(state: ServiceState, template: Template | None) -> ServiceView:
         generation=state.route.generation,
         confirmed=state.confirmed,
         problems=problems(state),
+        way_back=way_back(state),
         outdated=outdated(state, template),
     )
 
@@ -363,7 +375,10 @@ def releases_of(state: ServiceState) -> list[ReleaseView]:
 
 
 def _ended(state: ServiceState, ended: Ended) -> ReleaseView:
+    back = state.left(ended.release.id) if ended.outcome is Outcome.PROMOTED else None
+    left = Left(to=back.release.id, by=back.actor, because=back.reason, at=back.ended_at) if back else None
     return ReleaseView(
+        left=left,
         **_about(ended.release),
         state="ended",
         outcome=ended.outcome,

@@ -12,6 +12,8 @@ from typing import IO, Any
 import structlog
 from stamina.instrumentation import set_on_retry_hooks
 
+from orchestrator.ports.addresses import masked
+
 CAPACITY = 10_000
 """Lines that may wait for a slow reader; then the oldest are dropped and counted."""
 
@@ -111,6 +113,7 @@ def configure(form: str = "auto", level: str = "info", stream: IO[str] | None = 
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            _mask,
             _drop_empty,
             renderer,
         ],
@@ -123,6 +126,14 @@ def configure(form: str = "auto", level: str = "info", stream: IO[str] | None = 
     root.handlers = [_StdlibBridge()]
     root.setLevel(logging.WARNING)
     return writer
+
+
+def _mask(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Show no secret of an address, whoever put it into the line; `link` is given to be opened."""
+    for name, value in event.items():
+        if isinstance(value, str) and name != "link":
+            event[name] = masked(value)
+    return event
 
 
 def _drop_empty(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

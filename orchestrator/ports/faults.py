@@ -1,8 +1,13 @@
 """What goes wrong on the other side: it is away (ask again), it refuses (do not), or we are stale (stop)."""
 
+from orchestrator.ports.addresses import masked
+
 
 class Fault(Exception):  # noqa: N818  what goes wrong on the other side, not an error of ours
-    """The other side failed or did not answer; the message says what it said."""
+    """The other side failed or did not answer; the message says what it said, without what may be secret."""
+
+    def __init__(self, words: str = "") -> None:
+        super().__init__(masked(words))
 
 
 class Away(Fault):

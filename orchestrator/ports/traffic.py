@@ -18,12 +18,14 @@ class RoutePlan:
     Attributes:
         stable: The release that is stable, told in the file for whoever has to go on from it.
         fallback: What a rollback on the host puts in place; None leaves no such file.
+        released: How many release ids have been given out, told for the same purpose.
     """
 
     service: str
     route: Route
     stable: str = ""
     fallback: Route | None = None
+    released: int = 0
 
 
 @dataclass(slots=True)

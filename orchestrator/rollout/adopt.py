@@ -9,9 +9,6 @@ from orchestrator.rollout.observation import Instance, Observation, OnDisk
 from orchestrator.rollout.route import may_be_served
 from orchestrator.rollout.turn import DAEMON, Turn
 
-NUMBER = re.compile("[0-9]{1,10}")
-"""How release ids end."""
-
 LOST = "the store had lost what was committed; it was taken up as it was found"
 
 
@@ -21,8 +18,10 @@ def adopt(turn: Turn, seen: Observation) -> None:
     The containers' labels tell the releases, the file tells the route and who is stable. Where nothing is
     committed the service is taken up as it is found, so that no traffic moves: a candidate that has traffic
     goes on with the step that its share fits, from the step's beginning. Where the edge is ahead of what is
-    committed, only who is stable is taken over; the route is made anew from that. What is being removed is
-    taken down; what was removed is taken up where the edge shows that it has been released since.
+    committed, only who is stable is taken over; the route is made anew from that, and what was under way over
+    another stable release has ended since. Where the file serves nobody there is nothing to take up, whatever
+    runs. What is being removed is taken down, and what was removed stays so, unless the edge shows that it
+    has been released since.
     """
     state, disk = turn.state, seen.edge.on_disk
     untold = replace(state, at=0.0, released=0, trouble="", overlooked=0.0, silent_since=None)
@@ -35,7 +34,9 @@ def adopt(turn: Turn, seen: Observation) -> None:
     found = [i for i in seen.instances if _credible(i, state.service) and i.release != own]
     releases = {i.release: i.described for i in found if i.described is not None}
     leaving = state.removal is not None and state.removal.kind == "removing"
-    if leaving or not seen.runtime_ok or not releases or not (blank or ahead):
+    leaving = leaving and not (disk is not None and disk.released > state.released)  # no id is given out then
+    nobody = disk is not None and not disk.route.servers
+    if leaving or nobody or not seen.runtime_ok or not releases or not (blank or ahead):
         return
     disk = disk or OnDisk(route=Route(generation=seen.edge.floor))
     stable = max(releases.values(), key=lambda r: _trust(r, disk, seen))
@@ -44,8 +45,8 @@ def adopt(turn: Turn, seen: Observation) -> None:
     others = [r for s in disk.route.servers if (r := releases.get(s.release)) not in (None, stable)]
     previous = next((r for r in others if r is not None and disk.route.share(r.id) == 0), None)
     candidate = next((r for r in others if r is not None and disk.route.share(r.id) > 0), None)
-    if state.rollout is not None and state.rollout.release.id == stable.id:
-        turn.end(Outcome.PROMOTED, LOST)
+    if not blank and (state.stable is None or state.stable.id != stable.id):
+        _end_what_was_over(turn, stable)
     turn.set(
         stable=stable,
         previous=previous,
@@ -67,13 +68,26 @@ def adopt(turn: Turn, seen: Observation) -> None:
     )
 
 
+def _end_what_was_over(turn: Turn, stable: Release) -> None:
+    """End what the store shows under way or waiting, and what ended before this release became stable."""
+    rollout = turn.state.rollout
+    if rollout is not None:
+        promoted = rollout.release.id == stable.id
+        turn.end(Outcome.PROMOTED if promoted else Outcome.ABORTED, LOST)
+    late = [release for release in turn.state.queue if release.number <= stable.number]
+    turn.set(queue=tuple(release for release in turn.state.queue if release not in late))
+    for release in late:
+        promoted = release.id == stable.id
+        turn.conclude(release, Outcome.PROMOTED if promoted else Outcome.ABORTED, LOST, actor=DAEMON)
+
+
 def _given_out(state: ServiceState, seen: Observation) -> int:
     """The highest number of an id that is known to be in use; a store that went back gives none out twice."""
     disk = seen.edge.on_disk or OnDisk(route=Route())
     ids = {i.release for i in seen.instances} | {s.release for s in disk.route.servers} | {disk.stable}
     ids |= {e.release.id for e in state.history}
     form = re.compile(rf"{re.escape(state.service)}-(\d{{1,9}})", re.ASCII)
-    return max((int(found[1]) for i in ids if (found := form.fullmatch(i))), default=0)
+    return max((disk.released, *(int(found[1]) for i in ids if (found := form.fullmatch(i)))))
 
 
 def _credible(instance: Instance, service: str) -> bool:
@@ -88,12 +102,6 @@ def _credible(instance: Instance, service: str) -> bool:
     )
 
 
-def _number(release: Release) -> int:
-    """The number in a release's id; 0 where it is none that was ever given out."""
-    number = release.id.rpartition("-")[2]
-    return int(number) if NUMBER.fullmatch(number) else 0
-
-
 def _trust(release: Release, disk: OnDisk, seen: Observation) -> tuple[bool, bool, float, bool, int]:
     """What speaks for a release as the stable one, the strongest first.
 
@@ -106,7 +114,7 @@ def _trust(release: Release, disk: OnDisk, seen: Observation) -> tuple[bool, boo
         release.id == disk.stable,
         disk.route.share(release.id),
         any(i.supervised for i in mine),
-        _number(release),
+        release.number,
     )
 
 

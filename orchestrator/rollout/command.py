@@ -14,12 +14,17 @@ from orchestrator.rollout.model import (
     ServiceState,
     instance_names,
 )
-from orchestrator.rollout.plan import step_count
+from orchestrator.rollout.plan import current_step, step_count
 from orchestrator.rollout.policy import Policy, Template, differences
+from orchestrator.rollout.removal import begin, call_off, is_going, kept, waits_for
+from orchestrator.rollout.told import in_words
 from orchestrator.rollout.turn import DAEMON, Turn
 
 HANDLED = 200
 """Request ids remembered for a service, against a second delivery."""
+
+QUEUE = 100
+"""Releases that may wait for one service: all are written with each of its commits, which others wait for."""
 
 RECEIPTS = 200
 """Idempotency keys remembered for a service."""
@@ -134,7 +139,7 @@ def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceSt
         return state, ()
     state = replace(state, handled=(*state.handled, command.request)[-HANDLED:])
     turn = Turn(state, now)
-    why = _misses(state, command) or _carry_out(turn, command)
+    why = _wrong_target(state, command) or _carry_out(turn, command)
     if why:
         return state, (refusal(state.service, command, why, now),)
     if not isinstance(command, Submit | Restart):
@@ -149,9 +154,17 @@ def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceSt
             actor=command.actor,
             request=command.request,
             reason=command.reason,
+            note=_called_off(state, turn.state),
         )
         turn.events.insert(0, accepted)
     return turn.state, tuple(turn.events)
+
+
+def _called_off(before: ServiceState, after: ServiceState) -> str:
+    """That a command has called a removal off; '' where it has not."""
+    if before.removal is None or before.stable is not None or after.stable is None:
+        return ""
+    return f"the removal by {before.removal.actor} is called off: {after.stable.id} stays"
 
 
 def refusal(service: str, command: Command, reason: str, now: float) -> RequestRefused:
@@ -190,10 +203,10 @@ def offers(state: ServiceState, release: str) -> tuple[str, ...]:
 
 def verb_of(command: Command) -> str:
     """What a command is called where it is asked for."""
-    return type(command).__name__.lower()
+    return "release" if isinstance(command, Submit) else type(command).__name__.lower()
 
 
-def _misses(state: ServiceState, command: Command) -> str:
+def _wrong_target(state: ServiceState, command: Command) -> str:
     """Why a command about a rollout does not mean the one that is under way, or ''."""
     if not isinstance(command, _OfRollout) or not command.release or state.rolling(command.release):
         return ""
@@ -202,9 +215,8 @@ def _misses(state: ServiceState, command: Command) -> str:
 
 def _carry_out(turn: Turn, command: Command) -> str:  # noqa: C901, PLR0911, PLR0912  one case for each command
     """Change the turn's state as the command asks; why it is refused, or ''."""
-    removal = turn.state.removal
-    if removal is not None and removal.kind == "removing":
-        return f"{turn.state.service} is being removed, by {removal.by}"
+    if is_going(turn.state) and not isinstance(command, Submit):
+        return _while_it_goes(turn, command)
     match command:
         case Submit():
             return _submit(turn, command)
@@ -240,12 +252,16 @@ def _submit(turn: Turn, command: Submit) -> str:
     if receipt is not None:
         turn.tell(_accepted(turn, command, receipt.release, duplicate=True))
         return ""
+    if command.policy.on_new_release == "queue" and len(state.queue) >= QUEUE:
+        return f"{len(state.queue)} releases wait already; abort some, or ask again when some have ended"
+    call_off(turn)
+    note = _called_off(state, turn.state)
     release = _new(turn, command)
     if command.key:
         kept = Receipt(key=command.key, image=command.image, release=release.id, strategy=command.strategy)
         turn.set(receipts=(*state.receipts, kept)[-RECEIPTS:])
     _make_way(turn, release)
-    turn.events.insert(0, _accepted(turn, command, release.id, duplicate=False))
+    turn.events.insert(0, _accepted(turn, command, release.id, duplicate=False, note=note))
     return ""
 
 
@@ -294,7 +310,9 @@ def _restart(turn: Turn, command: Restart) -> str:
     return ""
 
 
-def _accepted(turn: Turn, command: Submit, release: str, *, duplicate: bool) -> ReleaseAccepted:
+def _accepted(
+    turn: Turn, command: Submit, release: str, *, duplicate: bool, note: str = ""
+) -> ReleaseAccepted:
     frozen = turn.state.frozen
     queued = any(r.id == release for r in turn.state.queue)
     return ReleaseAccepted(
@@ -308,6 +326,7 @@ def _accepted(turn: Turn, command: Submit, release: str, *, duplicate: bool) -> 
         link=command.link,
         duplicate=duplicate,
         frozen=frozen.by if frozen is not None and queued else "",
+        note=note,
     )
 
 
@@ -379,8 +398,10 @@ def _earlier(state: ServiceState, to: str) -> Release | str:
 
 def _pause(turn: Turn, command: Pause) -> str:
     rollout = turn.state.rollout
-    if rollout is None or rollout.phase is Phase.ROLLING_BACK:
-        return "there is no rollout that could be paused"
+    if rollout is None:
+        return f"nothing of {turn.state.service} is rolling out"
+    if rollout.phase is Phase.ROLLING_BACK:
+        return _on_its_way_back(turn.state, rollout)
     if rollout.kind == "revert":
         return f"a rollback is not paused; {rollout.release.id} can be aborted until it takes the traffic"
     if rollout.mark is not None and rollout.mark.kind == "paused":
@@ -412,7 +433,7 @@ def _approve(turn: Turn) -> str:
 
 def _go_on(turn: Turn, mark: Mark) -> None:
     """Take a mark off. The time under it counts for no clock of the phase."""
-    turn.stood(turn.now - mark.since)
+    turn.postpone(turn.now - mark.since)
     turn.roll(mark=None, silent=0.0)
 
 
@@ -421,14 +442,21 @@ def _promote(turn: Turn, command: Promote) -> str:
     if rollout is not None and rollout.phase is Phase.ROLLING_BACK and _has_lost_stable(state, rollout):
         previous = turn.state.stable
         turn.set(stable=rollout.release, previous=previous, previous_until=turn.now)
-        turn.end(Outcome.PROMOTED, command.reason or f"kept by {command.actor}", actor=command.actor)
+        turn.end(Outcome.PROMOTED, _because(f"kept by {command.actor}", command), actor=command.actor)
         return ""
     if rollout is None or rollout.phase not in (Phase.PREVIEW, Phase.SHIFTING):
-        where = f"{rollout.release.id} is {rollout.phase}" if rollout else "nothing is rolling out"
+        where = f"{rollout.release.id} is {in_words(rollout.phase)}" if rollout else "nothing is rolling out"
         return f"there is nothing to promote: {where}"
-    reason = command.reason or f"promoted by {command.actor}"
+    weight = current_step(state, rollout).weight
+    where = f"at {weight} %" if rollout.phase is Phase.SHIFTING else "in the preview"
+    reason = _because(f"promoted by {command.actor} {where}", command)
     turn.enter(Phase.BAKING, reason, step=step_count(turn.state, rollout) - 1, actor=command.actor)
     return ""
+
+
+def _because(what: str, command: Command) -> str:
+    """What a person did, and why where that was said."""
+    return f"{what}: {command.reason}" if command.reason else what
 
 
 def _has_lost_stable(state: ServiceState, rollout: Rollout) -> bool:
@@ -446,7 +474,9 @@ def _abort(turn: Turn, command: Abort) -> str:
         turn.conclude(queued, Outcome.ABORTED, reason, actor=command.actor)
         return ""
     if rollout is None or command.release not in ("", rollout.release.id):
-        return f"{command.release or turn.state.service} has no release in progress"
+        if command.release:
+            return f"{command.release} is neither rolling out nor queued"
+        return f"{turn.state.service} has no release in progress"
     if rollout.one_way or rollout.phase is Phase.ROLLING_BACK:
         return _on_its_way_back(turn.state, rollout)
     turn.retreat(Outcome.ABORTED, reason, actor=command.actor)
@@ -455,14 +485,14 @@ def _abort(turn: Turn, command: Abort) -> str:
 
 def _freeze(turn: Turn, command: Freeze) -> str:
     if turn.state.frozen is not None:
-        return f"already frozen by {turn.state.frozen.by}"
+        return f"{turn.state.service} is already frozen by {turn.state.frozen.by}"
     turn.set(frozen=Mark(kind="frozen", actor=command.actor, reason=command.reason, since=turn.now))
     return ""
 
 
 def _unfreeze(turn: Turn) -> str:
     if turn.state.frozen is None:
-        return "not frozen"
+        return f"{turn.state.service} is not frozen"
     turn.set(frozen=None)
     return ""
 
@@ -475,6 +505,17 @@ def _remove(turn: Turn, command: Remove) -> str:
         ahead = state.rollout.release.id if state.rollout else state.queue[0].id
         return f"{ahead} is on its way; abort it first"
     mark = Mark(kind="removing", actor=command.actor, reason=command.reason, since=turn.now)
-    turn.set(removal=mark, stable=None, previous=None, previous_until=None)
-    turn.retire([r for r in (state.stable, state.previous) if r is not None])
+    begin(turn, mark)
     return ""
+
+
+def _while_it_goes(turn: Turn, command: Command) -> str:
+    """What is asked while a service is removed: `abort` calls that off; why anything else is refused."""
+    state, mark = turn.state, turn.state.removal
+    assert mark is not None
+    if isinstance(command, Abort) and not command.release and call_off(turn):
+        return ""
+    ways = "abort it to keep the service, or release an image"
+    if not kept(state):
+        ways = "its instances are let go already; release an image to have it again"
+    return f"{state.service} is being removed, by {mark.by}; {waits_for(state)}; {ways}"

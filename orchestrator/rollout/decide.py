@@ -33,10 +33,10 @@ from orchestrator.rollout.notice import notice_deaths, notice_edge, notice_host
 from orchestrator.rollout.observation import Image, Instance, Observation
 from orchestrator.rollout.plan import current_step, is_fast
 from orchestrator.rollout.policy import differences
-from orchestrator.rollout.removal import take_down
+from orchestrator.rollout.removal import notice_removal, take_down
 from orchestrator.rollout.route import lost, usable
 from orchestrator.rollout.turn import DAEMON, Turn
-from orchestrator.rollout.unseen import notice_prometheus, overlook
+from orchestrator.rollout.unseen import exclude_unwatched, notice_blindness
 
 
 def decide(state: ServiceState, seen: Observation, now: float) -> tuple[ServiceState, tuple[Event, ...]]:
@@ -51,12 +51,13 @@ def decide(state: ServiceState, seen: Observation, now: float) -> tuple[ServiceS
         The next state and the events that tell the difference, oldest first.
     """
     turn = Turn(state, now)
-    overlook(turn, seen.unwatched)
+    exclude_unwatched(turn, seen.unwatched)
+    notice_removal(turn, seen)
     adopt(turn, seen)
     notice_host(turn, seen)
     notice_edge(turn, seen)
     notice_deaths(turn, seen)
-    notice_prometheus(turn, seen)
+    notice_blindness(turn, seen)
     retire_previous(turn)
     _end_late(turn)
     if turn.state.rollout is None:
@@ -156,7 +157,7 @@ def _preflight(turn: Turn, seen: Observation) -> None:
         if release.digest != image.digest:
             _note_image(turn, image)
         _ask_hooks(turn, seen, lambda: _leave_preflight(turn, seen))
-    late = turn.now - rollout.entered_at >= release.policy.preflight_deadline
+    late = seen.runtime_ok and turn.now - rollout.entered_at >= release.policy.preflight_deadline
     if late and turn.state.rollout is not None and turn.rollout.phase is Phase.PREFLIGHT:
         what = f"image {release.image} was not there"
         why = f": {seen.image_error}" if seen.image_error and image is None else ""
@@ -170,7 +171,6 @@ def _leave_preflight(turn: Turn, seen: Observation) -> None:
     """Start the instances. Those that still drain are kept; those that stop must be gone first."""
     if _leaving(turn.state, seen):
         return
-    turn.set(retiring=tuple(r for r in turn.state.retiring if r.release.id != turn.rollout.release.id))
     turn.enter(Phase.STARTING, "image resolved", actor=turn.rollout.actor)
 
 
@@ -231,7 +231,7 @@ def _starting(turn: Turn, seen: Observation) -> None:
     unready = [i for i in found if not (i.running and i.health == "ready")]
     ready = len(found) - len(unready)
     scraped = _unscraped(turn, seen, names)
-    late = turn.now - rollout.entered_at >= release.policy.start_deadline
+    late = seen.runtime_ok and turn.now - rollout.entered_at >= release.policy.start_deadline
     if (ready == len(names) and not scraped) or (late and ready and rollout.kind == "revert"):
         _leave_start(turn, seen)
     elif late and (ready < len(names) or rollout.blind_since is None):
@@ -290,10 +290,17 @@ def _leave_start(turn: Turn, seen: Observation) -> None:
 
 
 def _enter_step(turn: Turn, seen: Observation, step: int, reason: str) -> None:
-    """Enter a step once its hooks have passed."""
+    """Enter a step once its hooks have passed, for which they have as long as the step may take."""
     if turn.rollout.hooks_for != step:
-        turn.roll(hooks_for=step)
+        turn.roll(hooks_for=step, entered_at=turn.now)
     _ask_hooks(turn, seen, lambda: _go_to(turn, step, reason))
+    rollout = turn.state.rollout
+    if rollout is None or rollout.hooks_for != step:
+        return
+    deadline = rollout.release.policy.steps[step].deadline
+    if turn.now - rollout.entered_at >= deadline:
+        silent = ", ".join(call.hook.name for call in due(turn.state) if call.key not in seen.hooks)
+        turn.retreat(Outcome.ROLLED_BACK, f"hook {silent}: no answer within {deadline:.0f} s")
 
 
 def _go_to(turn: Turn, step: int, reason: str) -> None:
@@ -403,7 +410,7 @@ def _await_confirmation(turn: Turn, seen: Observation) -> None:
         return
     waited = turn.now - rollout.entered_at - seen.edge.waited
     patience = rollout.release.policy.confirm_deadline
-    if waited >= patience:
+    if waited >= patience and seen.runtime_ok:
         why = f"nginx did not confirm {step.weight} % within {patience:.0f} s"
         why += f": {seen.edge.error}" if seen.edge.error else ""
         if state.stable and step.weight < FULL and not usable(state.stable, state.route, seen):
@@ -455,8 +462,12 @@ def _promote(turn: Turn, reason: str) -> None:
     leaving = [r for r in (state.previous,) if r is not None and r.id != release.id]
     until = turn.now + release.policy.keep_previous if old is not None else None
     turn.set(stable=release, previous=old, previous_until=until)
-    why = rollout.reason if rollout.kind == "revert" else reason
-    turn.end(Outcome.PROMOTED, why, actor=rollout.actor if rollout.kind == "revert" else DAEMON)
+    asked = rollout.kind == "revert" or (rollout.actor != DAEMON and not is_fast(state, rollout))
+    turn.end(
+        Outcome.PROMOTED,
+        rollout.reason if asked else reason,
+        actor=rollout.actor if asked else DAEMON,
+    )
     turn.retire(leaving)
 
 
@@ -488,7 +499,7 @@ def _never_served(rollout: Rollout, seen: Observation) -> bool:
     edge = seen.edge
     if rollout.exposed_since is not None or edge.unread or not edge.error or edge.file != "ours":
         return False
-    if edge.on_disk is None:
+    if edge.on_disk is None or edge.on_disk.route.gone:
         return edge.served is None
     route = edge.on_disk.route
     return edge.served == route.generation and all(s.release != rollout.release.id for s in route.servers)

@@ -26,6 +26,7 @@ class ReleaseAccepted(_Event):
     Attributes:
         duplicate: Its key had been used for this release before.
         frozen: Who has frozen the service, and why, where the release waits for that to end.
+        note: What it did besides: that it has called a removal off.
     """
 
     kind: Literal["release_accepted"] = "release_accepted"
@@ -36,6 +37,7 @@ class ReleaseAccepted(_Event):
     link: str = ""
     duplicate: bool = False
     frozen: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +53,14 @@ class RequestRefused(_Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandAccepted(_Event):
-    """A person's command took effect."""
+    """A person's command took effect. `note`: what it did, where the verb alone does not say it."""
 
     kind: Literal["command_accepted"] = "command_accepted"
     verb: str
     actor: str
     request: str
     reason: str
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

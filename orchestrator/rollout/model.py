@@ -1,11 +1,15 @@
 """The values of a rollout: releases, routes, verdicts, what is committed for a service."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
 from orchestrator.rollout.evidence import Evidence, interval
 from orchestrator.rollout.policy import Policy, Template, Unit
+
+NUMBER = re.compile("[0-9]{1,10}")
+"""How release ids end."""
 
 FULL = 100
 """The whole of a service's traffic, in percent."""
@@ -73,6 +77,12 @@ class Release:
     request: str
     link: str = ""
     digest: str = ""
+
+    @property
+    def number(self) -> int:
+        """The number in its id; 0 where it is none that was ever given out."""
+        number = self.id.rpartition("-")[2]
+        return int(number) if NUMBER.fullmatch(number) else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +212,8 @@ class Rollout:
         exposed_since: When nginx first confirmed any traffic for the candidate; None before.
         silent: Seconds without data for the candidate, up to the last look: between readings in a row that
             Prometheus answered.
-        blind_since: When Prometheus was first seen not to answer; None while it does.
+        blind_since: When Docker or Prometheus was first seen not to answer; None while both do.
+        blind_to: Which of them that is; empty while both answer.
         looked_at: The reading that the gates last looked at in this step; None before.
         block_from: The reading that the comparisons have counted up to; None before the first.
         evidence: What the comparisons have seen, over all steps.
@@ -226,6 +237,7 @@ class Rollout:
     exposed_since: float | None = None
     silent: float = 0.0
     blind_since: float | None = None
+    blind_to: str = ""
     looked_at: float | None = None
     block_from: float | None = None
     evidence: tuple[Evidence, ...] = ()
@@ -244,6 +256,11 @@ class Rollout:
         """Whether it is a revert that takes the traffic: nothing sends users back to what is being left."""
         return self.kind == "revert" and self.phase is Phase.BAKING
 
+    @property
+    def takes_back(self) -> bool:
+        """Whether it takes users to a release that was good before."""
+        return self.one_way or self.phase is Phase.ROLLING_BACK
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retiring:
@@ -252,11 +269,13 @@ class Retiring:
     Attributes:
         generation: The first generation that does not name it; None until the route has been made anew.
         confirmed_at: When that generation was confirmed; None before.
+        was: What it was before the service's removal began, so that this can be called off.
     """
 
     release: Release
     generation: int | None = None
     confirmed_at: float | None = None
+    was: Literal["", "stable", "previous"] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,6 +315,7 @@ class ServiceState:
         drifted_since: When the edge's file was first seen to differ from ours; None when it does not.
         stuck_since: When the edge began to refuse or not confirm; None when it does not.
         stuck_why: What nginx or the edge said of it; empty when it is not stuck.
+        switched: On the way back, the release that all users are on by the rollback switch, and since when.
         silent_since: When nginx ceased to say what it serves; None when it says so.
         dead: Instances of stable and previous whose death has been told.
         hung: Those that run and fail their probe, each with since when.
@@ -323,6 +343,7 @@ class ServiceState:
     drifted_since: float | None = None
     stuck_since: float | None = None
     stuck_why: str = ""
+    switched: tuple[str, float] | None = None
     silent_since: float | None = None
     dead: tuple[str, ...] = ()
     hung: tuple[tuple[str, float], ...] = ()
@@ -343,6 +364,13 @@ class ServiceState:
         if self.rollout is not None and self.rollout.kind == "revert" and self.stable is not None:
             return self.stable.id
         return self.current
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """The releases whose instances are wanted: stable, previous, and what rolls out, once it starts."""
+        begun = self.rollout is not None and self.rollout.phase is not Phase.PREFLIGHT
+        rolling = self.rollout.release if self.rollout is not None and begun else None
+        return frozenset(r.id for r in (self.stable, self.previous, rolling) if r is not None)
 
     @property
     def earlier(self) -> Release | None:
@@ -366,6 +394,22 @@ class ServiceState:
     def rolling(self, release: str) -> Rollout | None:
         """A release's rollout, while it is under way."""
         return self.rollout if self.rollout is not None and self.rollout.release.id == release else None
+
+    def left(self, release: str) -> Ended | None:
+        """The rollback that took the traffic from a release that had been promoted.
+
+        None while it has the traffic, or has it again, or where a newer release has come after it.
+        """
+        found, at = None, ""
+        for ended in self.history:
+            if ended.outcome is not Outcome.PROMOTED:
+                continue
+            if ended.release.id == release:
+                found = None
+            elif at == release and ended.kind == "revert":
+                found = ended
+            at = ended.release.id
+        return found
 
     def journeys(self, release: str) -> tuple[Ended, ...]:
         """A release's finished journeys that are remembered, latest first."""

@@ -58,19 +58,34 @@ def notice_edge(turn: Turn, seen: Observation) -> None:
         turn.set(confirmed=edge.confirmed, stuck_since=None, stuck_why="")
         about = state.rollout.release.id if state.rollout else ""
         turn.tell(RouteConfirmed(service=state.service, at=now, release=about, generation=edge.confirmed))
-    elif pending and state.stuck_since is None:
+    elif pending and state.stuck_since is not None:
+        if edge.error not in ("", state.stuck_why) and not edge.unread:  # the next mistake
+            turn.set(stuck_why=edge.error)
+    elif pending:
         patience = state.rollout.release.policy.confirm_deadline if state.rollout else 60.0
         waited = now - state.route.changed_at - edge.waited
         reason = edge.error or (f"not confirmed after {waited:.0f} s" if waited > patience else "")
         if reason:
             turn.stuck(reason)
     _notice_silence(turn, edge)
+    _notice_switch(turn, edge)
     if edge.file != "ours" and edge.local is None and state.drifted_since is None and state.confirmed:
         turn.set(drifted_since=now)
         turn.tell(EdgeDrifted(service=state.service, at=now, file=edge.file))
     elif edge.file == "ours" and state.drifted_since is not None:
         turn.set(drifted_since=None)
         turn.tell(EdgeRepaired(service=state.service, at=now, generation=state.route.generation))
+
+
+def _notice_switch(turn: Turn, edge: Edge) -> None:
+    """Note where the rollback switch has all users while they are taken back."""
+    state = turn.state
+    back = state.rollout is not None and state.rollout.takes_back
+    if back and edge.unread:
+        return
+    to = edge.switched_to if back else ""
+    if to != (state.switched[0] if state.switched else ""):
+        turn.set(switched=(to, turn.now) if to else None)
 
 
 def _notice_silence(turn: Turn, edge: Edge) -> None:

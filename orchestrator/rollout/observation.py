@@ -61,16 +61,18 @@ class OnDisk:
     """What the edge's file says of itself: enough to go on from when the store has lost the state.
 
     Attributes:
-        route: The route that the file serves.
+        route: The route that the file serves; after a removal, that it is gone.
         stable: The release that was stable when it was written.
         local: Set when the file was put in place by a rollback on the host.
         back: Where all traffic goes while the rollback switch is on; empty is no different from off.
+        released: How many release ids had been given out when it was written.
     """
 
     route: Route
     stable: str = ""
     local: LocalRollback | None = None
     back: tuple[Server, ...] = ()
+    released: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +196,7 @@ class Observation:
 
     Attributes:
         runtime_ok: False when Docker did not answer; then `instances` says nothing.
+        runtime_error: Why Docker did not answer; empty when it did.
         images: Answers to resolving, by reference.
         image_error: Why there is no answer yet; empty where nothing is known to be wrong.
         start_errors: Instance name to why it could not be created or started.
@@ -205,6 +208,7 @@ class Observation:
 
     instances: tuple[Instance, ...] = ()
     runtime_ok: bool = True
+    runtime_error: str = ""
     edge: Edge = Edge()
     images: Mapping[str, Image] = field(default_factory=dict)
     image_error: str = ""

@@ -1,5 +1,6 @@
 """Events as sentences. Pure."""
 
+from datetime import UTC, datetime
 from typing import assert_never
 
 from orchestrator.rollout.events import (
@@ -39,14 +40,14 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
         case ReleaseAccepted():
             again = " (already known by its key)" if event.duplicate else ""
             waits = f"; queued: frozen by {event.frozen}" if event.frozen else ""
-            return f"accepted {event.image} from {event.actor}{again}{waits}"
+            return f"accepted {event.image} from {event.actor}{again}{waits}{_note(event.note)}"
         case RequestRefused():
             return f"refused {event.verb} from {event.actor}: {event.reason}"
         case CommandAccepted():
-            return f"{event.verb} by {event.actor} {event.reason}".rstrip()
+            return f"{event.verb} by {event.actor} {event.reason}".rstrip() + _note(event.note)
         case PhaseEntered():
             step = f" {event.step + 1}/{event.steps} at {event.weight} %" if event.weight else ""
-            return f"{event.phase}{step} {event.reason}".rstrip()
+            return f"{in_words(event.phase)}{step} {event.reason}".rstrip()
         case ImageResolved():
             return f"image is {event.digest[:80]}" + (f"; {event.note}" if event.note else "")
         case RouteChanged():
@@ -56,9 +57,9 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
             return f"route {event.generation} confirmed"
         case GateJudged():
             trial = " (dry run)" if event.verdict.dry_run else ""
-            return f"{event.verdict.gate} {event.verdict.result}{trial}: {event.verdict.text}"
+            return f"{event.verdict.gate} {in_words(event.verdict.result)}{trial}: {event.verdict.text}"
         case GatesLooked():
-            said = ", ".join(f"{look.gate} {look.result}" for look in event.looks)
+            said = ", ".join(f"{look.gate} {in_words(look.result)}" for look in event.looks)
             return f"{said}; evidence of harm {event.harm:.3g}"
         case InstanceDied():
             return event.reason
@@ -69,9 +70,9 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
         case RolloutPaused():
             return f"paused by {event.actor}: {event.reason}"
         case RollbackStarted():
-            return f"going back ({event.outcome}) by {event.actor}: {event.reason}"
+            return f"going back ({in_words(event.outcome)}) by {event.actor}: {event.reason}"
         case ReleaseEnded():
-            return f"{event.outcome} after {event.seconds:.1f} s: {event.reason}"
+            return f"{in_words(event.outcome)} after {event.seconds:.1f} s by {event.actor}: {event.reason}"
         case ReleaseRetired():
             return "retired" if event.drained else "retired at its drain deadline"
         case EdgeDrifted():
@@ -96,6 +97,15 @@ def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for eac
             assert_never(event)
 
 
+def _note(text: str) -> str:
+    return f"; {text}" if text else ""
+
+
+def in_words(name: str) -> str:
+    """A name of the machine as people read it: `rolled_back` is `rolled back`."""
+    return name.replace("_", " ")
+
+
 def logs_of(event: Event) -> str:
     """The last lines of a container's log that an event holds; '' where it holds none."""
     return event.logs.strip() if isinstance(event, InstanceDied | ReleaseEnded) else ""
@@ -109,10 +119,31 @@ def problems(state: ServiceState) -> list[str]:
     if state.trouble:
         found.append(state.trouble)
     if state.stuck_since is not None:
-        found.append(f"the traffic is not where it ought to be: {state.stuck_why}")
+        found.append(way_back(state) or f"the traffic is not where it ought to be: {state.stuck_why}")
     if state.rollout is not None and state.rollout.blind_since is not None:
-        found.append("Prometheus does not answer; the rollout is held")
+        found.append(f"{state.rollout.blind_to or 'Prometheus'} does not answer; the rollout is held")
     return found
+
+
+def way_back(state: ServiceState) -> str:
+    """Where users are while they are taken back, since when, and what that waits for; '' else."""
+    rollout = state.rollout
+    if rollout is None or not rollout.takes_back:
+        return ""
+    stable = state.stable.id if state.stable else "nothing"
+    to, leaves = (rollout.release.id, stable) if rollout.one_way else (stable, rollout.release.id)
+    if state.switched is not None and state.switched[0] == to:
+        where = f"all users are on {to} by the rollback switch since {_clock(state.switched[1])}"
+    else:
+        where = f"some users may still be on {leaves}"
+    pending = state.confirmed != state.route.generation
+    said = ("nginx has not confirmed its new configuration yet" if pending else "", state.stuck_why)
+    waits = ": ".join(filter(None, said))
+    return "; ".join(filter(None, (f"going back to {to} since {_clock(rollout.entered_at)}", where, waits)))
+
+
+def _clock(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S UTC")
 
 
 def outdated(state: ServiceState, template: Template | None) -> str:

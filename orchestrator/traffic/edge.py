@@ -15,7 +15,7 @@ from orchestrator.ports.traffic import EdgeProcess, RoutePlan, Workers
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import Edge, LocalRollback, OnDisk
 from orchestrator.traffic.files import is_private, read, remove, to_the_end, write
-from orchestrator.traffic.listener import Listener, Told
+from orchestrator.traffic.listener import Answer, Listener
 from orchestrator.traffic.memory import Memory, Mode
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.reload import Reloader, Shown, takes_connections
@@ -28,6 +28,7 @@ from orchestrator.traffic.render import (
     route_text,
     shape_of,
     switch_path,
+    tombstone,
 )
 from orchestrator.traffic.rounds import Change, Rounds
 from orchestrator.traffic.snippets import Snippets
@@ -41,8 +42,11 @@ FALLBACK = ".rollback"
 LAST_GOOD = ".good"
 """Suffix of the copy of the file that was confirmed last."""
 
+GONE = ".gone"
+"""Suffix of what is left of a removed service: who removed it, against a daemon that does not know."""
+
 LOCK_MARGIN = 5.0
-"""Seconds beyond a confirmation that another process may hold the folder."""
+"""Seconds beyond a confirmation and two gentle reloads that another process may hold the folder."""
 
 
 def files_of(directory: Path, service: str) -> list[Path]:
@@ -120,6 +124,7 @@ class _Way:
     route: Route
     stable: str
     token: int
+    released: int
 
     @property
     def to(self) -> str:
@@ -169,7 +174,8 @@ class NginxEdge:
         self._reloader = Reloader(
             process, self._listener, self._switches, deadline=confirm_deadline, closing_wait=closing_wait
         )
-        self._rounds = Rounds(process, self._reloader, directory, confirm_deadline + LOCK_MARGIN)
+        patience = confirm_deadline + 2 * closing_wait + LOCK_MARGIN
+        self._rounds = Rounds(process, self._reloader, directory, patience)
         self._served: dict[str, _Served] = {}
 
     def prepare(self) -> None:
@@ -229,8 +235,9 @@ class NginxEdge:
     async def _put_down(self, plan: RoutePlan, token: int) -> None:
         path = self.file(plan.service)
         old = read(path)
-        self._fence(plan, token, read_header(old) if old is not None else None)
+        self._fence(plan, token, old)
         if plan.route.gone:
+            await self._bury(plan, token)
             await to_the_end(lambda: _remove_all(files_of(self._dir, plan.service)))
             return
         if self._switches.is_on(plan.service):
@@ -258,7 +265,7 @@ class NginxEdge:
         async def prepare() -> Change | None:
             way, secret = self._way_back(service, token), await self._secret(service)
             local.append(LocalRollback(to=way.to, actor=actor, reason=reason))
-            disk = OnDisk(route=way.route, stable=way.stable, local=local[-1])
+            disk = OnDisk(route=way.route, stable=way.stable, local=local[-1], released=way.released)
             change = _Change(self.file(service), way.old, disk, way.token, secret)
             if not await self._takes_routes(service, way.header, secret, state):
                 return await self._change(change, state)
@@ -301,7 +308,7 @@ class NginxEdge:
         path = self.file(plan.service)
         old = read(path)
         header = read_header(old) if old is not None else None
-        self._fence(plan, token, header)
+        self._fence(plan, token, old)
         secret = await self._secret(plan.service)
         direct = await self._takes_routes(plan.service, header, secret, state)
         disk = _on_disk(plan)
@@ -317,20 +324,20 @@ class NginxEdge:
         return None
 
     async def _clear(self, plan: RoutePlan, token: int, state: _Served) -> Change | None:
-        """Take away all of a service's files, and wait until nginx does not know it any more.
+        """Take away a service's files, write its tombstone, and wait until nginx does not know it any more.
 
         Raises:
             Fault: nginx needs them yet, and the names that it needs are there; or it does not let go.
         """
         service, path, generation = plan.service, self.file(plan.service), plan.route.generation
-        old = read(path)
-        self._fence(plan, token, read_header(old) if old is not None else None)
+        self._fence(plan, token, read(path))
         guests = sorted(p.stem for p in self._dir.glob(f"locations/{service}/*.conf"))
         if guests:
             raise Fault(f"{', '.join(guests)} at a path of the server block of {service}: remove that first")
         left = [p for p in files_of(self._dir, service) if p.exists()]
+        await self._bury(plan, token)
         secret = await self._secret(service)
-        empty = RoutePlan(service=service, route=Route(generation=generation - 1))
+        empty = dataclasses.replace(plan, route=Route(generation=generation - 1))
         text = self._render(_Change(path, None, _on_disk(empty), token, secret))
 
         def put_back() -> None:
@@ -348,6 +355,11 @@ class NginxEdge:
             write=lambda: _remove_all(left), put_back=put_back, keep=keep, shown=Shown(service, None)
         )
 
+    async def _bury(self, plan: RoutePlan, token: int) -> None:
+        """Write a service's tombstone, before its files go."""
+        path, text = self.file(plan.service).with_suffix(GONE), tombstone(plan.service, _on_disk(plan), token)
+        await to_the_end(lambda: write(path, text))
+
     def _lay_beside(self, plan: RoutePlan, token: int, secret: str) -> None:
         """Write all of a service's files but its own, which a reload must not find without them. Blocks."""
         self._snippets.keep(plan.service, self._options(plan.service), dynamic=bool(secret))
@@ -356,6 +368,7 @@ class NginxEdge:
     async def _keep(self, change: _Change, text: str, state: _Served) -> None:
         """Remember that nginx serves it."""
         await to_the_end(lambda: write(change.path.with_suffix(LAST_GOOD), text, private=bool(change.secret)))
+        await to_the_end(lambda: remove(change.path.with_suffix(GONE)))
         state.old_workers = (await self._process.workers()).retiring
         state.confirmed, state.text = change.disk.route.generation, text
         state.shape = self._shape(change.service, change.secret) if change.secret else ""
@@ -455,7 +468,7 @@ class NginxEdge:
         by_hand = LocalRollback(
             to=plan.fallback.servers[0].release, actor="host", reason=f"{path.name} was put in place by hand"
         )
-        disk = OnDisk(route=plan.fallback, stable=plan.stable, local=by_hand)
+        disk = OnDisk(route=plan.fallback, stable=plan.stable, local=by_hand, released=plan.released)
         text = self._render(_Change(self.file(plan.service), None, disk, token, secret))
         write(path, text, private=bool(secret))
 
@@ -481,7 +494,8 @@ class NginxEdge:
             raise Fault(f"{service}: {back[0].release} has all the traffic already")
         floor = max(h.generation for h in (header, found) if h is not None)
         stable = disk.stable if disk is not None else found.on_disk.stable if found and found.on_disk else ""
-        return _Way(old, header, Route(generation=floor + 1, servers=back), stable, known)
+        released = max(h.on_disk.released for h in (header, found) if h is not None and h.on_disk)
+        return _Way(old, header, Route(generation=floor + 1, servers=back), stable, known, released)
 
     def _render(self, change: _Change) -> str:
         return render(
@@ -494,9 +508,12 @@ class NginxEdge:
             secret=change.secret,
         )
 
-    @staticmethod
-    def _fence(plan: RoutePlan, token: int, header: Header | None) -> None:
-        """Refuse what is older than the disk, and a route that does not know of a rollback on the host."""
+    def _fence(self, plan: RoutePlan, token: int, text: str | None) -> None:
+        """Refuse what is older than the disk, and a route that does not know of a rollback on the host.
+
+        `text`: the service's file; where there is none its tombstone speaks.
+        """
+        header = self._known(plan.service, text)
         refused = _refused(plan, token, header)
         if refused is None or header is None:
             return
@@ -509,6 +526,11 @@ class NginxEdge:
             disk_token=header.token,
         )
         raise refused
+
+    def _known(self, service: str, text: str | None) -> Header | None:
+        """What the disk tells of a service, by its file's text or, where there is none, by its tombstone."""
+        known = read(self.file(service).with_suffix(GONE)) if text is None else text
+        return read_header(known) if known is not None else None
 
     async def _change(
         self, change: _Change, state: _Served, lay_beside: Callable[[], None] = lambda: None
@@ -602,22 +624,22 @@ class NginxEdge:
         """See `ports.Traffic`."""
         state, changing = self._state(service), self._rounds.changing(service)
         text = read(self.file(service))
-        header = read_header(text) if text is not None else None
+        header = self._known(service, text)
         disk = header.on_disk if header is not None and header.on_disk else OnDisk(route=Route())
-        told = await self._listener.ask(service) if text is not None else Told("")
+        answer = await self._listener.ask(service) if text is not None else Answer("")
         workers = await self._process.workers()
         retiring = workers.retiring
         drained = not (retiring if state.old_workers is None else state.old_workers & retiring)
-        drained = drained and not told.draining
+        drained = drained and not answer.draining
         on = self._switches.is_on(service)
         state.turned = state.turned if on else 0
         leads = _active(disk.back) if on and not changing else frozenset[str]()
-        served = header is not None and told.generation == header.generation
+        served = header is not None and answer.generation == header.generation
         needless = leads in (frozenset(), _active(disk.route.servers))
         if on and drained and served and needless and not changing:
             self._switches.put_away(service)  # no worker is left that it says anything to
         return Edge(
-            served=told.generation,
+            served=answer.generation,
             confirmed=state.confirmed,
             file="ours" if changing else _file_state(text, header, state),
             drained=drained,
@@ -627,7 +649,7 @@ class NginxEdge:
             fallback=self._fallback(service, disk, on=on),
             switched_to="" if state.older_switch(state.wanted) else "".join(leads),
             waited=state.waited_until(asyncio.get_running_loop().time()),
-            silence="" if text is None or changing else self._silence(service, told, workers),
+            silence="" if text is None or changing else self._silence(service, answer, workers),
         )
 
     def _fallback(self, service: str, disk: OnDisk, *, on: bool) -> tuple[Server, ...]:
@@ -640,18 +662,19 @@ class NginxEdge:
         servers = found.on_disk.route.servers if found is not None and found.on_disk else ()
         return servers if servers == disk.back or (on and not disk.back) else ()
 
-    def _silence(self, service: str, told: Told, workers: Workers) -> str:
+    def _silence(self, service: str, answer: Answer, workers: Workers) -> str:
         """Why nginx does not say what it serves of a service that has a file; empty when it does."""
-        if told.generation is not None:
+        if answer.generation is not None:
             return ""
-        if told.answered or workers.accepting:
+        if answer.answered or workers.accepting:
             include = f"include {self._folder}/*.conf;"
             return f"nginx runs and does not serve {service}: is `{include}` in its http {{}}?"
-        return f"nginx does not answer at {told.text}"
+        return f"nginx does not answer at {answer.text}"
 
     def highest_token(self) -> int:
         """The highest fencing token that the folder knows; 0 for a new one."""
-        headers = (read_header(read(path) or "") for path in self._dir.glob("*.conf"))
+        paths = (*self._dir.glob("*.conf"), *self._dir.glob(f"*{GONE}"))
+        headers = (read_header(read(path) or "") for path in paths)
         return max((header.token for header in headers if header is not None), default=0)
 
 
@@ -684,7 +707,7 @@ def _file_state(
 def _on_disk(plan: RoutePlan) -> OnDisk:
     """What a plan's file says of itself."""
     back = plan.fallback.servers if plan.fallback else ()
-    return OnDisk(route=plan.route, stable=plan.stable, back=back)
+    return OnDisk(route=plan.route, stable=plan.stable, back=back, released=plan.released)
 
 
 def _active(servers: Sequence[Server]) -> frozenset[str]:

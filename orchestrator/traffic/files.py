@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import os
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +19,9 @@ OTHERS = 0o077
 
 LOCK_INTERVAL = 0.02
 """Seconds between tries to get a lock."""
+
+_writers = ThreadPoolExecutor(4, thread_name_prefix="files")
+"""Not the loop's own threads: those look up names too, and wait for whoever does not answer."""
 
 _numbers = itertools.count()
 """Of temporary files: threads of one process may write one file at the same time."""
@@ -62,7 +66,7 @@ def _lock(file: int) -> bool:
 
 async def to_the_end(work: Callable[[], T]) -> T:
     """Run blocking work in a thread; a cancellation waits for it, so that nothing is written afterwards."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
+    task = asyncio.get_running_loop().run_in_executor(_writers, work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

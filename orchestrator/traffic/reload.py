@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import EdgeProcess
 from orchestrator.traffic.files import to_the_end
-from orchestrator.traffic.listener import Listener, Told
+from orchestrator.traffic.listener import Answer, Listener
 from orchestrator.traffic.switch import Switches
 
 SPACING = 0.025
@@ -20,6 +20,9 @@ WATCHING = 0.005
 
 RUN, RUN_WATCHED = 8, 2
 """Fresh requests in a row that must show what is wanted; the second is for when no old worker accepts."""
+
+TAKEN_UP = 1.0
+"""Seconds in which a reload that nobody confirms has taken effect, or answers are closed no longer for it."""
 
 TAKES_CONNECTIONS = 0.25
 """Seconds in which a server that runs takes a connection."""
@@ -41,9 +44,9 @@ class Shown:
     def __str__(self) -> str:
         return "let go of it" if self.generation is None else f"show generation {self.generation}"
 
-    def by(self, told: Told) -> bool:
+    def by(self, answer: Answer) -> bool:
         """Whether an answer shows it."""
-        return told.generation == self.generation and (self.generation is None or told.mark == self.mark)
+        return answer.generation == self.generation and (self.generation is None or answer.mark == self.mark)
 
 
 class Reloader:
@@ -87,13 +90,33 @@ class Reloader:
         """
         self.asked = False
         before = await self._accepting()
+        async with self._closing(gently=gently):
+            self.asked = True
+            await self._process.reload()
+            yield before
+
+    async def put_back(self, *, gently: bool) -> None:
+        """Reload once more, after a reload that has come to nothing; nobody confirms this one.
+
+        Raises:
+            Fault: nginx could not be asked.
+        """
+        async with self._closing(gently=gently):
+            before = (await self._process.workers()).accepting
+            await self._process.reload()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TAKEN_UP):
+                    while before & (await self._process.workers()).accepting:
+                        await asyncio.sleep(WATCHING)
+
+    @contextlib.asynccontextmanager
+    async def _closing(self, *, gently: bool) -> AsyncIterator[None]:
+        """Answers close their connections, for a while before the block if gently, and to its end."""
         try:
             if gently and self._closing_wait:
                 await to_the_end(self._switches.close_connections)
                 await asyncio.sleep(self._closing_wait)
-            self.asked = True
-            await self._process.reload()
-            yield before
+            yield
         finally:
             self._switches.keep_connections()
 
@@ -115,8 +138,8 @@ class Reloader:
                 await self._gone(before or frozenset())
                 gone = True
                 while rows:
-                    told = await asyncio.gather(*(self._listener.ask(one.service) for one in rows))
-                    for one, answer in zip(tuple(rows), told, strict=True):
+                    answers = await asyncio.gather(*(self._listener.ask(one.service) for one in rows))
+                    for one, answer in zip(tuple(rows), answers, strict=True):
                         last[one] = answer.text
                         rows[one] = rows[one] + 1 if one.by(answer) else 0
                         if rows[one] == (RUN_WATCHED if before else RUN):

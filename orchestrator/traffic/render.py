@@ -171,8 +171,17 @@ def render(
         words |= {"maps": chosen.maps, "split": chosen.split, "sides": pools}
     abouts = [about[i : i + ABOUT_WIDTH] for i in range(0, len(about), ABOUT_WIDTH)]
     body = "".join(f"{ABOUT}{line}\n" for line in abouts) + _template.render(**words)
+    return _signed(service, route.generation, token, body)
+
+
+def tombstone(service: str, disk: OnDisk, token: int) -> str:
+    """What is left of a removed service: what `read_header` reads of a file, and nothing for nginx."""
+    return _signed(service, disk.route.generation, token, f"{ABOUT}{_ON_DISK.dump_json(disk).decode()}\n")
+
+
+def _signed(service: str, generation: int, token: int, body: str) -> str:
     digest = hashlib.sha256(body.encode()).hexdigest()
-    about = f"service={service} generation={route.generation} token={token} sha256={digest}"
+    about = f"service={service} generation={generation} token={token} sha256={digest}"
     notice = "# Written by the daemon: a change by hand is noticed and told."
     return f"# release-orchestrator {about}\n{notice}\n{body}"
 
@@ -265,6 +274,7 @@ class Header:
     on_disk: OnDisk | None
 
 
+@functools.lru_cache(maxsize=64)  # the same few files are looked at again and again
 def read_header(text: str) -> Header | None:
     """The header of a file; None when it has none."""
     lines = text.split("\n", 2)

@@ -119,7 +119,9 @@ class Rounds:
             await asyncio.wait({turn.done})
         except asyncio.CancelledError:
             self._give_up(turn)
-            await asyncio.wait({turn.done})
+            while not turn.done.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait({turn.done})
             if not turn.done.cancelled():
                 turn.done.exception()  # nobody is left to be told
             raise
@@ -258,7 +260,8 @@ class Rounds:
             turn.change.put_back()
         if self._reloader.asked:
             with contextlib.suppress(Fault):
-                await self._process.reload()
+                calm = all(turn.change is not None and turn.change.calm for turn in turns)
+                await self._reloader.put_back(gently=calm)
 
     async def _unsound(self) -> Fault | None:
         """Why nginx does not take what was there before the round, if it does not."""

@@ -21,7 +21,7 @@ from orchestrator.rollout.events import Event, GatesLooked, RouteConfirmed
 from orchestrator.rollout.model import FULL, Phase, Release, ServiceState
 from orchestrator.rollout.plan import current_step, is_fast
 from orchestrator.rollout.policy import Template
-from orchestrator.rollout.told import logs_of, outdated, problems, told
+from orchestrator.rollout.told import logs_of, outdated, problems, told, way_back
 from orchestrator.web.charts import Chart, charts
 
 SESSION_SECONDS = 12 * 3600.0
@@ -50,6 +50,7 @@ class Row:
     phase: str
     weight: float
     problems: list[str]
+    way_back: str
     outdated: str
     verbs: list[str]
 
@@ -186,7 +187,8 @@ class Pages:
         phase = str(rollout.phase).replace("_", " ") if rollout else "idle" if state.stable else "empty"
         share = state.route.share(state.current) * FULL
         differs = outdated(state, self._services().get(state.service))
-        return Row(state, phase, share, problems(state), differs, _verbs(state, state.current, who))
+        verbs = _verbs(state, state.current, who)
+        return Row(state, phase, share, problems(state), way_back(state), differs, verbs)
 
     def _page(self, name: str, who: Principal, **shown: Any) -> str:
         return _TEMPLATES.get_template(name).render(who=who, kinds=json.dumps(KINDS), full=FULL, **shown)

@@ -2,12 +2,17 @@
 
 import asyncio
 import contextlib
+import re
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
+from examples.playground.stack import free_port
+from orchestrator.ports.faults import Fault
 from tests.contract.conftest import Site
 
 pytestmark = pytest.mark.parametrize("site", ["reload"], indirect=True)
@@ -17,7 +22,7 @@ PAUSE = 0.02
 """Seconds between an answer and the next request."""
 
 CLOSING_WAIT = 1.0
-"""As by default: well above `PAUSE` on a busy machine too."""
+"""As by default. A client that asks nothing for as long may find its connection closed, and opens another."""
 
 REQUESTS = (
     b"GET /a%2Fb HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -31,7 +36,7 @@ class Load:
 
     Attributes:
         lost: Requests that were written and not answered with 200.
-        cut: Connections that ended although no answer had said that they would.
+        cut: Connections that ended although no answer had said that they would, and that were asked in time.
     """
 
     port: int
@@ -41,11 +46,12 @@ class Load:
 
     async def client(self, number: int) -> None:
         """Ask for ever, on one connection as long as it lasts."""
-        reader, writer = None, None
+        reader, writer, answered = None, None, 0.0
         try:
             while True:
-                if reader is not None and reader.at_eof():
-                    self.cut += 1
+                idle = time.monotonic() - answered  # a busy machine may stop us for longer than we pause
+                if reader is not None and (reader.at_eof() or idle > CLOSING_WAIT / 2):
+                    self.cut += idle < CLOSING_WAIT / 2
                     reader = None
                 if reader is None or writer is None:
                     if writer is not None:
@@ -54,7 +60,7 @@ class Load:
                 writer.write(REQUESTS[number % 2])
                 if not await self._answer(reader, "POST" if number % 2 else "GET"):
                     reader = None
-                number += 1
+                number, answered = number + 1, time.monotonic()
                 await asyncio.sleep(PAUSE)
         finally:
             if writer is not None:
@@ -116,6 +122,21 @@ async def test_no_connection_is_cut_when_one_of_several_instances_has_died(site:
     assert (seen.lost, seen.cut) == ({}, 0)
 
 
+async def test_no_connection_is_cut_in_a_server_block_as_the_documentation_has_it(site: Site) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "nginx.md").read_text()
+    block = re.search(r"^    server \{\n.*?^    \}\n", page, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    text = block[0].replace("/etc/nginx/orchestrator", str(site.folder))
+    site.port = free_port()
+    text = text.replace("server_name", f"listen 127.0.0.1:{site.port}; server_name")
+    (site.folder / "zz-theirs.conf").write_text(text)
+    await site.edge.reload()
+    async with load(site) as seen:
+        await site.edge.apply(site.plan(3, "api-1", "api-2", back="api-1", weights=(1, 2)), 1)
+    assert seen.answered > 100
+    assert (seen.lost, seen.cut) == ({}, 0)
+
+
 async def test_no_connection_is_cut_when_a_change_is_given_up_before_its_reload(site: Site) -> None:
     site.edge._reloader._closing_wait = 60.0
     async with load(site) as seen:
@@ -123,4 +144,41 @@ async def test_no_connection_is_cut_when_a_change_is_given_up_before_its_reload(
         await asyncio.sleep(0.3)
         applying.cancel()
         await asyncio.gather(applying, return_exceptions=True)
+    assert (seen.lost, seen.cut) == ({}, 0)
+
+
+async def test_no_connection_is_cut_when_a_change_is_given_up_after_its_reload(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+
+    async def never(*_: object) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    async with load(site) as seen:
+        with monkeypatch.context() as patched:
+            patched.setattr(site.edge._reloader, "confirm", never)
+            applying = asyncio.create_task(site.edge.apply(site.plan(3, "api-2", "api-1", back="api-1"), 1))
+            await asked.wait()
+        await asyncio.sleep(0.3)  # clients have opened new connections, to workers of after the reload
+        while not applying.done():  # as long as it is not wanted, it is cancelled again and again
+            applying.cancel()
+            await asyncio.wait({applying}, timeout=0.1)
+    assert seen.answered > 100
+    assert (seen.lost, seen.cut) == ({}, 0)
+    assert (await site.edge.observe("api")).served == 2
+
+
+async def test_no_connection_is_cut_when_a_change_is_not_confirmed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unconfirmed(*_: object) -> None:
+        raise Fault("nginx does not show it")
+
+    async with load(site) as seen:
+        monkeypatch.setattr(site.edge._reloader, "confirm", unconfirmed)
+        with pytest.raises(Fault, match="does not show it"):
+            await site.edge.apply(site.plan(3, "api-2", "api-1", back="api-1"), 1)
+    assert seen.answered > 100
     assert (seen.lost, seen.cut) == ({}, 0)

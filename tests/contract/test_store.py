@@ -514,7 +514,7 @@ async def test_the_lease_is_renewed_while_hundreds_of_conductors_load(
         await redis.xread({"t:none": "$"}, block=4_000)
 
     reading = [asyncio.create_task(read(), name="reader") for _ in range(CONNECTIONS)]  # not one is left
-    lease = Lease(redis.apart(), Keys("t"), tmp_path, ttl=1.5)
+    lease = Lease(redis.apart(), Keys("t"), tmp_path, ttl=4.0)
     await lease.acquire()
     keeping = asyncio.create_task(lease.keep(lambda: None), name="keep")
     loads = [asyncio.create_task(store.load(f"s{n}"), name="load") for n in range(400)]

@@ -22,13 +22,14 @@ import pytest
 from examples.playground.stack import LUA, NGINX, free_port
 from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.traffic import RoutePlan
-from orchestrator.rollout.model import Route, Server
+from orchestrator.rollout.model import Route
 from orchestrator.runtime.client import DockerClient
 from orchestrator.runtime.nginx_container import ContainerNginx
 from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.files import write
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.process import HostNginx
+from tests.builders import server
 from tests.contract.fakes import FakeTraffic
 from tests.nginx_image import NGINX_IMAGE, nginx_image
 
@@ -102,15 +103,7 @@ async def kit(
 
 def plan(generation: int, weight: int = 1, fallback: bool = False) -> RoutePlan:
     servers = tuple(
-        Server(
-            address=f"10.255.0.{n}:8080",
-            weight=weight,
-            release="api-1",
-            instance=f"api-1-{n}",
-            container="c",
-            started_at="t",
-        )
-        for n in (1, 2)
+        server("api-1", f"10.255.0.{n}:8080", instance=f"api-1-{n}", weight=weight) for n in (1, 2)
     )
     route = Route(generation=generation, servers=servers)
     return RoutePlan(service="api", route=route, fallback=route if fallback else None)
@@ -141,11 +134,42 @@ async def test_what_is_to_be_gone_is_gone_and_can_come_again(kit: Kit) -> None:
         await kit.traffic.apply(nothing(2), 1)
         after = await kit.traffic.observe("api")
         assert (after.served, after.confirmed, after.file, after.error) == (None, 2, "ours", "")
-        assert (after.floor, after.on_disk, after.fallback) == (0, None, ())
+        assert after.on_disk is not None
+        assert (after.floor, after.on_disk.route.gone, after.fallback) == (2, True, ())
     if kit.real:
-        assert not [p for p in kit.folder.rglob("*api*") if p.name != "proxy.conf"]
+        assert [p.name for p in kit.folder.rglob("*api*") if p.name != "proxy.conf"] == ["api.gone"]
     await kit.traffic.apply(plan(3), 1)
     assert (await kit.traffic.observe("api")).served == 3
+    if kit.real:
+        assert not (kit.folder / "api.gone").exists()
+
+
+async def test_a_stale_daemon_brings_back_nothing_that_was_removed(kit: Kit) -> None:
+    await kit.traffic.apply(plan(1, fallback=True), 1)
+    await kit.traffic.apply(nothing(3), 2)
+    for late in (plan(2), plan(4), nothing(4)):
+        with pytest.raises(Stale):
+            await kit.traffic.apply(late, 1)
+    with pytest.raises(Fault):
+        await kit.traffic.apply(plan(2), 2)
+    with pytest.raises(Fault):
+        await kit.traffic.retreat("api", "orchestrator", "what it saw before", 1)
+    assert (await kit.traffic.observe("api")).served is None
+    if kit.real:
+        assert not (kit.folder / "api.conf").exists()
+        assert kit.traffic.highest_token() == 2
+        with pytest.raises(Stale):
+            await kit.traffic.put_down(plan(4), 1)
+    await kit.traffic.apply(plan(4), 2)
+    assert (await kit.traffic.observe("api")).served == 4
+
+
+async def test_a_removal_tells_which_numbers_of_releases_were_given_out(kit: Kit) -> None:
+    await kit.traffic.apply(replace(plan(1), released=7), 1)
+    served = (await kit.traffic.observe("api")).on_disk
+    await kit.traffic.apply(replace(nothing(2), released=9), 1)
+    gone = (await kit.traffic.observe("api")).on_disk
+    assert [disk and disk.released for disk in (served, gone)] == [7, 9]
 
 
 async def test_a_stale_daemon_takes_nothing_away(kit: Kit) -> None:
@@ -297,8 +321,11 @@ async def test_an_nginx_that_includes_our_files_no_more_is_told_while_idle(kit: 
 @pytest.mark.parametrize("kit", ["host", "lua"], indirect=True)
 async def test_an_nginx_that_is_gone_is_told_while_idle(kit: Kit) -> None:
     await kit.traffic.apply(plan(1), 1)
+    assert (await kit.traffic.observe("api")).silence == ""
     os.kill(kit.pid, signal.SIGTERM)
     await _told(kit, r"nginx does not answer at http://127\.0\.0\.1:")
+    seen = await kit.traffic.observe("api")
+    assert (seen.served, seen.confirmed, seen.error) == (None, 1, "")
 
 
 @pytest.mark.parametrize("kit", ["host"], indirect=True)

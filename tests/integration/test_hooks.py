@@ -111,6 +111,38 @@ async def service() -> AsyncIterator[Service]:
     await runner.cleanup()
 
 
+class Pieces:
+    """Answers in pieces that reach the one who asks apart."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.said: list[bytes] = []
+
+    def hook(self, kind: Any) -> Hook:
+        return Hook(name="h", at="before_step", kind=kind, url=f"http://127.0.0.1:{self.port}/hook")
+
+
+@pytest.fixture
+async def pieces() -> AsyncIterator[Pieces]:
+    found = Pieces()
+
+    async def take(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await answer.prepare(request)
+        for piece in found.said:
+            await answer.write(piece)
+            await asyncio.sleep(0.05)
+        return answer
+
+    app = web.Application()
+    app.router.add_post("/hook", take)
+    runner = web.AppRunner(app, shutdown_timeout=0.5)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", found.port).start()
+    yield found
+    await runner.cleanup()
+
+
 def called(service: Service, kind: Any = "http", **more: Any) -> Hook:
     return Hook(name="h", at="before_step", kind=kind, url=service.url, **more)
 
@@ -174,3 +206,19 @@ async def test_a_policy_of_opa_decides(service: Service, answer: Any, passes: bo
     service.answer = lambda _: (200, answer)
     assert await ask(called(service, "opa")) == HookResult(passed=passes, text=says)
     assert json.loads(service.got[0][0])["input"]["release"] == "api-7"
+
+
+async def test_an_answer_that_comes_in_pieces_is_read_to_its_end(pieces: Pieces) -> None:
+    text = json.dumps({"result": {"allow": True, "padding": "x" * 20_000}})
+    pieces.said = [text[:10].encode(), text[10:9_000].encode(), text[9_000:].encode()]
+    assert (await ask(pieces.hook("opa"))) == HookResult(passed=True, text="policy")
+    pieces.said = [b"no ", b"owner"]
+    assert (await ask(pieces.hook("http"))).text == "no owner"
+
+
+async def test_of_an_answer_that_does_not_end_so_much_is_read_as_is_needed(pieces: Pieces) -> None:
+    pieces.said = [b'{"result": true', *[b" " * 100_000] * 11, b"}"]
+    refused = HookResult(passed=False, text="the answer is longer than 1000 kB")
+    assert await ask(pieces.hook("opa")) == refused
+    result = await ask(pieces.hook("http"))
+    assert (result.passed, len(result.text)) == (True, 2000)

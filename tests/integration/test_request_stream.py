@@ -31,7 +31,13 @@ class Kit:
             self.taken.append(request.id)
 
         stream = RequestStream(
-            self.redis, "t:requests", "g", self.store, FakeClock(), dispatch, lambda: self.lost.append(True)
+            self.redis,
+            "t:requests",
+            "g",
+            self.store.refuse,
+            FakeClock(),
+            dispatch,
+            lambda: self.lost.append(True),
         )
         task = asyncio.create_task(stream.run(), name="stream")
         async with asyncio.timeout(10):

@@ -17,7 +17,7 @@ from orchestrator.cli.session import Output
 from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.ports.faults import Away, Fault
 from orchestrator.ports.requests import Request
-from orchestrator.rollout.command import Freeze, Remove, Rollback, handle
+from orchestrator.rollout.command import Abort, Freeze, Remove, Rollback, handle
 from orchestrator.rollout.events import ConfigReloaded, ReleaseEnded, ServiceRemoved
 from orchestrator.rollout.model import Ended, Outcome, Phase, Rollout, ServiceState
 from orchestrator.store.keys import Keys
@@ -390,3 +390,57 @@ async def test_a_reload_prints_what_changes_and_what_is_wrong(
     await bench.put(ServiceState(service="api"), told)
     assert await waiting == (exits.USAGE if problems else exits.OK)
     assert capsys.readouterr() == ("web: is new\n", "".join(f"wrong: {p}\n" for p in problems))
+
+
+@pytest.mark.parametrize(
+    ("fields", "command", "says"),
+    [
+        (
+            ROLLBACK,
+            Rollback,
+            "the rollback goes on until nginx has confirmed it; see `orchestrator status api`",
+        ),
+        (
+            {"verb": "remove", "service": "api", "who": "ann"},
+            Remove,
+            (
+                "the removal of api goes on; while nothing of it is gone `orchestrator abort api` calls"
+                " it off; see `orchestrator status api`"
+            ),
+        ),
+    ],
+)
+async def test_a_time_out_says_what_of_each_verb_goes_on(
+    bench: Bench, capsys: pytest.CaptureFixture[str], fields: dict[str, str], command: Any, says: str
+) -> None:
+    promoted = [
+        Ended(
+            release=release(n),
+            kind="release",
+            outcome=Outcome.PROMOTED,
+            reason="",
+            actor="ci",
+            began_at=1.0,
+            ended_at=2.0,
+        )
+        for n in (1, 2)
+    ]
+    await bench.put(ServiceState(service="api", stable=release(2), history=tuple(promoted)))
+    waiting = bench.carry_out(fields, timeout=4.0)
+    await bench.answer(lambda entry: command(request=entry, actor="ann"))
+    assert await waiting == exits.TIMED_OUT
+    assert f"timed out after 4 s: {says}" in " ".join(capsys.readouterr().err.split())
+
+
+async def test_a_removal_that_is_called_off_ends_the_wait_as_aborted(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await bench.put(ServiceState(service="api", stable=release(1)))
+    waiting = bench.carry_out({"verb": "remove", "service": "api", "who": "ann"})
+    await bench.answer(lambda entry: Remove(request=entry, actor="ann"))
+    await heard(capsys, "remove by ann", [])
+    state, version = await bench.daemon.load("api")
+    state, events = handle(state, Abort(request="9-9", actor="bob"), 1001.0)
+    await bench.daemon.commit(state, version, events)
+    assert await waiting == exits.OUTCOMES[Outcome.ABORTED]
+    assert "abort by bob; the removal by ann is called off: api-1 stays" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from orchestrator.daemon.config import Config, load
+from orchestrator.daemon.kept import KeptFiles
 from orchestrator.daemon.yaml_file import ConfigError
 from tests.mistakes.place import Place
 
@@ -67,7 +68,7 @@ def test_what_can_not_be_read_is_told_by_its_place_and_never_shown(
     place.service(wrong, "web")
     told = load(place.config).unusable["web"]
     assert says in told
-    assert ", line 6, column " in told or "out of range" in told
+    assert "at line 6, column " in told or "out of range" in told
     assert "hunter2" not in told
 
 
@@ -214,7 +215,7 @@ def test_what_holds_is_shown_with_where_it_is_from(tmp_path: Path) -> None:
     assert settings["redis/url"] == ("redis://***@127.0.0.1/0", "file")
     assert settings["redis/prefix"] == ("orchestrator", "default")
     assert service["container/instances"] == (3, "file")
-    assert service["container/env"] == ({"A": "x://***@h"}, "file")
+    assert service["container/env"] == ({"A": "***"}, "file")
     assert service["container/command"] == (["x://***@h"], "file")
     assert service["container/pids"] == (256, "default")
     assert service["container/secrets/0/source"] == ("/a", "file")
@@ -226,6 +227,38 @@ def test_what_holds_is_shown_with_where_it_is_from(tmp_path: Path) -> None:
         ["container/instances", "3", "file"]
     ]
     assert yaml.safe_load(place.config.read_text())["redis"]["url"]  # nothing is written
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "  env: {PASSWORD: hunter2}",
+        "  command: [&secret hunter2]\n  env: {PASSWORD: *secret}",
+        "  env: &all {PASSWORD: hunter2}\noverrides: {}",
+        "  env: {URL: 'http://h/?token=hunter2', OTHER: &secret hunter2, PASSWORD: *secret}",
+        "  env: {<<: {PASSWORD: hunter2}}",
+        "  env: {PASSWORD: !!str hunter2}",
+    ],
+)
+def test_what_may_be_a_secret_is_hidden_by_its_place_however_it_is_written(more: str, tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.service(more)
+    for output in ("json", "text"):
+        code, text = place.run("config", "show", "api", "--output", output)
+        assert code == 0, text
+        rows = [line for line in text.splitlines() if "container/command" not in line]
+        assert "PASSWORD" in text
+        assert "hunter2" not in "\n".join(rows).replace('"value": [\n        "hunter2"', "")
+
+
+def test_the_query_of_an_address_is_shown_nowhere(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    url = "http://me:hunter2@127.0.0.1:9/prom?token=hunter2"
+    place.config.write_text(place.config.read_text().replace("http://127.0.0.1:9", url))
+    for words in (["config", "show"], ["doctor"], ["doctor", "--output", "json"]):
+        _, text = place.run(*words)
+        assert "http://***@127.0.0.1:9/prom?***" in text
+        assert "hunter2" not in text
 
 
 def test_a_state_folder_that_can_not_be_written_is_one_line_and_no_traceback(tmp_path: Path) -> None:
@@ -246,3 +279,25 @@ def test_a_state_folder_that_can_not_be_written_is_one_line_and_no_traceback(tmp
     assert failed["reason"] == (
         f"state_dir {tmp_path}/a-file/state: Not a directory: create it for uid {os.getuid()}"
     )
+
+
+def test_what_is_kept_of_a_service_without_its_file_is_shown_and_said(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.service("  instances: 3")
+    KeptFiles(tmp_path / "state").keep(load(place.config))
+    kept = f"{tmp_path}/state/services/api.yaml"
+    place.remove("services/api.yaml")
+    for words in (["config", "show", "api"], ["config", "show"]):
+        code, text = place.run(*words)
+        assert code == 0
+        assert f"{tmp_path}/services/api.yaml is gone; api is driven as it was there last" in text
+        assert f"kept in {kept}: put it back, or run orchestrator remove api" in text
+        assert f"\n{kept}\n" in text
+        assert ["container/instances", "3", "file"] in [line.split() for line in text.splitlines()]
+    code, text = place.run("rehearse", "api")
+    assert (code, "services/api.yamlisgone" in "".join(text.replace("│", "").split())) == (2, True)
+    place.service("  instances: three")
+    code, text = place.run("config", "show", "api")
+    assert (code, f"api is driven as its file was when it was right last: {kept}" in text) == (0, True)
+    code, text = place.run("config", "show", "nope")
+    assert (code, "'nope' is not known" in text) == (2, True)

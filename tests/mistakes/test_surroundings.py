@@ -18,7 +18,15 @@ from tests.mistakes.place import Place
 SECRET = '  user: "1234:1234"\n  secrets: [{source: FOLDER/password, target: /run/secrets/password}]'
 
 
-def site(*lines: str) -> Callable[[Place], None]:
+ASK = """\
+    error_page 418 = @closing;
+    if (-f FOLDER/edge/switch/.closing) { return 418; }
+    location @closing { keepalive_timeout 0; proxy_pass http://127.0.0.1; }
+"""
+"""What asks clients to close their connections before a reload."""
+
+
+def site(*lines: str, ask: str = ASK) -> Callable[[Place], None]:
     """A `location` of the operator's own that says this."""
 
     def write(place: Place) -> None:
@@ -28,7 +36,7 @@ def site(*lines: str) -> Callable[[Place], None]:
         body = "\n".join(f"        {line}" for line in lines)
         place.write(
             "sites/api.conf",
-            f"server {{\n    listen 127.0.0.1:24080;\n    location /api/ {{\n{body}\n    }}\n}}\n",
+            f"server {{\n    listen 127.0.0.1:24080;\n    location /api/ {{\n{body}\n    }}\n{ask}}}\n",
         )
 
     return write
@@ -133,6 +141,25 @@ MISTAKES = [
         ),
     ),
     Mistake(
+        "a location whose clients are not asked to close their connections",
+        site(*SNIPPETS, "proxy_pass http://$release_pool;", ask=""),
+        (
+            "FOLDER/sites/api.conf:6: a reload cuts the connections that are kept",
+            "`keepalive_timeout 0` while FOLDER/edge/switch/.closing is there: docs/how-to/nginx.md",
+        ),
+        RIGHT,
+    ),
+    Mistake(
+        "the same in an included file, the upstream by its name",
+        both(
+            lambda p: p.write("edge/up.conf", "upstream api { server 127.0.0.1:1; }\n"),
+            lambda p: p.write("place.inc", "proxy_pass http://api;\n"),
+            site("include FOLDER/place.inc;", ask=""),
+        ),
+        ("FOLDER/place.inc:1: a reload cuts the connections that are kept",),
+        site("include FOLDER/place.inc;"),
+    ),
+    Mistake(
         "our folder is not included",
         lambda p: p.write(
             "nginx.conf", (p.folder / "nginx.conf").read_text().replace("/edge/*.conf", "/sites/x*")
@@ -167,6 +194,15 @@ def test_a_mistake_around_the_daemon_is_answered_by_its_cause_and_cure(
     assert place.doctor() == ""
 
 
+def test_a_broken_file_of_nginx_is_told_once(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.write("sites/shop.conf", "server {\n    listen 127.0.0.1:24080\n}\n")
+    said = place.doctor()
+    assert said.count("sites/shop.conf:3") == 1
+    place.write("sites/shop.conf", "server {\n    listen 127.0.0.1:24080;\n}\n")
+    assert place.doctor() == ""
+
+
 def test_a_disk_that_is_nearly_full_is_named_with_what_is_left() -> None:
     small = files.room("state_dir disk", Path("/s"), free=190 * 1024**2, total=1024**3)
     assert (small.ok, small.detail) == (False, "/s: 190 MiB free, 19%")
@@ -174,6 +210,17 @@ def test_a_disk_that_is_nearly_full_is_named_with_what_is_left() -> None:
     assert not files.room("x", Path("/s"), free=4 * 1024**3, total=100 * 1024**3).ok
     assert not files.room("x", Path("/s"), free=50 * 1024**3, total=100 * 1024**3, inodes=0.01).ok
     assert files.room("x", Path("/s"), free=6 * 1024**3, total=100 * 1024**3).ok
+
+
+def test_where_nginx_itself_waits_or_keeps_no_connection_nobody_has_to_be_asked(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    site(*SNIPPETS, "proxy_pass http://$release_pool;", "keepalive_timeout 0;", ask="")(place)
+    assert place.doctor() == ""
+    site(*SNIPPETS, "proxy_pass http://$release_pool;", ask="")(place)
+    assert "nginx connections" in place.doctor()
+    text = place.config.read_text()
+    place.config.write_text(text.replace("nginx: {", "nginx: {closing_wait: 0s, "))
+    assert place.doctor() == ""
 
 
 async def test_a_check_that_breaks_is_a_finding_and_the_others_go_on(tmp_path: Path) -> None:
@@ -248,3 +295,30 @@ def test_a_daemon_that_has_not_read_a_corrected_file_is_told_to(tmp_path: Path) 
     (found,) = answered(config, "u", json.dumps({"status": "unready", "reason": "no Docker"}))
     assert (found.detail, found.mend) == ("runs, and does not drive: no Docker", "correct what it names")
     assert answered(config, "u", "")[0].mend == "systemctl start orchestrator"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "proxy_pass http://api;",
+        "proxy_pass http://api/v1/;",
+        "grpc_pass grpc://api_back;",
+        "include FOLDER/edge/snippets/api.conf;",
+    ],
+)
+def test_what_of_nginx_own_files_names_a_service_is_told_before_it_is_removed(
+    line: str, tmp_path: Path
+) -> None:
+    place = Place(tmp_path)
+    site(line)(place)
+    place.write(
+        "edge/api.conf", "upstream api { server 127.0.0.1:9; }\nupstream api_back { server 127.0.0.1:9; }\n"
+    )
+    line = line.replace("FOLDER", str(tmp_path))
+    _, text = place.run("remove", "api")
+    assert f"warning: {tmp_path}/sites/api.conf:4: {line} names it; take that out first" in text
+    site("return 204;")(place)
+    _, text = place.run("remove", "api")
+    assert "warning" not in text
+    _, text = place.run("remove", "web")
+    assert "warning" not in text

@@ -14,7 +14,8 @@ class Bug:
     tests: str
 
 
-UNIT = "tests/unit"
+UNIT = "tests/unit/test_release.py tests/unit/test_judge.py tests/unit/test_comparison.py tests/unit"
+"""The core's tests: those that notice most come first, for the first failure is enough."""
 DOOR = "tests/door/"
 ENGINE = "tests/unit/test_engine.py"
 STORE = "tests/contract/test_store.py"
@@ -30,6 +31,7 @@ RUNTIME = "tests/contract/test_runtime.py"
 SIMULATION = "tests/simulation -k one_effect"
 REVERT = "tests/simulation -k 'one_effect and revert'"
 BULKHEADS = "tests/unit/test_bulkheads.py"
+SUPERVISION = "tests/unit/test_supervision.py"
 
 BUGS = (
     Bug(
@@ -41,6 +43,13 @@ BUGS = (
         "            except Exception as error:\n"
         '                log.exception("command_failed"',
         ENGINE,
+    ),
+    Bug(
+        "an image that a container holds is tried once, and never again",
+        "engine/converge.py",
+        "world.stale_images - self._removed - used",
+        "world.stale_images - self._removed",
+        f"{ENGINE} -k image_is_removed",
     ),
     Bug(
         "a request is acknowledged when it is read",
@@ -104,6 +113,55 @@ BUGS = (
         "if header.token <= token and not ahead:",
         "if not ahead:",
         TRAFFIC,
+    ),
+    Bug(
+        "what was removed is written again by a daemon that slept",
+        "traffic/edge.py",
+        "header = self._known(plan.service, text)",
+        "header = read_header(text or '')",
+        TRAFFIC,
+    ),
+    Bug(
+        "what was removed comes back with an older store",
+        "rollout/decide.py",
+        "    notice_removal(turn, seen)\n",
+        "",
+        "tests/unit/test_removal.py",
+    ),
+    Bug(
+        "a rollout of an older store goes on over a newer stable release",
+        "rollout/adopt.py",
+        "        _end_what_was_over(turn, stable)\n",
+        "        pass\n",
+        "tests/unit/test_older_store.py",
+    ),
+    Bug(
+        "a removal of an older store takes down what was released since",
+        "rollout/adopt.py",
+        "leaving = leaving and not (disk is not None and disk.released > state.released)",
+        "leaving = leaving and True",
+        "tests/unit/test_older_store.py",
+    ),
+    Bug(
+        "less than half of a warm release takes all the traffic",
+        "rollout/decide.py",
+        "2 * len(known) >= release.template.instances",
+        "len(known) > 0",
+        "tests/unit/test_revert.py",
+    ),
+    Bug(
+        "an empty store takes up what nginx sends nobody to",
+        "rollout/adopt.py",
+        "nobody = disk is not None and not disk.route.servers",
+        "nobody = False",
+        "tests/unit/test_removal.py",
+    ),
+    Bug(
+        "an older store gives a number out twice after a removal",
+        "rollout/adopt.py",
+        "return max((disk.released, *(",
+        "return max((0, *(",
+        "tests/unit/test_removal.py",
     ),
     Bug(
         "the edge serves an older generation",
@@ -178,9 +236,100 @@ BUGS = (
     Bug(
         "a look that meets a bug is one for nobody",
         "engine/measure.py",
-        "            if len(queries) > 1:",
-        "            if len(queries) > 1000:",
+        "                await self._read([query])\n",
+        "                await self._read([q for q, _ in self._watched.values()])\n",
         "tests/unit/test_measure.py",
+    ),
+    Bug(
+        "a look that hangs keeps verbs waiting for ever",
+        "engine/conductor.py",
+        "await within(LOOK_DEADLINE, question)",
+        "await within(1e9, question)",
+        f"{BULKHEADS} -k 'observe and Hang'",
+    ),
+    Bug(
+        "a job that hangs is waited for for ever",
+        "engine/tasks.py",
+        "            await within(deadline, work)\n",
+        "            await unless_cancelled(work)\n",
+        f"{BULKHEADS} -k 'supervise and Hang'",
+    ),
+    Bug(
+        "a library that calls sys.exit ends the daemon",
+        "engine/tasks.py",
+        "if isinstance(error, Exception | GeneratorExit):",
+        "if isinstance(error, Exception | GeneratorExit | SystemExit):",
+        f"{BULKHEADS} -k 'resolve and SystemExit'",
+    ),
+    Bug(
+        "a request that can't be refused keeps the others waiting",
+        "intake/stream.py",
+        '        except Exception:\n            log.exception("request_left"',
+        '        except ZeroDivisionError:\n            log.exception("request_left"',
+        f"{BULKHEADS} -k 'refuse and KeyError'",
+    ),
+    Bug(
+        "a reply that hangs keeps the others waiting",
+        "engine/replies.py",
+        "timeout=PATIENCE",
+        "timeout=None",
+        f"{BULKHEADS} -k 'refuse and Hang'",
+    ),
+    Bug(
+        "images whose removal failed stay for ever",
+        "engine/converge.py",
+        "        await self._images.remove_images(sorted(fresh))\n        self._removed |= fresh\n",
+        "        self._removed |= fresh\n        await self._images.remove_images(sorted(fresh))\n",
+        f"{BULKHEADS} -k 'remove_images and KeyError'",
+    ),
+    Bug(
+        "a service that can't be looked at holds back the targets of all",
+        "daemon/serve.py",
+        "            elif state.service not in self._targets:",
+        "            elif False:",
+        SUPERVISION,
+    ),
+    Bug(
+        "a bug in reading the files again ends the daemon",
+        "daemon/serve.py",
+        '        except Exception as error:\n            log.exception("reload_failed")',
+        '        except ZeroDivisionError as error:\n            log.exception("reload_failed")',
+        SUPERVISION,
+    ),
+    Bug(
+        "a service that can no longer be planned is driven no more",
+        "daemon/serve.py",
+        "if service in self._plans:  #",
+        "if False:  #",
+        SUPERVISION,
+    ),
+    Bug(
+        "calls of one service may hold all threads that wait for the Engine",
+        "runtime/client.py",
+        "asyncio.Semaphore(SHARE)",
+        "asyncio.Semaphore(1000)",
+        "tests/unit/test_docker_client.py",
+    ),
+    Bug(
+        "a job that is not started each turn is forgotten, with its pauses",
+        "engine/conductor.py",
+        "        self._jobs.keep(CPU)\n",
+        "",
+        f"{BULKHEADS} -k 'cpu_seconds and KeyError'",
+    ),
+    Bug(
+        "releases that wait for one service grow without end",
+        "rollout/command.py",
+        "len(state.queue) >= QUEUE:",
+        "len(state.queue) >= 10 * QUEUE:",
+        f"{BULKHEADS} -k without_end",
+    ),
+    Bug(
+        "a hook before a step is waited for for ever",
+        "rollout/decide.py",
+        "    if turn.now - rollout.entered_at >= deadline:\n",
+        "    if turn.now - rollout.entered_at >= 1e9:\n",
+        "tests/unit/test_hooks.py",
     ),
     Bug(
         "what a job has done is done again until it is seen",
@@ -227,7 +376,7 @@ BUGS = (
     Bug(
         "a reload is believed by its generation alone",
         "traffic/reload.py",
-        " and (self.generation is None or told.mark == self.mark)",
+        " and (self.generation is None or answer.mark == self.mark)",
         "",
         CROWD,
     ),
@@ -237,6 +386,20 @@ BUGS = (
         "            await to_the_end(lambda: self._switches.turn_on(service, to))\n            await self",
         "            await self",
         CROWD,
+    ),
+    Bug(
+        "connections are cut when a change is taken back",
+        "traffic/rounds.py",
+        "put_back(gently=calm)",
+        "put_back(gently=False)",
+        KEPT,
+    ),
+    Bug(
+        "a change is taken back by half when it is cancelled twice",
+        "traffic/rounds.py",
+        "            while not turn.done.done():\n",
+        "            if not turn.done.done():\n",
+        KEPT,
     ),
     Bug(
         "whoever has the number in nginx's pid file is signalled",
@@ -304,7 +467,7 @@ BUGS = (
     Bug(
         "a server in memory is stopped while it has requests",
         "traffic/edge.py",
-        "        drained = drained and not told.draining\n",
+        "        drained = drained and not answer.draining\n",
         "",
         MEMORY,
     ),
@@ -381,8 +544,8 @@ BUGS = (
     Bug(
         "time in which nobody looked counts",
         "rollout/decide.py",
-        "    overlook(turn, seen.unwatched)\n",
-        "    overlook(turn, 0.0)\n",
+        "    exclude_unwatched(turn, seen.unwatched)\n",
+        "    exclude_unwatched(turn, 0.0)\n",
         UNIT,
     ),
     Bug(
@@ -540,6 +703,13 @@ BUGS = (
         UNIT,
     ),
     Bug(
+        "a release that is gone back to stays on its way out",
+        "rollout/handover.py",
+        "for entry in [r for r in turn.state.retiring if r.release.id not in turn.state.wanted]:",
+        "for entry in turn.state.retiring:",
+        "tests/unit/test_revert.py",
+    ),
+    Bug(
         "the drain does not wait for the confirmation",
         "rollout/handover.py",
         "if entry.generation is None or turn.state.confirmed < entry.generation:",
@@ -605,8 +775,8 @@ BUGS = (
     Bug(
         "without Redis a dying candidate keeps its traffic",
         "engine/conductor.py",
-        "                    await self._fail_static()\n",
-        "",
+        "                    await self._survive()\n",
+        "                    pass\n",
         ENGINE,
     ),
     Bug(
@@ -742,7 +912,7 @@ BUGS = (
     Bug(
         "a verb hits whatever rolls out",
         "rollout/command.py",
-        "why = _misses(state, command) or _carry_out(turn, command)",
+        "why = _wrong_target(state, command) or _carry_out(turn, command)",
         "why = _carry_out(turn, command)",
         UNIT,
     ),
@@ -866,6 +1036,62 @@ BUGS = (
         "tests/integration/test_hooks.py",
     ),
     Bug(
+        "of a hook's answer only the first piece is read",
+        "hooks/runner.py",
+        "            if len(said) > limit:\n                break\n",
+        "            break\n",
+        "tests/integration/test_hooks.py",
+    ),
+    Bug(
+        "the query of a limit is over another window than the limit",
+        "analysis/shown.py",
+        "_window(gate.window) if isinstance(gate, Limit) else ALL",
+        "ALL",
+        "tests/unit/test_shown.py",
+    ),
+    Bug(
+        "the query of an address is shown",
+        "ports/addresses.py",
+        'return _QUERY.sub(r"\\1***", _USER.sub(r"\\1***@", text))',
+        'return _USER.sub(r"\\1***@", text)',
+        "tests/unit/test_addresses.py",
+    ),
+    Bug(
+        "the log shows what is secret in an address",
+        "observability/logs.py",
+        "            _mask,\n",
+        "",
+        "tests/unit/test_addresses.py",
+    ),
+    Bug(
+        "config show shows a container's environment",
+        "cli/config.py",
+        'return "***" if may_be_secret(path) else masked(value)',
+        "return masked(value)",
+        "tests/mistakes/test_one_file.py",
+    ),
+    Bug(
+        "a promotion by a person is told as one by the gates",
+        "rollout/decide.py",
+        'asked = rollout.kind == "revert" or (rollout.actor != DAEMON and not is_fast(state, rollout))',
+        'asked = rollout.kind == "revert"',
+        "tests/unit/test_release.py -k person",
+    ),
+    Bug(
+        "a release that was gone back to is told as left",
+        "rollout/model.py",
+        "            if ended.release.id == release:\n                found = None\n            elif",
+        "            if",
+        "tests/unit/test_revert.py -k left",
+    ),
+    Bug(
+        "a removal that is called off keeps stable out",
+        "rollout/removal.py",
+        "        retiring=tuple(r for r in state.retiring if not r.was),\n",
+        "",
+        "tests/unit/test_removal.py",
+    ),
+    Bug(
         "a hook that has not answered does not hold",
         "rollout/hooks.py",
         'return None if any(result is None for _, result in found) else ""',
@@ -878,5 +1104,103 @@ BUGS = (
         "elif not value >= check.least:",
         "elif value < check.least:",
         "tests/unit/test_hooks.py",
+    ),
+    Bug(
+        "what waits in the queue waits for ever",
+        "rollout/decide.py",
+        "    _end_late(turn)\n",
+        "",
+        "tests/unit/test_revert.py",
+    ),
+    Bug(
+        "a pause has no end",
+        "rollout/decide.py",
+        "    if waited >= patience:\n        what =",
+        "    if False:\n        what =",
+        "tests/unit/test_release.py",
+    ),
+    Bug(
+        "an instance that hangs is left hanging",
+        "rollout/desired.py",
+        "now - hung.get(bad[0], now) >= HUNG_FOR",
+        "False",
+        "tests/unit/test_release.py tests/unit/test_engine.py",
+    ),
+    Bug(
+        "an instance that hangs is stopped while the others are down",
+        "rollout/desired.py",
+        "if len(bad) == 1 < len(names)",
+        "if bad",
+        "tests/unit/test_release.py tests/unit/test_engine.py",
+    ),
+    Bug(
+        "a rollback of what has no traffic goes back from another release",
+        "rollout/command.py",
+        "    if command.release and command.release not in (active, stable):",
+        "    if False:",
+        "tests/unit/test_release.py tests/unit/test_offers.py",
+    ),
+    Bug(
+        "a verb is offered that would be refused",
+        "rollout/command.py",
+        "if not _carry_out(Turn(state, state.at), c))",
+        ")",
+        "tests/unit/test_offers.py",
+    ),
+    Bug(
+        "a removal takes down what is on its way",
+        "rollout/command.py",
+        '        return f"{ahead} is on its way; abort it first"\n',
+        "",
+        "tests/unit/test_removal.py",
+    ),
+    Bug(
+        "a removal does not wait for what still runs",
+        "rollout/removal.py",
+        "elif seen.runtime_ok and not (seen.instances or state.retiring or state.route.servers):",
+        "elif seen.runtime_ok:",
+        "tests/unit/test_removal.py",
+    ),
+    Bug(
+        "a restart takes what the tag names by now",
+        "rollout/command.py",
+        "release = _new(turn, submit, stable.digest)",
+        "release = _new(turn, submit)",
+        "tests/unit/test_restart.py",
+    ),
+    Bug(
+        "a service whose file has gone is driven no more",
+        "daemon/config.py",
+        "        return {**self.gone, **self.services}",
+        "        return {**self.services}",
+        "tests/unit/test_config.py",
+    ),
+    Bug(
+        "a signature is judged by the time that releases are decided by",
+        "intake/signed.py",
+        "check_time(timestamp, self._clock.wall())",
+        "check_time(timestamp, self._clock.now())",
+        DOOR + "test_clocks.py",
+    ),
+    Bug(
+        "a step of the host's clock moves what is decided",
+        "daemon/clock.py",
+        "        return self._offset + time.monotonic()",
+        "        return self.wall()",
+        "tests/unit/test_nobody_looked.py -k step_of",
+    ),
+    Bug(
+        "a clock that was set back goes on from there",
+        "daemon/clock.py",
+        "self._offset += max(then - self.now(), 0.0)",
+        "pass",
+        "tests/unit/test_nobody_looked.py -k step_of",
+    ),
+    Bug(
+        "a pause goes on while nobody looks",
+        "rollout/unseen.py",
+        "        mark=_postponed(turn, rollout.mark, seconds),\n",
+        "",
+        "tests/unit/test_nobody_looked.py",
     ),
 )

@@ -60,6 +60,7 @@ class Sim:
     silence: str = ""
     file: str = "ours"
     drained: bool = True
+    switched_to: str = ""
     failed: str = ""
     runtime_ok: bool = True
     prometheus_up: bool = True
@@ -74,7 +75,7 @@ class Sim:
     hooks: dict[str, HookResult] = field(default_factory=dict)
     stop_takes: float = 0.0
     stopping: dict[str, float] = field(default_factory=dict)
-    weights_seen: dict[str, float] = field(default_factory=dict)
+    lost: bool = False
 
     def behave(self, release: str) -> Behaviour:
         return self.behaviours.setdefault(release, Behaviour())
@@ -101,8 +102,9 @@ class Sim:
             # with Docker away the engine shows what it saw last, which need not be all
             instances=tuple(self.instances.values())[: None if self.runtime_ok else 1],
             runtime_ok=self.runtime_ok,
+            runtime_error="" if self.runtime_ok else "timed out",
             edge=Edge(
-                served=self.served if self.edge_up else None,
+                served=self.served if self.edge_up and not (self.disk and self.disk.route.gone) else None,
                 confirmed=self.served,
                 file=self.file,  # type: ignore[arg-type]
                 drained=self.drained,
@@ -112,6 +114,7 @@ class Sim:
                 waited=self.waited,
                 floor=self.disk.route.generation if self.disk else 0,
                 on_disk=self.disk,
+                switched_to=self.switched_to,
             ),
             images=image,
             start_errors=errors,
@@ -146,6 +149,13 @@ class Sim:
             self.readings.clear()
             self.known.clear()
         self.unwatched = seconds
+
+    def store_goes_back(self, to: ServiceState) -> None:
+        """The store has what it had at an earlier time; what was told since is lost too."""
+        self.state, self.lost = to, True
+        self.events.clear()
+        self.readings.clear()
+        self.known.clear()
 
     def run(self, seconds: float) -> None:
         for _ in range(int(seconds)):
@@ -227,10 +237,9 @@ class Sim:
         ahead = self.disk is not None and self.disk.route.generation > world.route.generation
         if self.edge_up and not self.refuses and world.route.generation and not ahead:
             self.served = world.route.generation
-            if world.route.gone:
-                self.disk = None
-            elif self.disk is None or self.disk.local is None or world.route != self.disk.route:
-                self.disk = OnDisk(route=world.route, stable=world.stable)
+            if self.disk is None or self.disk.local is None or world.route != self.disk.route:
+                told = world.stable, self.state.released
+                self.disk = OnDisk(route=world.route, stable=told[0], released=told[1])
             self.fallback = world.fallback
             if world.repair:
                 self.file = "ours"
@@ -259,8 +268,8 @@ class Sim:
                     supervised=want.restart,
                     described=want.release,
                 )
-        if world.worn in self.instances:
-            del wanted[world.worn]
+        if world.recreate in self.instances:
+            del wanted[world.recreate]
         self._stop(wanted)
 
     def _stop(self, wanted: Mapping[str, Wanted]) -> None:
@@ -278,7 +287,7 @@ class Sim:
                 self.instances[name] = replace(found, running=False, exit_code=0, health="unknown")
 
     def _check(self, before: ServiceState) -> None:
-        """I3, I5, I6, I8, I9 and I14 of the design."""
+        """I3, I5, I6, I9, I14 of the design, and I8 while the store has lost nothing."""
         route = self.state.route
         assert len({s.release for s in route.servers}) <= 2
         assert route.generation >= before.route.generation
@@ -288,12 +297,14 @@ class Sim:
         if rollout and rollout.phase is Phase.SHIFTING:
             limit = rollout.release.policy.steps[rollout.step].weight
             assert self.share(rollout.release.id) <= limit + 1e-6
+        if self.state.stable is not None and before.stable is not None and rollout is None:
+            assert any(s.release == self.state.stable.id for s in route.servers) or not route.servers
+        assert all(e.actor for e in self.events if isinstance(e, RouteChanged))
+        if self.lost:
+            return
         pending = {r.id for r in self.state.queue} | ({rollout.release.id} if rollout else set())
         ended = {e.release for e in self.events if isinstance(e, ReleaseEnded) and e.journey == "release"}
         everything = {f"api-{n + 1}" for n in range(self.state.released)}
         reverting = {rollout.release.id} if rollout and rollout.kind == "revert" else set()
         assert pending | ended == everything | reverting
         assert not (pending - reverting) & ended
-        if self.state.stable is not None and before.stable is not None and rollout is None:
-            assert any(s.release == self.state.stable.id for s in route.servers) or not route.servers
-        assert all(e.actor for e in self.events if isinstance(e, RouteChanged))

@@ -12,10 +12,12 @@ from orchestrator.intake.parse import parse
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.command import Rollback, Submit
 from orchestrator.rollout.events import ImageResolved, PhaseEntered
-from orchestrator.rollout.hooks import HookResult, unchecked
-from orchestrator.rollout.model import Outcome, Phase
+from orchestrator.rollout.hooks import HookCall, HookResult, unchecked
+from orchestrator.rollout.model import Outcome, Phase, ServiceState
 from orchestrator.rollout.policy import Check, Hook
-from tests.builders import policy, submit
+from tests.builders import LADDER, policy, submit
+from tests.contract.fakes import FakeHooks
+from tests.simulation import loop as virtual
 from tests.unit.sim import Behaviour, Sim
 from tests.unit.test_engine import PLAN, Kit, small
 
@@ -61,7 +63,7 @@ def test_a_hook_before_a_step_holds_the_weight_until_it_has_passed(sim: Sim) -> 
     sim.hooks["ask"] = FINE
     sim.until_phase(Phase.SHIFTING, 0, held=True)
     del sim.hooks["ask"]
-    sim.run(120)
+    sim.run(60)
     rollout = sim.state.rollout
     assert rollout is not None
     assert (rollout.step, rollout.hooks_for) == (0, 1)
@@ -140,6 +142,50 @@ def test_checks_that_are_none_are_refused(text: str) -> None:
 def _hooked(number: int) -> Submit:
     command: Submit = small(number)
     return replace(command, policy=replace(command.policy, hooks=(SCAN, ASK)))
+
+
+def test_hooks_before_the_first_step_that_say_nothing_meet_its_deadline(sim: Sim) -> None:
+    sim.send(submit(2, policy=policy(hooks=(ASK,))))
+    ended = sim.until_ended("api-2")
+    assert (ended.outcome, ended.reason) == (Outcome.FAILED, "hook ask: no answer within 60 s")
+
+
+def test_hooks_before_a_later_step_have_the_time_that_it_may_take(sim: Sim) -> None:
+    first = replace(LADDER[0], hold=10.0, deadline=12.0)
+    sim.hooks["ask"] = FINE
+    sim.send(submit(2, policy=policy(hooks=(ASK,), limits=(), steps=(first, *LADDER[1:]))))
+    sim.until_phase(Phase.SHIFTING)
+    del sim.hooks["ask"]
+    sim.run(50)
+    assert sim.share("api-2") == 5
+    ended = sim.until_ended("api-2")
+    assert (ended.outcome, ended.reason) == (Outcome.ROLLED_BACK, "hook ask: no answer within 60 s")
+    assert sim.share("api-2") == 0
+
+
+@pytest.mark.parametrize(("required", "outcome"), [(True, Outcome.FAILED), (False, Outcome.PROMOTED)])
+def test_a_hook_that_outlasts_its_own_deadlines_has_said_nothing(required: bool, outcome: Outcome) -> None:
+    """Whoever runs it: the engine does not wait for longer."""
+
+    class Hung(FakeHooks):
+        async def ask(self, call: HookCall) -> HookResult:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    async def story() -> ServiceState:
+        kit = Kit(hooks=Hung())
+        task = asyncio.create_task(kit.conductor.run(), name="conductor")
+        scan = replace(SCAN, retries=0, timeout=1.0, required=required)
+        kit.conductor.submit(small(1, hooks=(scan,), preflight_deadline=1e9))
+        while not (await kit.state()).history:
+            await asyncio.sleep(1.0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return await kit.state()
+
+    (ended,) = virtual.run(story()).history
+    assert ended.outcome is outcome
+    assert required == (ended.reason == "hook scan: no answer within 16 s")
 
 
 async def test_the_engine_asks_each_hook_once_a_step_and_forgets_them() -> None:

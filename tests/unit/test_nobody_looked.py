@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.rollout.command import Approve, Freeze, Pause, Resume, Unfreeze
+from orchestrator.daemon.clock import SystemClock
+from orchestrator.rollout.command import Approve, Freeze, Pause, Remove, Resume, Rollback, Unfreeze
 from orchestrator.rollout.decide import decide, watch
-from orchestrator.rollout.events import GateJudged
+from orchestrator.rollout.events import GateJudged, ReleaseEnded
 from orchestrator.rollout.model import Outcome, Phase, Result
 from orchestrator.rollout.observation import Reading
 from orchestrator.rollout.policy import Comparison, Limit, Policy, Preview
@@ -160,7 +161,17 @@ def clock_set_on(sim: Sim) -> None:
     sim.unwatched = 3600.0
 
 
-@pytest.mark.parametrize("away", [daemon_down, no_lease, clock_set_on])
+def clock_set_back(sim: Sim) -> None:
+    """By a restart: time goes on from what was committed last, and more has come to pass than it shows."""
+    sim.nobody_drives(30.0, restart=True)
+    sim.now -= 30.0
+    sim.unwatched = 0.0
+
+
+OUTAGES = [daemon_down, no_lease, clock_set_on, clock_set_back]
+
+
+@pytest.mark.parametrize("away", OUTAGES)
 @pytest.mark.parametrize("stand", PHASES)
 def test_a_release_goes_on_from_where_it_was(
     sim: Sim, stand: Callable[[Sim], Callable[[], object]], away: Callable[[Sim], None]
@@ -172,6 +183,89 @@ def test_a_release_goes_on_from_where_it_was(
     assert sim.outcomes().get("api-2") in (None, Outcome.PROMOTED)
     mend()
     assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+def unconfirmed_way_back(sim: Sim) -> Callable[[], object]:
+    sim.edge_up = False
+    sim.send(Rollback(request="9-0", actor="ann"))
+    sim.run(3)
+    return lambda: setattr(sim, "edge_up", True)
+
+
+def going_back(sim: Sim) -> Callable[[], object]:
+    """A person takes it back, and nginx does not confirm."""
+    shifting(sim)
+    return unconfirmed_way_back(sim)
+
+
+def reverting(sim: Sim) -> Callable[[], object]:
+    """To a warm release, and nginx does not confirm."""
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    return unconfirmed_way_back(sim)
+
+
+def reverting_cold(sim: Sim) -> Callable[[], object]:
+    """To a release that has to be started again, and is not ready yet."""
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.run(115)
+    sim.behave("api-1").never_ready = True
+    sim.send(Rollback(request="9-0", actor="ann"))
+    sim.run(15)
+
+    def ready() -> None:
+        for name in ("api-1-0", "api-1-1"):
+            sim.instances[name] = replace(sim.instances[name], health="ready")
+
+    return ready
+
+
+@pytest.mark.parametrize("away", OUTAGES)
+@pytest.mark.parametrize("stand", [going_back, reverting, reverting_cold])
+def test_a_way_back_goes_on_too_and_ends_on_the_release_that_it_leads_to(
+    sim: Sim, stand: Callable[[Sim], Callable[[], object]], away: Callable[[Sim], None]
+) -> None:
+    mend = stand(sim)
+    watched = away is no_lease and stand is going_back  # it watches a rollout that goes back already
+    (daemon_down if watched else away)(sim)
+    sim.run(3)
+    assert sim.state.rollout is not None
+    mend()
+    sim.run(20)
+    assert sim.state.rollout is None
+    assert (sim.state.stable and sim.state.stable.id, sim.share("api-1")) == ("api-1", 100)
+    told = [(e.release, e.journey, e.outcome, e.actor) for e in sim.events if isinstance(e, ReleaseEnded)][-1]
+    back = ("api-2", "release", Outcome.ROLLED_BACK, "ann")
+    assert told == (back if stand is going_back else ("api-1", "revert", Outcome.PROMOTED, "ann"))
+
+
+@pytest.mark.parametrize("away", OUTAGES)
+@pytest.mark.parametrize("blocked", ["nginx", "instances"])
+def test_a_removal_goes_on_too(sim: Sim, away: Callable[[Sim], None], blocked: str) -> None:
+    sim.edge_up = blocked != "nginx"
+    sim.stop_takes = 5.0
+    sim.send(Remove(request="9-0", actor="ann"))
+    sim.run(2)
+    away(sim)
+    sim.run(2)
+    sim.edge_up = True
+    sim.run(30)
+    assert sim.state.removal is not None
+    assert (sim.state.removal.kind, sim.instances) == ("removed", {})
+
+
+@pytest.mark.parametrize("step", [3600.0, -3600.0])
+def test_no_step_of_the_hosts_clock_moves_the_time_that_releases_are_decided_by(step: float) -> None:
+    shown = [1_000_000.0]
+    clock = SystemClock(lambda: shown[0])
+    before = clock.now()
+    shown[0] += step
+    assert abs(clock.now() - before) < 60.0
+    assert abs(clock.ahead() + step) < 60.0
+    restarted = SystemClock(lambda: shown[0])
+    restarted.not_before(before)
+    assert restarted.now() >= before
 
 
 @pytest.mark.parametrize("stand", PHASES)
@@ -188,6 +282,44 @@ def test_a_release_waits_for_prometheus(sim: Sim, stand: Callable[[Sim], Callabl
     sim.prometheus_up = True
     assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
     assert not problems(sim.state)
+
+
+@pytest.mark.parametrize("stand", PHASES)
+def test_a_release_waits_for_docker(sim: Sim, stand: Callable[[Sim], Callable[[], object]]) -> None:
+    mend = stand(sim)
+    sim.runtime_ok = False
+    mend()
+    sim.run(10)
+    wait(sim, 600)
+    assert not sim.ends("api-2")
+    assert problems(sim.state) == ["Docker does not answer; the rollout is held"]
+    sim.runtime_ok = True
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+    assert not problems(sim.state)
+
+
+@pytest.mark.parametrize("stand", [preflight, starting, shifting, unconfirmed])
+def test_docker_that_never_comes_back_ends_a_release_with_the_true_reason(
+    sim: Sim, stand: Callable[[Sim], Callable[[], object]]
+) -> None:
+    stand(sim)()
+    sim.runtime_ok = False
+    sim.step()
+    wait(sim, 890)
+    assert not sim.ends("api-2")
+    reason = sim.until_ended("api-2", 20).reason
+    assert reason == "Docker did not answer for 900 s, the limit is 900 s: timed out"
+
+
+def test_docker_and_then_prometheus_is_one_time_in_which_nothing_was_seen(sim: Sim) -> None:
+    shifting(sim)
+    sim.runtime_ok, sim.prometheus_up = False, False
+    wait(sim, 500)
+    sim.runtime_ok = True
+    sim.step()
+    assert problems(sim.state) == ["Prometheus does not answer; the rollout is held"]
+    wait(sim, 410)
+    assert "Prometheus did not answer for 9" in sim.until_ended("api-2", 1).reason
 
 
 def test_that_prometheus_is_away_is_told_once(sim: Sim) -> None:

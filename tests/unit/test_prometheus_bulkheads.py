@@ -263,7 +263,7 @@ async def test_no_look_waits_for_prometheus_list_of_targets(slow: tuple[Slow, Pr
         assert not (await prometheus.read([wanted]))["api"].error
         assert double.looks == 1
         double.may.set()
-        why = 'Get "http://10.0.0.1:1/metrics": connection refused (http://10.0.0.1:1/metrics)'
+        why = 'Get "http://10.0.0.1:1/metrics?***": connection refused (http://10.0.0.1:1/metrics?***)'
         assert await watching == {("api", "api-1-1"): why}
         assert (await prometheus.read([wanted]))["api"].unread == {"api-1-1": why}
 

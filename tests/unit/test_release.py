@@ -378,6 +378,7 @@ def test_of_instances_that_all_hang_none_is_stopped(sim: Sim) -> None:
         sim.instances[name] = replace(sim.instances[name], health="unhealthy")
     sim.run(100)
     assert {i.container for i in sim.instances.values()} == before
+    assert desired(sim.state, sim.now).recreate == ""
 
 
 def test_the_last_stable_instance_keeps_its_place_when_none_is_left(sim: Sim) -> None:
@@ -852,7 +853,7 @@ def _refusal(sim: Sim, command: object) -> str:
 def test_commands_that_make_no_sense_are_refused_with_a_reason() -> None:
     sim = Sim()
     assert "no earlier promoted" in _refusal(sim, Rollback(request="1-1", actor="ann"))
-    assert "no rollout" in _refusal(sim, Pause(request="1-2", actor="ann"))
+    assert "nothing of api is rolling out" in _refusal(sim, Pause(request="1-2", actor="ann"))
     assert "no paused" in _refusal(sim, Resume(request="1-3", actor="ann"))
     assert "waits for approval" in _refusal(sim, Approve(request="1-4", actor="ann"))
     assert "no release in progress" in _refusal(sim, Abort(request="1-5", actor="ann"))
@@ -1024,9 +1025,37 @@ def test_without_docker_and_without_an_instance_of_stable_the_route_stays(sim: S
     assert decide(sim.state, seen, sim.now)[0].route.servers == servers
 
 
-@pytest.mark.parametrize("phase", [Phase.PREVIEW, Phase.SHIFTING])
+BY_HAND = pytest.mark.parametrize(
+    ("phase", "where"), [(Phase.PREVIEW, "in the preview"), (Phase.SHIFTING, "at 5 %")]
+)
+
+
+@BY_HAND
+def test_the_outcome_of_a_promotion_by_a_person_names_the_person_and_where_it_stood(
+    sim: Sim, phase: Phase, where: str
+) -> None:
+    preview = Preview(approve=True) if phase is Phase.PREVIEW else None
+    sim.send(submit(2, policy=policy(preview=preview)))
+    sim.until_phase(phase)
+    sim.send(Promote(request="9-0", actor="ann"))
+    ended = sim.until_ended("api-2")
+    assert (ended.outcome, ended.actor, ended.reason) == (
+        Outcome.PROMOTED,
+        "ann",
+        f"promoted by ann {where}",
+    )
+    sim.send(submit(3))
+    ended = sim.until_ended("api-3")
+    assert (ended.outcome, ended.actor, ended.reason) == (
+        Outcome.PROMOTED,
+        "orchestrator",
+        "all steps passed",
+    )
+
+
+@BY_HAND
 def test_a_promotion_by_a_person_skips_to_the_last_step_and_its_gates_still_watch(
-    sim: Sim, phase: Phase
+    sim: Sim, phase: Phase, where: str
 ) -> None:
     preview = Preview(approve=True) if phase is Phase.PREVIEW else None
     sim.send(submit(2, policy=policy(preview=preview)))
@@ -1038,7 +1067,7 @@ def test_a_promotion_by_a_person_skips_to_the_last_step_and_its_gates_still_watc
         Phase.BAKING,
         100,
         "ann",
-        "known good",
+        f"promoted by ann {where}: known good",
     )
     sim.until_phase(Phase.BAKING, len(policy().steps) - 1, held=True)
     assert sim.share("api-2") == 100

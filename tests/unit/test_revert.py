@@ -1,5 +1,6 @@
 """The way back: it always ends, and never leads to the release that somebody wanted users away from."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -7,10 +8,16 @@ import pytest
 from orchestrator.rollout.command import Abort, Freeze, Pause, Promote, Rollback
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.desired import desired
-from orchestrator.rollout.events import CommandAccepted, EdgeStuck, ReleaseEnded, RequestRefused
+from orchestrator.rollout.events import (
+    CommandAccepted,
+    EdgeStuck,
+    ReleaseEnded,
+    ReleaseRetired,
+    RequestRefused,
+)
 from orchestrator.rollout.model import Outcome, Phase, Rollout
-from orchestrator.rollout.told import problems
-from tests.builders import policy, submit
+from orchestrator.rollout.told import problems, way_back
+from tests.builders import policy, submit, template
 from tests.unit.sim import Behaviour, Sim
 
 REFUSES = "nginx -t: unexpected } in /etc/nginx/conf.d/other.conf:3"
@@ -27,6 +34,10 @@ def ask(sim: Sim, request: str, **about: str) -> str:
     """Ask for a rollback; why it was refused, or ''."""
     events = sim.send(Rollback(request=request, actor="ann", **about))
     return events[0].reason if isinstance(events[0], RequestRefused) else ""
+
+
+def utc(at: float) -> str:
+    return time.strftime("%H:%M:%S UTC", time.gmtime(at))
 
 
 def stable(sim: Sim) -> str:
@@ -146,6 +157,22 @@ def test_a_warm_instance_that_is_dead_is_started_again_and_waited_for(sim: Sim) 
     assert stable(sim) == "api-1"
 
 
+def test_a_release_that_is_gone_back_to_while_it_is_on_its_way_out_stays(sim: Sim) -> None:
+    promoted(sim)
+    sim.behave("api-2").start_error = "no space left on device"
+    sim.kill("api-2-0")
+    sim.kill("api-2-1")  # so that the route stays as it is
+    sim.now = sim.state.previous_until or 0.0
+    sim.step()
+    assert [(r.release.id, r.generation) for r in sim.state.retiring] == [("api-1", None)]
+    assert not ask(sim, "8-0")
+    sim.run(3)
+    assert (stable(sim), sim.share("api-1"), sim.state.rollout) == ("api-1", 100, None)
+    assert "api-1" not in [r.release.id for r in sim.state.retiring]
+    told = [e.release for e in sim.events if isinstance(e, ReleaseRetired)]
+    assert "api-1" not in told
+
+
 def test_a_revert_to_a_warm_release_goes_on_with_half_of_its_instances(sim: Sim) -> None:
     promoted(sim)
     sim.behave("api-1").start_error = "no space left on device"
@@ -155,6 +182,80 @@ def test_a_revert_to_a_warm_release_goes_on_with_half_of_its_instances(sim: Sim)
     sim.run(2)
     assert stable(sim) == "api-1"
     assert [s.instance for s in sim.state.route.servers if not s.backup] == ["api-1-1"]
+
+
+@pytest.mark.parametrize("runtime_ok", [True, False])
+@pytest.mark.parametrize(("instances", "warm"), [(2, 1), (3, 2), (4, 2), (5, 3)])
+def test_half_of_a_warm_release_takes_all_the_traffic_and_the_others_join_it(
+    sim: Sim, instances: int, warm: int, runtime_ok: bool
+) -> None:
+    few = template(instances=instances)
+    for number in (2, 3):
+        sim.send(submit(number, template=few))
+        sim.until_ended(f"api-{number}")
+    dead = [f"api-2-{n}" for n in range(warm, instances)]
+    sim.behave("api-2").start_error = "no space left on device"
+    for name in dead:
+        sim.kill(name)
+    sim.run(2)
+    sim.runtime_ok = runtime_ok
+    ask(sim, "8-0")
+    sim.run(2)
+    weighted = [s for s in sim.state.route.servers if not s.backup]
+    assert stable(sim) == "api-2"
+    assert [s.instance for s in weighted] == [f"api-2-{n}" for n in range(warm)]
+    assert {s.weight for s in weighted} == {1}, "each that is there has the same share"
+    assert all((s.container, s.address) == where(sim, s.instance) for s in weighted)
+    sim.behave("api-2").start_error, sim.runtime_ok = "", True
+    sim.run(3)
+    weighted = [s for s in sim.state.route.servers if not s.backup]
+    assert [s.instance for s in weighted] == [f"api-2-{n}" for n in range(instances)]
+    assert all((s.container, s.address) == where(sim, s.instance) for s in weighted)
+
+
+def where(sim: Sim, instance: str) -> tuple[str, str]:
+    return sim.instances[instance].container, sim.instances[instance].address
+
+
+@pytest.mark.parametrize("when", ["before nginx confirms", "after"])
+def test_where_the_warm_half_dies_under_load_what_is_left_stands_by_until_the_others_are_there(
+    sim: Sim, when: str
+) -> None:
+    promoted(sim)
+    sim.behave("api-1").start_error = "no space left on device"
+    sim.kill("api-1-0")
+    sim.step()
+    sim.edge_up = when != "before nginx confirms"
+    ask(sim, "8-0")
+    sim.run(2)
+    assert (active(sim).one_way if not sim.edge_up else stable(sim) == "api-1") is True
+    sim.kill("api-1-1")
+    for _ in range(20):
+        sim.step()
+        standing = {s.release for s in sim.state.route.servers if s.backup}
+        assert standing == {"api-2"}, "nginx asks these while no other answers"
+        assert all(i.running for i in sim.instances.values() if i.release == "api-2")
+    sim.behave("api-1").start_error, sim.edge_up = "", True
+    sim.run(5)
+    assert (stable(sim), sim.share("api-1"), sim.state.rollout) == ("api-1", 100, None)
+    assert len([s for s in sim.state.route.servers if not s.backup]) == 2
+    assert not sim.state.dead
+
+
+def test_less_than_half_of_a_warm_release_waits_for_others(sim: Sim) -> None:
+    for number in (2, 3):
+        sim.send(submit(number, template=template(instances=3)))
+        sim.until_ended(f"api-{number}")
+    sim.behave("api-2").never_ready = True
+    for name in ("api-2-0", "api-2-1"):
+        sim.kill(name)
+    sim.run(2)
+    ask(sim, "8-0")
+    sim.run(10)
+    assert (stable(sim), sim.share("api-2"), active(sim).phase) == ("api-3", 0, Phase.STARTING)
+    sim.instances["api-2-0"] = replace(sim.instances["api-2-0"], health="ready")
+    sim.run(2)
+    assert (stable(sim), sim.share("api-2")) == ("api-2", 100)
 
 
 def test_a_cold_revert_goes_on_at_the_start_deadline_with_what_is_ready(sim: Sim) -> None:
@@ -383,3 +484,56 @@ def test_nginx_that_is_silent_while_nothing_rolls_out_is_told_once_and_that_it_s
     sim.step()
     assert [e.kind for e in sim.events[before:]] == ["route_confirmed"]
     assert problems(sim.state) == []
+
+
+def test_a_release_that_was_left_says_by_what_until_it_is_back(sim: Sim) -> None:
+    promoted(sim, 2, 3)
+    assert [sim.state.left(f"api-{n}") for n in (1, 2, 3)] == [None] * 3
+    sim.send(Rollback(request="20-0", actor="ann", reason="checkout is broken"))
+    sim.run(20)
+    left = sim.state.left("api-3")
+    assert left is not None
+    assert (left.release.id, left.actor, left.reason) == ("api-2", "ann", "checkout is broken")
+    sim.send(submit(4))
+    sim.send(Abort(request="21-0", actor="ann"))
+    assert sim.state.left("api-2") is None
+    sim.send(Rollback(request="22-0", actor="bob", to="api-3"))
+    sim.run(20)
+    assert sim.state.left("api-3") is None
+    left = sim.state.left("api-2")
+    assert left is not None
+    assert left.actor == "bob"
+
+
+def test_status_says_where_users_are_while_a_rollback_of_stable_waits_for_nginx(sim: Sim) -> None:
+    promoted(sim, 2)
+    assert way_back(sim.state) == ""
+    sim.refuses = REFUSES
+    ask(sim, "20-0")
+    sim.run(3)
+    asked = f"going back to api-1 since {utc(active(sim).entered_at)}; "
+    waits = f"; nginx has not confirmed its new configuration yet: {REFUSES}"
+    said = f"{asked}some users may still be on api-2{waits}"
+    assert (way_back(sim.state), problems(sim.state)) == (said, [said])
+    sim.switched_to = "api-1"
+    sim.run(3)
+    by = f"all users are on api-1 by the rollback switch since {utc(sim.now - 2)}"
+    assert way_back(sim.state) == f"{asked}{by}{waits}"
+    sim.refuses = "nginx -t: the next mistake"
+    sim.run(3)
+    assert way_back(sim.state).endswith(f"yet: {sim.refuses}")
+    sim.refuses, sim.switched_to = "", ""
+    sim.run(3)
+    assert (way_back(sim.state), sim.state.switched, problems(sim.state)) == ("", None, [])
+
+
+def test_status_says_where_users_are_while_a_candidate_is_taken_back(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.edge_up = False
+    ask(sim, "20-0")
+    sim.run(2)
+    assert "some users may still be on api-2; nginx has not confirmed" in way_back(sim.state)
+    sim.switched_to = "api-1"
+    sim.run(2)
+    assert "; all users are on api-1 by the rollback switch since " in way_back(sim.state)

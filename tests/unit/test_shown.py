@@ -2,12 +2,13 @@
 
 import re
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
 from orchestrator.analysis.presets import PRESETS
 from orchestrator.analysis.shown import shown
-from orchestrator.rollout.policy import P95_EFFECTS, Comparison
+from orchestrator.rollout.policy import P95_EFFECTS, Comparison, Limit
 
 SOURCE = PRESETS["client_golang"]
 P95 = Comparison(name="p95", metric="latency", quantile=0.95, effects=P95_EFFECTS)
@@ -38,3 +39,14 @@ def test_a_bound_is_found_however_it_is_written(
 
 def test_the_query_of_a_comparison_is_quoted_as_promql() -> None:
     assert 'le=~"5(\\\\.0)?"' in shown(P95, SOURCE, "api", "api-1", 5.0)
+
+
+@pytest.mark.parametrize(
+    ("window", "written"), [(60.0, "1m"), (90.0, "90s"), (600.0, "10m"), (0.5, "500ms"), (3600.0, "60m")]
+)
+@pytest.mark.parametrize("metric", ["error_rate", "latency", "cpu"])
+def test_the_query_of_a_limit_is_over_the_window_of_the_limit(
+    metric: Literal["error_rate", "latency", "cpu"], window: float, written: str
+) -> None:
+    query = shown(Limit(name="x", metric=metric, max=1.0, window=window), SOURCE, "api", "api-1")
+    assert set(re.findall(r"\[(\w+)\]", query)) == {written}

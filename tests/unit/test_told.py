@@ -13,8 +13,8 @@ from tests.samples import EVENTS
 LINES = {
     "release_accepted": "accepted a:1 from ci",
     "request_refused": "refused pause from ann: nothing",
-    "release_ended": "rolled_back after 42.0 s: error_rate",
-    "rollback_started": "going back (rolled_back) by ann: r",
+    "release_ended": "rolled back after 42.0 s by orchestrator: error_rate",
+    "rollback_started": "going back (rolled back) by ann: r",
     "approval_wanted": "waits for approval: the step wants it",
     "rollout_paused": "paused by ann: lunch",
     "instance_died": "exited",

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from orchestrator.daemon.doctor import files
 from orchestrator.daemon.doctor.check import Check, get
 from orchestrator.daemon.doctor.nginx import nginx
 from orchestrator.daemon.doctor.prometheus import prometheus
+from orchestrator.ports.addresses import masked
 from orchestrator.ports.faults import Fault
 from orchestrator.runtime.client import DockerClient
 from orchestrator.store.redis_store import connect
@@ -40,12 +42,13 @@ async def examine(config: Config) -> list[Check]:
 
 
 async def guarded(name: str, check: Examination, config: Config) -> list[Check]:
-    """What a check finds; an exception of its own is a finding too."""
+    """What a check finds, without what may be secret; an exception of its own is a finding too."""
     try:
-        return await check(config)
+        found = await check(config)
     except Exception as error:  # noqa: BLE001  the others are still wanted
         words = f"can't be looked at: {type(error).__name__}: {error}"
-        return [Check(name, False, words, "correct what it names; otherwise it is a bug of the doctor")]
+        found = [Check(name, False, words, "correct what it names; otherwise it is a bug of the doctor")]
+    return [replace(c, detail=masked(c.detail)) for c in found]
 
 
 async def _config(config: Config) -> list[Check]:

@@ -7,13 +7,22 @@ from pathlib import Path
 from orchestrator.daemon.adapters import make_process
 from orchestrator.daemon.config import Config
 from orchestrator.daemon.doctor.check import Check, status
-from orchestrator.daemon.doctor.nginx_text import Directive, directives, mistakes, taken_upstreams
+from orchestrator.daemon.doctor.nginx_text import (
+    Directive,
+    directives,
+    mistakes,
+    taken_upstreams,
+    unasked,
+    uses,
+)
+from orchestrator.daemon.settings import NginxSection
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import RoutePlan, mentions_lua
 from orchestrator.rollout.model import Route
 from orchestrator.runtime.client import DockerClient
 from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.process import HostNginx, run
+from orchestrator.traffic.render import closing_path
 
 ALONE = """\
 {main}error_log stderr;
@@ -46,11 +55,11 @@ async def nginx(config: Config) -> list[Check]:
     running = bool((await process.workers()).accepting)
     shown = "runs" if running else f"does not run: no worker of the process in {section.pid_file} accepts"
     checks.append(Check("nginx", running, shown, "systemctl start nginx, or correct nginx/pid_file"))
-    conf = ["-c", section.conf] if section.conf else []
     try:
-        whole = await run([section.binary, "-T", "-q", *conf], 10.0)
+        whole = await _whole(section)
     except Fault as error:
-        return [*checks, Check("nginx -T", False, str(error), "correct what it names")]
+        told = not all(c.ok for c in checks if c.name == "nginx -t")  # of the same file
+        return checks if told else [*checks, Check("nginx -T", False, str(error), "correct what it names")]
     included = f"{section.directory}/*.conf" in whole
     mend = f"add to http {{}}: include {section.directory}/*.conf;"
     shown = "reads" if included else "does not read"
@@ -67,6 +76,28 @@ async def nginx(config: Config) -> list[Check]:
     return [*checks, *_beside_ours(config, found), *await _alone(config, found)]
 
 
+async def _whole(section: NginxSection) -> str:
+    """The configuration with all that it includes.
+
+    Raises:
+        Fault: nginx does not take it.
+    """
+    conf = ["-c", section.conf] if section.conf else []
+    return await run([section.binary, "-T", "-q", *conf], 10.0)
+
+
+async def named_elsewhere(config: Config, service: str) -> list[str]:
+    """Where nginx' configuration outside our folder names a service, as far as it can be read."""
+    section = config.settings.nginx
+    if section.container:
+        return []
+    try:
+        whole = await _whole(section)
+    except Fault:
+        return []
+    return [f"{d.place}: {' '.join(d.words)};" for d in uses(directives(whole), section.directory, service)]
+
+
 def _beside_ours(config: Config, found: list[Directive]) -> list[Check]:
     """What the rest of nginx' configuration does to our files."""
     folder = config.settings.nginx.directory
@@ -79,7 +110,20 @@ def _beside_ours(config: Config, found: list[Directive]) -> list[Check]:
         )
         for name, place in taken_upstreams(found, folder, config.names)
     ]
-    return [*checks, *(Check("nginx locations", False, text, mend) for text, mend in mistakes(found, folder))]
+    checks += [Check("nginx locations", False, text, mend) for text, mend in mistakes(found, folder)]
+    if not config.settings.nginx.closing_wait:  # nginx' own keepalive_min_timeout does it
+        return checks
+    mend = (
+        f"let it `return 418` to a location with `keepalive_timeout 0` while {closing_path(str(folder))} is"
+        " there: docs/how-to/nginx.md, the first example"
+    )
+    return [
+        *checks,
+        *(
+            Check("nginx connections", False, f"{place}: a reload cuts the connections that are kept", mend)
+            for place in unasked(found, folder, config.names)
+        ),
+    ]
 
 
 async def _alone(config: Config, found: list[Directive]) -> list[Check]:

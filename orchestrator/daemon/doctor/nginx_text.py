@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from orchestrator.traffic.render import PROXY_SNIPPET
+from orchestrator.traffic.render import PROXY_SNIPPET, closing_path
 
 _FILE = re.compile(r"^# configuration file (.+):$", re.MULTILINE)
 _TOKEN = re.compile(
@@ -98,9 +99,7 @@ def walk(found: list[Directive] | tuple[Directive, ...]) -> Iterator[Directive]:
 
 def taken_upstreams(found: list[Directive], folder: Path, services: list[str]) -> list[tuple[str, str]]:
     """Upstreams outside our folder that are called as one of ours would be: the name, and where it is."""
-    ours = {
-        f"{name}{part}" for name in services for part in ("", "_back", "_preview", "_stable", "_candidate")
-    }
+    ours = {pool for name in services for pool in _pools(name)}
     return [
         (one.words[1], one.place)
         for one in walk(found)
@@ -109,6 +108,59 @@ def taken_upstreams(found: list[Directive], folder: Path, services: list[str]) -
         and one.words[1] in ours
         and Path(one.file).parent != folder
     ]
+
+
+def _pools(service: str) -> set[str]:
+    return {f"{service}{part}" for part in ("", "_back", "_preview", "_stable", "_candidate")}
+
+
+def uses(found: list[Directive], folder: Path, service: str) -> Iterator[Directive]:
+    """Directives outside our folder that nginx does not take any more once a service is removed."""
+    snippet = str(folder / "snippets" / f"{service}.conf")
+    for one in walk(found):
+        name, rest = "".join(one.words[:1]), "".join(one.words[1:2])
+        host = re.fullmatch(r"(?:\w+://)?([\w.-]+)(?:[:/].*)?", rest)
+        passes = name.endswith("_pass") and host is not None and host[1] in _pools(service)
+        ours = Path(one.file).is_relative_to(folder)
+        if not ours and (passes or (name == "include" and rest == snippet)):
+            yield one
+
+
+def unasked(found: list[Directive], folder: Path, services: list[str]) -> list[str]:
+    """Where requests are sent to one of ours, and nobody is asked to close a connection before a reload.
+
+    That is so unless the block or one around it looks for our sign, or keeps no connection at all.
+    """
+    pools = {*services, "$release_pool", "${release_pool}"}
+    closing = closing_path(str(folder))
+    files: dict[str, list[Directive]] = {}
+    for one in found:
+        files.setdefault(one.file, []).append(one)
+
+    def inside(block: tuple[Directive, ...], within: Path) -> Iterator[Directive]:
+        for one in block:
+            yield one
+            if one.words[:1] == ("include",) and len(one.words) > 1:
+                wanted = str(within / one.words[1])
+                for name in [name for name in files if fnmatchcase(name, wanted)]:
+                    yield from inside(tuple(files[name]), within)
+
+    def look(block: tuple[Directive, ...], within: Path) -> Iterator[str]:
+        here = list(inside(block, within))
+        if any(_asks(one, closing) for one in here):
+            return
+        for one in here:
+            if one.words[:1] == ("proxy_pass",) and one.words[-1].split("/")[2:3] in ([p] for p in pools):
+                yield one.place
+            yield from look(one.block, within)
+
+    main = next(iter(files), "")
+    return list(look(tuple(files.get(main, ())), Path(main).parent))
+
+
+def _asks(one: Directive, closing: str) -> bool:
+    looks = one.words[:1] == ("if",) and any(closing in word for word in one.words)
+    return looks or one.words in (("keepalive_timeout", "0"), ("keepalive_timeout", "0s"))
 
 
 def mistakes(found: list[Directive], folder: Path) -> list[tuple[str, str]]:
