@@ -205,7 +205,7 @@ class NginxEdge:
             Fault: The disk holds a newer generation; or it is not served, and the last good file is back.
         """
         state, now = self._state(plan.service), asyncio.get_running_loop().time
-        await self._take_back_at_once(plan, token)
+        await self.take_back_at_once(plan, token)
 
         async def prepare() -> Change | None:
             state.waited, state.waits_since = state.waited_until(now()), None
@@ -416,7 +416,7 @@ class NginxEdge:
             state.text = text
         await self._keep(change, text, state)
 
-    async def _take_back_at_once(self, plan: RoutePlan, token: int) -> None:
+    async def take_back_at_once(self, plan: RoutePlan, token: int) -> None:
         """Turn the rollback switch on where it leads to the route that is wanted, and that is not served.
 
         It waits for nobody: the switch is one file, which nginx looks for at each request.

@@ -94,6 +94,7 @@ class Fleet:
 
     async def apply(self, plan: RoutePlan, token: int) -> None:
         """See `ports.Traffic`: every edge that is not away serves it, or was left behind."""
+        await self._own.take_back_at_once(plan, token)
         wanted = WantedRoute(plan=plan, token=token, options=self._options(plan.service))
         await self._board.want(plan.service, _WANTED.dump_json(wanted).decode())
         self._left[plan.service] = dict(self._hanging)

@@ -44,6 +44,9 @@ class OneEdge:
             on_disk=OnDisk(route=plan.route, stable=plan.stable),
         )
 
+    async def take_back_at_once(self, plan: RoutePlan, token: int) -> None:
+        pass
+
     async def observe(self, service: str) -> Edge:
         return self.seen
 

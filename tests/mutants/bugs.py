@@ -187,7 +187,7 @@ BUGS = (
     Bug(
         "a rollback waits for its reload",
         "traffic/edge.py",
-        "        await self._take_back_at_once(plan, token)\n",
+        "        await self.take_back_at_once(plan, token)\n",
         "",
         SWITCH,
     ),
