@@ -92,6 +92,7 @@ class Edge:
         switched_to: The release that has all traffic because the rollback switch is on; empty when it is off.
         failed: Why a rollout has to go back, because one of several edges can't follow; empty when all can.
         silence: Why nginx does not say what it serves, though its file is there; empty when it does.
+        waited: Seconds for which the change that was asked for last has waited for other services' changes.
     """
 
     served: int | None = None
@@ -106,6 +107,7 @@ class Edge:
     switched_to: str = ""
     failed: str = ""
     silence: str = ""
+    waited: float = 0.0
 
     @property
     def local(self) -> LocalRollback | None:
