@@ -6,10 +6,8 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from typing import TypeVar
 
-from rich.markup import escape
-
 from orchestrator.cli.exits import OK, OUTCOMES, REFUSED, TIMED_OUT, USAGE
-from orchestrator.cli.session import Output, err, out
+from orchestrator.cli.session import Output, err, escape, out
 from orchestrator.cli.show import event_text
 from orchestrator.ports.faults import Away, Conflict, Fault, Repeated
 from orchestrator.ports.requests import Once

@@ -1,5 +1,7 @@
 """Events as sentences. Pure."""
 
+import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import assert_never
 
@@ -33,9 +35,26 @@ from orchestrator.rollout.events import (
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.policy import Template, differences
 
+LOG_LINES, LOG_WIDTH = 20, 500
+"""The most lines of a container's log that are shown, and the most characters of each."""
 
-def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for each kind
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""What commands a terminal, or turns the direction in which a text is read; not tab and line feed."""
+
+_SEQUENCE = re.compile("\x1b(\\[[0-?]*[ -/]*[@-~]|\\][^\x07\x1b]*(\x07|\x1b\\\\)|[ -/]*[0-~])")
+
+
+def harmless(text: str) -> str:
+    """A stranger's text without terminal sequences (ECMA-48) and without other control characters."""
+    return CONTROL.sub("", _SEQUENCE.sub("", text))
+
+
+def told(event: Event) -> str:
     """An event as one line."""
+    return harmless(_told(event)).replace("\n", " ")
+
+
+def _told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for each kind
     match event:
         case ReleaseAccepted():
             again = " (already known by its key)" if event.duplicate else ""
@@ -108,7 +127,13 @@ def in_words(name: str) -> str:
 
 def logs_of(event: Event) -> str:
     """The last lines of a container's log that an event holds; '' where it holds none."""
-    return event.logs.strip() if isinstance(event, InstanceDied | ReleaseEnded) else ""
+    logs = event.logs.strip() if isinstance(event, InstanceDied | ReleaseEnded) else ""
+    return "\n".join(harmless(line)[:LOG_WIDTH] for line in logs.splitlines()[-LOG_LINES:])
+
+
+def last_logs(events: Iterable[Event]) -> str:
+    """What `logs_of` finds in the latest event that holds a log; oldest first."""
+    return next((logs for event in reversed([*events]) if (logs := logs_of(event))), "")
 
 
 def problems(state: ServiceState) -> list[str]:

@@ -7,8 +7,8 @@ import pytest
 from orchestrator.cli.show import event_text
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
-from orchestrator.rollout.told import logs_of, problems, told
-from tests.samples import EVENTS
+from orchestrator.rollout.told import LOG_LINES, LOG_WIDTH, last_logs, logs_of, problems, told
+from tests.samples import EVENTS, ended
 
 LINES = {
     "release_accepted": "accepted a:1 from ci",
@@ -53,6 +53,21 @@ def test_the_log_of_a_dead_container_comes_below() -> None:
     assert logs_of(ended) == "one\npanic: <!channel> boom"
     assert "\n    [dim]one[/]\n" in event_text(ended)
     assert logs_of(EVENTS[0]) == ""
+
+
+def test_a_log_is_bounded_and_commands_no_terminal() -> None:
+    hostile = "\x1b[2J\x1b]0;owned\x07\x1b[31mpanic\x1b[0m\r\x9b2Jgone\x1b]8;;http://x\x1b\\link\x08\u202e"
+    found = logs_of(ended(logs="0\n" * 30 + f"{hostile}\n" + "x" * 9999))
+    *_, panic, gone, last = found.splitlines()
+    assert (panic, gone, last) == ("panic", "2Jgonelink", "x" * LOG_WIDTH)
+    assert len(found.splitlines()) == LOG_LINES
+    assert logs_of(ended(logs="\x1b]0;not ended")) == "0;not ended"
+    assert "panic of 2" in event_text(ended(reason="\x1b[2Jpanic\nof 2"))
+
+
+def test_the_last_log_is_that_of_the_latest_event_that_holds_one() -> None:
+    assert last_logs([ended(logs="old"), ended(logs="new"), ended(logs=" "), EVENTS[0]]) == "new"
+    assert last_logs([]) == ""
 
 
 def test_what_is_wrong_with_a_service_is_named() -> None:
