@@ -144,10 +144,52 @@ def problems(state: ServiceState) -> list[str]:
     if state.trouble:
         found.append(state.trouble)
     if state.stuck_since is not None:
-        found.append(way_back(state) or f"the traffic is not where it ought to be: {state.stuck_why}")
+        found.append(way_back(state) or _unconfirmed(state))
     if state.rollout is not None and state.rollout.blind_since is not None:
         found.append(f"{state.rollout.blind_to or 'Prometheus'} does not answer; the rollout is held")
     return found
+
+
+def _unconfirmed(state: ServiceState) -> str:
+    """What nginx does not do, why, and where users are meanwhile."""
+    new, old = state.route.generation, state.confirmed
+    if new == old:
+        return f"nginx does not say what it serves: {state.stuck_why}"
+    still = f" and may still serve route {old}" if old else ""
+    settled = state.rollout is None and state.removal is None and old
+    where = f"; all users are on {state.stable.id} with either" if settled and state.stable else ""
+    return f"nginx has not confirmed route {new}{still}: {state.stuck_why}{where}"
+
+
+def standing(state: ServiceState, release: str) -> str:
+    """Where a release is on its way, and what it waits for."""
+    rollout, service = state.rolling(release), state.service
+    ids = [r.id for r in state.queue]
+    if release in ids and state.frozen is not None:
+        return f"{release} stays queued until `orchestrator unfreeze {service}`"
+    if release in ids:
+        ahead = [*([state.rollout.release.id] if state.rollout else []), *ids[: ids.index(release)]]
+        return f"{release} is queued" + (f" behind {', '.join(ahead)}" if ahead else "")
+    if rollout is None:
+        ended = next(iter(state.journeys(release)), None)
+        return (
+            f"{release} {in_words(ended.outcome)}: {ended.reason}"
+            if ended
+            else f"{release} is not known any more"
+        )
+    waits = {
+        "paused": f"`orchestrator resume {service}` lets it go on",
+        "awaiting_approval": f"`orchestrator approve {service}` lets it go on",
+    }
+    mark = rollout.mark
+    back = way_back(state)
+    if back:
+        said = f"{release}: {back}"
+    elif mark is not None:
+        said = f"{release} is {in_words(mark.kind)}, by {mark.by}; {waits[mark.kind]}"
+    else:
+        said = f"{release} goes on ({in_words(rollout.phase)})"
+    return "; ".join([said, *(p for p in problems(state) if p != back)])
 
 
 def way_back(state: ServiceState) -> str:

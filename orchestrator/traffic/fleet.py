@@ -164,6 +164,8 @@ class Fleet:
             error=own.error or "; ".join(left.values()),
             on_disk=by_hand.on_disk,
             switched_to=next((e.switched_to for e in (own, *others) if e.switched_to), ""),
+            switched_everywhere=not away
+            and {r.edge.switched_to for r in found.values()} <= {own.switched_to},
             failed="; ".join(failed) if self._on_failure == "all_back" else "",
             silence="; ".join(f"{who}{why}" for who, why in {"": own.silence, **silent}.items() if why),
         )
