@@ -589,10 +589,8 @@ def test_status_says_that_users_are_on_stable_while_nginx_refuses_with_nothing_r
     sim.run(70)
     new = sim.state.route.generation
     assert new > old
-    assert problems(sim.state) == [
-        f"nginx has not confirmed route {new} and may still serve route {old}: {REFUSES};"
-        " all users are on api-1 with either"
-    ]
+    waits = f"nginx has not confirmed route {new} and may still serve route {old}: {REFUSES}"
+    assert problems(sim.state) == [f"{waits}; all users are on api-1 with either"]
 
 
 def unread(sim: Sim) -> Observation:

@@ -103,8 +103,10 @@ def on_its_way(**changes: Any) -> ServiceState:
         (on_its_way(mark=PAUSED), "api-2 is paused, by ann: lunch; `orchestrator resume api` lets it go on"),
         (
             on_its_way(mark=WAITS),
-            "api-2 is awaiting approval, by orchestrator: the step wants it;"
-            " `orchestrator approve api` lets it go on",
+            (
+                "api-2 is awaiting approval, by orchestrator: the step wants it;"
+                " `orchestrator approve api` lets it go on"
+            ),
         ),
         (
             on_its_way(blind_since=1.0),
