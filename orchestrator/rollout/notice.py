@@ -83,7 +83,7 @@ def _notice_switch(turn: Turn, edge: Edge) -> None:
     back = state.rollout is not None and state.rollout.takes_back
     if back and edge.unread:
         return
-    to = edge.switched_to if back else ""
+    to = edge.switched_to if back and edge.switched_everywhere else ""
     if to != (state.switched[0] if state.switched else ""):
         turn.set(switched=(to, turn.now) if to else None)
 

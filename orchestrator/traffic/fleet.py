@@ -160,6 +160,7 @@ class Fleet:
         by_hand = max((e for e in (own, *others) if e.local), key=lambda e: e.floor, default=own)
         behind = next((e.served or 0 for e in others if e.served != own.served), own.served)
         silent = {f"edge {name}: ": r.edge.silence for name, r in found.items() if name not in left}
+        switches = {report.edge.switched_to for report in found.values()}
         return replace(
             own,
             served=behind if own.served is not None else None,
@@ -170,6 +171,7 @@ class Fleet:
             error=own.error or "; ".join(left.values()),
             on_disk=by_hand.on_disk,
             switched_to=next((e.switched_to for e in (own, *others) if e.switched_to), ""),
+            switched_everywhere=not away and switches <= {own.switched_to},
             failed="; ".join(failed) if self._on_failure == "all_back" else "",
             waited=max([own.waited, *(e.waited for e in others)]),
             silence="; ".join(f"{who}{why}" for who, why in {"": own.silence, **silent}.items() if why),

@@ -238,6 +238,18 @@ async def test_an_edge_that_is_silent_is_named() -> None:
     assert (seen.served, seen.silence) == (None, "nginx does not serve api; edge b: nginx does not run")
 
 
+async def test_the_switch_has_all_users_only_where_it_is_on_at_every_edge() -> None:
+    fleet, own, board = together()
+    board.say("b", served=2, confirmed=2)
+    await fleet.apply(plan(2), 1)
+    own.seen = replace(own.seen, switched_to="api-1")
+    seen = await fleet.observe("api")
+    assert (seen.switched_to, seen.switched_everywhere) == ("api-1", False)
+    board.say("b", served=2, confirmed=2, switched_to="api-1")
+    seen = await fleet.observe("api")
+    assert (seen.switched_to, seen.switched_everywhere) == ("api-1", True)
+
+
 async def test_a_follower_serves_what_is_wanted_and_says_so() -> None:
     edge, board = OneEdge(), Paper()
     follower = Follower(board, "b", lambda _: edge)  # type: ignore[arg-type, return-value]
