@@ -382,7 +382,7 @@ class Stack:
         async with aiohttp.ClientSession() as session, session.post(url, data={"query": promql}) as answer:
             return (await answer.json())["data"]["result"] if answer.status == 200 else None
 
-    async def cli(self, *words: str, deadline: float = 60.0) -> tuple[int, str]:
+    async def cli(self, *words: str, deadline: float = 120.0) -> tuple[int, str]:
         """Run the command line; returns exit code and output."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -400,7 +400,8 @@ class Stack:
             async with asyncio.timeout(deadline):
                 output, _ = await process.communicate()
         except BaseException:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
             await process.wait()
             raise
         assert process.returncode is not None

@@ -63,7 +63,7 @@ def notice_edge(turn: Turn, seen: Observation) -> None:
             turn.set(stuck_why=edge.error)
     elif pending:
         patience = state.rollout.release.policy.confirm_deadline if state.rollout else 60.0
-        waited = now - state.route.changed_at
+        waited = now - state.route.changed_at - edge.waited
         reason = edge.error or (f"not confirmed after {waited:.0f} s" if waited > patience else "")
         if reason:
             turn.stuck(reason)

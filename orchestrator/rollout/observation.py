@@ -93,6 +93,7 @@ class Edge:
         switched_everywhere: Whether that is so at all edges.
         failed: Why a rollout has to go back, because one of several edges can't follow; empty when all can.
         silence: Why nginx does not say what it serves, though its file is there; empty when it does.
+        waited: Seconds for which the change that was asked for last has waited for other services' changes.
     """
 
     served: int | None = None
@@ -108,6 +109,7 @@ class Edge:
     switched_everywhere: bool = True
     failed: str = ""
     silence: str = ""
+    waited: float = 0.0
 
     @property
     def local(self) -> LocalRollback | None:

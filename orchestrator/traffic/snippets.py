@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from orchestrator.ports.faults import Fault
-from orchestrator.traffic.files import read, remove, to_the_end, write
+from orchestrator.traffic.files import read, remove, write
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.render import HTTP, PROXY_SNIPPET, joined_location, location_snippet
 
@@ -23,8 +23,8 @@ class Snippets:
         _keep(self._dir / HTTP_FILE, HTTP)
         _keep(self._dir / "snippets" / "proxy.conf", PROXY_SNIPPET)
 
-    async def keep(self, service: str, options: EdgeOptions, *, dynamic: bool) -> None:
-        """Let those of a service say what its options say; none is left elsewhere."""
+    def keep(self, service: str, options: EdgeOptions, *, dynamic: bool) -> None:
+        """Let those of a service say what its options say; none is left elsewhere. Blocks."""
         name = f"{service}.conf"
         texts = {
             self._dir / "snippets" / name: location_snippet(service, self._folder, options, dynamic=dynamic)
@@ -33,14 +33,10 @@ class Snippets:
             place = self._dir / "locations" / options.server.join / name
             texts[place] = joined_location(service, self._folder, options, dynamic=dynamic)
         left = [path for path in self._dir.glob(f"locations/*/{name}") if path not in texts]
-
-        def work() -> None:
-            for path, text in texts.items():
-                _keep(path, text)
-            for path in left:
-                remove(path)
-
-        await to_the_end(work)
+        for path, text in texts.items():
+            _keep(path, text)
+        for path in left:
+            remove(path)
 
 
 def _keep(path: Path, text: str) -> None:
