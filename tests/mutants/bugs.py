@@ -1017,8 +1017,8 @@ BUGS = (
     Bug(
         "a stranger's text calls the channel",
         "notify/text.py",
-        'return _MENTION.sub(lambda found: found[0] + "\\u200b", " ".join(text.split()))',
-        'return " ".join(text.split())',
+        'return _MENTION.sub(lambda found: found[0] + "\\u200b", harmless(" ".join(text.split())))',
+        'return harmless(" ".join(text.split()))',
         DOOR + "test_notify.py",
     ),
     Bug(
