@@ -29,6 +29,7 @@ from orchestrator.traffic.render import (
     switch_path,
     tombstone,
 )
+from orchestrator.traffic.shared import Shared
 from orchestrator.traffic.snippets import Snippets
 from orchestrator.traffic.switch import Switches
 
@@ -42,6 +43,12 @@ LAST_GOOD = ".good"
 
 GONE = ".gone"
 """Suffix of what is left of a removed service: who removed it, against a daemon that does not know."""
+
+EDITED = ".edited"
+"""Suffix of a text that is not ours and was found in place of the file."""
+
+LOOK_EVERY = 1.0
+"""Seconds between looks at what all services share."""
 
 LOCK_MARGIN = 5.0
 """Seconds beyond a confirmation and two gentle reloads that another process may hold the folder."""
@@ -130,7 +137,8 @@ class NginxEdge:
         self._options = options
         self._listen = listen
         self._listener = Listener(probe or f"http://{listen}")
-        self._memory = Memory(process, directory, mode)
+        self._shared = Shared(directory)
+        self._memory = Memory(process, directory, mode, self._shared)
         self._switches = Switches(directory)
         self._lock_deadline = confirm_deadline + 2 * closing_wait + LOCK_MARGIN
         self._folder = seen_as or str(directory)
@@ -140,18 +148,18 @@ class NginxEdge:
         )
         self._lock = asyncio.Lock()
         self._served: dict[str, _Served] = {}
+        self._next_look = 0.0
 
     def prepare(self) -> None:
-        """Create the folder and the proxy snippet.
+        """Lay down what all services share.
 
         Raises:
             Fault: The folder can't be written.
         """
-        try:
-            self._switches.prepare()
-            self._snippets.prepare()
-        except OSError as error:
-            raise Fault(f"traffic.directory {self._dir}: {error.strerror}") from error
+        self._shared.repair()
+        if self._shared.broken:
+            raise Fault(f"nginx/directory {self._dir}: {'; '.join(self._shared.broken)}")
+        self._switches.keep_connections()  # a process may have been killed while it reloaded
 
     def file(self, service: str) -> Path:
         """The file of a service."""
@@ -167,7 +175,9 @@ class NginxEdge:
             Stale: The disk holds a newer token.
             Fault: The disk holds a newer generation; or it is not served, and the last good file is back.
         """
-        await self._take_back_at_once(plan, token)
+        await self._repair(plan.service)
+        with contextlib.suppress(Fault):  # it is told of the way that is sure
+            await self._take_back_at_once(plan, token)
         async with self._changing(plan.service) as state:
             await (self._clear if plan.route.gone else self._apply)(plan, token, state)
 
@@ -178,6 +188,7 @@ class NginxEdge:
             Stale: The disk holds a newer token.
             Fault: The disk holds a newer generation, or can't be written.
         """
+        await self._repair(plan.service)
         async with self._changing(plan.service):
             path = self.file(plan.service)
             old = read(path)
@@ -200,6 +211,7 @@ class NginxEdge:
             Stale: The disk holds a newer token than the given one.
             Fault: There is no fallback, it is damaged, or nginx does not serve it.
         """
+        await self._repair(service)
         async with self._changing(service) as state:
             return await self._retreat(service, actor, reason, token, state)
 
@@ -209,10 +221,32 @@ class NginxEdge:
         Raises:
             Fault: `nginx -t` refuses, or workers from before still accept at the deadline.
         """
+        await self._repair()
         async with self._alone():
             await self._process.test()
             async with self._reloader.reloaded(gently=True) as before:
                 await self._reloader.gone(before)
+
+    async def _repair(self, service: str = "") -> None:
+        """Make whole what all services share, and let no folder be where a file of this one has to be.
+
+        What can't be mended keeps nobody from trying: whether nginx needs it, nginx says.
+        """
+        own = [self.file(service).with_suffix(end) for end in (GONE, EDITED)] if service else []
+        files = [*own, *files_of(self._dir, service)] if service else []
+        if self._shared.lacking(files) or self._shared.broken:
+            await to_the_end(lambda: self._shared.repair(files))
+
+    async def _look_at_shared(self, text: str) -> None:
+        """Repair it while nothing changes, for an nginx that starts; once in a while, whoever asks.
+
+        `text`: a service's file, which tells whether nginx needs what Lua needs.
+        """
+        now = asyncio.get_running_loop().time()
+        if now >= self._next_look:
+            self._next_look = now + LOOK_EVERY
+            self._shared.lua = self._shared.lua or "_by_lua_block" in text
+            await self._repair()
 
     def _state(self, service: str) -> _Served:
         return self._served.setdefault(service, _Served())
@@ -237,7 +271,7 @@ class NginxEdge:
                 finally:
                     state.changing = False
         except Fault as error:
-            state.error = str(error)
+            state.error = "; ".join((str(error), *self._shared.broken))
             raise
         state.error = ""
 
@@ -428,8 +462,9 @@ class NginxEdge:
         if token is not None and known > token:
             raise Stale(f"the edge has token {known}; a rollback under token {token} is refused")
         to = back[0].release
-        if disk is not None and _same(disk.route.servers, back):
-            raise Fault(f"{service}: {to} has all the traffic already")
+        reached = disk is not None and _same(disk.route.servers, back) and old != kept  # no copy by hand
+        if reached and header and (await self._listener.ask(service)).generation == header.generation:
+            return disk.local if disk and disk.local else LocalRollback(to=to, actor=actor, reason=reason)
         floor = max(h.generation for h in (header, found) if h is not None)
         local = LocalRollback(to=to, actor=actor, reason=reason)
         stable = disk.stable if disk is not None else found.on_disk.stable if found and found.on_disk else ""
@@ -437,6 +472,7 @@ class NginxEdge:
         direct = await self._takes_routes(service, header, secret, state)
         if not direct:
             self._switches.turn_on(service, to)
+            await self._snippets.keep(service, self._options(service), dynamic=bool(secret))
         route = Route(generation=floor + 1, servers=back)
         released = max(h.on_disk.released for h in (header, found) if h is not None and h.on_disk)
         rolled_back = OnDisk(route=route, stable=stable, local=local, released=released)
@@ -510,7 +546,7 @@ class NginxEdge:
         """Put a text that is not ours aside. Returns the header of what is there."""
         header = read_header(old) if old is not None else None
         if old is not None and (header is None or not header.intact):
-            aside = path.with_suffix(".edited")
+            aside = path.with_suffix(EDITED)
             await to_the_end(lambda: write(aside, old, private=True))
             log.warning("edited_file_kept", service=path.stem, path=str(aside))
         return header
@@ -532,7 +568,12 @@ class NginxEdge:
     async def _last_good(
         self, path: Path, old: str | None, header: Header | None, service: str
     ) -> str | None:
-        """What to restore: the file as it is, unless a crash left one that was never confirmed."""
+        """What to restore: the file as it is, unless a crash left one that was never confirmed.
+
+        One that was lost is restored too: nginx must find it when it starts.
+        """
+        if old is None:
+            return self._served[service].text or None
         if header is None or not header.intact or old == self._served[service].text:
             return old
         good = read(path.with_suffix(LAST_GOOD))
@@ -545,9 +586,10 @@ class NginxEdge:
         await self._listener.close()
 
     async def observe(self, service: str) -> Edge:
-        """See `ports.Traffic`."""
+        """See `ports.Traffic`. What all services share is made whole, should something of it be lost."""
         state = self._state(service)
         text = read(self.file(service))
+        await self._look_at_shared(text or "")
         header = self._known(service, text)
         disk = header.on_disk if header is not None and header.on_disk else OnDisk(route=Route())
         told = await self._listener.ask(service) if text is not None else Told("")
@@ -560,11 +602,12 @@ class NginxEdge:
         served = header is not None and told.generation == header.generation
         needless = switched in (frozenset(), _active(disk.route.servers))
         if on and drained and served and needless and not state.changing:
-            self._switches.put_away(service)  # no worker is left that it says anything to
+            with contextlib.suppress(Fault):  # no worker is left that it says anything to
+                self._switches.put_away(service)
         return Edge(
             served=told.generation,
             confirmed=state.confirmed,
-            file=_file_state(text, header, state),
+            file=self._file_state(service, text, header, state),
             drained=drained,
             floor=header.generation if header else 0,
             error=state.error,
@@ -573,6 +616,14 @@ class NginxEdge:
             switched_to="".join(switched),
             silence="" if text is None or state.changing else self._silence(service, told, workers),
         )
+
+    def _file_state(
+        self, service: str, text: str | None, header: Header | None, state: _Served
+    ) -> Literal["ours", "edited", "missing"]:
+        """Of all that a service needs in our folder, for an nginx that starts."""
+        found = _file_state(text, header, state)
+        whole = text is None or state.changing or self._snippets.are_there(service, self._options(service))
+        return found if whole else "missing"
 
     def _fallback(self, service: str, disk: OnDisk, *, on: bool) -> tuple[Server, ...]:
         """Where a rollback on this host leads: said by a file of its own, and to nginx for the switch.

@@ -155,11 +155,12 @@ def parent(pid: int) -> int:
 
 
 def _name(pid: int) -> str:
-    """What a process is called, without its arguments; empty when there is none."""
+    """What a process is called, without its arguments; empty when there is none, or it has ended."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+        head, _, rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")
     except OSError:
         return ""
+    return "" if rest.startswith("Z") else head.partition(" (")[2]
 
 
 def children(pid: int) -> list[int]:

@@ -380,7 +380,7 @@ BUGS = (
     ),
     Bug(
         "workers may not look for the switch",
-        "traffic/switch.py",
+        "traffic/shared.py",
         "                    folder.chmod(mode | PASS)\n",
         "                    pass\n",
         SWITCH,

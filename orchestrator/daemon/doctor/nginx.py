@@ -118,7 +118,6 @@ async def _alone(config: Config, found: list[Directive]) -> list[Check]:
             mode="reload",
         )
         edge.prepare()
-        (folder / "edge" / "log").mkdir(exist_ok=True)
         try:
             for service in config.services:
                 await edge.put_down(RoutePlan(service=service, route=Route()), 0)
