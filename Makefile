@@ -5,7 +5,7 @@
 # make soak MINUTES=30       random faults on real parts under load, as root; MODE=dynamic: weights by Lua
 # make crash MODE=dynamic    a kill before and after each effect, as `make test` does it for reload; ten minutes
 # make simulate MINUTES=10   random schedules of faults on a virtual clock
-# make pairs                 every pair of faults of every story on it; hours
+# make pairs                 every pair of faults of every story on it, of which `make test` takes a sample; hours
 # make fuzz CASES=1000000       hostile inputs for each parser that strangers can reach; half an hour
 # make mutants               planted bugs, each of which a test must notice
 
@@ -13,6 +13,7 @@
 .DEFAULT_GOAL := help
 
 export PATH := $(PATH):/usr/sbin:/sbin
+unexport PYTHONDONTWRITEBYTECODE  # else each start of the daemon compiles its sources again
 PYTHON := .venv/bin/python
 WITH_DOCKER := $(PYTHON) -m examples.playground.engine --
 
@@ -26,7 +27,7 @@ demo: setup
 	@$(PYTHON) -m examples.demo
 
 test: setup
-	@$(WITH_DOCKER) $(PYTHON) -m pytest -n 2 --dist worksteal --cov --cov-report= $(ARGS)
+	@$(WITH_DOCKER) $(PYTHON) -m pytest -n 4 --dist worksteal --cov --cov-report= $(ARGS)
 	@$(PYTHON) -m coverage report --fail-under=100
 
 check: setup

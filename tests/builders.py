@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.rollout.command import Submit
-from orchestrator.rollout.model import Release
+from orchestrator.rollout.model import Release, Server
 from orchestrator.rollout.policy import Limit, Policy, Probe, Step, Template
 
 ERRORS = Limit(name="errors", metric="error_rate", max=0.02, sustained=2.0, window=10.0, min_requests=10)
@@ -49,6 +49,19 @@ def release(number: int = 1, **changes: Any) -> Release:
         submitted_at=1000.0,
         request=f"{number}-0",
         digest=f"sha256:{number}",
+    )
+    return replace(base, **changes)
+
+
+def server(release: str, address: str, **changes: Any) -> Server:
+    """Where nginx sends a release's first instance its share."""
+    base = Server(
+        address=address,
+        weight=1,
+        release=release,
+        instance=f"{release}-0",
+        container="c",
+        started_at="t",
     )
     return replace(base, **changes)
 

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import fcntl
 import io
+import itertools
 import json
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,13 +26,39 @@ Images = Callable[..., str]
 Stacks = Callable[..., Awaitable[Stack]]
 LogLines = Callable[[], list[dict[str, Any]]]
 
+structlog.configure(  # by default it prints the values of all variables with a traceback, which takes seconds
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S"),
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The two longest tests come first in each half: xdist gives one half to each of two workers."""
-    longest = [item for item in items if "tests/crash/" in item.nodeid]
-    others = [item for item in items if item not in longest]
-    half = len(others) // 2
-    items[:] = [*longest[:1], *others[:half], *longest[1:], *others[half:]]
+    """Only tests/unit is traced for coverage; each worker of xdist begins with its share of the long tests.
+
+    xdist gives each worker an equal part of the items in their order. The tests that wait, for holds and
+    scrapes, alternate with those that compute.
+    """
+    for item in items:
+        if "tests/unit/" not in item.nodeid:
+            item.add_marker("no_cover")
+
+    def among(folder: str) -> list[pytest.Item]:
+        return [item for item in items if f"tests/{folder}/" in item.nodeid]
+
+    waiting, computing = among("acceptance"), among("simulation")
+    pairs = itertools.zip_longest(waiting, computing)
+    long = [*among("crash"), *(item for pair in pairs for item in pair if item is not None)]
+    others = [item for item in items if item not in set(long)]
+    workers, order = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), list[pytest.Item]()
+    for worker in range(workers):
+        part = long[worker::workers]
+        more = max((len(items) - len(order)) // (workers - worker) - len(part), 0)
+        order += [*part, *others[:more]]
+        del others[:more]
+    items[:] = [*order, *others]
 
 
 @pytest.fixture(autouse=True)
@@ -112,5 +140,16 @@ QUICK: dict[str, Any] = {
         "bake": "2s",
         "min_requests": 5,
         "step_deadline": "25s",
-    }
+    },
+    "gates": [
+        {"metric": "error_rate", "max": "2%", "for": "1s", "window": "8s", "min_requests": 10},
+        {
+            "metric": "latency",
+            "quantile": 0.99,
+            "max": "2500ms",  # beyond what a busy machine does to a good release
+            "for": "1s",
+            "window": "8s",
+            "min_requests": 10,
+        },
+    ],
 }

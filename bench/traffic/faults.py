@@ -1,8 +1,8 @@
 """`python -m bench.traffic.faults`: what a candidate costs that dies, hangs or refuses connections at 10 %.
 
-nginx alone, without a daemon that takes the candidate out: what users see until somebody does. Beside it a
-plain upstream as many write it, with nginx' own defaults, on the same nginx and the same containers. GET is
-idempotent and may be tried again; POST is not.
+And what stable costs that dies, with the rest of the traffic. nginx alone, without a daemon that takes it
+out: what users see until somebody does. Beside it a plain upstream as many write it, with nginx' own
+defaults, on the same nginx and the same containers. GET is idempotent and may be tried again; POST is not.
 """
 
 import asyncio
@@ -28,6 +28,11 @@ LASTS = 12.0
 async def killed(on: Stage) -> None:
     """It dies, and its address answers no more."""
     await asyncio.to_thread(on.containers["v2"].kill)
+
+
+async def stable_killed(on: Stage) -> None:
+    """Stable dies, which has nearly all the traffic."""
+    await asyncio.to_thread(on.containers["v1"].kill)
 
 
 async def paused(on: Stage) -> None:
@@ -57,13 +62,13 @@ def plain(on: Stage) -> int:
 
 async def whole(on: Stage) -> None:
     """Both containers are up and have their weights."""
-    container = on.containers["v2"]
-    await asyncio.to_thread(container.reload)
-    if container.status == "paused":
-        await asyncio.to_thread(container.unpause)
-    elif container.status != "running":
-        await asyncio.to_thread(container.start)
-    on.addresses["v2"] = on.address("v2")
+    for version, container in on.containers.items():
+        await asyncio.to_thread(container.reload)
+        if container.status == "paused":
+            await asyncio.to_thread(container.unpause)
+        elif container.status != "running":
+            await asyncio.to_thread(container.start)
+        on.addresses[version] = on.address(version)
     plain(on)
     await asyncio.sleep(1.0)
     await on.edge.apply(on.plan(WEIGHT), 1)
@@ -92,7 +97,7 @@ async def main() -> None:
             on.options = replace(on.options, server=replace(server, read_timeout=READ_TIMEOUT))
             ways = {"this edge, by Lua": on.port} if dynamic else {"this edge": on.port, "plain": plain(on)}
             for way, port in ways.items():
-                for fault in (killed, paused, refuses):
+                for fault in (killed, paused, refuses, stable_killed):
                     heard = await suffer(on, port, fault)
                     lost = [
                         sum(n for why, n in heard.lost.items() if why.startswith(method))

@@ -1,11 +1,11 @@
-"""`python -m bench.traffic.life [RELEASES] [NETWORK] [WAY …]`: requests lost over whole lives of releases.
+"""`python -m bench.traffic.life [RELEASES] [NETWORK] [WAIT] [WAY …]`: requests lost over whole lives.
 
 The real daemon with Redis, nginx, Prometheus, Docker and the Gin service releases one image after another:
 start, steps, promotion, the end of `keep_previous`, the stop of the previous release, the removal of its
 image. One release is aborted at a step, and one is rolled back after its promotion. Meanwhile clients of five
 kinds (`bench.traffic.kinds`) count what they lose. WAY is `reload`, `dynamic` (weights by Lua) or `bare`: the
 same steps, for fewer releases, by `nginx -s reload` and `docker stop`. NETWORK is `near`, or `far` for
-clients behind one of 10 ms round trip, who know as late that the server has closed.
+clients behind one of 10 ms round trip, who know as late that the server has closed. WAIT is `closing_wait`.
 """
 
 import asyncio
@@ -62,8 +62,8 @@ STREAMS_END = 5.0
 
 DEADLINE = 180.0
 
-NGINX_SETTINGS = {"closing_wait": "1s"}
-"""As by default."""
+WAIT = "1s"
+"""`nginx/closing_wait`, as by default."""
 
 POLICY = {
     "strategy": {
@@ -90,10 +90,10 @@ class Told:
     marks: list[tuple[float, str]] = field(default_factory=list)
     summary: str = ""
 
-    def moment(self, lost: Lost) -> str:
-        """The last thing that had happened before it was known to be lost, and how long before."""
-        before = [(at, what) for at, what in self.marks if at <= lost.known]
-        return f"{lost.known - before[-1][0]:.2f} s after: {before[-1][1]}" if before else "at the beginning"
+    def moment(self, lost: Lost) -> tuple[str, float]:
+        """The last thing that had happened before it was known to be lost, and how many seconds before."""
+        at, what = max(((at, what) for at, what in self.marks if at <= lost.known), default=(lost.known, ""))
+        return what, lost.known - at
 
 
 @contextlib.asynccontextmanager
@@ -195,10 +195,10 @@ class Lives:
         await self._stack.until(alone, DEADLINE, "stable's containers are the only ones")
 
 
-async def by_daemon(number: int, mode: str, *, far: bool) -> Told:
+async def by_daemon(number: int, mode: str, wait: str, *, far: bool) -> Told:
     """The lives of so many releases."""
     told = Told()
-    settings = {"nginx": {**NGINX_SETTINGS, "mode": mode}}
+    settings = {"nginx": {"closing_wait": wait, "mode": mode}}
     with images(number) as made:
         async with Stack(lambda port: {"api": service_file("api", port("api"), **POLICY)}, settings) as stack:
             lives = Lives(stack, made)
@@ -340,35 +340,40 @@ WAYS = {
 }
 
 
-async def main(number: int, network: str, ways: list[str]) -> None:
-    """Print the table, and each lost request with its moment."""
+async def main(number: int, network: str, wait: str, ways: list[str]) -> None:
+    """Print the table, and when in the lives requests were lost."""
     shares, far = ", ".join(map(str, STEPS)), network == "far"
     where = "behind a network of 10 ms" if far else "near"
-    table = Table(title=f"{number} releases by {shares} %, closing_wait 1 s, clients {where}")
+    table = Table(title=f"{number} releases by {shares} %, closing_wait {wait}, clients {where}")
     for column in ("way", "clients", "requests", "lost", "what was lost"):
         table.add_column(column, justify="right" if column in ("requests", "lost") else "left")
-    losses = Table(title="each lost request")
-    for column in ("way", "clients", "why", "after, s", "moment"):
-        losses.add_column(column, justify="right" if column == "after, s" else "left")
+    moments = Table(title="when they were lost")
+    for column in ("way", "lost", "clients", "seconds after", "what had happened"):
+        moments.add_column(column, justify="right" if column in ("lost", "seconds after") else "left")
     for way in ways:
         if way == "bare":
             told = await by_script(min(number, BARE), far=far)
         else:
-            told = await by_daemon(number, way, far=far)
+            told = await by_daemon(number, way, wait, far=far)
         out.print(f"{WAYS[way]}: {told.summary}")
         for kind in KINDS:
             lost = [one for one in told.lost if one.kind == kind]
             why = ", ".join(f"{n} {reason}" for reason, n in Counter(one.why for one in lost).items())
             table.add_row(WAYS[way], kind, str(told.sent[kind]), str(len(lost)), why)
-            for one in lost:
-                losses.add_row(WAYS[way], kind, one.why, f"{one.known - one.sent:.2f}", told.moment(one))
+            by_moment: dict[str, list[float]] = {}
+            for what, after in map(told.moment, lost):
+                by_moment.setdefault(what, []).append(after)
+            for what, seconds in by_moment.items():
+                span = f"{min(seconds):.2f} to {max(seconds):.2f}"
+                moments.add_row(WAYS[way], str(len(seconds)), kind, span, what)
     out.print(table)
-    if losses.row_count:
-        out.print(losses)
+    if moments.row_count:
+        out.print(moments)
 
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
     count = int(arguments.pop(0)) if arguments and arguments[0].isdigit() else RELEASES
     place = arguments.pop(0) if arguments and arguments[0] in ("near", "far") else "near"
-    asyncio.run(main(count, place, arguments or list(WAYS)))
+    pause = arguments.pop(0) if arguments and arguments[0][0].isdigit() else WAIT
+    asyncio.run(main(count, place, pause, arguments or list(WAYS)))

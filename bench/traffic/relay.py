@@ -22,8 +22,16 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dela
 async def main(port: int, to: str, delay: float) -> None:
     """Relay until killed, at most an hour."""
     host, _, target = to.rpartition(":")
+    running: set[asyncio.Task[None] | None] = set()  # the loop holds no task that waits
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        running.add(asyncio.current_task())
+        try:
+            await join(reader, writer)
+        finally:
+            running.discard(asyncio.current_task())
+
+    async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             far_reader, far_writer = await asyncio.open_connection(host, int(target))
         except OSError:

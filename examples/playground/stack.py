@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import aiohttp
 import docker
@@ -70,6 +70,28 @@ def free_port() -> int:
             return port
 
 
+class Process(Protocol):
+    """A daemon's process, as asyncio shows one."""
+
+    pid: int
+
+    @property
+    def returncode(self) -> int | None:
+        """Of a process that has ended."""
+
+    async def wait(self) -> int:
+        """Its exit code, at its end."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Send a signal, unless it has ended."""
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+
+    def kill(self) -> None:
+        """SIGKILL."""
+
+
 class Stack:
     """One daemon with everything around it.
 
@@ -93,7 +115,7 @@ class Stack:
         self.http, self.generation, self.prometheus = free_port(), free_port(), free_port()
         self.door = free_port()
         self.docker = docker.from_env()
-        self.daemon: asyncio.subprocess.Process | None = None
+        self.daemon: Process | None = None
         self._prometheus: subprocess.Popen[bytes] | None = None
         self._services = dict(services(self._port))
         self._settings = dict(settings or {})
@@ -273,16 +295,22 @@ class Stack:
 
     async def launch(self, **env: str) -> None:
         """Start the daemon and wait for nothing."""
+        self.daemon = await self.serve(env)
+
+    async def serve(
+        self, env: Mapping[str, str], stdin: int = asyncio.subprocess.DEVNULL, stdout: int | None = None
+    ) -> asyncio.subprocess.Process:
+        """The program that serves; its output goes to the log, or where it is sent."""
         with self.log.open("ab") as log:
-            self.daemon = await asyncio.create_subprocess_exec(
+            return await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 self.module,
                 "serve",
                 "--config",
                 str(self.config),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
+                stdin=stdin,
+                stdout=log if stdout is None else stdout,
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": str(ROOT), **env},
                 start_new_session=True,
@@ -354,7 +382,7 @@ class Stack:
         async with aiohttp.ClientSession() as session, session.post(url, data={"query": promql}) as answer:
             return (await answer.json())["data"]["result"] if answer.status == 200 else None
 
-    async def cli(self, *words: str, deadline: float = 60.0) -> tuple[int, str]:
+    async def cli(self, *words: str, deadline: float = 120.0) -> tuple[int, str]:
         """Run the command line; returns exit code and output."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -372,7 +400,8 @@ class Stack:
             async with asyncio.timeout(deadline):
                 output, _ = await process.communicate()
         except BaseException:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
             await process.wait()
             raise
         assert process.returncode is not None

@@ -27,6 +27,7 @@ from orchestrator.cli.session import (
     config_or_exit,
     err,
     file_or_exit,
+    gone,
     out,
     run,
     store_of,
@@ -93,9 +94,11 @@ def status(
 ) -> None:
     """Show what every service is doing."""
     found = config_or_exit(config)
-    if service:
+    if service and not gone(found, service):
         check_known(found, service)
     states = run(_states(found, service))
+    for why in filter(None, (gone(found, s.service) for s in states)):
+        err.print(f"[yellow]warning[/]: {escape(why)}")
     if output is Output.JSON:
         out.print(json.dumps([json.loads(dump_state(s)) for s in states], indent=2), markup=False)
         return
@@ -131,10 +134,17 @@ def history(
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """List finished releases, latest first."""
-    state = run(_states(config_or_exit(config), service))[0]
+    found = config_or_exit(config)
+    state = run(_states(found, service))[0]
+    if state == ServiceState(service=service):  # nothing was ever asked of it
+        check_known(found, service)
     rows = history_rows(state)
     if output is Output.JSON:
         out.print(json.dumps(rows, indent=2), markup=False)
+        return
+    if not rows:
+        removed = f": it was removed, by {state.removal.by}" if state.removal else ""
+        out.print(f"no release of {service} is remembered{escape(removed)}")
         return
     out.print(history_table(rows))
 

@@ -118,7 +118,7 @@ class _Errand:
         self.service = fields.get("service", "")
         self.status = f"orchestrator status {self.service}".rstrip()
         self.request = self.release = ""
-        self._answered = False
+        self._answered = self._frozen = False
 
     async def send(self) -> None:
         """Put the request down, once: what may have been taken is known again by its nonce."""
@@ -138,6 +138,7 @@ class _Errand:
             async for event in events:
                 if isinstance(event, Answer) and event.request == self.request:
                     self._answered, self.release = True, event.release
+                    self._frozen = isinstance(event, ReleaseAccepted) and bool(event.frozen)
                     return event
                 if not told and asyncio.get_running_loop().time() - began > ANSWER:
                     told = True
@@ -233,6 +234,8 @@ class _Errand:
                     f"the removal of {self.service} goes on; while nothing of it is gone"
                     f" `orchestrator abort {self.service}` calls it off"
                 )
+        if self._frozen:
+            return f"{self.release} stays queued until `orchestrator unfreeze {self.service}`"
         return f"{self.release} goes on"
 
     async def _events(self) -> AsyncGenerator[Event | None, None]:

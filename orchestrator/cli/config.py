@@ -19,9 +19,11 @@ from orchestrator.cli.session import (
     config_or_exit,
     err,
     file_or_exit,
+    gone,
     out,
 )
 from orchestrator.daemon.doctor.files import env_problems
+from orchestrator.daemon.kept import KeptFiles
 from orchestrator.daemon.section import Section
 from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.settings import Settings
@@ -60,9 +62,16 @@ def show(
 ) -> None:
     """Print every value that holds, and whether a file says it or it is the default. Times are in seconds."""
     found = config_or_exit(config)
-    if service:
+    keeper = KeptFiles(found.settings.state_dir)
+    kept = {n: s for n, s in keeper.services().items() if n not in found.services and service in ("", n)}
+    if service and not kept:
         file_or_exit(found, service)
+    for name in kept:
+        last = f"{name} is driven as its file was when it was right last: {keeper.path(name)}"
+        why = gone(found, name) or last
+        err.print(f"[yellow]warning[/]: {escape(why)}")
     files: dict[Path, Section] = {found.files[n]: s for n, s in found.services.items() if service in ("", n)}
+    files |= {keeper.path(n): s for n, s in kept.items()}
     sections = files if service else {found.path: found.settings, **files}
     told = {
         file: [{"key": k, "value": v, "from": origin} for k, v, origin in values(section)]

@@ -80,11 +80,24 @@ async def story_of(store: RedisStore, name: str) -> Story:
         wrong = dict.fromkeys(filter(None, (way_back(state), *problems(state))))
         return Story(rollout.release, None, tuple(events), problems=tuple(wrong))
     ended = next((e for e in state.journeys(name) if e.kind == "release"), None)
+    if ended is None and any(r.id == name for r in state.queue):
+        frozen = f": {service} is frozen by {state.frozen.by}" if state.frozen else ""
+        raise Fault(f"{name} waits in the queue{frozen}; there is nothing to explain yet")
     if ended is None:
-        known = ", ".join(e.release.id for e in state.history[-5:]) or "none"
-        raise Fault(f"{name!r} is not in the history of {service!r}; the last ones are: {known}")
+        raise Fault(await _unknown(store, name, service or name))
     left = state.left(name) if ended.outcome is Outcome.PROMOTED else None
     return Story(ended.release, ended, tuple(await store.told(name, ended.began_at)), left)
+
+
+async def _unknown(store: RedisStore, name: str, service: str) -> str:
+    """Why there is nothing to say of a release, and which there are."""
+    for one in (name, service):
+        state, _ = await store.load(one)
+        if state.history:
+            last = ", ".join(dict.fromkeys(e.release.id for e in state.history[-5:]))
+            return f"{name!r} is no release that is remembered of {one}; the last ones are: {last}"
+    known = ", ".join(sorted(await store.services())) or "none"
+    return f"{name!r} is no release: write SERVICE-NUMBER, such as api-7; services with releases: {known}"
 
 
 def explain(story: Story, config: Config, output: Output, *, brief: bool) -> None:

@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from orchestrator.cli.exits import REFUSED, TIMED_OUT, UNREACHABLE, USAGE
 from orchestrator.daemon.config import Config, load
+from orchestrator.daemon.kept import KeptFiles
 from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.yaml_file import ConfigError
 from orchestrator.ports.faults import Conflict, Fault
@@ -74,9 +75,23 @@ def config_or_exit(path: Path, *, quiet: bool = False) -> Config:
 
 def check_known(config: Config, service: str) -> None:
     """Whether a service is configured, rightly or not; exits with those that are when it is not."""
-    if service not in config.names:
-        known = ", ".join(config.names) or "none"
-        raise typer.BadParameter(f"{service!r} is not known; there are: {known}")
+    if service in config.names:
+        return
+    if why := gone(config, service):
+        raise typer.BadParameter(why)
+    known = ", ".join(config.names) or "none"
+    raise typer.BadParameter(f"{service!r} is not known; there are: {known}")
+
+
+def gone(config: Config, service: str) -> str:
+    """That a service is driven without its file, and what mends that; '' where it is not."""
+    kept = KeptFiles(config.settings.state_dir).path(service)
+    if service in config.names or not kept.is_file():
+        return ""
+    return (
+        f"{config.folder / service}.yaml is gone; {service} is driven as it was there last, which is kept in"
+        f" {kept}: put it back, or run orchestrator remove {service}"
+    )
 
 
 def file_or_exit(config: Config, service: str) -> ServiceFile:

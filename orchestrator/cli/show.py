@@ -113,7 +113,7 @@ def note(state: ServiceState, template: Template | None) -> str:
         mark = state.rollout.mark
         notes.append(f"[yellow]{in_words(mark.kind)} ({escape(mark.actor)}: {escape(mark.reason)})[/]")
     if state.removal:
-        waits = f"; {waits_for(state)}" if is_going(state) else ""
+        waits = f"; {waits_for(state)}" if is_going(state) and state.stuck_since is None else ""
         notes.append(f"[cyan]{state.removal.kind}, by {escape(state.removal.by)}{escape(waits)}[/]")
     if state.frozen:
         notes.append(f"[cyan]frozen by {escape(state.frozen.by)}[/]")

@@ -4,6 +4,7 @@ import json
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from orchestrator.cli.ask import carry_out
 from orchestrator.cli.session import (
@@ -14,12 +15,14 @@ from orchestrator.cli.session import (
     ServiceArgument,
     WhoOption,
     config_or_exit,
+    err,
     me,
     out,
     run,
     store_of,
 )
 from orchestrator.daemon.config import Config
+from orchestrator.daemon.doctor.nginx import named_elsewhere
 from orchestrator.daemon.local import roll_back_here
 from orchestrator.daemon.units import limit, seconds
 from orchestrator.ports.faults import Fault
@@ -242,6 +245,8 @@ def remove(
     `abort` calls it off, and so does a release.
     """
     found = config_or_exit(config)
+    for place in run(named_elsewhere(found, service)):
+        err.print(f"[yellow]warning[/]: {escape(place)} names it; take that out first, or nginx refuses")
     if not yes:
         run(_what_would_go(found, service))
         return

@@ -10,6 +10,7 @@ from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.settings import Settings
 from orchestrator.daemon.yaml_file import ConfigError, Problem, check, parse, read
 from orchestrator.engine.tasks import bug
+from orchestrator.ports.given import given
 from orchestrator.rollout.policy import Template
 from orchestrator.traffic.render import SERVICE
 
@@ -155,10 +156,8 @@ def _content(path: Path) -> Any:
 def _name(path: Path, content: Any) -> str:
     """Whose file it is, as far as that can be told of a wrong one; else ''."""
     if isinstance(content, ConfigError):
-        if path.is_fifo():
-            return ""
         try:
-            found = _NAMED.search(path.read_text(encoding="utf-8", errors="replace"))
+            found = _NAMED.search(given(path).decode("utf-8", "replace"))
         except OSError:
             return ""
         name = found[1] if found else ""

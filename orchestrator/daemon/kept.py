@@ -12,6 +12,7 @@ from orchestrator.daemon.config import Config
 from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.yaml_file import ConfigError, read
 from orchestrator.ports.faults import Fault
+from orchestrator.ports.given import given
 from orchestrator.traffic.files import remove, write
 
 log = structlog.get_logger()
@@ -22,6 +23,10 @@ class KeptFiles:
 
     def __init__(self, state_dir: Path) -> None:
         self._folder = state_dir / "services"
+
+    def path(self, service: str) -> Path:
+        """Where a service's file is kept."""
+        return self._folder / f"{service}.yaml"
 
     def services(self) -> dict[str, ServiceFile]:
         """Those that can be read; one that can't be is of another version, and as good as none."""
@@ -39,7 +44,7 @@ class KeptFiles:
             if service in config.services and not config.wrong(service):
                 try:
                     self._folder.mkdir(parents=True, exist_ok=True)
-                    self._keep(self._folder / f"{service}.yaml", file.read_text(encoding="utf-8-sig"))
+                    self._keep(self.path(service), given(file).decode("utf-8-sig"))
                 except (OSError, UnicodeDecodeError, Fault) as error:
                     log.warning("files_not_kept", service=service, reason=str(error))
 
@@ -51,6 +56,6 @@ class KeptFiles:
     def forget(self, service: str) -> None:
         """A service has been removed; a failure is logged."""
         try:
-            remove(self._folder / f"{service}.yaml")
+            remove(self.path(service))
         except Fault as error:
             log.warning("files_not_kept", reason=str(error))

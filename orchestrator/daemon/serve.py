@@ -42,7 +42,7 @@ from orchestrator.ports.metrics import Target
 from orchestrator.ports.requests import Request
 from orchestrator.ports.service import ServicePlan
 from orchestrator.ports.traffic import Traffic
-from orchestrator.rollout.events import ConfigReloaded, Event, ServiceRemoved
+from orchestrator.rollout.events import ConfigReloaded, Event, ReleaseAccepted, ServiceRemoved
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.observation import Observation
 from orchestrator.rollout.policy import Hook
@@ -98,6 +98,7 @@ class Daemon:
         self._targets: dict[str, list[Target]] = {}
         self._plans: dict[str, ServicePlan] = {}
         self._drives_since = math.inf
+        self._reloads: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self._docker = DockerClient(settings.docker.url)
         self._requests = RequestLog(make_process(settings, self._docker), settings.nginx.directory)
         self._keys = Keys(settings.redis.prefix)
@@ -234,13 +235,13 @@ class Daemon:
 
                 async def take(request: Request, fields: Mapping[str, str]) -> None:
                     if request.verb == "reload":
-                        told = self._reload(request.who, request.id, dispatcher, group, doors)
-                        await dispatcher.replies.answer(request.id, told)
+                        self._reloads.put_nowait((request.who, request.id))
                     else:
                         await dispatcher.dispatch(request, fields)
 
                 vital("requests", self._stream(redis, dispatcher.replies.refuse, take).run)
                 vital("measure", parts.measurer.run)
+                courteous("reload", lambda: self._keep_reloading(dispatcher, group, doors))
                 courteous("request log", self._requests.run, longest_pause=1.0)  # gates wait for it
                 courteous("docker events", lambda: dispatcher.listen(docker_events))
                 courteous("clock", lambda: self._clock.watch(self._metrics.ahead.set))
@@ -255,7 +256,7 @@ class Daemon:
                     postman = Postman(reader, store, store, self._clock, dropped)
                     courteous(f"notify {reader.name}", postman.run)
                 asyncio.get_running_loop().add_signal_handler(
-                    signal.SIGHUP, lambda: self._reload("SIGHUP", "", dispatcher, group, doors)
+                    signal.SIGHUP, lambda: self._reloads.put_nowait(("SIGHUP", ""))
                 )
                 self._unready = ""
                 self._drives_since = self._clock.now()
@@ -332,7 +333,22 @@ class Daemon:
             else:
                 return
 
-    def _reload(
+    async def _keep_reloading(self, dispatcher: Dispatcher, group: asyncio.TaskGroup, doors: Doors) -> None:
+        """Carry out one reload after the other; until it is answered, who asked for it is kept waiting."""
+        while True:
+            actor, request = await self._reloads.get()
+            told = await self._reload(actor, request, dispatcher, group, doors)
+            while request:
+                try:
+                    await dispatcher.replies.answer(request, told)
+                    break
+                except Stale:
+                    raise
+                except Fault as error:
+                    log.warning("request_left", request=request, reason=str(error))
+                    await asyncio.sleep(1.0)
+
+    async def _reload(
         self, actor: str, request: str, dispatcher: Dispatcher, group: asyncio.TaskGroup, doors: Doors
     ) -> ConfigReloaded:
         """Read the files again; what they change, and what is wrong with them and stays as it was.
@@ -342,7 +358,7 @@ class Daemon:
         systemd.notify("RELOADING=1")
         changed: tuple[str, ...] = ()
         try:
-            changed = self._read_again(dispatcher, group)
+            changed = await self._read_again(dispatcher, group)
             lacking = doors.reload(self.config.settings)
         except Exception as error:
             log.exception("reload_failed")
@@ -357,18 +373,19 @@ class Daemon:
             problems=(*map(str, self._problems), *filter(None, [lacking])),
         )
 
-    def _read_again(self, dispatcher: Dispatcher, group: asyncio.TaskGroup) -> tuple[str, ...]:
-        """Take what the files say. Returns what that changes."""
+    async def _read_again(self, dispatcher: Dispatcher, group: asyncio.TaskGroup) -> tuple[str, ...]:
+        """Take what the files say, read beside everything else. Returns what that changes."""
         before = replace(
             self.config,
             services={n: s for n, s in self.config.services.items() if n not in self._removed},
             gone={n: s for n, s in self.config.gone.items() if n not in self._removed},
         )
         try:
-            config = load(self.config.path, before)
+            config = await asyncio.to_thread(load, self.config.path, before)
         except ConfigError as error:
             self._tell(error.problems)
             return ()
+        config = replace(config, gone={n: s for n, s in config.gone.items() if n not in self._removed})
         changed = changes(before, config)
         self.config = config
         self._tell(config.problems)
@@ -433,6 +450,8 @@ class Daemon:
                 self._targets[state.service] = targets(state, served(state.route), plan.metrics)
             for event in events:
                 tell(event, self._metrics)
+                if isinstance(event, ReleaseAccepted):
+                    self._removed.discard(state.service)
                 if isinstance(event, ServiceRemoved):
                     self._removed.add(state.service)
                     self._kept.forget(state.service)

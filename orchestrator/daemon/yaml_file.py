@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.daemon.wording import problem
+from orchestrator.ports.given import given
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -151,9 +152,7 @@ def parse(path: Path) -> Any:
         ConfigError: It can't be read, or is no YAML.
     """
     try:
-        if path.is_fifo():  # it would be waited for, for ever
-            raise ConfigError([Problem(path, "is a named pipe; write a file")])
-        body = path.read_bytes()
+        body = given(path)
     except OSError as error:
         raise ConfigError([Problem(path, error.strerror or str(error))]) from error
     return document(path, body)

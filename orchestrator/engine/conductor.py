@@ -45,6 +45,8 @@ LOOK_DEADLINE = 15.0
 STORE_DEADLINE = 10.0
 """Seconds for one answer of the store."""
 
+CPU = "cpu"
+
 CPU_DEADLINE = 60.0
 """Seconds for the CPU seconds of all of a service's instances."""
 
@@ -232,8 +234,8 @@ class Conductor:
         if not self._loaded:
             await self._load()
         told = bool(self._version) and self._looked and await self._obey()
-        overlooked = self._unwatched()
-        seen = replace(await self._look(), unwatched=overlooked)
+        unwatched = self._unwatched()
+        seen = replace(await self._look(), unwatched=unwatched)
         if not self._version or not self._looked:  # the store may know less than what runs: that comes first
             if not self._version and not seen.runtime_ok:
                 return False
@@ -242,7 +244,7 @@ class Conductor:
             seen = replace(seen, unwatched=0.0)
             told = await self._obey()
         told |= await self._decide(seen)
-        if self._parts.may_act() or overlooked:
+        if self._parts.may_act() or unwatched:
             self._memory.decided_at = self._parts.clock.now()
         if self._parts.may_act():
             self._converger.converge(desired(self._state, self._parts.clock.now()), self._state, seen)
@@ -371,6 +373,7 @@ class Conductor:
         seen = Observation(
             instances=self._memory.seen.instances if isinstance(instances, Fault) else instances,
             runtime_ok=not isinstance(instances, Fault),
+            runtime_error=str(instances) if isinstance(instances, Fault) else "",
             edge=edge,
             images=dict(self._converger.resolved),
             image_error=self._converger.image_error(),
@@ -415,6 +418,7 @@ class Conductor:
             return
         query = measurements(self.plan, rollout)
         self._parts.measurer.watch(query, self.wake)
+        self._jobs.keep(CPU)
         latest = self._parts.measurer.latest(service)
         if latest is not None and (not readings or readings[-1].at < latest.at):
             self._memory.known, latest = settle(self._memory.known, latest)
@@ -431,7 +435,7 @@ class Conductor:
         async def ask() -> None:
             self._memory.cpu = await self._parts.usage.cpu_seconds(self.plan.service)
 
-        self._jobs.start("cpu", ask, CPU_DEADLINE)
+        self._jobs.start(CPU, ask, CPU_DEADLINE)
         used = self._memory.cpu
         samples = {name: replace(s, cpu=used.get(name)) for name, s in reading.samples.items()}
         return replace(reading, samples=samples)

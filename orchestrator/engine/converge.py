@@ -89,7 +89,7 @@ class Converger:
         wanted = {call.key: call for call in world.hooks}
         self.asked = {key: said for key, said in self.asked.items() if key in wanted}
         self._jobs.cancel(lambda job: job.startswith(HOOK) and job.removeprefix(HOOK) not in wanted)
-        for key in wanted.keys() - self.asked.keys():
+        for key in sorted(wanted.keys() - self.asked.keys()):
             self._jobs.start(f"{HOOK}{key}", lambda call=wanted[key]: self._ask_one(call), math.inf)  # type: ignore[misc]
 
     async def _ask_one(self, call: HookCall) -> None:
@@ -139,7 +139,7 @@ class Converger:
         routed = {s.instance for s in (*state.route.servers, *state.route.preview)}
         if seen.edge.on_disk is not None:
             routed |= {s.instance for s in seen.edge.on_disk.route.servers}
-        for name in (found.keys() - names) | ({world.worn} & found.keys()):
+        for name in sorted((found.keys() - names) | ({world.recreate} & found.keys())):
             if settled and name not in routed:
                 self._jobs.start(f"{STOP}{name}", lambda name=name: self._runtime.stop(name), STOP_DEADLINE)  # type: ignore[misc]
 

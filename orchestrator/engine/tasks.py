@@ -202,6 +202,10 @@ class Jobs:
         self._running[name] = task
         task.add_done_callback(lambda _: self._ended(name))  # also of one that is cancelled before it begins
 
+    def keep(self, name: str) -> None:
+        """Remember how a job went, though it is not to be started yet."""
+        self._wanted.add(name)
+
     def _ended(self, name: str) -> None:
         del self._running[name]
         self._wake()

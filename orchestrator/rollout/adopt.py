@@ -34,7 +34,7 @@ def adopt(turn: Turn, seen: Observation) -> None:
     found = [i for i in seen.instances if _credible(i, state.service) and i.release != own]
     releases = {i.release: i.described for i in found if i.described is not None}
     leaving = state.removal is not None and state.removal.kind == "removing"
-    leaving = leaving and not (disk is not None and disk.released > state.released)  # no id is given out then
+    leaving = leaving and not (disk is not None and disk.released > state.released)  # by then it is over
     nobody = disk is not None and not disk.route.servers
     if leaving or nobody or not seen.runtime_ok or not releases or not (blank or ahead):
         return

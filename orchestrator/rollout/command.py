@@ -23,6 +23,9 @@ from orchestrator.rollout.turn import DAEMON, Turn
 HANDLED = 200
 """Request ids remembered for a service, against a second delivery."""
 
+QUEUE = 100
+"""Releases that may wait for one service: all are written with each of its commits, which others wait for."""
+
 RECEIPTS = 200
 """Idempotency keys remembered for a service."""
 
@@ -136,7 +139,7 @@ def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceSt
         return state, ()
     state = replace(state, handled=(*state.handled, command.request)[-HANDLED:])
     turn = Turn(state, now)
-    why = _misses(state, command) or _carry_out(turn, command)
+    why = _wrong_target(state, command) or _carry_out(turn, command)
     if why:
         return state, (refusal(state.service, command, why, now),)
     if not isinstance(command, Submit | Restart):
@@ -203,7 +206,7 @@ def verb_of(command: Command) -> str:
     return "release" if isinstance(command, Submit) else type(command).__name__.lower()
 
 
-def _misses(state: ServiceState, command: Command) -> str:
+def _wrong_target(state: ServiceState, command: Command) -> str:
     """Why a command about a rollout does not mean the one that is under way, or ''."""
     if not isinstance(command, _OfRollout) or not command.release or state.rolling(command.release):
         return ""
@@ -249,6 +252,8 @@ def _submit(turn: Turn, command: Submit) -> str:
     if receipt is not None:
         turn.tell(_accepted(turn, command, receipt.release, duplicate=True))
         return ""
+    if command.policy.on_new_release == "queue" and len(state.queue) >= QUEUE:
+        return f"{len(state.queue)} releases wait already; abort some, or ask again when some have ended"
     call_off(turn)
     note = _called_off(state, turn.state)
     release = _new(turn, command)
@@ -393,8 +398,10 @@ def _earlier(state: ServiceState, to: str) -> Release | str:
 
 def _pause(turn: Turn, command: Pause) -> str:
     rollout = turn.state.rollout
-    if rollout is None or rollout.phase is Phase.ROLLING_BACK:
-        return "there is no rollout that could be paused"
+    if rollout is None:
+        return f"nothing of {turn.state.service} is rolling out"
+    if rollout.phase is Phase.ROLLING_BACK:
+        return _on_its_way_back(turn.state, rollout)
     if rollout.kind == "revert":
         return f"a rollback is not paused; {rollout.release.id} can be aborted until it takes the traffic"
     if rollout.mark is not None and rollout.mark.kind == "paused":
@@ -426,7 +433,7 @@ def _approve(turn: Turn) -> str:
 
 def _go_on(turn: Turn, mark: Mark) -> None:
     """Take a mark off. The time under it counts for no clock of the phase."""
-    turn.stood(turn.now - mark.since)
+    turn.postpone(turn.now - mark.since)
     turn.roll(mark=None, silent=0.0)
 
 
@@ -467,7 +474,9 @@ def _abort(turn: Turn, command: Abort) -> str:
         turn.conclude(queued, Outcome.ABORTED, reason, actor=command.actor)
         return ""
     if rollout is None or command.release not in ("", rollout.release.id):
-        return f"{command.release or turn.state.service} has no release in progress"
+        if command.release:
+            return f"{command.release} is neither rolling out nor queued"
+        return f"{turn.state.service} has no release in progress"
     if rollout.one_way or rollout.phase is Phase.ROLLING_BACK:
         return _on_its_way_back(turn.state, rollout)
     turn.retreat(Outcome.ABORTED, reason, actor=command.actor)
@@ -476,14 +485,14 @@ def _abort(turn: Turn, command: Abort) -> str:
 
 def _freeze(turn: Turn, command: Freeze) -> str:
     if turn.state.frozen is not None:
-        return f"already frozen by {turn.state.frozen.by}"
+        return f"{turn.state.service} is already frozen by {turn.state.frozen.by}"
     turn.set(frozen=Mark(kind="frozen", actor=command.actor, reason=command.reason, since=turn.now))
     return ""
 
 
 def _unfreeze(turn: Turn) -> str:
     if turn.state.frozen is None:
-        return "not frozen"
+        return f"{turn.state.service} is not frozen"
     turn.set(frozen=None)
     return ""
 

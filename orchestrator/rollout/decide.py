@@ -36,7 +36,7 @@ from orchestrator.rollout.policy import differences
 from orchestrator.rollout.removal import notice_removal, take_down
 from orchestrator.rollout.route import lost, usable
 from orchestrator.rollout.turn import DAEMON, Turn
-from orchestrator.rollout.unseen import notice_prometheus, overlook
+from orchestrator.rollout.unseen import exclude_unwatched, notice_blindness
 
 
 def decide(state: ServiceState, seen: Observation, now: float) -> tuple[ServiceState, tuple[Event, ...]]:
@@ -51,13 +51,13 @@ def decide(state: ServiceState, seen: Observation, now: float) -> tuple[ServiceS
         The next state and the events that tell the difference, oldest first.
     """
     turn = Turn(state, now)
-    overlook(turn, seen.unwatched)
+    exclude_unwatched(turn, seen.unwatched)
     notice_removal(turn, seen)
     adopt(turn, seen)
     notice_host(turn, seen)
     notice_edge(turn, seen)
     notice_deaths(turn, seen)
-    notice_prometheus(turn, seen)
+    notice_blindness(turn, seen)
     retire_previous(turn)
     _end_late(turn)
     if turn.state.rollout is None:
@@ -157,7 +157,7 @@ def _preflight(turn: Turn, seen: Observation) -> None:
         if release.digest != image.digest:
             _note_image(turn, image)
         _ask_hooks(turn, seen, lambda: _leave_preflight(turn, seen))
-    late = turn.now - rollout.entered_at >= release.policy.preflight_deadline
+    late = seen.runtime_ok and turn.now - rollout.entered_at >= release.policy.preflight_deadline
     if late and turn.state.rollout is not None and turn.rollout.phase is Phase.PREFLIGHT:
         what = f"image {release.image} was not there"
         why = f": {seen.image_error}" if seen.image_error and image is None else ""
@@ -171,7 +171,6 @@ def _leave_preflight(turn: Turn, seen: Observation) -> None:
     """Start the instances. Those that still drain are kept; those that stop must be gone first."""
     if _leaving(turn.state, seen):
         return
-    turn.set(retiring=tuple(r for r in turn.state.retiring if r.release.id != turn.rollout.release.id))
     turn.enter(Phase.STARTING, "image resolved", actor=turn.rollout.actor)
 
 
@@ -232,7 +231,7 @@ def _starting(turn: Turn, seen: Observation) -> None:
     unready = [i for i in found if not (i.running and i.health == "ready")]
     ready = len(found) - len(unready)
     scraped = _unscraped(turn, seen, names)
-    late = turn.now - rollout.entered_at >= release.policy.start_deadline
+    late = seen.runtime_ok and turn.now - rollout.entered_at >= release.policy.start_deadline
     if (ready == len(names) and not scraped) or (late and ready and rollout.kind == "revert"):
         _leave_start(turn, seen)
     elif late and (ready < len(names) or rollout.blind_since is None):
@@ -410,7 +409,7 @@ def _await_confirmation(turn: Turn, seen: Observation) -> None:
         turn.roll(held_since=turn.now, exposed_since=exposed)
         return
     waited, patience = turn.now - rollout.entered_at, rollout.release.policy.confirm_deadline
-    if waited >= patience:
+    if waited >= patience and seen.runtime_ok:
         why = f"nginx did not confirm {step.weight} % within {patience:.0f} s"
         why += f": {seen.edge.error}" if seen.edge.error else ""
         if state.stable and step.weight < FULL and not usable(state.stable, state.route, seen):

@@ -46,7 +46,7 @@ class World:
     Attributes:
         image: The reference that must be resolved, if any.
         instances: The containers; any other labelled one of the service is to be stopped.
-        worn: The instance that is to be stopped although it is wanted, so that it is made anew; '' for none.
+        recreate: The instance that is to be stopped although it is wanted, to be made anew; '' for none.
         route: What nginx must serve.
         stable: The id of the stable release; empty when there is none.
         fallback: The route that a rollback on the host puts in place; it lies on the disk before the
@@ -61,7 +61,7 @@ class World:
     route: Route
     image: str = ""
     instances: tuple[Wanted, ...] = ()
-    worn: str = ""
+    recreate: str = ""
     stable: str = ""
     fallback: Route | None = None
     repair: bool = False
@@ -83,7 +83,7 @@ def desired(state: ServiceState, now: float) -> World:
         service=state.service,
         image=image,
         instances=_instances(state),
-        worn=_worn(state, now),
+        recreate=_to_recreate(state, now),
         route=state.route,
         stable=state.stable.id if state.stable else "",
         fallback=_fallback(state),
@@ -116,7 +116,7 @@ def _instances(state: ServiceState) -> tuple[Wanted, ...]:
     return tuple(wanted.values())
 
 
-def _worn(state: ServiceState, now: float) -> str:
+def _to_recreate(state: ServiceState, now: float) -> str:
     """One instance of stable or previous that has hung for long, while the others of its release are well."""
     hung = dict(state.hung)
     for release in (state.stable, state.previous):

@@ -53,9 +53,12 @@ def _shares(route: Route) -> tuple[tuple[str, float], ...]:
 
 
 def let_go(turn: Turn, seen: Observation) -> None:
-    """Release from the state what no request can reach any more; the engine stops what is not wanted."""
+    """Release from the state what no request can reach any more; the engine stops what is not wanted.
+
+    What is wanted again is not on its way out: its instances stay.
+    """
     waiting = []
-    for entry in turn.state.retiring:
+    for entry in [r for r in turn.state.retiring if r.release.id not in turn.state.wanted]:
         deadline = entry.release.policy.drain_deadline
         if entry.generation is None or turn.state.confirmed < entry.generation:
             waiting.append(entry)

@@ -212,7 +212,8 @@ class Rollout:
         exposed_since: When nginx first confirmed any traffic for the candidate; None before.
         silent: Seconds without data for the candidate, up to the last look: between readings in a row that
             Prometheus answered.
-        blind_since: When Prometheus was first seen not to answer; None while it does.
+        blind_since: When Docker or Prometheus was first seen not to answer; None while both do.
+        blind_to: Which of them that is; empty while both answer.
         looked_at: The reading that the gates last looked at in this step; None before.
         block_from: The reading that the comparisons have counted up to; None before the first.
         evidence: What the comparisons have seen, over all steps.
@@ -236,6 +237,7 @@ class Rollout:
     exposed_since: float | None = None
     silent: float = 0.0
     blind_since: float | None = None
+    blind_to: str = ""
     looked_at: float | None = None
     block_from: float | None = None
     evidence: tuple[Evidence, ...] = ()
@@ -362,6 +364,13 @@ class ServiceState:
         if self.rollout is not None and self.rollout.kind == "revert" and self.stable is not None:
             return self.stable.id
         return self.current
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """The releases whose instances are wanted: stable, previous, and what rolls out, once it starts."""
+        begun = self.rollout is not None and self.rollout.phase is not Phase.PREFLIGHT
+        rolling = self.rollout.release if self.rollout is not None and begun else None
+        return frozenset(r.id for r in (self.stable, self.previous, rolling) if r is not None)
 
     @property
     def earlier(self) -> Release | None:

@@ -194,6 +194,7 @@ class Observation:
 
     Attributes:
         runtime_ok: False when Docker did not answer; then `instances` says nothing.
+        runtime_error: Why Docker did not answer; empty when it did.
         images: Answers to resolving, by reference.
         image_error: Why there is no answer yet; empty where nothing is known to be wrong.
         start_errors: Instance name to why it could not be created or started.
@@ -205,6 +206,7 @@ class Observation:
 
     instances: tuple[Instance, ...] = ()
     runtime_ok: bool = True
+    runtime_error: str = ""
     edge: Edge = Edge()
     images: Mapping[str, Image] = field(default_factory=dict)
     image_error: str = ""

@@ -121,7 +121,7 @@ def problems(state: ServiceState) -> list[str]:
     if state.stuck_since is not None:
         found.append(way_back(state) or f"the traffic is not where it ought to be: {state.stuck_why}")
     if state.rollout is not None and state.rollout.blind_since is not None:
-        found.append("Prometheus does not answer; the rollout is held")
+        found.append(f"{state.rollout.blind_to or 'Prometheus'} does not answer; the rollout is held")
     return found
 
 

@@ -51,8 +51,9 @@ class Turn:
         return self.state.rollout
 
     def set(self, **changes: Any) -> None:
-        """Replace fields of the state."""
-        self.state = replace(self.state, **changes)
+        """Replace fields of the state, where any is another; most looks find nothing new."""
+        if any(getattr(self.state, name) is not value for name, value in changes.items()):
+            self.state = replace(self.state, **changes)
 
     def roll(self, **changes: Any) -> None:
         """Replace fields of the rollout."""
@@ -106,6 +107,7 @@ class Turn:
             held_since=None,
             silent=0.0,
             blind_since=None,
+            blind_to="",
             looked_at=None,
             evidence=self._evidence_in(step) if phase is Phase.SHIFTING else self.rollout.evidence,
             breaches=(),
@@ -118,16 +120,16 @@ class Turn:
         )
         self._tell_phase(actor, reason)
 
-    def later(self, clock: float, seconds: float) -> float:
+    def postponed(self, clock: float, seconds: float) -> float:
         """A clock with time taken out of it; it does not get ahead of now."""
         return min(clock + seconds, self.now)
 
-    def stood(self, seconds: float) -> None:
+    def postpone(self, seconds: float) -> None:
         """Take time in which the phase could not go on out of its clocks."""
         held = self.rollout.held_since
         self.roll(
-            entered_at=self.later(self.rollout.entered_at, seconds),
-            held_since=None if held is None else self.later(held, seconds),
+            entered_at=self.postponed(self.rollout.entered_at, seconds),
+            held_since=None if held is None else self.postponed(held, seconds),
         )
 
     def _evidence_in(self, step: int) -> tuple[Evidence, ...]:

@@ -11,7 +11,7 @@ MEASURED = frozenset({Phase.STARTING, Phase.SHIFTING, Phase.BAKING})
 """Phases that wait for measurements."""
 
 
-def overlook(turn: Turn, seconds: float) -> None:
+def exclude_unwatched(turn: Turn, seconds: float) -> None:
     """Take out the seconds before this look in which nobody drove the service.
 
     A hold, a deadline, a pause, the time in the queue and the time that a limit has been broken go on from
@@ -23,40 +23,47 @@ def overlook(turn: Turn, seconds: float) -> None:
         turn.set(overlooked=overlooked)
     if state.rollout is None or not seconds:
         return
-    turn.stood(seconds)
+    turn.postpone(seconds)
     rollout = turn.rollout
     turn.roll(
-        blind_since=None if rollout.blind_since is None else turn.later(rollout.blind_since, seconds),
-        mark=_later(turn, rollout.mark, seconds),
-        breaches=tuple(replace(b, since=turn.later(b.since, seconds)) for b in rollout.breaches),
+        blind_since=None if rollout.blind_since is None else turn.postponed(rollout.blind_since, seconds),
+        mark=_postponed(turn, rollout.mark, seconds),
+        breaches=tuple(replace(b, since=turn.postponed(b.since, seconds)) for b in rollout.breaches),
     )
 
 
-def _later(turn: Turn, mark: Mark | None, seconds: float) -> Mark | None:
-    return None if mark is None else replace(mark, since=turn.later(mark.since, seconds))
+def _postponed(turn: Turn, mark: Mark | None, seconds: float) -> Mark | None:
+    return None if mark is None else replace(mark, since=turn.postponed(mark.since, seconds))
 
 
-def notice_prometheus(turn: Turn, seen: Observation) -> None:
-    """Hold a rollout while Prometheus does not answer, which says nothing of the candidate.
+def notice_blindness(turn: Turn, seen: Observation) -> None:
+    """Hold a rollout while Docker or Prometheus does not answer, which says nothing of the candidate.
 
-    After the deadline of a pause it is given up.
+    After the deadline of a pause it is given up. The way back is held by neither.
     """
     rollout = turn.state.rollout
+    if rollout is None or rollout.takes_back:
+        return
     last = seen.readings[-1] if seen.readings else None
-    if rollout is None or last is None or not _measured(turn, rollout):
+    measured = _measured(turn, rollout)
+    if not seen.runtime_ok:
+        away, why = "Docker", seen.runtime_error
+    elif measured and last is None and rollout.blind_to != "Docker":
         return
-    if not last.error:
+    else:
+        why = last.error if measured and last is not None else ""
+        away = "Prometheus" if why else ""
+    if not away:
         if rollout.blind_since is not None:
-            turn.stood(turn.now - rollout.blind_since)
-            turn.roll(blind_since=None)
+            turn.postpone(turn.now - rollout.blind_since)
+            turn.roll(blind_since=None, blind_to="")
         return
-    if rollout.blind_since is None:
-        turn.roll(blind_since=turn.now)
-        return
-    waited, patience = turn.now - rollout.blind_since, rollout.release.policy.pause_deadline
+    since = turn.now if rollout.blind_since is None else rollout.blind_since
+    turn.roll(blind_since=since, blind_to=away)
+    waited, patience = turn.now - since, rollout.release.policy.pause_deadline
     if waited >= patience and rollout.mark is None:
-        why = f"Prometheus did not answer for {waited:.0f} s, the limit is {patience:.0f} s: {last.error}"
-        turn.retreat(Outcome.ROLLED_BACK, why)
+        reason = f"{away} did not answer for {waited:.0f} s, the limit is {patience:.0f} s"
+        turn.retreat(Outcome.ROLLED_BACK, reason + (f": {why}" if why else ""))
 
 
 def _measured(turn: Turn, rollout: Rollout) -> bool:

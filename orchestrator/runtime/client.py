@@ -1,9 +1,10 @@
 """Docker's blocking SDK behind a small executor, so that a hung call never holds the loop."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, TypeVar, get_args
 
 import docker
@@ -13,6 +14,9 @@ from requests.exceptions import RequestException
 from orchestrator.ports.faults import Away, Fault
 
 T = TypeVar("T")
+
+SHARE = 4
+"""Threads of a lane that one service may have. Calls that were given up count until they end."""
 
 Lane = Literal["look", "start", "remove", "pull", "usage"]
 """Kinds of work, each with threads of its own: a slow registry must keep no instance from starting."""
@@ -27,14 +31,16 @@ def words(error: Exception) -> str:
 class DockerClient:
     """One client, an executor for each lane.
 
-    A call that outlasts its deadline is left behind in its thread.
+    A call that outlasts its deadline is left behind in its thread; so that those about one service leave the
+    others theirs, each has a share.
     """
 
-    def __init__(self, url: str = "", timeout: float = 15.0, threads: int = 8) -> None:
+    def __init__(self, url: str = "", timeout: float = 15.0, threads: int = 32) -> None:
         self._url = url
         self._timeout = timeout
         self._client: docker.DockerClient | None = None
         self._connecting = threading.Lock()
+        self._shares: dict[tuple[Lane, str], asyncio.Semaphore] = {}
         self._lanes = {
             lane: ThreadPoolExecutor(threads, thread_name_prefix=f"docker-{lane}") for lane in get_args(Lane)
         }
@@ -44,7 +50,7 @@ class DockerClient:
         """The SDK's client, connected at first use. Only for code that runs in the executor."""
         with self._connecting:
             if self._client is None:
-                settings: dict[str, Any] = {"timeout": int(self._timeout), "max_pool_size": 32}
+                settings: dict[str, Any] = {"timeout": int(self._timeout), "max_pool_size": 64}
                 self._client = (
                     docker.DockerClient(base_url=self._url, **settings)
                     if self._url
@@ -53,19 +59,32 @@ class DockerClient:
             return self._client
 
     async def call(
-        self, work: Callable[[docker.DockerClient], T], deadline: float | None = None, lane: Lane = "look"
+        self,
+        work: Callable[[docker.DockerClient], T],
+        deadline: float | None = None,
+        lane: Lane = "look",
+        about: str = "",
     ) -> T:
-        """Run blocking work with the SDK.
+        """Run blocking work with the SDK, about a service; waits for a thread of its share.
 
         Raises:
             Fault: Docker refused.
             Away: Docker did not answer, or not within `deadline` seconds.
         """
-        loop = asyncio.get_running_loop()
         limit = deadline or self._timeout * 2
+        share = self._shares.setdefault((lane, about), asyncio.Semaphore(SHARE))
+        loop = asyncio.get_running_loop()
+
+        def give_back(_: Future[T]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(share.release)
+
         try:
             async with asyncio.timeout(limit):
-                return await loop.run_in_executor(self._lanes[lane], lambda: work(self.sdk))
+                await share.acquire()
+                running = self._lanes[lane].submit(lambda: work(self.sdk))
+                running.add_done_callback(give_back)
+                return await asyncio.wrap_future(running)
         except TimeoutError as error:
             raise Away(f"Docker did not answer within {limit:.0f} s") from error
         except APIError as error:

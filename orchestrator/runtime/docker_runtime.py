@@ -76,6 +76,7 @@ class DockerRuntime:
         self._prober = Prober()
         self._fence = Fence(owner)
         self._addresses = threading.Lock()
+        self._given: set[str] = set()
         self._living: dict[str, set[tuple[str, str]]] = {}
         self._last_words: dict[tuple[str, str], str] = {}
 
@@ -101,7 +102,9 @@ class DockerRuntime:
 
     async def observe(self, service: str) -> tuple[Instance, ...]:
         """See `ports.Runtime`."""
-        found = await self._docker.call(lambda client: self._inspect(client, service), LOOK_DEADLINE)
+        found = await self._docker.call(
+            lambda client: self._inspect(client, service), LOOK_DEADLINE, about=service
+        )
         seen = await asyncio.gather(*(self._probed(identity, attrs) for identity, attrs in found))
         self._living[service] = {(i.container, i.started_at) for i in seen}
         known = set().union(*self._living.values())
@@ -146,11 +149,15 @@ class DockerRuntime:
 
     async def cpu_seconds(self, service: str) -> dict[str, tuple[float, float]]:
         """See `ports.Usage`. The Engine takes up to a second to answer for each."""
-        found = await self._docker.call(lambda client: self._inspect(client, service), LOOK_DEADLINE)
+        found = await self._docker.call(
+            lambda client: self._inspect(client, service), LOOK_DEADLINE, "usage", service
+        )
 
         async def used(container: str) -> tuple[float, float]:
             stats = await self._docker.call(
-                lambda client: client.api.stats(container, stream=False, one_shot=True), lane="usage"
+                lambda client: client.api.stats(container, stream=False, one_shot=True),
+                lane="usage",
+                about=service,
             )
             at = datetime.fromisoformat(stats["read"][:26].rstrip("Z") + "Z")
             return at.timestamp(), stats["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9
@@ -196,12 +203,12 @@ class DockerRuntime:
         if not instance.running and process in self._last_words:
             return replace(instance, logs=self._last_words[process])
         try:
-            logs = await self._docker.call(tail)
+            logs = await self._docker.call(tail, LOOK_DEADLINE, about=_service(instance.name))
             for _ in range(LOG_LOOKS):  # Docker tells an exit before its log has been written
                 if logs or instance.exit_code is None:
                     break
                 await asyncio.sleep(LOG_DELAY)
-                logs = await self._docker.call(tail)
+                logs = await self._docker.call(tail, LOOK_DEADLINE, about=_service(instance.name))
         except Fault:
             return instance
         if instance.exit_code is not None:
@@ -233,7 +240,7 @@ class DockerRuntime:
         if here is not None and not (moves and asked):
             return _image(here, image)
         try:
-            found = await self._docker.call(pull, self._pull_deadline, "pull")
+            found = await self._docker.call(pull, self._pull_deadline, "pull", _repository(image))
         except Away as error:
             if here is None or self._pull == "always":
                 raise
@@ -276,8 +283,7 @@ class DockerRuntime:
             if preferred is None:
                 return
             for attempt in range(1, START_TRIES + 1):
-                with self._addresses:
-                    container = self._create(client, wanted, preferred)
+                container = self._create(client, wanted, preferred)
                 if container is None:
                     return
                 try:
@@ -291,7 +297,7 @@ class DockerRuntime:
                 else:
                     return
 
-        await self._docker.call(work, 120.0, "start")
+        await self._docker.call(work, 120.0, "start", wanted.release.service)
 
     def _mine(self, client: docker.DockerClient, instance: str) -> list[Container]:
         """Our containers of an instance, whatever they are called; the one with its own name comes first.
@@ -335,7 +341,16 @@ class DockerRuntime:
 
     def _create(self, client: docker.DockerClient, wanted: Wanted, preferred: str) -> Container | None:
         """Create the container at a free static address; None when it exists and runs already."""
-        address = self._network.free(self._taken(client), preferred)
+        with self._addresses:  # not while it is created: that may take long, or hang
+            address = self._network.free([*self._taken(client), *self._given], preferred)
+            self._given.add(address)
+        try:
+            return self._create_at(client, wanted, address)
+        finally:
+            with self._addresses:
+                self._given.discard(address)
+
+    def _create_at(self, client: docker.DockerClient, wanted: Wanted, address: str) -> Container | None:
         release, template = wanted.release, wanted.release.template
         settings: dict[str, Any] = {
             "name": self._container_name(wanted.name),
@@ -411,7 +426,7 @@ class DockerRuntime:
                     if error.status_code != CONFLICT:
                         raise
 
-        await self._docker.call(work, 600.0, "remove")
+        await self._docker.call(work, 600.0, "remove", _service(name))
 
     async def remove_images(self, digests: Sequence[str]) -> None:
         """See `ports.Images`."""
@@ -433,6 +448,11 @@ class DockerRuntime:
         await self._prober.close()
 
 
+def _service(instance: str) -> str:
+    """Whose an instance is, by its name."""
+    return instance.rpartition("-")[0].rpartition("-")[0]
+
+
 def _image(found: DockerImage, image: str) -> Image:
     """An image on this host, by the registry's digest where it has one."""
     return Image(digest=next(iter(_pinned(found, image)), str(found.id)))
@@ -440,11 +460,14 @@ def _image(found: DockerImage, image: str) -> Image:
 
 def _pinned(found: DockerImage | None, image: str) -> list[str]:
     """The digests by which the registry of a reference knows an image; none for one that was built here."""
-    repository = image.partition("@")[0]
-    if ":" in repository.rpartition("/")[2]:
-        repository = repository.rpartition(":")[0]
     known = found.attrs.get("RepoDigests") or [] if found is not None else []
-    return [d for d in known if d.partition("@")[0] == repository]
+    return [d for d in known if d.partition("@")[0] == _repository(image)]
+
+
+def _repository(image: str) -> str:
+    """A reference without its tag and digest."""
+    repository = image.partition("@")[0]
+    return repository.rpartition(":")[0] if ":" in repository.rpartition("/")[2] else repository
 
 
 def _user(client: docker.DockerClient, image: str) -> str:

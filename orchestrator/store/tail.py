@@ -8,7 +8,7 @@ from orchestrator.ports.store import Journal
 from orchestrator.rollout.events import Event
 from orchestrator.store.redis_store import RedisStore
 
-Told = tuple[str, Event]
+Entry = tuple[str, Event]
 
 BEHIND = 500
 """Events that a listener may lie behind before it is let go; it can come again with the last id it saw."""
@@ -28,7 +28,7 @@ class EventTail:
 
     def __init__(self, store: RedisStore) -> None:
         self._store = store
-        self._listeners: set[asyncio.Queue[Told | None]] = set()
+        self._listeners: set[asyncio.Queue[Entry | None]] = set()
 
     async def run(self) -> None:
         """Read for ever.
@@ -48,20 +48,20 @@ class EventTail:
             for queue in tuple(self._listeners):
                 self._let_go(queue)
 
-    def _put(self, queue: "asyncio.Queue[Told | None]", told: Told) -> None:
+    def _put(self, queue: "asyncio.Queue[Entry | None]", entry: Entry) -> None:
         if queue.qsize() >= BEHIND:
             self._let_go(queue)
         else:
-            queue.put_nowait(told)
+            queue.put_nowait(entry)
 
-    def _let_go(self, queue: "asyncio.Queue[Told | None]") -> None:
+    def _let_go(self, queue: "asyncio.Queue[Entry | None]") -> None:
         self._listeners.discard(queue)
         queue.put_nowait(None)
 
     @contextlib.asynccontextmanager
-    async def follow(self, after: str) -> AsyncIterator[AsyncIterator[Told | None]]:
+    async def follow(self, after: str) -> AsyncIterator[AsyncIterator[Entry | None]]:
         """See `ports.Tail`."""
-        queue: asyncio.Queue[Told | None] = asyncio.Queue()
+        queue: asyncio.Queue[Entry | None] = asyncio.Queue()
         self._listeners.add(queue)
         try:
             yield self._listen(queue, self._store, after)
@@ -69,12 +69,12 @@ class EventTail:
             self._listeners.discard(queue)
 
     async def _listen(
-        self, queue: "asyncio.Queue[Told | None]", journal: Journal, after: str
-    ) -> AsyncIterator[Told | None]:
+        self, queue: "asyncio.Queue[Entry | None]", journal: Journal, after: str
+    ) -> AsyncIterator[Entry | None]:
         while page := await journal.events_after(after):  # what was told before we listened
-            for told in page:
-                after = told[0]
-                yield told
+            for entry in page:
+                after = entry[0]
+                yield entry
         while True:
             try:
                 async with asyncio.timeout(QUIET):

@@ -15,7 +15,7 @@ from orchestrator.ports.traffic import EdgeProcess, RoutePlan, Workers
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import Edge, LocalRollback, OnDisk
 from orchestrator.traffic.files import is_private, locked, read, remove, to_the_end, write
-from orchestrator.traffic.listener import Listener, Told
+from orchestrator.traffic.listener import Answer, Listener
 from orchestrator.traffic.memory import Memory, Mode
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.reload import Reloader, takes_connections
@@ -259,7 +259,7 @@ class NginxEdge:
 
     @contextlib.asynccontextmanager
     async def _changing(self, service: str) -> AsyncIterator[_Served]:
-        """One change of a service's file; a failure stays to be told."""
+        """One change of a service's file; a failure stays to be answer."""
         state = self._state(service)
         try:
             async with self._alone():
@@ -592,20 +592,20 @@ class NginxEdge:
         await self._look_at_shared(text or "")
         header = self._known(service, text)
         disk = header.on_disk if header is not None and header.on_disk else OnDisk(route=Route())
-        told = await self._listener.ask(service) if text is not None else Told("")
+        answer = await self._listener.ask(service) if text is not None else Answer("")
         workers = await self._process.workers()
         retiring = workers.retiring
         drained = not (retiring if state.old_workers is None else state.old_workers & retiring)
-        drained = drained and not told.draining
+        drained = drained and not answer.draining
         on = self._switches.is_on(service)
         switched = _active(disk.back) if on and not state.changing else frozenset[str]()
-        served = header is not None and told.generation == header.generation
+        served = header is not None and answer.generation == header.generation
         needless = switched in (frozenset(), _active(disk.route.servers))
         if on and drained and served and needless and not state.changing:
             with contextlib.suppress(Fault):  # no worker is left that it says anything to
                 self._switches.put_away(service)
         return Edge(
-            served=told.generation,
+            served=answer.generation,
             confirmed=state.confirmed,
             file=self._file_state(service, text, header, state),
             drained=drained,
@@ -614,7 +614,7 @@ class NginxEdge:
             on_disk=header.on_disk if header else None,
             fallback=self._fallback(service, disk, on=on),
             switched_to="".join(switched),
-            silence="" if text is None or state.changing else self._silence(service, told, workers),
+            silence="" if text is None or state.changing else self._silence(service, answer, workers),
         )
 
     def _file_state(
@@ -635,14 +635,14 @@ class NginxEdge:
         servers = found.on_disk.route.servers if found is not None and found.on_disk else ()
         return servers if servers == disk.back or (on and not disk.back) else ()
 
-    def _silence(self, service: str, told: Told, workers: Workers) -> str:
+    def _silence(self, service: str, answer: Answer, workers: Workers) -> str:
         """Why nginx does not say what it serves of a service that has a file; empty when it does."""
-        if told.generation is not None:
+        if answer.generation is not None:
             return ""
-        if told.answered or workers.accepting:
+        if answer.answered or workers.accepting:
             include = f"include {self._folder}/*.conf;"
             return f"nginx runs and does not serve {service}: is `{include}` in its http {{}}?"
-        return f"nginx does not answer at {told.text}"
+        return f"nginx does not answer at {answer.text}"
 
     def highest_token(self) -> int:
         """The highest fencing token that the folder knows; 0 for a new one."""

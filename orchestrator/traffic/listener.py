@@ -16,7 +16,7 @@ DEADLINE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Answer:
     """What nginx says of a service.
 
     Attributes:
@@ -42,15 +42,15 @@ class Listener:
         self._url = url
         self._session: aiohttp.ClientSession | None = None
 
-    async def ask(self, service: str) -> Told:
+    async def ask(self, service: str) -> Answer:
         """What is served; a failure is in the text, never raised."""
         status, text = await self._request("GET", "/generation", service)
         name, number, *rest = [*text.split(" "), "", ""][:6]
         if name != service or not number.isascii() or not number.isdecimal():
-            return Told(text, answered=status != 0)
+            return Answer(text, answered=status != 0)
         if rest[1:2] == ["dynamic"]:
-            return Told(text, int(number), rest[2], int(rest[3]))
-        return Told(text, int(number))
+            return Answer(text, int(number), rest[2], int(rest[3]))
+        return Answer(text, int(number))
 
     async def put(self, service: str, route: str, *, secret: str, shape: str) -> None:
         """Let nginx serve a route from the next request on, if the rest of its file is of this shape.

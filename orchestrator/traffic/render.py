@@ -262,6 +262,7 @@ class Header:
     on_disk: OnDisk | None
 
 
+@functools.lru_cache(maxsize=64)  # the same few files are looked at again and again
 def read_header(text: str) -> Header | None:
     """The header of a file; None when it has none."""
     lines = text.split("\n", 2)

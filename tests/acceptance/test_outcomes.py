@@ -4,6 +4,7 @@ import asyncio
 import json
 
 from examples.playground.load import Load
+from examples.playground.service import service_file
 from orchestrator.rollout.events import InstanceDied, ReleaseEnded, ReleaseRetired
 from orchestrator.rollout.model import Outcome
 from tests.conftest import Images, Stacks
@@ -71,7 +72,7 @@ async def test_errors_roll_back_and_most_users_never_see_them(stack: Stacks, ima
 
 
 async def test_a_slow_tail_rolls_back(stack: Stacks, images: Images) -> None:
-    s = await stack()
+    s = await stack(gates=service_file("api", 0)["gates"])
     await s.push("api", images("v1"))
     await s.ended("api-1")
     async with Load(s.url("api"), 120):
@@ -150,7 +151,7 @@ async def test_without_prometheus_nothing_advances_until_it_is_back(stack: Stack
 
 
 async def test_prometheus_that_does_not_come_back_ends_a_release(stack: Stacks, images: Images) -> None:
-    s = await stack(deadlines={"start": "2s", "pause": "6s"})
+    s = await stack(deadlines={"start": "15s", "pause": "6s"})
     await s.push("api", images("v1"))
     await s.ended("api-1")
     s.stop_prometheus()

@@ -98,7 +98,8 @@ async def test_a_frozen_service_queues(stack: Stacks, images: Images) -> None:
 
 
 async def test_release_wait_tells_the_outcome_by_its_exit_code(stack: Stacks, images: Images) -> None:
-    s = await stack(on_new_release="reject")
+    lasting = {**QUICK["strategy"], "first_hold": "120s", "step_deadline": "150s"}  # until it is aborted
+    s = await stack(on_new_release="reject", strategy=lasting)
     code, text = await s.cli("release", "api", images("v1"), "--wait", "--key", "build-1")
     assert code == 0, text
     assert "promoted" in text

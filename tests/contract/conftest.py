@@ -21,6 +21,7 @@ from orchestrator.rollout.model import Route, Server
 from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.options import EdgeOptions, ServerBlock
 from orchestrator.traffic.process import HostNginx
+from tests.builders import server
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
@@ -53,15 +54,7 @@ class Site:
         return RoutePlan(service="api", route=route, stable="api-1", fallback=fallback)
 
     def _server(self, release: str) -> Server:
-        address = f"127.0.0.1:{self.backends[release]}"
-        return Server(
-            address=address,
-            weight=1,
-            release=release,
-            instance=f"{release}-0",
-            container="c",
-            started_at="t",
-        )
+        return server(release, f"127.0.0.1:{self.backends[release]}")
 
     async def request(self, more: bytes = b"", start: bytes = GET) -> tuple[str, str]:
         """Head and body of the answer on a fresh connection."""
@@ -141,7 +134,7 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         tmp_path / "edge",
         lambda _: options,
         listen=f"127.0.0.1:{free_port()}",
-        confirm_deadline=3.0,
+        confirm_deadline=10.0,
         closing_wait=0.3,
     )
     old = os.umask(0o077)  # as in the systemd unit
@@ -159,11 +152,13 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         servers,
         got=got,
     )
-    await edge.apply(site.plan(1, "api-1"), 1)
-    await edge.apply(site.plan(2, "api-1", "api-2", back="api-1"), 1)
-    yield site
-    await edge.close()
-    with contextlib.suppress(Fault, ProcessLookupError):
-        os.kill(process.master(), signal.SIGTERM)
-    for server in servers.values():
-        server.close()
+    try:
+        await edge.apply(site.plan(1, "api-1"), 1)
+        await edge.apply(site.plan(2, "api-1", "api-2", back="api-1"), 1)
+        yield site
+    finally:
+        await edge.close()
+        with contextlib.suppress(Fault, ProcessLookupError):
+            os.kill(process.master(), signal.SIGTERM)
+        for server in servers.values():
+            server.close()

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.traffic import RoutePlan
-from orchestrator.rollout.model import Route, Server
+from orchestrator.rollout.model import Route
 from orchestrator.rollout.observation import Edge, LocalRollback, OnDisk
 from orchestrator.store.board import RedisBoard
 from orchestrator.store.keys import Keys
@@ -20,6 +20,7 @@ from orchestrator.store.redis_store import connect
 from orchestrator.store.server import PrivateRedis
 from orchestrator.traffic.fleet import _REPORT, _WANTED, Fleet, Follower, OnFailure, Report, WantedRoute
 from orchestrator.traffic.options import EdgeOptions
+from tests.builders import server
 
 
 @dataclass
@@ -88,10 +89,8 @@ class Paper:
 
 
 def plan(generation: int) -> RoutePlan:
-    server = Server(
-        address="10.1.0.1:80", weight=1, release="api-1", instance="api-1-0", container="c", started_at="t"
-    )
-    return RoutePlan(service="api", route=Route(generation=generation, servers=(server,)), stable="api-1")
+    route = Route(generation=generation, servers=(server("api-1", "10.1.0.1:80"),))
+    return RoutePlan(service="api", route=route, stable="api-1")
 
 
 def together(on_failure: OnFailure = "all_back") -> tuple[Fleet, OneEdge, Paper]:

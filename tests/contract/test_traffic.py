@@ -22,13 +22,14 @@ import pytest
 from examples.playground.stack import LUA, NGINX, free_port
 from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.traffic import RoutePlan
-from orchestrator.rollout.model import Route, Server
+from orchestrator.rollout.model import Route
 from orchestrator.runtime.client import DockerClient
 from orchestrator.runtime.nginx_container import ContainerNginx
 from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.files import write
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.process import HostNginx
+from tests.builders import server
 from tests.contract.fakes import FakeTraffic
 from tests.nginx_image import NGINX_IMAGE, nginx_image
 
@@ -102,15 +103,7 @@ async def kit(
 
 def plan(generation: int, weight: int = 1, fallback: bool = False) -> RoutePlan:
     servers = tuple(
-        Server(
-            address=f"10.255.0.{n}:8080",
-            weight=weight,
-            release="api-1",
-            instance=f"api-1-{n}",
-            container="c",
-            started_at="t",
-        )
-        for n in (1, 2)
+        server("api-1", f"10.255.0.{n}:8080", instance=f"api-1-{n}", weight=weight) for n in (1, 2)
     )
     route = Route(generation=generation, servers=servers)
     return RoutePlan(service="api", route=route, fallback=route if fallback else None)
@@ -328,8 +321,11 @@ async def test_an_nginx_that_includes_our_files_no_more_is_told_while_idle(kit: 
 @pytest.mark.parametrize("kit", ["host", "lua"], indirect=True)
 async def test_an_nginx_that_is_gone_is_told_while_idle(kit: Kit) -> None:
     await kit.traffic.apply(plan(1), 1)
+    assert (await kit.traffic.observe("api")).silence == ""
     os.kill(kit.pid, signal.SIGTERM)
     await _told(kit, r"nginx does not answer at http://127\.0\.0\.1:")
+    seen = await kit.traffic.observe("api")
+    assert (seen.served, seen.confirmed, seen.error) == (None, 1, "")
 
 
 @pytest.mark.parametrize("kit", ["host"], indirect=True)

@@ -1,13 +1,16 @@
 """The daemon with named effects: `CRASH_AT=NAME:before|after` kills it there, `CRASH_LOG` lists what it did.
 
-NAME is an effect, or `any N` for the N-th effect whatever it is. Started as
-`python -m tests.crash.daemon serve --config FILE`.
+NAME is an effect, or `any N` for the N-th effect whatever it is. `python -m tests.crash.daemon serve --config
+FILE` imports once what a daemon imports, most of what a start costs, and forks one daemon after the other:
+for each line, the daemon's further environment as JSON, it says the pid, and at its end the exit code.
 """
 
 import functools
 import inspect
+import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,21 +28,20 @@ from orchestrator.traffic.listener import Listener
 from orchestrator.traffic.process import HostNginx
 from orchestrator.traffic.reload import Reloader
 
-NAME, _, MOMENT = os.environ.get("CRASH_AT", "").rpartition(":")
-LOG = os.environ.get("CRASH_LOG", "")
-
 _lock = threading.Lock()
 _count = 0
 
 
-def _reached(name: str) -> bool:
+def _reached(name: str) -> str:
+    """The moment to die at, if this is the effect."""
     global _count  # noqa: PLW0603  one process, one count
     with _lock:
         _count += 1
-        if LOG:
-            with Path(LOG).open("a") as file:
+        if log := os.environ.get("CRASH_LOG"):
+            with Path(log).open("a") as file:
                 file.write(f"{name}\n")
-        return NAME in (name, f"any {_count}")
+        at, _, moment = os.environ.get("CRASH_AT", "").rpartition(":")
+        return moment if at in (name, f"any {_count}") else ""
 
 
 def _die() -> None:
@@ -53,21 +55,21 @@ def effect(owner: Any, attribute: str, name: Callable[..., str]) -> None:
 
     @functools.wraps(original)
     def blocking(*args: Any, **kwargs: Any) -> Any:
-        here = _reached(name(*args, **kwargs))
-        if here and MOMENT == "before":
+        moment = _reached(name(*args, **kwargs))
+        if moment == "before":
             _die()
         found = original(*args, **kwargs)
-        if here and MOMENT == "after":
+        if moment == "after":
             _die()
         return found
 
     @functools.wraps(original)
     async def awaiting(*args: Any, **kwargs: Any) -> Any:
-        here = _reached(name(*args, **kwargs))
-        if here and MOMENT == "before":
+        moment = _reached(name(*args, **kwargs))
+        if moment == "before":
             _die()
         found = await original(*args, **kwargs)
-        if here and MOMENT == "after":
+        if moment == "after":
             _die()
         return found
 
@@ -109,5 +111,21 @@ effect(APIClient, "update_container", fixed("docker supervise"))
 effect(APIClient, "stop", fixed("docker stop"))
 effect(APIClient, "remove_container", fixed("docker remove"))
 
+
+def fork() -> None:
+    """Start a daemon for each line of input, one after the other."""
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(2, 1)
+            os.environ.update(json.loads(line))
+            main()
+            return
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
 if __name__ == "__main__":
-    main()
+    fork()

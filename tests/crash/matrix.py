@@ -1,6 +1,9 @@
 """Record what the daemon does in each story; then kill it there, and again while it recovers."""
 
 import asyncio
+import json
+import os
+import signal
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,10 +29,52 @@ RESTART = 5.0
 """Seconds for one of the two starts of a daemon that may lie between a death and its end of traffic."""
 
 
+class Forked:
+    """A daemon that `tests.crash.daemon` has forked, with what it says of its end."""
+
+    def __init__(self, pid: int, says: asyncio.StreamReader) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._end = asyncio.create_task(self._read(says), name="exit code")
+
+    async def _read(self, says: asyncio.StreamReader) -> int:
+        self.returncode = int(await says.readline())
+        return self.returncode
+
+    async def wait(self) -> int:
+        return await asyncio.shield(self._end)
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
 class CrashStack(Stack):
-    """The stack whose daemon can be told where to die."""
+    """The stack whose daemon can be told where to die; each is forked from one process."""
 
     module = "tests.crash.daemon"
+    _parent: asyncio.subprocess.Process | None = None
+
+    async def launch(self, **env: str) -> None:
+        if self._parent is None:
+            self._parent = await self.serve({}, asyncio.subprocess.PIPE, asyncio.subprocess.PIPE)
+        assert self._parent.stdin is not None
+        assert self._parent.stdout is not None
+        self._parent.stdin.write(f"{json.dumps(env)}\n".encode())
+        self.daemon = Forked(int(await self._parent.stdout.readline()), self._parent.stdout)
+
+    async def __aexit__(self, *_: object) -> None:
+        await super().__aexit__()
+        if self._parent is not None:
+            assert self._parent.stdin is not None
+            self._parent.stdin.close()
+            await self._parent.wait()
 
 
 @dataclass(slots=True)

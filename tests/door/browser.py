@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 SHOTS = Path(__file__).parents[2] / ".cache" / "screenshots"
 SERIOUS = ("serious", "critical")
+
+expect.set_options(timeout=20_000)  # ms; a busy machine draws late
 
 
 @contextlib.asynccontextmanager

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,13 @@ from orchestrator.store.tail import EventTail
 from orchestrator.store.tokens import RedisTokens
 from orchestrator.web.pages import Pages
 from tests.builders import template
+
+
+async def until(look: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait for what readers do by themselves, polling; `seconds`: at the most."""
+    async with asyncio.timeout(seconds):
+        while not look():
+            await asyncio.sleep(0.02)
 
 
 class House:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from orchestrator.rollout.hooks import HookCall, HookResult
 from orchestrator.rollout.model import Ended, Outcome, ServiceState
 from orchestrator.rollout.policy import Hook, HookPhase
 from tests.builders import release
-from tests.door.conftest import House
+from tests.door.conftest import House, until
 from tests.samples import ended
 
 
@@ -83,12 +83,6 @@ async def daemon(
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-async def until(look: Callable[[], bool], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not look():
-            await asyncio.sleep(0.02)
 
 
 async def put(house: House, number: int, service: str = "api", outcome: Outcome = Outcome.PROMOTED) -> None:

@@ -277,7 +277,7 @@ async def test_what_became_of_a_request_is_told(house: House) -> None:
     assert (await asyncio.wait_for(slow, 5))[1]["state"] == "accepted"
     await house.commit(Freeze(request=asked["resume"], actor="ann"))
     told = (await house.ask("GET", f"/v1/requests/{asked['resume']}", secret))[1]
-    assert (told["state"], told["reason"]) == ("refused", "already frozen by ann")
+    assert (told["state"], told["reason"]) == ("refused", "api is already frozen by ann")
     _, told, headers = await house.ask("POST", path_of("release"), secret, IMAGE)
     await house.commit(submit(1, request=told["request"]))
     told = (await house.ask("GET", headers["Location"], secret))[1]

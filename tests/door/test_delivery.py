@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from orchestrator.ports.faults import Away, Fault, Refused, Stale
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
 from orchestrator.store.redis_store import RedisStore
-from tests.door.conftest import House
+from tests.door.conftest import House, until
 from tests.samples import ended
 
 pytestmark = pytest.mark.usefixtures("impatient")
@@ -134,12 +134,6 @@ async def delivered(house: House, to: Reader, bookmarks: Any = None) -> AsyncIte
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-async def until(look: Callable[[], bool], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not look():
-            await asyncio.sleep(0.02)
 
 
 async def put(house: House, *numbers: int, service: str = "api") -> None:

@@ -20,7 +20,7 @@ from orchestrator.notify.text import Language, message, plain
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.events import Event, RouteConfirmed
 from orchestrator.rollout.model import Outcome, ServiceState
-from tests.door.conftest import House
+from tests.door.conftest import House, until
 from tests.samples import EVENTS, ended
 
 
@@ -132,12 +132,6 @@ async def told(house: House, found: Settings) -> AsyncIterator[None]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def until(look: Callable[[], bool], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not look():
-            await asyncio.sleep(0.02)
 
 
 async def put(house: House, *events: Event) -> None:

@@ -19,11 +19,10 @@ from orchestrator.rollout.model import (
     Result,
     Rollout,
     Route,
-    Server,
     ServiceState,
 )
 from orchestrator.web.charts import charts
-from tests.builders import release
+from tests.builders import release, server
 from tests.door.browser import chromium, findings, opened, shot
 from tests.door.conftest import House
 from tests.samples import VERDICT, ended
@@ -42,18 +41,7 @@ def served(release: Release, weight: int, other: Release | None = None) -> Route
     weights = [(release, weight), *([(other, 100 - weight)] if other else [])]
     return Route(
         generation=3,
-        servers=tuple(
-            Server(
-                address=f"10.0.0.{n}:80",
-                weight=w,
-                release=r.id,
-                instance=f"{r.id}-0",
-                container="c",
-                started_at="t",
-            )
-            for n, (r, w) in enumerate(weights)
-            if w
-        ),
+        servers=tuple(server(r.id, f"10.0.0.{n}:80", weight=w) for n, (r, w) in enumerate(weights) if w),
     )
 
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import urllib.parse
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from orchestrator.rollout.command import Freeze, Pause
 from orchestrator.rollout.events import PhaseEntered, RollbackStarted
 from orchestrator.rollout.model import Mark, Outcome, Phase, Rollout, ServiceState
 from tests.builders import release, submit
-from tests.door.conftest import House
+from tests.door.conftest import House, until
 from tests.door.slack_double import CHANNEL, SIGNING, TEAM, TOKEN, SlackDouble, command, press, signed
 from tests.samples import ended
 
@@ -56,12 +56,6 @@ async def send(
     async with house.session.post(house.url + path, data=body, headers=headers) as answer:
         text = await answer.text()
         return answer.status, json.loads(text) if text else None
-
-
-async def until(look: Callable[[], bool], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not look():
-            await asyncio.sleep(0.02)
 
 
 async def test_a_command_is_answered_at_once_and_again_when_it_is_carried_out(

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from orchestrator.daemon.config import Config, load
+from orchestrator.daemon.kept import KeptFiles
 from orchestrator.daemon.yaml_file import ConfigError
 from tests.mistakes.place import Place
 
@@ -278,3 +279,25 @@ def test_a_state_folder_that_can_not_be_written_is_one_line_and_no_traceback(tmp
     assert failed["reason"] == (
         f"state_dir {tmp_path}/a-file/state: Not a directory: create it for uid {os.getuid()}"
     )
+
+
+def test_what_is_kept_of_a_service_without_its_file_is_shown_and_said(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.service("  instances: 3")
+    KeptFiles(tmp_path / "state").keep(load(place.config))
+    kept = f"{tmp_path}/state/services/api.yaml"
+    place.remove("services/api.yaml")
+    for words in (["config", "show", "api"], ["config", "show"]):
+        code, text = place.run(*words)
+        assert code == 0
+        assert f"{tmp_path}/services/api.yaml is gone; api is driven as it was there last" in text
+        assert f"kept in {kept}: put it back, or run orchestrator remove api" in text
+        assert f"\n{kept}\n" in text
+        assert ["container/instances", "3", "file"] in [line.split() for line in text.splitlines()]
+    code, text = place.run("rehearse", "api")
+    assert (code, "services/api.yamlisgone" in "".join(text.replace("│", "").split())) == (2, True)
+    place.service("  instances: three")
+    code, text = place.run("config", "show", "api")
+    assert (code, f"api is driven as its file was when it was right last: {kept}" in text) == (0, True)
+    code, text = place.run("config", "show", "nope")
+    assert (code, "'nope' is not known" in text) == (2, True)

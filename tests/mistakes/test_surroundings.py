@@ -295,3 +295,30 @@ def test_a_daemon_that_has_not_read_a_corrected_file_is_told_to(tmp_path: Path) 
     (found,) = answered(config, "u", json.dumps({"status": "unready", "reason": "no Docker"}))
     assert (found.detail, found.mend) == ("runs, and does not drive: no Docker", "correct what it names")
     assert answered(config, "u", "")[0].mend == "systemctl start orchestrator"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "proxy_pass http://api;",
+        "proxy_pass http://api/v1/;",
+        "grpc_pass grpc://api_back;",
+        "include FOLDER/edge/snippets/api.conf;",
+    ],
+)
+def test_what_of_nginx_own_files_names_a_service_is_told_before_it_is_removed(
+    line: str, tmp_path: Path
+) -> None:
+    place = Place(tmp_path)
+    site(line)(place)
+    place.write(
+        "edge/api.conf", "upstream api { server 127.0.0.1:9; }\nupstream api_back { server 127.0.0.1:9; }\n"
+    )
+    line = line.replace("FOLDER", str(tmp_path))
+    _, text = place.run("remove", "api")
+    assert f"warning: {tmp_path}/sites/api.conf:4: {line} names it; take that out first" in text
+    site("return 204;")(place)
+    _, text = place.run("remove", "api")
+    assert "warning" not in text
+    _, text = place.run("remove", "web")
+    assert "warning" not in text

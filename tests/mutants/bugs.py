@@ -14,7 +14,8 @@ class Bug:
     tests: str
 
 
-UNIT = "tests/unit"
+UNIT = "tests/unit/test_release.py tests/unit/test_judge.py tests/unit/test_comparison.py tests/unit"
+"""The core's tests: those that notice most come first, for the first failure is enough."""
 DOOR = "tests/door/"
 ENGINE = "tests/unit/test_engine.py"
 STORE = "tests/contract/test_store.py"
@@ -47,7 +48,7 @@ BUGS = (
         "engine/converge.py",
         "world.stale_images - self._removed - used",
         "world.stale_images - self._removed",
-        ENGINE,
+        f"{ENGINE} -k image_is_removed",
     ),
     Bug(
         "a request is acknowledged when it is read",
@@ -250,7 +251,7 @@ BUGS = (
         "engine/tasks.py",
         "            await within(deadline, work)\n",
         "            await unless_cancelled(work)\n",
-        f"{BULKHEADS} -k 'supervise and Hang'",
+        f"{BULKHEADS} -k 'cpu_seconds and Hang'",
     ),
     Bug(
         "a library that calls sys.exit ends the daemon",
@@ -276,8 +277,8 @@ BUGS = (
     Bug(
         "images whose removal failed stay for ever",
         "engine/converge.py",
-        "        await self._images.remove_images(sorted(digests))\n        self._removed |= digests\n",
-        "        self._removed |= digests\n        await self._images.remove_images(sorted(digests))\n",
+        "        await self._images.remove_images(sorted(fresh))\n        self._removed |= fresh\n",
+        "        self._removed |= fresh\n        await self._images.remove_images(sorted(fresh))\n",
         f"{BULKHEADS} -k 'remove_images and KeyError'",
     ),
     Bug(
@@ -300,6 +301,27 @@ BUGS = (
         "if service in self._plans:  #",
         "if False:  #",
         SUPERVISION,
+    ),
+    Bug(
+        "calls of one service may hold all threads that wait for the Engine",
+        "runtime/client.py",
+        "asyncio.Semaphore(SHARE)",
+        "asyncio.Semaphore(1000)",
+        "tests/unit/test_docker_client.py",
+    ),
+    Bug(
+        "a job that is not started each turn is forgotten, with its pauses",
+        "engine/conductor.py",
+        "        self._jobs.keep(CPU)\n",
+        "",
+        f"{BULKHEADS} -k 'cpu_seconds and KeyError'",
+    ),
+    Bug(
+        "releases that wait for one service grow without end",
+        "rollout/command.py",
+        "len(state.queue) >= QUEUE:",
+        "len(state.queue) >= 10 * QUEUE:",
+        f"{BULKHEADS} -k without_end",
     ),
     Bug(
         "a hook before a step is waited for for ever",
@@ -416,7 +438,7 @@ BUGS = (
     Bug(
         "a server in memory is stopped while it has requests",
         "traffic/edge.py",
-        "        drained = drained and not told.draining\n",
+        "        drained = drained and not answer.draining\n",
         "",
         MEMORY,
     ),
@@ -493,8 +515,8 @@ BUGS = (
     Bug(
         "time in which nobody looked counts",
         "rollout/decide.py",
-        "    overlook(turn, seen.unwatched)\n",
-        "    overlook(turn, 0.0)\n",
+        "    exclude_unwatched(turn, seen.unwatched)\n",
+        "    exclude_unwatched(turn, 0.0)\n",
         UNIT,
     ),
     Bug(
@@ -650,6 +672,20 @@ BUGS = (
         "elif seen.edge.drained or turn.now - entry.confirmed_at >= deadline:",
         "elif True:",
         UNIT,
+    ),
+    Bug(
+        "a release that is gone back to stays on its way out",
+        "rollout/handover.py",
+        "for entry in [r for r in turn.state.retiring if r.release.id not in turn.state.wanted]:",
+        "for entry in turn.state.retiring:",
+        "tests/unit/test_revert.py -k on_its_way_out",
+    ),
+    Bug(
+        "what is stopped together is stopped in another order by every process",
+        "engine/converge.py",
+        "for name in sorted((found.keys() - names) | ({world.recreate} & found.keys())):",
+        "for name in (found.keys() - names) | ({world.recreate} & found.keys()):",
+        "tests/simulation -k same_words",
     ),
     Bug(
         "the drain does not wait for the confirmation",
@@ -854,7 +890,7 @@ BUGS = (
     Bug(
         "a verb hits whatever rolls out",
         "rollout/command.py",
-        "why = _misses(state, command) or _carry_out(turn, command)",
+        "why = _wrong_target(state, command) or _carry_out(turn, command)",
         "why = _carry_out(turn, command)",
         UNIT,
     ),
@@ -1046,5 +1082,103 @@ BUGS = (
         "elif not value >= check.least:",
         "elif value < check.least:",
         "tests/unit/test_hooks.py",
+    ),
+    Bug(
+        "what waits in the queue waits for ever",
+        "rollout/decide.py",
+        "    _end_late(turn)\n",
+        "",
+        "tests/unit/test_revert.py",
+    ),
+    Bug(
+        "a pause has no end",
+        "rollout/decide.py",
+        "    if waited >= patience:\n        what =",
+        "    if False:\n        what =",
+        "tests/unit/test_release.py",
+    ),
+    Bug(
+        "an instance that hangs is left hanging",
+        "rollout/desired.py",
+        "now - hung.get(bad[0], now) >= HUNG_FOR",
+        "False",
+        "tests/unit/test_release.py tests/unit/test_engine.py",
+    ),
+    Bug(
+        "an instance that hangs is stopped while the others are down",
+        "rollout/desired.py",
+        "if len(bad) == 1 < len(names)",
+        "if bad",
+        "tests/unit/test_release.py tests/unit/test_engine.py",
+    ),
+    Bug(
+        "a rollback of what has no traffic goes back from another release",
+        "rollout/command.py",
+        "    if command.release and command.release not in (active, stable):",
+        "    if False:",
+        "tests/unit/test_release.py tests/unit/test_offers.py",
+    ),
+    Bug(
+        "a verb is offered that would be refused",
+        "rollout/command.py",
+        "if not _carry_out(Turn(state, state.at), c))",
+        ")",
+        "tests/unit/test_offers.py",
+    ),
+    Bug(
+        "a removal takes down what is on its way",
+        "rollout/command.py",
+        '        return f"{ahead} is on its way; abort it first"\n',
+        "",
+        "tests/unit/test_removal.py",
+    ),
+    Bug(
+        "a removal does not wait for what still runs",
+        "rollout/removal.py",
+        "elif seen.runtime_ok and not (seen.instances or state.retiring or state.route.servers):",
+        "elif seen.runtime_ok:",
+        "tests/unit/test_removal.py",
+    ),
+    Bug(
+        "a restart takes what the tag names by now",
+        "rollout/command.py",
+        "release = _new(turn, submit, stable.digest)",
+        "release = _new(turn, submit)",
+        "tests/unit/test_restart.py",
+    ),
+    Bug(
+        "a service whose file has gone is driven no more",
+        "daemon/config.py",
+        "        return {**self.gone, **self.services}",
+        "        return {**self.services}",
+        "tests/unit/test_config.py",
+    ),
+    Bug(
+        "a signature is judged by the time that releases are decided by",
+        "intake/signed.py",
+        "check_time(timestamp, self._clock.wall())",
+        "check_time(timestamp, self._clock.now())",
+        DOOR + "test_clocks.py",
+    ),
+    Bug(
+        "a step of the host's clock moves what is decided",
+        "daemon/clock.py",
+        "        return self._offset + time.monotonic()",
+        "        return self.wall()",
+        "tests/unit/test_nobody_looked.py -k step_of",
+    ),
+    Bug(
+        "a clock that was set back goes on from there",
+        "daemon/clock.py",
+        "self._offset += max(then - self.now(), 0.0)",
+        "pass",
+        "tests/unit/test_nobody_looked.py -k step_of",
+    ),
+    Bug(
+        "a pause goes on while nobody looks",
+        "rollout/unseen.py",
+        "        mark=_postponed(turn, rollout.mark, seconds),\n",
+        "",
+        "tests/unit/test_nobody_looked.py",
     ),
 )

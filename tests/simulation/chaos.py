@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from tests.simulation.journey import Run, tell
+from tests.simulation.journey import Run, planned, tell
 from tests.simulation.world import Fault, Mode, World
 
 Kind = Literal[
@@ -165,4 +165,4 @@ def script(seed: int) -> World:
     kinds = get_args(Kind)
     acts = [Act(chance.choice(kinds), round(chance.uniform(0, 8), 2)) for _ in range(chance.randint(3, 25))]
     faults = [Fault(chance.randrange(150), chance.choice(list(Mode))) for _ in range(chance.randint(3, 6))]
-    return tell(lambda run: play(run, acts), faults, seed)
+    return tell(lambda run: play(run, acts), planned(faults), seed)

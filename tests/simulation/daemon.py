@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from orchestrator.engine.conductor import Parts
 from orchestrator.engine.dispatcher import Dispatcher
@@ -84,8 +85,8 @@ class Ports:
         found = []
         for instance in await self.world.runtime.observe(service):
             looks = self.host.looks[instance.container] = self.host.looks.get(instance.container, 0) + 1
-            ready = instance.running and looks >= 2
-            found.append(replace(instance, health="ready" if ready else "unknown"))
+            health: Literal["ready", "unknown"] = "ready" if instance.running and looks >= 2 else "unknown"
+            found.append(instance if instance.health == health else replace(instance, health=health))
         return tuple(found)
 
     async def resolve(self, image: str) -> Image:
@@ -158,8 +159,8 @@ class Ports:
         await self._read()
         if not self.world.prometheus_up:
             return {q.service: Reading(at=self.now(), error="connection refused") for q in queries}
-        samples = {n: replace(s, at=self.now()) for n, s in self.world.samples().items()}
-        return {q.service: Reading(at=self.now(), samples=samples) for q in queries}
+        now = self.now()
+        return {q.service: Reading(at=now, samples=self.world.samples(now)) for q in queries}
 
     async def _read(self) -> None:
         await self.world.alive(self.host)

@@ -159,18 +159,22 @@ class Run:
 
 def simulate(story: str, faults: Iterable[Fault] = (), seed: int | None = None) -> World:
     """Tell a story under faults; the world that it leaves, with what was violated."""
-    return tell(STORIES[story], faults, seed, PLANS.get(story, PLAN))
+    return tell(STORIES[story], planned(faults), seed, PLANS.get(story, PLAN))
+
+
+def planned(faults: Iterable[Fault]) -> Mapping[int, Mode]:
+    """How each effect goes wrong that does."""
+    return {f.effect: f.mode for f in faults}
 
 
 def tell(
     story: Callable[[Run], Awaitable[None]],
-    faults: Iterable[Fault],
+    faults: Mapping[int, Mode],
     seed: int | None,
     plan: ServicePlan = PLAN,
 ) -> World:
     """Any story, as `simulate` tells one of those that have a name."""
-    planned: Mapping[int, Mode] = {f.effect: f.mode for f in faults}
-    world = World(planned)
+    world = World(faults)
 
     async def work() -> None:
         found = Run(world, plan)
@@ -180,7 +184,7 @@ def tell(
         await world.finish()
         world.over = True
 
-    with virtual_files(world.nginx):
+    with virtual_files(world.nginx, world.answers):
         loop.run(work(), seed)
     return world
 

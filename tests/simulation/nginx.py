@@ -7,6 +7,7 @@ rollback switch, which nginx looks for at each request.
 import asyncio
 import contextlib
 import contextvars
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -21,7 +22,7 @@ from orchestrator.rollout.model import Server
 from orchestrator.rollout.observation import OnDisk
 from orchestrator.traffic import files
 from orchestrator.traffic.edge import NginxEdge
-from orchestrator.traffic.listener import Told
+from orchestrator.traffic.listener import Answer
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.render import Header, read_header
 
@@ -53,6 +54,10 @@ class SimNginx:
     ignores: bool = False
     dead: bool = False
     holder: "Host | None" = None
+    _path: str = ""
+
+    def __post_init__(self) -> None:
+        self._path = str(self.folder)
 
     @property
     def takes_changes(self) -> bool:
@@ -82,12 +87,15 @@ class SimNginx:
     def switch(self, service: str) -> Path:
         return self.folder / "switch" / service
 
+    def is_on(self, service: str) -> bool:
+        return os.path.exists(f"{self._path}/switch/{service}")  # noqa: PTH110  at every instant of every run
+
     def weighted(self, service: str) -> tuple[Server, ...]:
         """The servers that have users' traffic."""
         disk = self.told(service)
         if disk is None:
             return ()
-        servers = disk.back if disk.back and self.switch(service).exists() else disk.route.servers
+        servers = disk.back if disk.back and self.is_on(service) else disk.route.servers
         return tuple(s for s in servers if not s.backup)
 
     def named(self, service: str) -> tuple[Server, ...]:
@@ -141,12 +149,14 @@ class SimListener:
     def __init__(self, nginx: SimNginx, alive: Callable[[], Awaitable[None]]) -> None:
         self._nginx, self._alive = nginx, alive
 
-    async def ask(self, service: str) -> Told:
+    async def ask(self, service: str) -> Answer:
         await self._alive()
         if self._nginx.dead:
-            return Told("connection refused")
+            return Answer("connection refused")
         header = self._nginx.loaded.get(service)
-        return Told("404") if header is None else Told(f"{service} {header.generation}", header.generation)
+        return (
+            Answer("404") if header is None else Answer(f"{service} {header.generation}", header.generation)
+        )
 
 
 def edge_of(world: "World", host: "Host") -> NginxEdge:
@@ -167,8 +177,14 @@ def edge_of(world: "World", host: "Host") -> NginxEdge:
 
 
 @contextlib.contextmanager
-def virtual_files(nginx: SimNginx) -> Iterator[None]:
-    """Let the edge write its files without threads, and wait for its lock in virtual time."""
+def virtual_files(nginx: SimNginx, answers: Callable[[str], bool]) -> Iterator[None]:
+    """Let the edge write its files without threads, and wait for its lock in virtual time.
+
+    Whether a server takes connections is said by `answers`, given its address.
+    """
+
+    async def takes_connections(address: str) -> bool:
+        return answers(address)
 
     async def inline(work: Callable[[], T]) -> T:
         return work()
@@ -195,6 +211,7 @@ def virtual_files(nginx: SimNginx) -> Iterator[None]:
             "snippets.to_the_end": inline,
             "reload.to_the_end": inline,
             "edge.locked": locked,
+            "edge.takes_connections": takes_connections,
             "files.os.fsync": lambda _: None,
         }.items():
             stack.enter_context(mock.patch(f"orchestrator.traffic.{place}", double))

@@ -232,6 +232,10 @@ class World:
         found = self.runtime.containers.get(instance)
         return found.described.digest.removeprefix("sha256:") if found and found.described else ""
 
+    def answers(self, address: str) -> bool:
+        """Whether an instance runs there."""
+        return any(i.running and i.address == address for i in self.runtime.containers.values())
+
     def users_of(self) -> set[str]:
         """The releases that have users' traffic."""
         return {s.release for s in self.nginx.weighted("api")}
@@ -250,9 +254,9 @@ class World:
         self.lease_until = 0.0
         self.wiped = True
 
-    def samples(self) -> dict[str, Sample]:
+    def samples(self, at: float) -> dict[str, Sample]:
         return {
-            name: Sample(self.now, *self.counters.get(name, (0.0, 0.0)))
+            name: Sample(at, *self.counters.get(name, (0.0, 0.0)))
             for name, instance in self.runtime.containers.items()
             if instance.running
         }
@@ -321,7 +325,7 @@ class World:
         weighted = self.users_of()
         if state.stable is not None and weighted != {state.stable.id}:
             self.violated(f"I9, L2: {weighted} have traffic, stable is {state.stable.id}")
-        if self.nginx.switch("api").exists():
+        if self.nginx.is_on("api"):
             self.violated("L2: the switch is on")
         kept = [r.id for r in (state.stable, state.previous) if r is not None]
         running = {i.release for i in self.runtime.containers.values() if i.running}

@@ -101,6 +101,7 @@ class Sim:
             # with Docker away the engine shows what it saw last, which need not be all
             instances=tuple(self.instances.values())[: None if self.runtime_ok else 1],
             runtime_ok=self.runtime_ok,
+            runtime_error="" if self.runtime_ok else "timed out",
             edge=Edge(
                 served=self.served if self.edge_up and not (self.disk and self.disk.route.gone) else None,
                 confirmed=self.served,
@@ -265,8 +266,8 @@ class Sim:
                     supervised=want.restart,
                     described=want.release,
                 )
-        if world.worn in self.instances:
-            del wanted[world.worn]
+        if world.recreate in self.instances:
+            del wanted[world.recreate]
         self._stop(wanted)
 
     def _stop(self, wanted: Mapping[str, Wanted]) -> None:

@@ -24,12 +24,15 @@ from orchestrator.intake.stream import CONSUMER, RequestStream
 from orchestrator.ports.faults import Fault, Refused
 from orchestrator.ports.metrics import ENGINE, MetricQuery, MetricSource
 from orchestrator.ports.service import ServicePlan
+from orchestrator.rollout.command import QUEUE, handle
+from orchestrator.rollout.events import Event, RequestRefused
 from orchestrator.rollout.hooks import HookCall
 from orchestrator.rollout.model import Outcome, Phase, ServiceState
 from orchestrator.rollout.observation import Reading, Sample
 from orchestrator.rollout.policy import Hook, Limit, Step
 from orchestrator.rollout.told import problems
-from tests.builders import policy, template
+from orchestrator.store.codec import load_event
+from tests.builders import policy, submit, template
 from tests.contract.fakes import FakeClock, FakeHooks, FakeMetrics, FakeRuntime, FakeStore, FakeTraffic
 from tests.simulation import loop as virtual
 
@@ -68,12 +71,12 @@ FOR_ALL = {
     "EdgeProcess.reopen": "of the request log, which is one for all: courtesy",
     "EdgeProcess.has_lua": "behind Traffic.apply and Traffic.observe: one nginx for all services",
     "EdgeProcess.workers": "behind Traffic.apply and Traffic.observe: one nginx for all services",
-    "Journal.load": "of readers: courtesy; for hooks afterwards see test_hooks.py",
+    "Journal.load": "of readers: courtesy; for hooks afterwards see tests/door/test_afterwards.py",
     "Journal.last_event_id": "of readers: courtesy",
     "Journal.events_after": "of readers: courtesy",
     "Journal.told": "of who looks at a release over HTTP",
-    "Bookmarks.bookmark": "of readers: courtesy; for hooks afterwards see test_hooks.py",
-    "Bookmarks.set_bookmark": "of readers: courtesy; for hooks afterwards see test_hooks.py",
+    "Bookmarks.bookmark": "of readers: courtesy; for hooks afterwards see tests/door/test_afterwards.py",
+    "Bookmarks.set_bookmark": "of readers: courtesy; for hooks afterwards see tests/door/test_afterwards.py",
     "Tail.follow": "of who listens over HTTP",
     "Inbox.push": "of who asks, over HTTP or by the command line",
     "Inbox.pushed": "of who asks, over HTTP or by the command line",
@@ -114,7 +117,7 @@ ANYTHING: tuple[Callable[[], BaseException], ...] = (  # one of each kind; more 
 POLICY = policy(
     limits=(Limit(name="cpu", metric="cpu", max=0.9, window=5.0),),
     hooks=tuple(
-        Hook(name=at, at=at, kind="command", command=("true",), retries=0)  # type: ignore[arg-type]
+        Hook(name=at, at=at, kind="command", command=("true",), retries=0)
         for at in ("preflight", "before_step")
     ),
     steps=(Step(weight=20, hold=3.0, deadline=300.0), Step(weight=100, hold=0.0, deadline=300.0)),
@@ -123,7 +126,7 @@ POLICY = policy(
     start_deadline=60.0,
     preflight_deadline=60.0,
     keep_images=0,
-    no_data_after=200.0,
+    no_data_after=100.0,
 )
 
 
@@ -169,6 +172,17 @@ def test_the_walk_reaches_each_port_that_conductors_have() -> None:
     assert {k: v for k, v in walked.items() if k != "metrics"} == {
         k: v for k, v in parts.items() if v not in CLOCKS
     }
+
+
+def test_releases_that_wait_for_one_service_do_not_grow_without_end() -> None:
+    """All of them are in each of its commits, and the others wait while that is written."""
+    state, events = ServiceState(service="api"), tuple[Event, ...]()
+    for number in range(1, QUEUE + 3):
+        state, events = handle(state, submit(number, policy=policy(on_new_release="queue")), 1000.0)
+    assert len(state.queue) == QUEUE
+    (refused,) = events
+    assert isinstance(refused, RequestRefused)
+    assert refused.reason == "100 releases wait already; abort some, or ask again when some have ended"
 
 
 def concerns(argument: Any, service: str) -> bool:
@@ -283,6 +297,7 @@ class House:
     method: str = ""
     broken: Callable[[], BaseException] | None = None
     raised: list[float] = field(default_factory=list)
+    told: list[Event] = field(default_factory=list)
     clock: FakeClock = field(default_factory=LoopClock)
     store: FakeStore = field(default_factory=FakeStore)
     runtime: Used = field(
@@ -368,6 +383,12 @@ def _undisturbed() -> float:
 LATE = {"metrics.read": measure.LOOK_DEADLINE}
 """Seconds for which a look that is shared has to be waited for, once."""
 
+SEEN = {"runtime.observe", "traffic.observe"}
+LASTING = {*SEEN, "runtime.supervise", "runtime.stop", "images.remove_images", "usage.cpu_seconds"}
+"""Where nothing else tells of a fault that lasts."""
+
+BUG = "internal error, see the daemon's log"
+
 MUTE = {"store.load", "store.commit", "store.refuse"}
 """Where nothing can be told by an event as long as it fails."""
 
@@ -436,12 +457,16 @@ async def _lives_with_it(house: House, error: BaseException) -> None:
     await house.handled(house.requests.push(service=BAD, verb="freeze"), 60)
     await house.handled(house.requests.push(service=BAD, verb="unfreeze"), 60)
     if house.method not in MUTE and not isinstance(error, Fault | Hang):
-        await house.until(lambda: _told(house), "its people are told")
+        await house.until(lambda: _told(house, BUG), "its people are told")
+    if house.method in LASTING and isinstance(error, Fault):
+        await house.until(lambda: _told(house, str(error)), "its people are told")
+    if house.method in SEEN and isinstance(error, Hang):
+        await house.until(lambda: _told(house, "no answer within"), "its people are told")
 
 
-async def _told(house: House) -> bool:
-    told = [e for e in await house.store.told() if e.service == BAD]
-    return any("internal error, see the daemon's log" in getattr(e, "reason", "") for e in told)
+async def _told(house: House, words: str) -> bool:
+    house.told += map(load_event, house.store.stream[len(house.told) :])
+    return any(e.service == BAD and words in getattr(e, "reason", "") for e in house.told)
 
 
 async def _shifting(house: House) -> bool:

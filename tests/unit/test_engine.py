@@ -27,11 +27,11 @@ from orchestrator.rollout.events import (
     ServiceRemoved,
     ServiceTroubled,
 )
-from orchestrator.rollout.model import Outcome, Phase, Route, Server, ServiceState
+from orchestrator.rollout.model import Outcome, Phase, Route, ServiceState
 from orchestrator.rollout.observation import Edge, Observation, Sample
 from orchestrator.rollout.policy import Comparison, Limit, Step
 from orchestrator.store.codec import dump_event, dump_state, load_event, load_state
-from tests.builders import LADDER, policy, release, submit, template
+from tests.builders import LADDER, policy, release, server, submit, template
 from tests.contract.fakes import FakeClock, FakeHooks, FakeMetrics, FakeRuntime, FakeStore, FakeTraffic
 
 PLAN = ServicePlan(
@@ -559,15 +559,7 @@ async def test_only_what_nginx_has_let_go_is_stopped(confirmed: int, routed: boo
     kit = Kit()
     await kit.runtime.start(Wanted(name="api-9-0", release=release(9), index=0, create=True, restart=False))
     (instance,) = await kit.runtime.observe("api")
-    server = Server(
-        address=instance.address,
-        weight=1,
-        release="api-9",
-        instance="api-9-0",
-        container=instance.container,
-        started_at=instance.started_at,
-    )
-    route = Route(generation=7, servers=(server,) if routed else ())
+    route = Route(generation=7, servers=(server("api-9", instance.address),) if routed else ())
     state = ServiceState(service="api", route=route, confirmed=confirmed)
     jobs = Jobs(lambda: None)
     converger = Converger(kit.runtime, kit.runtime, kit.traffic, kit.hooks, kit.store, jobs)
@@ -608,18 +600,7 @@ async def test_an_instance_that_hangs_is_stopped_once_nginx_has_let_it_go(
         await kit.runtime.start(wanted)
     instances = await kit.runtime.observe("api")
     names = ["api-1-0", "api-1-1"] if routed else ["api-1-1"]
-    servers = tuple(
-        Server(
-            address=i.address,
-            weight=1,
-            release="api-1",
-            instance=i.name,
-            container=i.container,
-            started_at=i.started_at,
-        )
-        for i in instances
-        if i.name in names
-    )
+    servers = tuple(server("api-1", i.address, instance=i.name) for i in instances if i.name in names)
     route = Route(generation=7, servers=servers)
     state = ServiceState(service="api", stable=stable, route=route, confirmed=7, hung=(("api-1-0", 0.0),))
     jobs = Jobs(lambda: None)
@@ -757,8 +738,14 @@ async def test_time_without_a_store_is_no_time_of_the_release(driven: Driven) ->
 async def test_a_command_that_waits_for_the_daemon_does_not_hide_that_it_was_away(driven: Driven) -> None:
     kit = driven.kit
     await driven.stop()
+    before = await kit.state()
     kit.clock.time += 600.0
     driven.start()
     kit.conductor.submit(Freeze(request="9-0", actor="ann"))
     await kit.until(lambda s: s.frozen is not None)
     await _stands(kit)
+    after = await kit.state()
+    assert before.rollout is not None
+    assert after.rollout is not None
+    assert after.rollout.entered_at - before.rollout.entered_at >= 600.0
+    assert after.rollout.silent < 120

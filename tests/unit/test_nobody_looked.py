@@ -284,6 +284,44 @@ def test_a_release_waits_for_prometheus(sim: Sim, stand: Callable[[Sim], Callabl
     assert not problems(sim.state)
 
 
+@pytest.mark.parametrize("stand", PHASES)
+def test_a_release_waits_for_docker(sim: Sim, stand: Callable[[Sim], Callable[[], object]]) -> None:
+    mend = stand(sim)
+    sim.runtime_ok = False
+    mend()
+    sim.run(10)
+    wait(sim, 600)
+    assert not sim.ends("api-2")
+    assert problems(sim.state) == ["Docker does not answer; the rollout is held"]
+    sim.runtime_ok = True
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+    assert not problems(sim.state)
+
+
+@pytest.mark.parametrize("stand", [preflight, starting, shifting, unconfirmed])
+def test_docker_that_never_comes_back_ends_a_release_with_the_true_reason(
+    sim: Sim, stand: Callable[[Sim], Callable[[], object]]
+) -> None:
+    stand(sim)()
+    sim.runtime_ok = False
+    sim.step()
+    wait(sim, 890)
+    assert not sim.ends("api-2")
+    reason = sim.until_ended("api-2", 20).reason
+    assert reason == "Docker did not answer for 900 s, the limit is 900 s: timed out"
+
+
+def test_docker_and_then_prometheus_is_one_time_in_which_nothing_was_seen(sim: Sim) -> None:
+    shifting(sim)
+    sim.runtime_ok, sim.prometheus_up = False, False
+    wait(sim, 500)
+    sim.runtime_ok = True
+    sim.step()
+    assert problems(sim.state) == ["Prometheus does not answer; the rollout is held"]
+    wait(sim, 410)
+    assert "Prometheus did not answer for 9" in sim.until_ended("api-2", 1).reason
+
+
 def test_that_prometheus_is_away_is_told_once(sim: Sim) -> None:
     shifting(sim)
     sim.prometheus_up = False

@@ -361,6 +361,7 @@ def test_of_instances_that_all_hang_none_is_stopped(sim: Sim) -> None:
         sim.instances[name] = replace(sim.instances[name], health="unhealthy")
     sim.run(100)
     assert {i.container for i in sim.instances.values()} == before
+    assert desired(sim.state, sim.now).recreate == ""
 
 
 def test_the_last_stable_instance_keeps_its_place_when_none_is_left(sim: Sim) -> None:
@@ -835,7 +836,7 @@ def _refusal(sim: Sim, command: object) -> str:
 def test_commands_that_make_no_sense_are_refused_with_a_reason() -> None:
     sim = Sim()
     assert "no earlier promoted" in _refusal(sim, Rollback(request="1-1", actor="ann"))
-    assert "no rollout" in _refusal(sim, Pause(request="1-2", actor="ann"))
+    assert "nothing of api is rolling out" in _refusal(sim, Pause(request="1-2", actor="ann"))
     assert "no paused" in _refusal(sim, Resume(request="1-3", actor="ann"))
     assert "waits for approval" in _refusal(sim, Approve(request="1-4", actor="ann"))
     assert "no release in progress" in _refusal(sim, Abort(request="1-5", actor="ann"))
@@ -845,7 +846,9 @@ def test_commands_that_make_no_sense_are_refused_with_a_reason() -> None:
     sim.send(Unfreeze(request="1-9", actor="ann"))
     sim.send(submit(1))
     sim.step()
-    assert "no release in progress" in _refusal(sim, Abort(request="1-10", actor="ann", release="api-7"))
+    assert "neither rolling out nor queued" in _refusal(
+        sim, Abort(request="1-10", actor="ann", release="api-7")
+    )
 
 
 def test_more_refusals(sim: Sim) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from orchestrator.rollout.command import Freeze, Restart, Rollback
+from orchestrator.rollout.desired import desired
 from orchestrator.rollout.events import PhaseEntered, ReleaseAccepted, RequestRefused
 from orchestrator.rollout.model import Outcome, Phase, ServiceState
 from orchestrator.rollout.policy import Probe, Template, differences
@@ -22,6 +23,7 @@ def test_a_restart_is_a_release_of_stables_digest_that_climbs_the_whole_ladder(s
     assert (accepted.release, accepted.image, accepted.actor) == ("api-2", "repo/api:1", "ann")
     assert isinstance(begun, PhaseEntered)
     assert begun.phase is Phase.PREFLIGHT
+    assert desired(sim.state, sim.now).image == "sha256:1", "its tag may name another image by now"
     rollout = sim.until_phase(Phase.SHIFTING)
     assert rollout.release.digest == "sha256:1"
     assert sim.share("api-2") == 5

@@ -8,8 +8,15 @@ import pytest
 from orchestrator.rollout.command import Abort, Freeze, Pause, Promote, Rollback
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.desired import desired
-from orchestrator.rollout.events import CommandAccepted, EdgeStuck, ReleaseEnded, RequestRefused
+from orchestrator.rollout.events import (
+    CommandAccepted,
+    EdgeStuck,
+    ReleaseEnded,
+    ReleaseRetired,
+    RequestRefused,
+)
 from orchestrator.rollout.model import Outcome, Phase, Rollout
+from orchestrator.rollout.observation import Edge, Observation
 from orchestrator.rollout.told import problems, way_back
 from tests.builders import policy, submit, template
 from tests.unit.sim import Behaviour, Sim
@@ -149,6 +156,22 @@ def test_a_warm_instance_that_is_dead_is_started_again_and_waited_for(sim: Sim) 
     ask(sim, "8-0")
     sim.run(5)
     assert stable(sim) == "api-1"
+
+
+def test_a_release_that_is_gone_back_to_while_it_is_on_its_way_out_stays(sim: Sim) -> None:
+    promoted(sim)
+    sim.behave("api-2").start_error = "no space left on device"
+    sim.kill("api-2-0")
+    sim.kill("api-2-1")  # so that the route stays as it is
+    sim.now = sim.state.previous_until or 0.0
+    sim.step()
+    assert [(r.release.id, r.generation) for r in sim.state.retiring] == [("api-1", None)]
+    assert not ask(sim, "8-0")
+    sim.run(3)
+    assert (stable(sim), sim.share("api-1"), sim.state.rollout) == ("api-1", 100, None)
+    assert "api-1" not in [r.release.id for r in sim.state.retiring]
+    told = [e.release for e in sim.events if isinstance(e, ReleaseRetired)]
+    assert "api-1" not in told
 
 
 def test_a_revert_to_a_warm_release_goes_on_with_half_of_its_instances(sim: Sim) -> None:
@@ -515,3 +538,8 @@ def test_status_says_where_users_are_while_a_candidate_is_taken_back(sim: Sim) -
     sim.switched_to = "api-1"
     sim.run(2)
     assert "; all users are on api-1 by the rollback switch since " in way_back(sim.state)
+    assert "; all users are on api-1" in way_back(decide(sim.state, unread(sim), sim.now)[0])
+
+
+def unread(sim: Sim) -> Observation:
+    return replace(sim.observe(), edge=Edge(unread=True, error="busy"))

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator.daemon import config as config_module
-from orchestrator.daemon import serve
+from orchestrator.daemon import config, serve, yaml_file
 from orchestrator.daemon.config import load
 from orchestrator.daemon.kept import KeptFiles
 from orchestrator.daemon.serve import TARGETS_WITHHELD, Daemon
 from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.observability.logs import LineWriter
+from orchestrator.ports.faults import Away
 from orchestrator.ports.service import ServicePlan
+from orchestrator.rollout.events import ReleaseAccepted, ServiceRemoved
 from orchestrator.rollout.model import Route, Server, ServiceState
 from orchestrator.rollout.observation import Instance, Observation
 from orchestrator.traffic import files
@@ -91,7 +92,7 @@ def test_a_service_that_can_no_longer_be_planned_is_driven_as_before(
         assert told.closed.keys() == {"web"}
 
 
-def test_a_bug_in_reading_the_files_again_is_told_with_it(
+async def test_a_bug_in_reading_the_files_again_is_told_with_it(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> Any:
@@ -99,37 +100,114 @@ def test_a_bug_in_reading_the_files_again_is_told_with_it(
 
     monkeypatch.setattr(serve, "changes", broken)
     told: Any = Told()
-    event = daemon._reload("ann", "1-0", told, GROUP, FINE)
+    event = await daemon._reload("ann", "1-0", told, GROUP, FINE)
     assert (event.actor, event.request, event.changes) == ("ann", "1-0", ())
     assert event.problems == ("internal error, see the daemon's log: IndexError: a bug",)
 
 
-def test_a_bug_in_checking_one_file_stops_no_other(
+async def test_a_bug_in_checking_one_file_stops_no_other(
     daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check = config_module.check
+    check = yaml_file.check
 
     def picky(path: Path, *more: Any) -> Any:
         if path.name == "web.yaml":
             raise RecursionError("too deep")
         return check(path, *more)
 
-    monkeypatch.setattr(config_module, "check", picky)
+    monkeypatch.setattr(config, "check", picky)
     write(tmp_path, "api", ", require_digest: true")
     told: Any = Told()
-    event = daemon._reload("ann", "1-0", told, GROUP, FINE)
+    event = await daemon._reload("ann", "1-0", told, GROUP, FINE)
     assert event.changes == ("api: require_digest at once",)
     wrong = f"{tmp_path}/services/web.yaml: internal error, see the daemon's log: RecursionError: too deep"
     assert event.problems == (wrong,)
     assert told.plans.keys() == {"api", "web"}
 
 
-def test_a_named_pipe_among_the_files_is_not_waited_for(daemon: Daemon, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "services" / "pipe.yaml")
+@pytest.mark.parametrize("odd", ["pipe", "endless", "large"])
+async def test_what_is_no_file_of_a_person_is_told_and_not_read(
+    daemon: Daemon, tmp_path: Path, odd: str
+) -> None:
+    path = tmp_path / "services" / "odd.yaml"
+    match odd:
+        case "pipe":
+            os.mkfifo(path)
+        case "endless":
+            path.symlink_to("/dev/zero")
+        case _:
+            path.write_text("service: odd\n" + "# dump\n" * 40_000)
     told: Any = Told()
-    event = daemon._reload("ann", "1-0", told, GROUP, FINE)
-    assert event.problems == (f"{tmp_path}/services/pipe.yaml: is a named pipe; write a file",)
+    event = await daemon._reload("ann", "1-0", told, GROUP, FINE)
+    why = "has more than 256 KiB" if odd == "large" else "is no regular file"
+    assert event.problems == (f"{path}: {why}",)
     assert told.plans.keys() == {"api", "web"}
+
+
+class Answers:
+    """In the place of the dispatcher: answers at the second try."""
+
+    def __init__(self) -> None:
+        self.replies, self.tried, self.answered = self, 0, asyncio.Event()
+
+    def configure(self, *_: Any) -> None:
+        pass
+
+    async def answer(self, request: str, event: Any) -> None:
+        self.tried += 1
+        if self.tried == 1:
+            raise Away("Redis does not answer")
+        self.told = (request, event.request)
+        self.answered.set()
+
+
+async def test_the_loop_goes_on_while_files_are_read_and_whoever_asked_is_answered(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow(*args: Any) -> Any:
+        reading.set()
+        assert go_on.wait(20), "the loop stood still"
+        return load(*args)
+
+    monkeypatch.setattr(serve, "load", slow)
+    answers: Any = Answers()
+    task = asyncio.create_task(daemon._keep_reloading(answers, GROUP, FINE))
+    daemon._reloads.put_nowait(("ann", "1-0"))
+    try:
+        async with asyncio.timeout(20):
+            while not reading.is_set():
+                await asyncio.sleep(0.01)
+            go_on.set()
+            await answers.answered.wait()
+    finally:
+        task.cancel()
+    assert (answers.told, answers.tried) == (("1-0", "1-0"), 2)
+
+
+async def test_a_service_released_again_after_its_removal_is_driven_without_its_file_too(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    plan, seen = daemon.config.services["web"].plan(), Observation()
+    removed = ServiceRemoved(service="web", at=1.0, actor="ann", reason="")
+    accepted = ReleaseAccepted(
+        service="web",
+        at=2.0,
+        release="web-2",
+        image="repo/web:2",
+        actor="ann",
+        reason="",
+        request="2-0",
+    )
+    (tmp_path / "services" / "web.yaml").unlink()
+    told: Any = Told()
+    daemon._publish(state("web"), plan, seen, (removed, accepted))
+    await daemon._reload("ann", "1-0", told, GROUP, FINE)
+    assert told.plans.keys() == {"api", "web"}
+    daemon._publish(state("web"), plan, seen, (removed,))
+    await daemon._reload("ann", "1-0", told, GROUP, FINE)
+    assert told.plans.keys() == {"api"}
 
 
 def test_a_file_that_cannot_be_kept_keeps_no_other_from_it(daemon: Daemon, tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 
+import docker.errors
 import pytest
+import redis.exceptions
+import requests.exceptions
 from structlog.testing import capture_logs
 
-from orchestrator.engine.tasks import WELL, courtesy, eternal
-from orchestrator.ports.faults import Fault, Stale
+from orchestrator.engine.tasks import WELL, courtesy, eternal, unless_cancelled, within
+from orchestrator.ports.faults import Away, Fault, Refused, Stale
 from tests.simulation.loop import run
 
 
@@ -107,3 +110,66 @@ def test_vital_work_whose_inside_is_cancelled_is_not_taken_for_one_that_was_stop
     with pytest.raises(ExceptionGroup) as ended:
         run(story())
     assert ended.group_contains(RuntimeError, match="was cancelled")
+
+
+class Panic(BaseException):
+    """As a Rust extension raises it."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Fault("no"),
+        Away("not now"),
+        Refused("never"),
+        KeyError("Id"),
+        ValueError("not a number"),
+        AttributeError("'NoneType' object has no attribute 'attrs'"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+        RecursionError("maximum recursion depth exceeded"),
+        MemoryError(),
+        OSError(28, "No space left on device"),
+        TimeoutError(),
+        asyncio.CancelledError(),
+        docker.errors.APIError("500 Server Error"),
+        redis.exceptions.ConnectionError("Connection closed by server."),
+        requests.exceptions.ChunkedEncodingError("Connection broken"),
+        ExceptionGroup("several", [ValueError("a"), KeyError("b")]),
+        BaseExceptionGroup("several", [SystemExit(1)]),
+        SystemExit(2),
+        KeyboardInterrupt(),
+        Panic("called `Option::unwrap()` on a `None` value"),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_whatever_work_raises_comes_out_as_what_a_guard_catches(error: BaseException) -> None:
+    async def work() -> None:
+        raise error
+
+    for guarded in (unless_cancelled(work), within(60.0, work)):
+        with pytest.raises(Exception) as raised:  # noqa: PT011  that it is an Exception is the point
+            run(guarded)
+        ours = isinstance(error, Exception)
+        assert raised.value is error if ours else isinstance(raised.value, RuntimeError)
+
+
+def test_work_that_hangs_is_given_up_and_a_time_out_of_its_own_is_no_fault() -> None:
+    with pytest.raises(Away, match="no answer within 5 s"):
+        run(within(5.0, lambda: asyncio.sleep(1e6)))
+
+    async def late() -> None:
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        run(within(5.0, late))
+
+
+def test_work_that_is_stopped_while_it_is_waited_for_is_stopped() -> None:
+    async def story() -> bool:
+        task = asyncio.create_task(within(1e6, lambda: asyncio.sleep(1e6)))
+        await asyncio.sleep(1.0)
+        task.cancel()
+        await asyncio.wait({task})
+        return task.cancelled()
+
+    assert run(story())

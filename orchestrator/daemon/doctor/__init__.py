@@ -16,6 +16,7 @@ from orchestrator.daemon.doctor.nginx import nginx
 from orchestrator.daemon.doctor.prometheus import prometheus
 from orchestrator.ports.addresses import masked
 from orchestrator.ports.faults import Fault
+from orchestrator.ports.given import given
 from orchestrator.runtime.client import DockerClient
 from orchestrator.store.redis_store import connect
 from orchestrator.store.server import check_settings, private_socket
@@ -104,7 +105,7 @@ async def _credentials(_: Config) -> list[Check]:
 def credentials(file: Path) -> list[Check]:
     """Helpers that Docker's `config.json` names and that are not there: without them nothing is pulled."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = given(file)
     except FileNotFoundError:
         return []
     except OSError as error:

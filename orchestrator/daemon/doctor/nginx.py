@@ -7,7 +7,15 @@ from pathlib import Path
 from orchestrator.daemon.adapters import make_process
 from orchestrator.daemon.config import Config
 from orchestrator.daemon.doctor.check import Check, status
-from orchestrator.daemon.doctor.nginx_text import Directive, directives, mistakes, taken_upstreams, unasked
+from orchestrator.daemon.doctor.nginx_text import (
+    Directive,
+    directives,
+    mistakes,
+    taken_upstreams,
+    unasked,
+    uses,
+)
+from orchestrator.daemon.settings import NginxSection
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import RoutePlan, mentions_lua
 from orchestrator.rollout.model import Route
@@ -47,9 +55,8 @@ async def nginx(config: Config) -> list[Check]:
     running = bool((await process.workers()).accepting)
     shown = "runs" if running else f"does not run: no worker of the process in {section.pid_file} accepts"
     checks.append(Check("nginx", running, shown, "systemctl start nginx, or correct nginx/pid_file"))
-    conf = ["-c", section.conf] if section.conf else []
     try:
-        whole = await run([section.binary, "-T", "-q", *conf], 10.0)
+        whole = await _whole(section)
     except Fault as error:
         told = not all(c.ok for c in checks if c.name == "nginx -t")  # of the same file
         return checks if told else [*checks, Check("nginx -T", False, str(error), "correct what it names")]
@@ -67,6 +74,28 @@ async def nginx(config: Config) -> list[Check]:
     checks.append(Check("nginx old workers", bounded, "bounded" if bounded else "may pile up", mend))
     found = directives(whole)
     return [*checks, *_beside_ours(config, found), *await _alone(config, found)]
+
+
+async def _whole(section: NginxSection) -> str:
+    """The configuration with all that it includes.
+
+    Raises:
+        Fault: nginx does not take it.
+    """
+    conf = ["-c", section.conf] if section.conf else []
+    return await run([section.binary, "-T", "-q", *conf], 10.0)
+
+
+async def named_elsewhere(config: Config, service: str) -> list[str]:
+    """Where nginx' configuration outside our folder names a service, as far as it can be read."""
+    section = config.settings.nginx
+    if section.container:
+        return []
+    try:
+        whole = await _whole(section)
+    except Fault:
+        return []
+    return [f"{d.place}: {' '.join(d.words)};" for d in uses(directives(whole), section.directory, service)]
 
 
 def _beside_ours(config: Config, found: list[Directive]) -> list[Check]:

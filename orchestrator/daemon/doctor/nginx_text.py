@@ -99,9 +99,7 @@ def walk(found: list[Directive] | tuple[Directive, ...]) -> Iterator[Directive]:
 
 def taken_upstreams(found: list[Directive], folder: Path, services: list[str]) -> list[tuple[str, str]]:
     """Upstreams outside our folder that are called as one of ours would be: the name, and where it is."""
-    ours = {
-        f"{name}{part}" for name in services for part in ("", "_back", "_preview", "_stable", "_candidate")
-    }
+    ours = {pool for name in services for pool in _pools(name)}
     return [
         (one.words[1], one.place)
         for one in walk(found)
@@ -110,6 +108,22 @@ def taken_upstreams(found: list[Directive], folder: Path, services: list[str]) -
         and one.words[1] in ours
         and Path(one.file).parent != folder
     ]
+
+
+def _pools(service: str) -> set[str]:
+    return {f"{service}{part}" for part in ("", "_back", "_preview", "_stable", "_candidate")}
+
+
+def uses(found: list[Directive], folder: Path, service: str) -> Iterator[Directive]:
+    """Directives outside our folder that nginx does not take any more once a service is removed."""
+    snippet = str(folder / "snippets" / f"{service}.conf")
+    for one in walk(found):
+        name, rest = "".join(one.words[:1]), "".join(one.words[1:2])
+        host = re.fullmatch(r"(?:\w+://)?([\w.-]+)(?:[:/].*)?", rest)
+        passes = name.endswith("_pass") and host is not None and host[1] in _pools(service)
+        ours = Path(one.file).is_relative_to(folder)
+        if not ours and (passes or (name == "include" and rest == snippet)):
+            yield one
 
 
 def unasked(found: list[Directive], folder: Path, services: list[str]) -> list[str]:
