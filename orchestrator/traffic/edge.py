@@ -29,7 +29,7 @@ from orchestrator.traffic.render import (
     switch_path,
     tombstone,
 )
-from orchestrator.traffic.shared import Shared
+from orchestrator.traffic.shared import LUA_MARK, Shared
 from orchestrator.traffic.snippets import Snippets
 from orchestrator.traffic.switch import Switches
 
@@ -245,7 +245,7 @@ class NginxEdge:
         now = asyncio.get_running_loop().time()
         if now >= self._next_look:
             self._next_look = now + LOOK_EVERY
-            self._shared.lua = self._shared.lua or "_by_lua_block" in text
+            self._shared.lua = self._shared.lua or LUA_MARK in text
             await self._repair()
 
     def _state(self, service: str) -> _Served:
@@ -622,7 +622,7 @@ class NginxEdge:
     ) -> Literal["ours", "edited", "missing"]:
         """Of all that a service needs in our folder, for an nginx that starts."""
         found = _file_state(text, header, state)
-        whole = text is None or state.changing or self._snippets.are_there(service, self._options(service))
+        whole = text is None or state.changing or not self._snippets.missing(service, self._options(service))
         return found if whole else "missing"
 
     def _fallback(self, service: str, disk: OnDisk, *, on: bool) -> tuple[Server, ...]:

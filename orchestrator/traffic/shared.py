@@ -26,6 +26,9 @@ HTTP_FILE = "_http.conf"
 LUA_FILE = "_lua.conf"
 """Likewise, where routes change in nginx' memory."""
 
+LUA_MARK = "_by_lua_block"
+"""In the file of a service whose routes change there."""
+
 SHARED_MEMORY = "lua_shared_dict release_orchestrator 4m;\n"
 """Room for some thousand services' routes."""
 

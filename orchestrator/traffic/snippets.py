@@ -34,9 +34,9 @@ class Snippets:
 
         await to_the_end(work)
 
-    def are_there(self, service: str, options: EdgeOptions) -> bool:
-        """Whether none of a service's is missing."""
-        return all(place.is_file() for place in self._places(service, options))
+    def missing(self, service: str, options: EdgeOptions) -> list[Path]:
+        """Those of a service that are not there."""
+        return [place for place in self._places(service, options) if not place.is_file()]
 
     def _places(self, service: str, options: EdgeOptions) -> list[Path]:
         """Of the snippet, and of the location in another service's block if it has one."""

@@ -12,8 +12,13 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from orchestrator.daemon.config import Config
+from orchestrator.daemon.doctor.check import Check
+from orchestrator.daemon.doctor.nginx import nginx
+from orchestrator.daemon.settings import NginxSection, Settings
 from orchestrator.ports.faults import Fault
 from orchestrator.traffic.edge import NginxEdge
+from orchestrator.traffic.process import orphans
 from orchestrator.traffic.render import balancer_path
 from tests.contract.conftest import Site
 
@@ -134,9 +139,12 @@ async def test_an_emptied_folder_is_filled_again_with_the_same_generation_and_to
 async def test_a_file_that_was_lost_is_put_back_though_nginx_does_not_run(site: Site) -> None:
     text = (site.folder / "api.conf").read_text()
     (site.folder / "api.conf").unlink()
+    workers = (await site.process.workers()).accepting
     os.kill(site.process.master(), signal.SIGKILL)
     with pytest.raises(Fault, match="nginx does not run"):
         await site.edge.apply(site.plan(2, "api-1", "api-2", back="api-1"), 1)
+    for pid in workers:
+        os.kill(pid, signal.SIGTERM)
     assert (site.folder / "api.conf").read_text() == text
 
 
@@ -195,3 +203,60 @@ async def test_a_fallback_put_in_place_by_hand_and_not_served_is_served_by_a_ret
     assert await site.answers() == {"api-1", "api-2"}
     assert (await site.edge.retreat("api", "ann", "it burns")).to == "api-1"
     assert await site.answers() == {"api-1"}
+
+
+async def doctor(site: Site) -> list[Check]:
+    """What the doctor finds wrong."""
+    root = site.folder.parent
+    section = NginxSection(directory=site.folder, conf=f"{root}/nginx.conf", pid_file=root / "nginx.pid")
+    config = Config(root, Settings(state_dir=root, nginx=section), {})
+    return [check for check in await nginx(config) if not check.ok]
+
+
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_the_doctor_names_what_the_folder_lacks_and_who_puts_it_back(site: Site) -> None:
+    assert [c for c in await doctor(site) if c.name == "nginx folder"] == []
+    snippet, http, switch = (site.folder / n for n in ("snippets/proxy.conf", "_http.conf", "switch"))
+    snippet.unlink()
+    http.write_text("# mine\n")
+    switch.rmdir()
+    found = await doctor(site)
+    assert [c.detail for c in found if c.name == "nginx folder"] == [
+        f"{switch} is missing",
+        f"{http} differs from what the daemon writes",
+        f"{snippet} is missing",
+    ]
+    assert {c.mend for c in found if c.name in ("nginx folder", "nginx -t")} == {
+        "the daemon puts it back: within a second while it runs, else at its start"
+    }
+    site.edge.prepare()
+    assert [c for c in await doctor(site) if c.name in ("nginx folder", "nginx -t")] == []
+
+
+async def test_an_empty_folder_is_no_fault_before_the_first_start(site: Site) -> None:
+    lose(site.folder)
+    assert [c for c in await doctor(site) if c.name == "nginx folder"] == []
+
+
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_workers_whose_master_was_killed_are_named_and_ended_before_the_start(site: Site) -> None:
+    workers = (await site.process.workers()).accepting
+    os.kill(site.process.master(), signal.SIGKILL)
+    try:
+        async with asyncio.timeout(5):
+            while not workers <= orphans():
+                await asyncio.sleep(0.02)
+        assert await site.answers() == {"api-1", "api-2"}
+        (found,) = [c for c in await doctor(site) if c.name == "nginx"]
+        for words in (found.detail, found.mend):
+            assert {str(pid) for pid in workers} <= set(words.replace(",", "").split())
+        assert found.mend.startswith("kill -QUIT ")
+        assert found.mend.endswith(", then systemctl start nginx")
+        with pytest.raises(Fault, match="kill -QUIT"):
+            await site.process.reload()
+    finally:
+        for pid in workers:
+            os.kill(pid, signal.SIGQUIT)
+    async with asyncio.timeout(5):
+        while workers & orphans():
+            await asyncio.sleep(0.02)

@@ -20,6 +20,7 @@ DOOR = "tests/door/"
 ENGINE = "tests/unit/test_engine.py"
 STORE = "tests/contract/test_store.py"
 TRAFFIC = "tests/contract/test_traffic.py -k 'not container'"
+FOLDER = "tests/contract/test_folder.py"
 SWITCH = "tests/contract/test_switch.py"
 KEPT = "tests/contract/test_kept.py"
 PROCESS = "tests/contract/test_process.py"
@@ -399,6 +400,62 @@ BUGS = (
         "            self._switches.keep_connections()\n",
         "            pass\n",
         SWITCH,
+    ),
+    Bug(
+        "a switch that can't be turned on keeps users on the candidate",
+        "traffic/switch.py",
+        "        _try_to_write(self.path(service), to)\n",
+        "        write(self.path(service), to)\n",
+        f"{FOLDER} -k keeps_nobody",
+    ),
+    Bug(
+        "a sign to close connections that can't be set stops a release",
+        "traffic/switch.py",
+        '        _try_to_write(self._closing, "")\n',
+        '        write(self._closing, "")\n',
+        f"{FOLDER} -k keeps_nobody",
+    ),
+    Bug(
+        "what all services share is made whole at a start only",
+        "traffic/edge.py",
+        "            await to_the_end(lambda: self._shared.repair(files))\n",
+        "            pass\n",
+        f"{FOLDER} -k 'idle_look or emptied'",
+    ),
+    Bug(
+        "a file that was lost is taken away again while nginx does not run",
+        "traffic/edge.py",
+        "            return self._served[service].text or None\n",
+        "            return None\n",
+        f"{FOLDER} -k put_back_though",
+    ),
+    Bug(
+        "a retreat that another has won is a fault",
+        "traffic/edge.py",
+        "            return disk.local if disk and disk.local else",
+        "            raise Fault(to)\n            return disk.local if disk and disk.local else",
+        f"{FOLDER} -k another_has_won",
+    ),
+    Bug(
+        "a copy of the fallback that nginx does not serve is taken for a rollback",
+        "traffic/edge.py",
+        " and old != kept  # no copy by hand",
+        "",
+        f"{FOLDER} -k put_in_place_by_hand",
+    ),
+    Bug(
+        "a file that was lost while no daemon ran stays lost",
+        "engine/converge.py",
+        " or (edge.floor < route.generation and not edge.unread)",
+        "",
+        f"{ENGINE} -k edge_has_lost",
+    ),
+    Bug(
+        "a master that nobody has buried runs",
+        "traffic/process.py",
+        'return "" if rest.startswith("Z") else ',
+        "return ",
+        f"{FOLDER} -k put_back_though",
     ),
     Bug(
         "workers may not look for the switch",
