@@ -110,7 +110,7 @@ async def named_elsewhere(config: Config, service: str) -> list[str]:
 
 
 def folder(config: Config) -> list[Check]:
-    """What is lost of our folder, or is not what the daemon writes. An empty one has not been begun."""
+    """What our folder lacks, or has that the daemon does not write; one with nothing of ours is not begun."""
     place = config.settings.nginx.directory
     shared = Shared(place)
     shared.lua = any(LUA_MARK in (read(path) or "") for path in place.glob("*.conf"))
@@ -119,8 +119,9 @@ def folder(config: Config) -> list[Check]:
     for name, service in config.services.items():
         if (place / f"{name}.conf").is_file():
             broken += [f"{path} is missing" for path in snippets.missing(name, service.edge())]
-    if not broken or not any(place.glob("*")):
-        return [Check("nginx folder", True, f"{place} is whole" if not broken else f"{place} is empty yet")]
+    begun = any(path.exists() for path in (*shared.folders, *shared.texts) if path != place)
+    if not broken or not begun:
+        return [Check("nginx folder", True, f"{place} is {'whole' if begun else 'for the daemon to fill'}")]
     return [Check("nginx folder", False, text, PUTS_BACK) for text in broken]
 
 
