@@ -41,6 +41,7 @@ bench: setup
 	@$(WITH_DOCKER) $(PYTHON) -m bench.handover
 	@$(WITH_DOCKER) $(PYTHON) -m bench.traffic
 	@$(WITH_DOCKER) $(PYTHON) -m bench.traffic.faults
+	@$(WITH_DOCKER) $(PYTHON) -m bench.traffic.crowd
 	@$(WITH_DOCKER) $(PYTHON) -m bench.traffic.life
 	@$(WITH_DOCKER) $(PYTHON) -m bench.edge_metrics
 	@$(PYTHON) -m bench.services

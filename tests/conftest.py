@@ -15,12 +15,16 @@ from typing import Any
 import docker
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
 from examples.playground import engine, gin
 from examples.playground.service import service_file
 from examples.playground.stack import Stack
 from orchestrator.observability.logs import configure
 from tests.acceptance.observer import Observer
+
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")  # a machine that does other things is slow, and no test is wrong for that
 
 Images = Callable[..., str]
 Stacks = Callable[..., Awaitable[Stack]]

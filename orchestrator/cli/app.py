@@ -7,7 +7,6 @@ import time
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 import orchestrator
 from orchestrator.cli import config as config_command
@@ -26,6 +25,7 @@ from orchestrator.cli.session import (
     check_known,
     config_or_exit,
     err,
+    escape,
     file_or_exit,
     gone,
     out,

@@ -6,10 +6,8 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from typing import TypeVar
 
-from rich.markup import escape
-
 from orchestrator.cli.exits import OK, OUTCOMES, REFUSED, TIMED_OUT, USAGE
-from orchestrator.cli.session import Output, err, out
+from orchestrator.cli.session import Output, err, escape, out
 from orchestrator.cli.show import event_text
 from orchestrator.ports.faults import Away, Conflict, Fault, Repeated
 from orchestrator.ports.requests import Once
@@ -24,6 +22,7 @@ from orchestrator.rollout.events import (
     ServiceRemoved,
 )
 from orchestrator.rollout.model import Outcome
+from orchestrator.rollout.told import standing, way_back
 from orchestrator.store.codec import dump_event
 from orchestrator.store.redis_store import RedisStore
 
@@ -35,6 +34,9 @@ ANSWER = 10.0
 
 AGAIN = 1.0
 """Seconds after which Redis is asked again where it did not answer."""
+
+LAST_LOOK = 2.0
+"""Seconds for a last look at how it stands, once the time is up."""
 
 REMEMBER = 86400.0
 """Seconds for which Redis knows a request again that is sent a second time, as the first reply was lost."""
@@ -84,11 +86,11 @@ async def carry_out(
                 return await errand.follow(answer)
             return code
     except TimeoutError:
-        err.print(f"[yellow]timed out[/] after {limit:g} s: {errand.standing()}")
+        err.print(f"[yellow]timed out[/] after {limit:g} s: {await errand.standing()}")
     except Fault as error:
         if isinstance(error, Conflict) or not errand.may_be_taken:
             raise
-        err.print(f"[red]error[/]: {escape(str(error))}: {errand.standing()}")
+        err.print(f"[red]error[/]: {escape(str(error))}: {await errand.standing()}")
     except Lost:
         what = errand.release or "it"
         err.print(
@@ -118,7 +120,7 @@ class _Errand:
         self.service = fields.get("service", "")
         self.status = f"orchestrator status {self.service}".rstrip()
         self.request = self.release = ""
-        self._answered = self._frozen = False
+        self._answered = False
 
     async def send(self) -> None:
         """Put the request down, once: what may have been taken is known again by its nonce."""
@@ -138,7 +140,6 @@ class _Errand:
             async for event in events:
                 if isinstance(event, Answer) and event.request == self.request:
                     self._answered, self.release = True, event.release
-                    self._frozen = isinstance(event, ReleaseAccepted) and bool(event.frozen)
                     return event
                 if not told and asyncio.get_running_loop().time() - began > ANSWER:
                     told = True
@@ -210,10 +211,10 @@ class _Errand:
         elif not isinstance(event, GatesLooked):
             out.print(f"{event.release:<12} {event_text(event)}")
 
-    def standing(self) -> str:
+    async def standing(self) -> str:
         """What is known of it now."""
         if self._answered:
-            return f"{self._goes_on()}; see `{self.status}`"
+            return f"{await self._goes_on()}; see `{self.status}`"
         if not self._sent:
             return "nothing was asked for"
         if self.request:
@@ -223,20 +224,27 @@ class _Errand:
             f" see `{self.status}`"
         )
 
-    def _goes_on(self) -> str:
+    async def _goes_on(self) -> str:
         """What the daemon goes on with."""
+        what = f" of {self.release}" if self.release else ""
         match self._fields.get("verb"):
             case "rollback":
-                what = f" of {self.release}" if self.release else ""
-                return f"the rollback{what} goes on until nginx has confirmed it"
+                going = f"the rollback{what} goes on until nginx has confirmed it"
             case "remove":
                 return (
                     f"the removal of {self.service} goes on; while nothing of it is gone"
                     f" `orchestrator abort {self.service}` calls it off"
                 )
-        if self._frozen:
-            return f"{self.release} stays queued until `orchestrator unfreeze {self.service}`"
-        return f"{self.release} goes on"
+            case verb:
+                going = f"the {verb}{what} goes on without this command"
+        try:
+            async with asyncio.timeout(LAST_LOOK):
+                state, _ = await self._store.load(self.service)
+        except (Fault, TimeoutError):
+            return f"{going}; how it stands is not known, for Redis does not answer"
+        if self._fields.get("verb") == "rollback":
+            return escape(way_back(state) or going)
+        return escape(standing(state, self.release))
 
     async def _events(self) -> AsyncGenerator[Event | None, None]:
         """What happens after the last event that was seen, through outages; None where nothing does.

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cli.exits import USAGE
@@ -18,6 +17,7 @@ from orchestrator.cli.session import (
     OutputOption,
     config_or_exit,
     err,
+    escape,
     file_or_exit,
     gone,
     out,

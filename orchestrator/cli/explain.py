@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.analysis.shown import shown
-from orchestrator.cli.session import Output, out
-from orchestrator.cli.show import COLOURS, RESULTS, left_row, left_text
+from orchestrator.cli.session import Output, escape, out
+from orchestrator.cli.show import COLOURS, RESULTS, left_row, left_text, log_text
 from orchestrator.daemon.config import Config
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.events import (
@@ -29,7 +28,7 @@ from orchestrator.rollout.evidence import interval
 from orchestrator.rollout.model import Ended, Outcome, Release, Result, readable
 from orchestrator.rollout.policy import Comparison, Limit
 from orchestrator.rollout.replay import replay
-from orchestrator.rollout.told import in_words, problems, told, way_back
+from orchestrator.rollout.told import in_words, last_logs, problems, told, way_back
 from orchestrator.rollout.turn import DAEMON
 from orchestrator.store.redis_store import RedisStore
 
@@ -107,7 +106,7 @@ def explain(story: Story, config: Config, output: Output, *, brief: bool) -> Non
         return
     _head(story)
     if not story.looks:
-        out.print("no gate was looked at: a first release, a fast path, or nothing that had traffic")
+        out.print(f"no gate was looked at: {_why_no_look(story)}")
         return
     _curves(story)
     if not brief:
@@ -141,6 +140,20 @@ def _head(story: Story) -> None:
             out.print(f"  {_clock(event.at)} {phase} at {event.weight} %{by}: {escape(event.reason)}")
         elif isinstance(event, RollbackStarted | RolloutPaused | EdgeStuck):
             out.print(f"  {_clock(event.at)} [red]{escape(told(event))}[/]")
+    if logs := last_logs(story.events):
+        out.print(f"its last log lines:{log_text(logs)}")
+
+
+def _why_no_look(story: Story) -> str:
+    moves = [e for e in story.events if isinstance(e, PhaseEntered) and e.weight]
+    if not story.events:
+        return "what happened to it is not kept any more"
+    if not moves:
+        return "it had no traffic"
+    if all(e.steps == 1 for e in moves):
+        return "it took all traffic in one step, without a release to compare it with"
+    policy = story.release.policy
+    return "none was due" if policy.comparisons or policy.limits else "its service has none"
 
 
 def _curves(story: Story) -> None:
@@ -257,6 +270,7 @@ def document(story: Story, config: Config) -> dict[str, Any]:
         "actor": ended.actor if ended else "",
         "reason": ended.reason if ended else "",
         "left": left_row(story.left),
+        "logs": last_logs(story.events),
         "problems": list(story.problems),
         "began_at": ended.began_at if ended else None,
         "ended_at": ended.ended_at if ended else None,

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 
 from orchestrator.cli.exits import REFUSED, TIMED_OUT, UNREACHABLE, USAGE
 from orchestrator.daemon.config import Config, load
@@ -22,6 +22,7 @@ from orchestrator.daemon.kept import KeptFiles
 from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.yaml_file import ConfigError
 from orchestrator.ports.faults import Conflict, Fault
+from orchestrator.rollout.told import harmless
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import Client, RedisStore, connect
 from orchestrator.store.server import private_socket
@@ -48,6 +49,11 @@ ConfigOption = Annotated[
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="text for people, json for pipes")]
 WhoOption = Annotated[str, typer.Option("--who", help="Who asks, for the audit trail")]
 DEFAULT_CONFIG = Path("/etc/orchestrator/orchestrator.yaml")
+
+
+def escape(text: str) -> str:
+    """A stranger's text for the console: no markup, and nothing that commands a terminal."""
+    return markup.escape(harmless(text))
 
 
 def me() -> str:

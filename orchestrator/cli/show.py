@@ -4,10 +4,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.cli.session import escape
 from orchestrator.rollout.events import Event, GateJudged, GatesLooked, PhaseEntered, ReleaseEnded
 from orchestrator.rollout.model import FULL, Ended, Outcome, Release, Result, Rollout, ServiceState
 from orchestrator.rollout.plan import current_step, step_count
@@ -45,7 +45,7 @@ NOTABLE = frozenset(
 
 def event_text(event: Event) -> str:
     """An event as rich markup: one line, and below it the log of a container that died."""
-    return f"[{_style(event)}]{escape(told(event))}[/]{_logs(logs_of(event))}"
+    return f"[{_style(event)}]{escape(told(event))}[/]{log_text(logs_of(event))}"
 
 
 def _style(event: Event) -> str:
@@ -60,8 +60,9 @@ def _style(event: Event) -> str:
     return "red" if event.kind in ALARMING else "yellow" if event.kind in NOTABLE else "default"
 
 
-def _logs(logs: str) -> str:
-    return "".join(f"\n    [dim]{escape(line[:200])}[/]" for line in logs.splitlines())
+def log_text(logs: str) -> str:
+    """The lines of a log as rich markup, each on a line of its own below what is before."""
+    return "".join(f"\n    [dim]{escape(line)}[/]" for line in logs.splitlines())
 
 
 def status_table(states: list[ServiceState], now: float, files: Mapping[str, Template | None]) -> Table:

@@ -4,7 +4,6 @@ import json
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from orchestrator.cli.ask import carry_out
 from orchestrator.cli.session import (
@@ -16,6 +15,7 @@ from orchestrator.cli.session import (
     WhoOption,
     config_or_exit,
     err,
+    escape,
     me,
     out,
     run,

@@ -18,7 +18,7 @@ from orchestrator.traffic.fleet import Follower
 
 log = structlog.get_logger()
 
-ROUND = 0.1
+ROUND = 0.02
 """Seconds between looks at what is wanted."""
 
 PAUSE = 1.0

@@ -47,6 +47,7 @@ from orchestrator.ports.store import Journal, Tail
 from orchestrator.rollout.events import ConfigReloaded, Event, ReleaseAccepted, RequestRefused
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.policy import Template
+from orchestrator.rollout.told import last_logs
 
 log = structlog.get_logger()
 
@@ -242,6 +243,9 @@ class Api:
         if found.state != "ended" and call.query.wait:
             await self._answers.end(name, after, call.query.wait)
             found = await look() or found
+        if found.began_at is not None and found.ended_at is not None:
+            told = await self._journal.told(name, found.began_at, found.ended_at)
+            found = found.model_copy(update={"logs": last_logs(told)})
         return _json(found)
 
     async def _request(self, call: Call) -> web.Response:

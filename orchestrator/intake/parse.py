@@ -20,9 +20,9 @@ from orchestrator.intake import strict_json
 from orchestrator.ports.access import Verb
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.requests import Request
+from orchestrator.rollout.told import CONTROL
 
 MAX_BYTES = 64 * 1024
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 IMAGE = (
     r"^[a-z0-9][a-z0-9.-]*(:[0-9]{1,5})?(/[a-z0-9][a-z0-9._-]*)*"
     r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?$"

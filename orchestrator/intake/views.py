@@ -169,6 +169,9 @@ class ReleaseView(Model):
     ended_at: When | None = None
     ended_by: str = Field("", description="Who decided it; orchestrator: the gates")
     ended_because: str = ""
+    logs: str = Field(
+        "", description="The last log lines of what died in it; where one release is asked for, and has ended"
+    )
     left: Left | None = Field(None, description="That a promoted release was rolled back from since")
 
 

@@ -20,6 +20,7 @@ from orchestrator.rollout.events import (
     StateRestored,
 )
 from orchestrator.rollout.model import Outcome, Verdict, readable
+from orchestrator.rollout.told import harmless, logs_of
 
 Language = Literal["en", "zh"]
 Severity = Literal["info", "success", "warning", "failure"]
@@ -144,7 +145,7 @@ def message(event: Event, language: Language) -> Message | None:  # noqa: C901, 
             return _made(say["paused"].format(name), lines, "warning")
         case InstanceDied():
             title = say["died"].format(event.instance, plain(event.reason))
-            return _made(title, _logs(say, event.logs), "failure")
+            return _made(title, _logs(say, logs_of(event)), "failure")
         case EdgeDrifted():
             return _made(say["drifted"].format(event.service, event.file), [say["next_drifted"]], "warning")
         case EdgeRepaired():
@@ -167,7 +168,7 @@ def _ended(event: ReleaseEnded, language: Language) -> Message:
     lines = [say["image"].format(event.image)]
     lines += [say["author"].format(plain(event.author))] if event.author else []
     lines += [event.link, *_who(say, event.actor, event.reason)]
-    lines += [*_gate(say, event.verdict), say["took"].format(event.seconds), *_logs(say, event.logs)]
+    lines += [*_gate(say, event.verdict), say["took"].format(event.seconds), *_logs(say, logs_of(event))]
     following = "next_promoted" if good else "next_ended"
     lines.append(say[following].format(service=event.service, release=event.release))
     title = f"{event.release}: {OUTCOMES[language][event.outcome]}"
@@ -203,10 +204,10 @@ def _gate(say: dict[str, str], verdict: Verdict | None) -> list[str]:
 
 
 def _logs(say: dict[str, str], logs: str) -> list[str]:
-    lines = logs.strip().splitlines()[-LOG_LINES:]
+    lines = logs.splitlines()[-LOG_LINES:]
     return [say["logs"], *(f"  {plain(line[:200])}" for line in lines)] if lines else []
 
 
 def plain(text: str) -> str:
     """A stranger's text on one line, in which nothing calls anybody."""
-    return _MENTION.sub(lambda found: found[0] + "\u200b", " ".join(text.split()))
+    return _MENTION.sub(lambda found: found[0] + "\u200b", harmless(" ".join(text.split())))

@@ -140,8 +140,8 @@ class Board(Protocol):
         """Say what an edge serves, by service."""
         ...
 
-    async def reports(self) -> Mapping[str, Mapping[str, str]]:
-        """What they have said, by edge and service; those that are away are absent."""
+    async def about(self, service: str) -> Mapping[str, str]:
+        """What they have said of a service, by edge; empty for nothing, absent for those that are away."""
         ...
 
 

@@ -408,7 +408,8 @@ def _await_confirmation(turn: Turn, seen: Observation) -> None:
         exposed = turn.now if rollout.exposed_since is None else rollout.exposed_since
         turn.roll(held_since=turn.now, exposed_since=exposed)
         return
-    waited, patience = turn.now - rollout.entered_at, rollout.release.policy.confirm_deadline
+    waited = turn.now - rollout.entered_at - seen.edge.waited
+    patience = rollout.release.policy.confirm_deadline
     if waited >= patience and seen.runtime_ok:
         why = f"nginx did not confirm {step.weight} % within {patience:.0f} s"
         why += f": {seen.edge.error}" if seen.edge.error else ""

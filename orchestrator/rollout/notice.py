@@ -63,7 +63,7 @@ def notice_edge(turn: Turn, seen: Observation) -> None:
             turn.set(stuck_why=edge.error)
     elif pending:
         patience = state.rollout.release.policy.confirm_deadline if state.rollout else 60.0
-        waited = now - state.route.changed_at
+        waited = now - state.route.changed_at - edge.waited
         reason = edge.error or (f"not confirmed after {waited:.0f} s" if waited > patience else "")
         if reason:
             turn.stuck(reason)
@@ -83,7 +83,7 @@ def _notice_switch(turn: Turn, edge: Edge) -> None:
     back = state.rollout is not None and state.rollout.takes_back
     if back and edge.unread:
         return
-    to = edge.switched_to if back else ""
+    to = edge.switched_to if back and edge.switched_everywhere else ""
     if to != (state.switched[0] if state.switched else ""):
         turn.set(switched=(to, turn.now) if to else None)
 

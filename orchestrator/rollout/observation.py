@@ -90,8 +90,10 @@ class Edge:
         on_disk: What the file says of itself; None when there is none or it can't be read.
         fallback: The servers of the file that a rollback on the host would put in place.
         switched_to: The release that has all traffic because the rollback switch is on; empty when it is off.
+        switched_everywhere: Whether that is so at all edges.
         failed: Why a rollout has to go back, because one of several edges can't follow; empty when all can.
         silence: Why nginx does not say what it serves, though its file is there; empty when it does.
+        waited: Seconds for which the change that was asked for last has waited for other services' changes.
     """
 
     served: int | None = None
@@ -104,8 +106,10 @@ class Edge:
     on_disk: OnDisk | None = None
     fallback: tuple[Server, ...] = ()
     switched_to: str = ""
+    switched_everywhere: bool = True
     failed: str = ""
     silence: str = ""
+    waited: float = 0.0
 
     @property
     def local(self) -> LocalRollback | None:

@@ -1,5 +1,7 @@
 """Events as sentences. Pure."""
 
+import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import assert_never
 
@@ -33,9 +35,26 @@ from orchestrator.rollout.events import (
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.policy import Template, differences
 
+LOG_LINES, LOG_WIDTH = 20, 500
+"""The most lines of a container's log that are shown, and the most characters of each."""
 
-def told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for each kind
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""What commands a terminal, or turns the direction in which a text is read; not tab and line feed."""
+
+_SEQUENCE = re.compile("\x1b(\\[[0-?]*[ -/]*[@-~]|\\][^\x07\x1b]*(\x07|\x1b\\\\)|[ -/]*[0-~])")
+
+
+def harmless(text: str) -> str:
+    """A stranger's text without terminal sequences (ECMA-48) and without other control characters."""
+    return CONTROL.sub("", _SEQUENCE.sub("", text))
+
+
+def told(event: Event) -> str:
     """An event as one line."""
+    return harmless(_told(event)).replace("\n", " ")
+
+
+def _told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for each kind
     match event:
         case ReleaseAccepted():
             again = " (already known by its key)" if event.duplicate else ""
@@ -108,7 +127,13 @@ def in_words(name: str) -> str:
 
 def logs_of(event: Event) -> str:
     """The last lines of a container's log that an event holds; '' where it holds none."""
-    return event.logs.strip() if isinstance(event, InstanceDied | ReleaseEnded) else ""
+    logs = event.logs.strip() if isinstance(event, InstanceDied | ReleaseEnded) else ""
+    return "\n".join(harmless(line)[:LOG_WIDTH] for line in logs.splitlines()[-LOG_LINES:])
+
+
+def last_logs(events: Iterable[Event]) -> str:
+    """What `logs_of` finds in the latest event that holds a log; oldest first."""
+    return next((logs for event in reversed([*events]) if (logs := logs_of(event))), "")
 
 
 def problems(state: ServiceState) -> list[str]:
@@ -119,10 +144,52 @@ def problems(state: ServiceState) -> list[str]:
     if state.trouble:
         found.append(state.trouble)
     if state.stuck_since is not None:
-        found.append(way_back(state) or f"the traffic is not where it ought to be: {state.stuck_why}")
+        found.append(way_back(state) or _unconfirmed(state))
     if state.rollout is not None and state.rollout.blind_since is not None:
         found.append(f"{state.rollout.blind_to or 'Prometheus'} does not answer; the rollout is held")
     return found
+
+
+def _unconfirmed(state: ServiceState) -> str:
+    """What nginx does not do, why, and where users are meanwhile."""
+    new, old = state.route.generation, state.confirmed
+    if new == old:
+        return f"nginx does not say what it serves: {state.stuck_why}"
+    still = f" and may still serve route {old}" if old else ""
+    settled = state.rollout is None and state.removal is None and old
+    where = f"; all users are on {state.stable.id} with either" if settled and state.stable else ""
+    return f"nginx has not confirmed route {new}{still}: {state.stuck_why}{where}"
+
+
+def standing(state: ServiceState, release: str) -> str:
+    """Where a release is on its way, and what it waits for."""
+    rollout, service = state.rolling(release), state.service
+    ids = [r.id for r in state.queue]
+    if release in ids and state.frozen is not None:
+        return f"{release} stays queued until `orchestrator unfreeze {service}`"
+    if release in ids:
+        ahead = [*([state.rollout.release.id] if state.rollout else []), *ids[: ids.index(release)]]
+        return f"{release} is queued" + (f" behind {', '.join(ahead)}" if ahead else "")
+    if rollout is None:
+        ended = next(iter(state.journeys(release)), None)
+        return (
+            f"{release} {in_words(ended.outcome)}: {ended.reason}"
+            if ended
+            else f"{release} is not known any more"
+        )
+    waits = {
+        "paused": f"`orchestrator resume {service}` lets it go on",
+        "awaiting_approval": f"`orchestrator approve {service}` lets it go on",
+    }
+    mark = rollout.mark
+    back = way_back(state)
+    if back:
+        said = f"{release}: {back}"
+    elif mark is not None:
+        said = f"{release} is {in_words(mark.kind)}, by {mark.by}; {waits[mark.kind]}"
+    else:
+        said = f"{release} goes on ({in_words(rollout.phase)})"
+    return "; ".join([said, *(p for p in problems(state) if p != back)])
 
 
 def way_back(state: ServiceState) -> str:

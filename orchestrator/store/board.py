@@ -69,8 +69,23 @@ class RedisBoard:
         except RedisError as error:
             raise Fault(f"Redis: {error}") from error
 
-    async def reports(self) -> dict[str, dict[str, str]]:
+    async def about(self, service: str) -> dict[str, str]:
         """See `ports.Board`."""
+        try:
+            names = sorted(str(n) for n in await self._redis.smembers(self._keys.edges))
+            if not names:
+                return {}
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for name in names:
+                    pipe.hmget(self._keys.edge(name), [VERSION, service])
+                found: list[list[Any]] = await pipe.execute()
+        except RedisError as error:
+            raise Fault(f"Redis: {error}") from error
+        answers = zip(names, found, strict=True)
+        return {name: str(text or "") for name, (there, text) in answers if there is not None}
+
+    async def reports(self) -> dict[str, dict[str, str]]:
+        """What all have said, by edge and service; those that are away are absent."""
         try:
             names = sorted(str(n) for n in await self._redis.smembers(self._keys.edges))
             if not names:

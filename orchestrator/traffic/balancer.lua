@@ -10,7 +10,7 @@
 local balancer = require "ngx.balancer"
 
 local dict = ngx.shared.release_orchestrator
-local LOOK = 0.05 -- seconds between looks for the switch
+local LOOK = 0.01 -- seconds between looks for the switch
 local REMEMBER = 600 -- seconds that a request which nobody counts is remembered
 local module = { routes = {}, switches = {}, down = {}, busy = {} }
 

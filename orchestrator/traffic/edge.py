@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,14 +15,15 @@ from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.traffic import EdgeProcess, RoutePlan, Workers
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import Edge, LocalRollback, OnDisk
-from orchestrator.traffic.files import is_private, locked, read, remove, to_the_end, write
+from orchestrator.traffic.files import is_private, read, remove, to_the_end, write
 from orchestrator.traffic.listener import Answer, Listener
 from orchestrator.traffic.memory import Memory, Mode
 from orchestrator.traffic.options import EdgeOptions
-from orchestrator.traffic.reload import Reloader, takes_connections
+from orchestrator.traffic.reload import Reloader, Shown, takes_connections
 from orchestrator.traffic.render import (
     Header,
     check_service,
+    mark_of,
     read_header,
     render,
     route_text,
@@ -29,6 +31,7 @@ from orchestrator.traffic.render import (
     switch_path,
     tombstone,
 )
+from orchestrator.traffic.rounds import Change, Rounds
 from orchestrator.traffic.shared import LUA_MARK, Shared
 from orchestrator.traffic.snippets import Snippets
 from orchestrator.traffic.switch import Switches
@@ -69,7 +72,10 @@ class _Served:
 
     Attributes:
         shape: What nginx' file was like apart from its route, when it was known last.
-        changing: Its file is being replaced now.
+        wanted: The generation that was asked for last.
+        turned: The generation for which the rollback switch was turned on; 0 when a person did, or it is off.
+        waited: Seconds for which that one has waited for other services' changes.
+        waits_since: Since when it waits for them now.
     """
 
     confirmed: int = 0
@@ -77,7 +83,18 @@ class _Served:
     shape: str = ""
     old_workers: frozenset[int] | None = None
     error: str = ""
-    changing: bool = False
+    wanted: int = 0
+    turned: int = 0
+    waited: float = 0.0
+    waits_since: float | None = None
+
+    def older_switch(self, generation: int) -> bool:
+        """Whether the switch was turned on here for an older generation: then it is no person's word."""
+        return 0 < self.turned < generation
+
+    def waited_until(self, now: float) -> float:
+        """Seconds that the wanted generation has waited, by the loop's clock."""
+        return self.waited + (now - self.waits_since if self.waits_since is not None else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +117,29 @@ class _Change:
     def service(self) -> str:
         """Whose it is."""
         return self.path.stem
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Where a rollback on this host leads, from the text that is there.
+
+    Attributes:
+        token: The fencing token that the disk knows.
+        written: The file leads nowhere else: somebody has gone back, or nobody was anywhere else.
+    """
+
+    old: str | None
+    header: Header | None
+    route: Route
+    stable: str
+    token: int
+    released: int
+    written: bool
+
+    @property
+    def to(self) -> str:
+        """The release that gets all traffic."""
+        return self.route.servers[0].release
 
 
 class NginxEdge:
@@ -140,13 +180,13 @@ class NginxEdge:
         self._shared = Shared(directory)
         self._memory = Memory(process, directory, mode, self._shared)
         self._switches = Switches(directory)
-        self._lock_deadline = confirm_deadline + 2 * closing_wait + LOCK_MARGIN
         self._folder = seen_as or str(directory)
         self._snippets = Snippets(directory, self._folder)
         self._reloader = Reloader(
             process, self._listener, self._switches, deadline=confirm_deadline, closing_wait=closing_wait
         )
-        self._lock = asyncio.Lock()
+        patience = confirm_deadline + 2 * closing_wait + LOCK_MARGIN
+        self._rounds = Rounds(process, self._reloader, directory, patience)
         self._served: dict[str, _Served] = {}
         self._next_look = 0.0
 
@@ -167,7 +207,7 @@ class NginxEdge:
         return self._dir / f"{service}.conf"
 
     async def apply(self, plan: RoutePlan, token: int) -> None:
-        """See `ports.Traffic`. One apply at a time, so that there is one reload at a time.
+        """See `ports.Traffic`. Services that change at the same time share a reload.
 
         Users go back at once where the rollback switch leads there, however long others are waited for.
 
@@ -175,11 +215,22 @@ class NginxEdge:
             Stale: The disk holds a newer token.
             Fault: The disk holds a newer generation; or it is not served, and the last good file is back.
         """
-        await self._repair(plan.service)
-        with contextlib.suppress(Fault):  # it is told of the way that is sure
-            await self._take_back_at_once(plan, token)
-        async with self._changing(plan.service) as state:
-            await (self._clear if plan.route.gone else self._apply)(plan, token, state)
+        state, now = self._state(plan.service), asyncio.get_running_loop().time
+        await self.take_back_at_once(plan, token)
+
+        async def prepare() -> Change | None:
+            state.waited, state.waits_since = state.waited_until(now()), None
+            return await (self._clear if plan.route.gone else self._apply)(plan, token, state)
+
+        if state.wanted != plan.route.generation:
+            state.wanted, state.waited = plan.route.generation, 0.0
+        state.waits_since = now()
+        try:
+            with self._telling(plan.service):
+                await self._rounds.serve(plan.service, prepare)
+        finally:
+            if state.wanted == plan.route.generation:  # else a newer one waits
+                state.waits_since = None
 
     async def put_down(self, plan: RoutePlan, token: int) -> None:
         """Write what an nginx that does not run yet has to start with; one that runs does not read it.
@@ -189,31 +240,65 @@ class NginxEdge:
             Fault: The disk holds a newer generation, or can't be written.
         """
         await self._repair(plan.service)
-        async with self._changing(plan.service):
-            path = self.file(plan.service)
-            old = read(path)
-            self._fence(plan, token, old)
-            if plan.route.gone:
-                await self._bury(plan, token)
-                await to_the_end(lambda: _remove_all(files_of(self._dir, plan.service)))
-                return
-            if self._switches.is_on(plan.service):
-                return  # somebody has rolled back here
-            secret = await self._secret(plan.service)
-            await self._lay_beside(plan, token, secret)
-            text = self._render(_Change(path, old, _on_disk(plan), token, secret))
-            await to_the_end(lambda: write(path, text, private=bool(secret)))
+        with self._telling(plan.service):
+            async with self._rounds.alone():
+                await self._put_down(plan, token)
+
+    async def _put_down(self, plan: RoutePlan, token: int) -> None:
+        path = self.file(plan.service)
+        old = read(path)
+        self._fence(plan, token, old)
+        if plan.route.gone:
+            await self._bury(plan, token)
+            await to_the_end(lambda: _remove_all(files_of(self._dir, plan.service)))
+            return
+        if self._switches.is_on(plan.service):
+            return  # somebody has rolled back here
+        secret = await self._secret(plan.service)
+        text = self._render(_Change(path, old, _on_disk(plan), token, secret))
+
+        def work() -> None:
+            self._lay_beside(plan, token, secret)
+            write(path, text, private=bool(secret))
+
+        await to_the_end(work)
 
     async def retreat(self, service: str, actor: str, reason: str, token: int | None = None) -> LocalRollback:
         """See `ports.Traffic`. What is written keeps the token that the disk knows.
+
+        Users go back at once, however long others are waited for.
 
         Raises:
             Stale: The disk holds a newer token than the given one.
             Fault: There is no fallback, it is damaged, or nginx does not serve it.
         """
+        state, local = self._state(service), list[LocalRollback]()
+
+        async def prepare() -> Change | None:
+            way, secret = self._way_back(service, token), await self._secret(service)
+            local.append(LocalRollback(to=way.to, actor=actor, reason=reason))
+            if (before := await self._gone_back(service, way, local[-1])) is not None:
+                local.append(before)
+                return None
+            disk = OnDisk(route=way.route, stable=way.stable, local=local[-1], released=way.released)
+            change = _Change(self.file(service), way.old, disk, way.token, secret)
+            if not await self._takes_routes(service, way.header, secret, state):
+                keep, options = self._snippets.keep, self._options(service)
+                return await self._change(
+                    change, state, partial(keep, service, options, dynamic=bool(secret))
+                )
+            await self._put(change, state)
+            return None
+
         await self._repair(service)
-        async with self._changing(service) as state:
-            return await self._retreat(service, actor, reason, token, state)
+        with self._telling(service):
+            way = self._way_back(service, token)
+            told = LocalRollback(to=way.to, actor=actor, reason=reason)
+            if (before := await self._gone_back(service, way, told)) is not None:
+                return before
+            await to_the_end(lambda: self._switches.turn_on(service, way.to))
+            await self._rounds.serve(service, prepare)
+        return local[-1]
 
     async def reload(self) -> None:
         """Let nginx read its files again, certificates for example; clients and weights do not notice.
@@ -221,11 +306,12 @@ class NginxEdge:
         Raises:
             Fault: `nginx -t` refuses, or workers from before still accept at the deadline.
         """
+
+        async def prepare() -> Change:
+            return Change(write=_nothing, put_back=_nothing, keep=_kept)
+
         await self._repair()
-        async with self._alone():
-            await self._process.test()
-            async with self._reloader.reloaded(gently=True) as before:
-                await self._reloader.gone(before)
+        await self._rounds.serve("", prepare)
 
     async def _repair(self, service: str = "") -> None:
         """Make whole what all services share, and let no folder be where a file of this one has to be.
@@ -251,31 +337,18 @@ class NginxEdge:
     def _state(self, service: str) -> _Served:
         return self._served.setdefault(service, _Served())
 
-    @contextlib.asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
-        """One change of the folder at a time, in this process and among all on this host."""
-        async with self._lock, locked(self._dir / ".lock", self._lock_deadline):
-            yield
-
-    @contextlib.asynccontextmanager
-    async def _changing(self, service: str) -> AsyncIterator[_Served]:
-        """One change of a service's file; a failure stays to be answer."""
+    @contextlib.contextmanager
+    def _telling(self, service: str) -> Iterator[None]:
+        """A failure stays to be told until a change succeeds."""
         state = self._state(service)
         try:
-            async with self._alone():
-                for left in self._dir.glob(".*.tmp"):  # by a process that was killed while it wrote
-                    remove(left)
-                state.changing = True
-                try:
-                    yield state
-                finally:
-                    state.changing = False
+            yield
         except Fault as error:
             state.error = "; ".join((str(error), *self._shared.broken))
             raise
         state.error = ""
 
-    async def _apply(self, plan: RoutePlan, token: int, state: _Served) -> None:
+    async def _apply(self, plan: RoutePlan, token: int, state: _Served) -> Change | None:
         path = self.file(plan.service)
         old = read(path)
         header = read_header(old) if old is not None else None
@@ -286,20 +359,15 @@ class NginxEdge:
         if self._keeps_switch(plan, header):
             disk = dataclasses.replace(disk, back=())
         change = _Change(path, old, disk, token, secret)
-        beside = read(path.with_suffix(FALLBACK))
         if not direct:
-            await self._lay_beside(plan, token, secret)
+            return await self._change(change, state, lambda: self._lay_beside(plan, token, secret))
         try:
-            await self._make(change, state, direct=direct)
-        except BaseException:
-            if not direct:  # where a rollback on the host leads is said by both files or by neither
-                await to_the_end(lambda: _put_back(path.with_suffix(FALLBACK), beside, bool(secret)))
-            raise
-        finally:
-            if direct:  # only an nginx that starts again reads them
-                await self._lay_beside(plan, token, secret)
+            await self._put(change, state)
+        finally:  # only an nginx that starts again reads them
+            await to_the_end(lambda: self._lay_beside(plan, token, secret))
+        return None
 
-    async def _clear(self, plan: RoutePlan, token: int, state: _Served) -> None:
+    async def _clear(self, plan: RoutePlan, token: int, state: _Served) -> Change | None:
         """Take away a service's files, write its tombstone, and wait until nginx does not know it any more.
 
         Raises:
@@ -312,48 +380,48 @@ class NginxEdge:
             raise Fault(f"{', '.join(guests)} at a path of the server block of {service}: remove that first")
         left = [p for p in files_of(self._dir, service) if p.exists()]
         await self._bury(plan, token)
-        if left or (await self._listener.ask(service)).generation is not None:
-            try:
-                await to_the_end(lambda: _remove_all(left))
-                await self._process.test()
-            except BaseException:
-                secret = await self._secret(service)
-                empty = dataclasses.replace(plan, route=Route(generation=generation - 1))
-                await self._lay_beside(empty, token, secret)
-                text = self._render(_Change(path, None, _on_disk(empty), token, secret))
-                await to_the_end(lambda: write(path, text, private=bool(secret)))
-                state.text = text
-                raise
-            async with self._reloader.reloaded(gently=True) as before:
-                await self._reloader.confirm(service, None, before)
-        state.confirmed, state.text, state.shape, state.old_workers = generation, "", "", None
+        secret = await self._secret(service)
+        empty = dataclasses.replace(plan, route=Route(generation=generation - 1))
+        text = self._render(_Change(path, None, _on_disk(empty), token, secret))
+
+        def put_back() -> None:
+            self._lay_beside(empty, token, secret)
+            write(path, text, private=bool(secret))
+            state.text = text
+
+        async def keep() -> None:
+            state.confirmed, state.text, state.shape, state.old_workers = generation, "", "", None
+
+        if not left and (await self._listener.ask(service)).generation is None:
+            await keep()
+            return None
+        return Change(
+            write=lambda: _remove_all(left), put_back=put_back, keep=keep, shown=Shown(service, None)
+        )
 
     async def _bury(self, plan: RoutePlan, token: int) -> None:
         """Write a service's tombstone, before its files go."""
         path, text = self.file(plan.service).with_suffix(GONE), tombstone(plan.service, _on_disk(plan), token)
         await to_the_end(lambda: write(path, text))
 
-    async def _lay_beside(self, plan: RoutePlan, token: int, secret: str) -> None:
-        """Write all of a service's files but its own, which a reload must not find without them."""
-        await self._snippets.keep(plan.service, self._options(plan.service), dynamic=bool(secret))
-        await self._keep_fallback(plan, token, secret)
+    def _lay_beside(self, plan: RoutePlan, token: int, secret: str) -> None:
+        """Write all of a service's files but its own, which a reload must not find without them. Blocks."""
+        self._snippets.keep(plan.service, self._options(plan.service), dynamic=bool(secret))
+        self._keep_fallback(plan, token, secret)
 
-    async def _make(self, change: _Change, state: _Served, *, direct: bool) -> None:
-        """Let nginx serve it, in its memory or by a reload, and remember that it does."""
-        generation = change.disk.route.generation
-        if direct:
-            text = await self._put(change, state)
-        else:
-            text = self._render(change)
-            if change.old == text and (await self._listener.ask(change.service)).generation == generation:
-                await self._reloader.confirm(change.service, generation)
-            else:
-                await self._reload(change, text, state)
+    async def _keep(self, change: _Change, text: str, state: _Served) -> None:
+        """Remember that nginx serves it."""
         await to_the_end(lambda: write(change.path.with_suffix(LAST_GOOD), text, private=bool(change.secret)))
         await to_the_end(lambda: remove(change.path.with_suffix(GONE)))
         state.old_workers = (await self._process.workers()).retiring
-        state.confirmed, state.text = generation, text
+        state.confirmed, state.text = change.disk.route.generation, text
         state.shape = self._shape(change.service, change.secret) if change.secret else ""
+        leads = _active(change.disk.back)
+        if state.older_switch(change.disk.route.generation) and leads not in (
+            frozenset(),
+            _active(change.disk.route.servers),
+        ):
+            self._switches.put_away(change.service)
 
     async def _secret(self, service: str) -> str:
         """See `Memory.secret`; the balancer does round robin alone, and a mirror is configuration."""
@@ -376,32 +444,33 @@ class NginxEdge:
         shape = self._shape(service, secret)
         return state.shape == shape or (await self._listener.ask(service)).shape == shape
 
-    async def _put(self, change: _Change, state: _Served) -> str:
+    async def _put(self, change: _Change, state: _Served) -> None:
         """Hand the route to nginx, which serves it from the next request on; then write the file.
 
-        It is written when the outcome is not known too: it is what a restarted nginx ought to serve. Returns
-        its text.
+        It is written when the outcome is not known too: it is what a restarted nginx ought to serve.
         """
         service = change.service
         route = route_text(change.disk, self._options(service), token=change.token)
-
-        def keep() -> str:
-            text = self._render(change)
-            write(change.path, text, private=True)
-            return text
-
+        text = self._render(change)
         shape, state.shape = self._shape(service, change.secret), ""
         try:
             await self._listener.put(service, route, secret=change.secret, shape=shape)
         finally:
-            state.text = await to_the_end(keep)
-        return state.text
+            await to_the_end(lambda: write(change.path, text, private=True))
+            state.text = text
+        await self._keep(change, text, state)
 
-    async def _take_back_at_once(self, plan: RoutePlan, token: int) -> None:
+    async def take_back_at_once(self, plan: RoutePlan, token: int) -> None:
         """Turn the rollback switch on where it leads to the route that is wanted, and that is not served.
 
-        It waits for nobody: the switch is one file, which nginx looks for at each request.
+        It waits for nobody: the switch is one file, which nginx looks for at each request. What goes
+        wrong with it is told of the way that is sure.
         """
+        await self._repair(plan.service)
+        with contextlib.suppress(Fault):
+            await self._take_back(plan, token)
+
+    async def _take_back(self, plan: RoutePlan, token: int) -> None:
         text = read(self.file(plan.service))
         header = read_header(text) if text is not None else None
         if header is None or header.on_disk is None or self._switches.is_on(plan.service):
@@ -412,17 +481,22 @@ class NginxEdge:
         if wanted and wanted != served and wanted == _active(header.on_disk.back):
             secret = await self._secret(plan.service)
             direct = await self._takes_routes(plan.service, header, secret, self._state(plan.service))
-            if not direct or self._lock.locked():  # a route in memory is as fast, once it is its turn
-                await to_the_end(lambda: self._switches.turn_on(plan.service, "".join(wanted)))
+            if direct and not self._rounds.busy:
+                return  # a route in memory is as fast, once it is its turn
+            if await to_the_end(lambda: self._switches.turn_on(plan.service, "".join(wanted))):
+                self._state(plan.service).turned = plan.route.generation
 
     def _keeps_switch(self, plan: RoutePlan, header: Header | None) -> bool:
         """Whether the switch stays on until old workers are gone, because it leads where the route does.
+
+        One that was turned on here for an older generation goes when this one is served.
 
         Raises:
             Fault: It is on and the route leads elsewhere: somebody has rolled back here.
         """
         if not self._switches.is_on(plan.service):
             return False
+        older = self._state(plan.service).older_switch(plan.route.generation)
         disk = header.on_disk if header is not None and header.on_disk else OnDisk(route=Route())
         served = _active(disk.route.servers)
         to = _active(disk.back) or served
@@ -431,54 +505,56 @@ class NginxEdge:
         if to == served:
             self._switches.put_away(plan.service)
             return False
+        if older:
+            return False
         on = self._switches.path(plan.service)
         raise Fault(f"{on} is there: traffic goes back until that is followed or it is removed")
 
-    async def _keep_fallback(self, plan: RoutePlan, token: int, secret: str) -> None:
+    def _keep_fallback(self, plan: RoutePlan, token: int, secret: str) -> None:
         """Let the fallback lie there, or none, before anything changes that makes it wanted."""
         path = self.file(plan.service).with_suffix(FALLBACK)
         if plan.fallback is None:
-            await to_the_end(lambda: remove(path))
+            remove(path)
             return
         by_hand = LocalRollback(
             to=plan.fallback.servers[0].release, actor="host", reason=f"{path.name} was put in place by hand"
         )
         disk = OnDisk(route=plan.fallback, stable=plan.stable, local=by_hand, released=plan.released)
         text = self._render(_Change(self.file(plan.service), None, disk, token, secret))
-        await to_the_end(lambda: write(path, text, private=bool(secret)))
+        write(path, text, private=bool(secret))
 
-    async def _retreat(
-        self, service: str, actor: str, reason: str, token: int | None, state: _Served
-    ) -> LocalRollback:
+    def _way_back(self, service: str, token: int | None) -> _Way:
+        """Where a rollback on this host leads.
+
+        Raises:
+            Stale: The disk holds a newer token than the given one.
+            Fault: Nowhere.
+        """
         path = self.file(service)
         old, kept = read(path), read(path.with_suffix(FALLBACK))
         header = read_header(old) if old is not None else None
         found = read_header(kept) if kept is not None else None
         disk = header.on_disk if header is not None else None
-        back = _way_back(disk, found)
+        back = _servers_back(disk, found)
         if not back:
             raise Fault(f"{service} has nothing to go back to on this host: no {path.with_suffix(FALLBACK)}")
         known = max((h.token for h in (header, found) if h is not None), default=0)
         if token is not None and known > token:
             raise Stale(f"the edge has token {known}; a rollback under token {token} is refused")
-        to = back[0].release
-        reached = disk is not None and _same(disk.route.servers, back) and old != kept  # no copy by hand
-        if reached and header and (await self._listener.ask(service)).generation == header.generation:
-            return disk.local if disk and disk.local else LocalRollback(to=to, actor=actor, reason=reason)
         floor = max(h.generation for h in (header, found) if h is not None)
-        local = LocalRollback(to=to, actor=actor, reason=reason)
         stable = disk.stable if disk is not None else found.on_disk.stable if found and found.on_disk else ""
-        secret = await self._secret(service)
-        direct = await self._takes_routes(service, header, secret, state)
-        if not direct:
-            self._switches.turn_on(service, to)
-            await self._snippets.keep(service, self._options(service), dynamic=bool(secret))
-        route = Route(generation=floor + 1, servers=back)
         released = max(h.on_disk.released for h in (header, found) if h is not None and h.on_disk)
-        rolled_back = OnDisk(route=route, stable=stable, local=local, released=released)
-        change = _Change(path, old, rolled_back, known, secret)
-        await self._make(change, state, direct=direct)
-        return local
+        written = disk is not None and _same(disk.route.servers, back) and old != kept  # no copy by hand
+        route = Route(generation=floor + 1, servers=back)
+        return _Way(old, header, route, stable, known, released, written)
+
+    async def _gone_back(self, service: str, way: _Way, told: LocalRollback) -> LocalRollback | None:
+        """The rollback that was before this one, if nginx serves where it leads; else None."""
+        if way.header is None or way.header.on_disk is None or not way.written:
+            return None
+        if (await self._listener.ask(service)).generation != way.header.generation:
+            return None
+        return way.header.on_disk.local or told
 
     def _render(self, change: _Change) -> str:
         return render(
@@ -515,32 +591,55 @@ class NginxEdge:
         known = read(self.file(service).with_suffix(GONE)) if text is None else text
         return read_header(known) if known is not None else None
 
-    async def _reload(self, change: _Change, text: str, state: _Served) -> None:
-        """Write, test, reload, confirm; else put the last good file back."""
+    async def _change(
+        self, change: _Change, state: _Served, lay_beside: Callable[[], None] = lambda: None
+    ) -> Change | None:
+        """What a reload is needed for; None where nginx serves it already."""
         path, service = change.path, change.service
+        private = is_private(path) if change.old is not None else bool(change.secret)
+        text, secret = self._render(change), bool(change.secret)
         header = await self._keep_edited(path, change.old)
         good = await self._last_good(path, change.old, header, service)
-        known, state.text = state.text, text
-        private = is_private(path)
-        calm = await self._calm(service, header, change.disk.route)
-        tested = False
-        try:
-            await to_the_end(lambda: write(path, text, private=bool(change.secret)))
-            await self._process.test()
-            tested = True
-            async with self._reloader.reloaded(gently=calm) as before:
-                await self._reloader.confirm(service, change.disk.route.generation, before)
-        except BaseException as error:
-            why = "another change took its place" if isinstance(error, asyncio.CancelledError) else str(error)
-            log.warning("edge_restored", service=service, reason=why or type(error).__name__)
+        beside, known = read(path.with_suffix(FALLBACK)), state.text
+
+        def put_back(text: str | None) -> None:
+            """Where a rollback on the host leads is said by both files or by neither."""
+            _put_back(path, text, private)
+            _put_back(path.with_suffix(FALLBACK), beside, secret)
             state.text = known
-            if good is None:
-                remove(path)
-            else:
-                write(path, good, private=private)
-            if tested and self._reloader.asked:
-                await _whole(self._reloader.put_back(gently=calm))
-            raise
+
+        def write_all() -> None:
+            lay_beside()
+            write(path, text, private=secret)
+            state.text = text
+
+        shown = Shown(service, change.disk.route.generation, self._mark(change))
+        if change.old == text and shown.by(await self._listener.ask(service)):
+            await to_the_end(lay_beside)
+            late = await self._reloader.confirm([shown])
+            if late:
+                await to_the_end(lambda: put_back(text))
+                raise late[shown]
+            await self._keep(change, text, state)
+            return None
+        return Change(
+            write=write_all,
+            put_back=lambda: put_back(good),
+            keep=lambda: self._keep(change, text, state),
+            shown=shown,
+            calm=await self._calm(service, header, change.disk.route),
+        )
+
+    def _mark(self, change: _Change) -> str:
+        return mark_of(
+            change.service,
+            change.disk,
+            self._options(change.service),
+            token=change.token,
+            listen=self._listen,
+            folder=self._folder,
+            secret=change.secret,
+        )
 
     async def _keep_edited(self, path: Path, old: str | None) -> Header | None:
         """Put a text that is not ours aside. Returns the header of what is there."""
@@ -582,12 +681,13 @@ class NginxEdge:
         return good
 
     async def close(self) -> None:
-        """Close the connections to the private listener."""
+        """Give up what is under way, and close the connections to the private listener."""
+        await self._rounds.close()
         await self._listener.close()
 
     async def observe(self, service: str) -> Edge:
         """See `ports.Traffic`. What all services share is made whole, should something of it be lost."""
-        state = self._state(service)
+        state, changing = self._state(service), self._rounds.changing(service)
         text = read(self.file(service))
         await self._look_at_shared(text or "")
         header = self._known(service, text)
@@ -598,23 +698,25 @@ class NginxEdge:
         drained = not (retiring if state.old_workers is None else state.old_workers & retiring)
         drained = drained and not answer.draining
         on = self._switches.is_on(service)
-        switched = _active(disk.back) if on and not state.changing else frozenset[str]()
+        state.turned = state.turned if on else 0
+        leads = _active(disk.back) if on and not changing else frozenset[str]()
         served = header is not None and answer.generation == header.generation
-        needless = switched in (frozenset(), _active(disk.route.servers))
-        if on and drained and served and needless and not state.changing:
+        needless = leads in (frozenset(), _active(disk.route.servers))
+        if on and drained and served and needless and not changing:
             with contextlib.suppress(Fault):  # no worker is left that it says anything to
                 self._switches.put_away(service)
         return Edge(
             served=answer.generation,
             confirmed=state.confirmed,
-            file=self._file_state(service, text, header, state),
+            file="ours" if changing else self._file_state(service, text, header, state),
             drained=drained,
             floor=header.generation if header else 0,
             error=state.error,
             on_disk=header.on_disk if header else None,
             fallback=self._fallback(service, disk, on=on),
-            switched_to="".join(switched),
-            silence="" if text is None or state.changing else self._silence(service, answer, workers),
+            switched_to="" if state.older_switch(state.wanted) else "".join(leads),
+            waited=state.waited_until(asyncio.get_running_loop().time()),
+            silence="" if text is None or changing else self._silence(service, answer, workers),
         )
 
     def _file_state(
@@ -622,8 +724,9 @@ class NginxEdge:
     ) -> Literal["ours", "edited", "missing"]:
         """Of all that a service needs in our folder, for an nginx that starts."""
         found = _file_state(text, header, state)
-        whole = text is None or state.changing or not self._snippets.missing(service, self._options(service))
-        return found if whole else "missing"
+        if text is not None and self._snippets.missing(service, self._options(service)):
+            return "missing"
+        return found
 
     def _fallback(self, service: str, disk: OnDisk, *, on: bool) -> tuple[Server, ...]:
         """Where a rollback on this host leads: said by a file of its own, and to nginx for the switch.
@@ -670,8 +773,6 @@ def _file_state(
     text: str | None, header: Header | None, state: _Served
 ) -> Literal["ours", "edited", "missing"]:
     """Compared with what was last written; after a restart, with what the file says of itself."""
-    if state.changing:
-        return "ours"
     if text is None:
         return "missing" if state.text else "ours"
     if state.text:
@@ -695,7 +796,7 @@ def _same(one: Sequence[Server], other: Sequence[Server]) -> bool:
     return {s.instance for s in one if not s.backup} == {s.instance for s in other if not s.backup}
 
 
-def _way_back(disk: OnDisk | None, found: Header | None) -> tuple[Server, ...]:
+def _servers_back(disk: OnDisk | None, found: Header | None) -> tuple[Server, ...]:
     """Where the switch leads by the served file, else by the file that lies ready; empty is nowhere."""
     if disk is not None and disk.back:
         return disk.back
@@ -704,19 +805,17 @@ def _way_back(disk: OnDisk | None, found: Header | None) -> tuple[Server, ...]:
     return found.on_disk.route.servers
 
 
-async def _whole(work: Coroutine[None, None, None]) -> None:
-    """Do it however often it is cancelled meanwhile; a `Fault` is not told, because one is being told."""
-    doing = asyncio.ensure_future(work)
-    while not doing.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait({doing})
-    if not isinstance(doing.exception(), Fault):
-        doing.result()
-
-
 def _remove_all(paths: Sequence[Path]) -> None:
     for path in paths:
         remove(path)
+
+
+def _nothing() -> None:
+    """No file of ours changes."""
+
+
+async def _kept() -> None:
+    """Nothing has to be remembered."""
 
 
 def _put_back(path: Path, text: str | None, private: bool) -> None:

@@ -21,8 +21,8 @@ from orchestrator.traffic.options import EdgeOptions
 
 log = structlog.get_logger()
 
-POLL = 0.05
-"""Seconds between looks at what the others say while a change is waited for."""
+POLL, SLOWEST_POLL = 0.05, 0.25
+"""Seconds between looks at what the others say while a change is waited for, at first and in the end."""
 
 SAY_EVERY = 1.0
 """Seconds between reports of an edge for which nothing changes, and between tries of one that fails."""
@@ -90,23 +90,25 @@ class Fleet:
         self._on_failure = on_failure
         self._left: dict[str, dict[str, str]] = {}
         self._followed: dict[str, frozenset[str]] = {}
+        self._hanging: dict[str, str] = {}
 
     async def apply(self, plan: RoutePlan, token: int) -> None:
         """See `ports.Traffic`: every edge that is not away serves it, or was left behind."""
+        await self._own.take_back_at_once(plan, token)
         wanted = WantedRoute(plan=plan, token=token, options=self._options(plan.service))
         await self._board.want(plan.service, _WANTED.dump_json(wanted).decode())
-        self._left[plan.service] = {}
+        self._left[plan.service] = dict(self._hanging)
         self._followed[plan.service] = frozenset()
         await self._own.apply(plan, token)
         await self._others_follow(plan)
 
     async def _others_follow(self, plan: RoutePlan) -> None:
-        """Wait for the others.
+        """Wait for the others. One that may be left behind lets one deadline pass, not one a change.
 
         Raises:
             Fault: One of them can't follow and is not to be left behind.
         """
-        service, generation = plan.service, plan.route.generation
+        service, generation, pause = plan.service, plan.route.generation, POLL
         late: dict[str, str] = {}
         found: dict[str, Report] = {}
         try:
@@ -119,11 +121,13 @@ class Fleet:
                         if report.edge.confirmed != generation
                     }
                     failed = {n for n in late if found[n].edge.error and found[n].tried == generation}
-                    if failed >= late.keys():
+                    if failed | self._hanging.keys() >= late.keys():
                         break
-                    await asyncio.sleep(POLL)
+                    await asyncio.sleep(pause)
+                    pause = min(1.5 * pause, SLOWEST_POLL)
         except TimeoutError:
-            pass
+            if self._on_failure == "go_on":
+                self._hanging |= late
         self._left[service] = late
         self._followed[service] = frozenset(found.keys() - late.keys())
         if late and self._on_failure == "all_back":
@@ -148,12 +152,15 @@ class Fleet:
             for name, why in self._left.get(service, {}).items()
             if name in found and found[name].edge.confirmed != own.confirmed
         }
+        for name in self._left.get(service, {}).keys() & found.keys() - left.keys():
+            self._hanging.pop(name, None)
         away = self._followed.get(service, frozenset()) - found.keys()
         others = [report.edge for name, report in found.items() if name not in left]
         failed = [*left.values(), *(f"edge {name} has not been heard of" for name in sorted(away))]
         by_hand = max((e for e in (own, *others) if e.local), key=lambda e: e.floor, default=own)
         behind = next((e.served or 0 for e in others if e.served != own.served), own.served)
         silent = {f"edge {name}: ": r.edge.silence for name, r in found.items() if name not in left}
+        switches = {report.edge.switched_to for report in found.values()}
         return replace(
             own,
             served=behind if own.served is not None else None,
@@ -164,16 +171,16 @@ class Fleet:
             error=own.error or "; ".join(left.values()),
             on_disk=by_hand.on_disk,
             switched_to=next((e.switched_to for e in (own, *others) if e.switched_to), ""),
+            switched_everywhere=not away and switches <= {own.switched_to},
             failed="; ".join(failed) if self._on_failure == "all_back" else "",
+            waited=max([own.waited, *(e.waited for e in others)]),
             silence="; ".join(f"{who}{why}" for who, why in {"": own.silence, **silent}.items() if why),
         )
 
     async def _reports(self, service: str) -> dict[str, Report]:
         """By edge, of those that are not away. One that has said nothing of the service has not served it."""
-        return {
-            name: _understood(texts[service]) if service in texts else Report(edge=Edge())
-            for name, texts in (await self._board.reports()).items()
-        }
+        said = await self._board.about(service)
+        return {name: _understood(text) if text else Report(edge=Edge()) for name, text in said.items()}
 
 
 class Follower:
@@ -191,7 +198,9 @@ class Follower:
         self._board = board
         self._name = name
         self._version = ""
+        self._texts: Mapping[str, str] = {}
         self._wanted: dict[str, WantedRoute] = {}
+        self._seen: dict[str, Edge] = {}
         self._edge = edge(lambda service: self._wanted[service].options)
         self._serving: dict[str, tuple[int, asyncio.Task[None]]] = {}
         self._interrupted: set[asyncio.Task[None]] = set()
@@ -218,38 +227,45 @@ class Follower:
     async def follow(self) -> None:
         """One round: begin to serve what is not served, and say what is, at once after a change.
 
+        What nothing has happened to is looked at every `SAY_EVERY` seconds; none is waited for by another.
+
         Raises:
             Fault: The board can't be reached; what is served stays.
         """
-        changed = await self._read() or any(task.done() for _, task in self._serving.values())
+        look = await self._read() | {name for name, (_, task) in self._serving.items() if task.done()}
         now = asyncio.get_running_loop().time()
-        if not changed and now < self._next:
+        if now >= self._next:
+            look, self._next = set(self._wanted), now + SAY_EVERY
+        elif not look:
             return
-        self._next = now + SAY_EVERY
         self._serving = {name: trying for name, trying in self._serving.items() if not trying[1].done()}
-        seen = {service: await self._edge.observe(service) for service in self._wanted}
-        for service, edge in seen.items():
-            wanted = self._wanted[service]
-            self._interrupt(wanted)
-            if self._may_try(wanted, now) and self._behind(wanted, edge):
-                task = asyncio.create_task(self._serve(wanted), name=f"serve {service}")
-                self._serving[service] = wanted.plan.route.generation, task
-        await self._board.report(
-            self._name, {service: self._said(service, edge) for service, edge in seen.items()}
-        )
+        await asyncio.gather(*(self._look(self._wanted[service], now) for service in look))
+        said = {service: self._said(service, edge) for service, edge in self._seen.items()}
+        await self._board.report(self._name, said)
 
-    async def _read(self) -> bool:
-        """Take what is wanted from the board. Whether there is anything new."""
+    async def _look(self, wanted: WantedRoute, now: float) -> None:
+        """See what is served of a service, and begin to serve what is wanted."""
+        service = wanted.plan.service
+        self._interrupt(wanted)
+        edge = self._seen[service] = await self._edge.observe(service)
+        if self._may_try(wanted, now) and self._behind(wanted, edge):
+            task = asyncio.create_task(self._serve(wanted), name=f"serve {service}")
+            self._serving[service] = wanted.plan.route.generation, task
+
+    async def _read(self) -> set[str]:
+        """Take what is wanted from the board. The services of which there is anything new."""
         news = await self._board.news(self._version)
         if news is None:
-            return False
+            return set()
         self._version, texts = news
-        for service, text in texts.items():
+        fresh = {service for service, text in texts.items() if text != self._texts.get(service)}
+        self._texts = texts
+        for service in tuple(fresh):
             try:
-                self._wanted[service] = _WANTED.validate_json(text)
+                self._wanted[service] = _WANTED.validate_json(texts[service])
             except ValidationError as error:  # a newer daemon's words: better what was wanted before
                 log.error("wanted_not_understood", service=service, reason=str(error)[:300])
-        return True
+        return fresh & self._wanted.keys()
 
     def _interrupt(self, wanted: WantedRoute) -> None:
         """Cancel the try of another generation; the edge lets the next one begin when its file is back."""

@@ -22,6 +22,7 @@ class Answer:
     Attributes:
         text: The answer, or why there is none.
         generation: The generation that it serves; None without a proper answer.
+        mark: Of the whole file that it has loaded; where routes change in its memory, of all but the route.
         shape: What its file is like apart from the route; empty where routes change by a reload.
         draining: Workers that have requests under way at servers which the route does not name any more, each
             server counted by itself; -1 where nobody counts.
@@ -30,6 +31,7 @@ class Answer:
 
     text: str
     generation: int | None = None
+    mark: str = ""
     shape: str = ""
     draining: int = 0
     answered: bool = True
@@ -49,8 +51,8 @@ class Listener:
         if name != service or not number.isascii() or not number.isdecimal():
             return Answer(text, answered=status != 0)
         if rest[1:2] == ["dynamic"]:
-            return Answer(text, int(number), rest[2], int(rest[3]))
-        return Answer(text, int(number))
+            return Answer(text, int(number), rest[2], rest[2], int(rest[3]))
+        return Answer(text, int(number), rest[1])
 
     async def put(self, service: str, route: str, *, secret: str, shape: str) -> None:
         """Let nginx serve a route from the next request on, if the rest of its file is of this shape.

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import EdgeProcess
 from orchestrator.traffic.files import to_the_end
-from orchestrator.traffic.listener import Listener
+from orchestrator.traffic.listener import Answer, Listener
 from orchestrator.traffic.switch import Switches
 
 SPACING = 0.025
@@ -18,13 +19,34 @@ WATCHING = 0.005
 """Seconds between looks at the workers."""
 
 RUN, RUN_WATCHED = 8, 2
-"""Fresh requests in a row that must show the generation; the second is for when no old worker accepts."""
+"""Fresh requests in a row that must show what is wanted; the second is for when no old worker accepts."""
 
 TAKEN_UP = 1.0
 """Seconds in which a reload that nobody confirms has taken effect, or answers are closed no longer for it."""
 
 TAKES_CONNECTIONS = 0.25
 """Seconds in which a server that runs takes a connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What nginx shows of a service when it serves what is wanted.
+
+    Attributes:
+        generation: None when it does not know the service.
+        mark: Of the whole file, see `render.mark_of`.
+    """
+
+    service: str
+    generation: int | None
+    mark: str = ""
+
+    def __str__(self) -> str:
+        return "let go of it" if self.generation is None else f"show generation {self.generation}"
+
+    def by(self, answer: Answer) -> bool:
+        """Whether an answer shows it."""
+        return answer.generation == self.generation and (self.generation is None or answer.mark == self.mark)
 
 
 class Reloader:
@@ -99,47 +121,42 @@ class Reloader:
             self._switches.keep_connections()
 
     async def confirm(
-        self, service: str, generation: int | None, before: frozenset[int] | None = None
-    ) -> None:
-        """Wait until fresh requests in a row all show it, and none of the workers `before` accepts.
+        self, wanted: Sequence[Shown], before: frozenset[int] | None = None
+    ) -> dict[Shown, Fault]:
+        """Wait until fresh requests in a row show each of these, and none of the workers `before` accepts.
 
-        The generation None waits until nginx does not know the service. These workers accepted before the
-        reload; None where there was none.
+        These workers accepted before the reload; None where there was none. Returns what is not shown at the
+        deadline, and why.
 
         Raises:
-            Fault: They do not within the deadline, or nginx has refused the reload.
+            Fault: Workers from before still accept then, or nginx has refused the reload.
         """
-        row = 0
-        last = "workers from before the reload still accept"
+        rows, last = dict.fromkeys(wanted, 0), dict[Shown, str]()
+        gone = False
         try:
             async with asyncio.timeout(self._deadline):
                 await self._gone(before or frozenset())
-                while True:
-                    told = await self._listener.ask(service)
-                    last = told.text
-                    row = row + 1 if told.generation == generation else 0
-                    if row == (RUN_WATCHED if before else RUN):
-                        return
-                    if row == 0 and before is not None:
+                gone = True
+                while rows:
+                    answers = await asyncio.gather(*(self._listener.ask(one.service) for one in rows))
+                    for one, answer in zip(tuple(rows), answers, strict=True):
+                        last[one] = answer.text
+                        rows[one] = rows[one] + 1 if one.by(answer) else 0
+                        if rows[one] == (RUN_WATCHED if before else RUN):
+                            del rows[one]
+                    if len(rows) == len(wanted) and not any(rows.values()) and before is not None:
                         await self._refused()
-                    await asyncio.sleep(WATCHING if before else SPACING)
+                    if rows:
+                        await asyncio.sleep(WATCHING if before else SPACING)
         except TimeoutError:
-            what = "let go of it" if generation is None else f"show generation {generation}"
-            late = f"nginx does not {what} within {self._deadline:.0f} s: {last}"
-            raise await self._late(late, reloaded=before is not None) from None
-
-    async def gone(self, before: frozenset[int]) -> None:
-        """Wait until none of these workers accepts.
-
-        Raises:
-            Fault: One still does at the deadline, or nginx has refused the reload.
-        """
-        try:
-            async with asyncio.timeout(self._deadline):
-                await self._gone(before)
-        except TimeoutError:
-            what = f"workers from before the reload still accept after {self._deadline:.0f} s"
-            raise await self._late(what, reloaded=True) from None
+            if not gone:
+                what = f"workers from before the reload still accept after {self._deadline:.0f} s"
+                raise await self._late(what, reloaded=before is not None) from None
+        late = {
+            one: f"nginx does not {one} within {self._deadline:.0f} s: {last.get(one, 'not asked yet')}"
+            for one in rows
+        }
+        return {one: await self._late(what, reloaded=before is not None) for one, what in late.items()}
 
     async def _gone(self, before: frozenset[int]) -> None:
         while before & await self._accepting():

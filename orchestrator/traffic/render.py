@@ -159,7 +159,8 @@ def render(
     about = _ON_DISK.dump_json(disk).decode()
     words = _words(service, options, listen=listen, folder=folder, secret=secret)
     route = _served(route, options)
-    words |= {"route": route, "back": disk.back or route.servers, "token": int(token)}
+    mark = mark_of(service, disk, options, token=token, listen=listen, folder=folder, secret=secret)
+    words |= {"route": route, "back": disk.back or route.servers, "token": int(token), "mark": mark}
     if secret:
         lines = route_text(disk, options, token=token).split("\n")  # one literal must pass nginx' buffer
         words["text"] = f'table.concat({{{", ".join(f"[==[{line}]==]" for line in lines)}}}, "\\n")'
@@ -217,6 +218,7 @@ def _words(service: str, options: EdgeOptions, *, listen: str, folder: str, secr
         "maps": (),
         "split": None,
         "token": 0,
+        "mark": "",
         "text": "",
         "shape": "",
     }
@@ -249,6 +251,16 @@ def shape_of(service: str, options: EdgeOptions, *, listen: str, folder: str, se
     words = _words(service, options, listen=listen, folder=folder, secret=secret)
     whole = f"{_template.render(**words)}{options}"
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+
+def mark_of(
+    service: str, disk: OnDisk, options: EdgeOptions, *, token: int, listen: str, folder: str, secret: str
+) -> str:
+    """What nginx shows of a file: of all that is in it, or of its shape where the route changes in memory."""
+    shape = shape_of(service, options, listen=listen, folder=folder, secret=secret)
+    if secret:
+        return shape
+    return hashlib.sha256(f"{shape} {token} {_ON_DISK.dump_json(disk)!r}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

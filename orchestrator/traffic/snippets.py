@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from orchestrator.ports.faults import Fault
-from orchestrator.traffic.files import read, remove, to_the_end, write
+from orchestrator.traffic.files import read, remove, write
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.render import joined_location, location_snippet
 from orchestrator.traffic.shared import make_folder
@@ -16,8 +16,8 @@ class Snippets:
         self._dir = directory
         self._folder = folder
 
-    async def keep(self, service: str, options: EdgeOptions, *, dynamic: bool) -> None:
-        """Let those of a service say what its options say; none is left elsewhere."""
+    def keep(self, service: str, options: EdgeOptions, *, dynamic: bool) -> None:
+        """Let those of a service say what its options say; none is left elsewhere. Blocks."""
         name = f"{service}.conf"
         words = (location_snippet, joined_location)
         texts = {
@@ -25,14 +25,10 @@ class Snippets:
             for place, text in zip(self._places(service, options), words, strict=False)
         }
         left = [path for path in self._dir.glob(f"locations/*/{name}") if path not in texts]
-
-        def work() -> None:
-            for path, text in texts.items():
-                _keep(path, text)
-            for path in left:
-                remove(path)
-
-        await to_the_end(work)
+        for path, text in texts.items():
+            _keep(path, text)
+        for path in left:
+            remove(path)
 
     def missing(self, service: str, options: EdgeOptions) -> list[Path]:
         """Those of a service that are not there."""

@@ -32,9 +32,9 @@ class Switches:
         """Whether it is there."""
         return os.path.isfile(self.path(service))  # noqa: PTH113  False too where nobody may look
 
-    def turn_on(self, service: str, to: str) -> None:
-        """Send all traffic where the served file's rollback leads, which is `to`."""
-        _try_to_write(self.path(service), to)
+    def turn_on(self, service: str, to: str) -> bool:
+        """Send all traffic where the served file's rollback leads, which is `to`. Whether that worked."""
+        return _try_to_write(self.path(service), to)
 
     def written(self, service: str) -> str:
         """The release that it was turned on for; empty when a person did it, or when it is off."""
@@ -54,8 +54,10 @@ class Switches:
             remove(self._closing)
 
 
-def _try_to_write(path: Path, text: str) -> None:
+def _try_to_write(path: Path, text: str) -> bool:
     try:
         write(path, text)
     except Fault as error:
         log.warning("switch_not_turned_on", path=str(path), reason=str(error))
+        return False
+    return True

@@ -21,7 +21,7 @@ from orchestrator.rollout.events import Event, GatesLooked, RouteConfirmed
 from orchestrator.rollout.model import FULL, Phase, Release, ServiceState
 from orchestrator.rollout.plan import current_step, is_fast
 from orchestrator.rollout.policy import Template
-from orchestrator.rollout.told import logs_of, outdated, problems, told, way_back
+from orchestrator.rollout.told import last_logs, outdated, problems, told, way_back
 from orchestrator.web.charts import Chart, charts
 
 SESSION_SECONDS = 12 * 3600.0
@@ -167,7 +167,7 @@ class Pages:
             "ended": ended,
             "ladder": _ladder(state, release.id),
             "charts": _charts(events, release),
-            "logs": next((logs_of(e) for e in reversed(events) if logs_of(e)), ""),
+            "logs": last_logs(events),
             "lines": [(_clock(e.at), e.kind, told(e)) for e in shown[-LAST_EVENTS:]],
             "verbs": _verbs(state, release.id, who),
             "share": state.route.share(release.id) * FULL,

@@ -154,10 +154,13 @@ class Fleet(Stack):
         self._redis_server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         self.hosts = [Host(name, self, number) for number, name in enumerate("bc")]
 
-    async def __aenter__(self) -> Self:
+    def start_edges(self) -> None:
         for host in self.hosts:
             host.up()
             host.start_nginx()
+
+    async def __aenter__(self) -> Self:
+        self.start_edges()
         await super().__aenter__()
         for host in self.hosts:
             await host.start()

@@ -19,7 +19,7 @@ from tests.conftest import QUICK, Images, Stacks
 
 async def test_rolling_back_a_promoted_release(stack: Stacks, images: Images) -> None:
     """Warm: one flip. Gone: deployed again on the fast path. And back again."""
-    s = await stack(keep_previous="4s", deadlines={"drain": "2s"})
+    s = await stack(keep_previous="20s", deadlines={"drain": "2s"})  # a command may need seconds to start
     await s.push("api", images("v1"))
     await s.ended("api-1")
     async with Load(s.url("api"), 100) as load:
@@ -38,7 +38,7 @@ async def test_rolling_back_a_promoted_release(stack: Stacks, images: Images) ->
         async def cold() -> bool:
             return {c.labels["io.release-orchestrator.release"] for c in s.containers()} == {"api-1"}
 
-        await s.until(cold, 30, "the other release has gone")
+        await s.until(cold, 60, "the other release has gone")
         code, text = await s.cli("rollback", "api", "--wait")
         assert (code, "rolled back from api-2" in text) == (exits.REFUSED, True), text
         code, text = await s.cli("rollback", "api", "--to", "api-2", "--wait")

@@ -44,6 +44,9 @@ class OneEdge:
             on_disk=OnDisk(route=plan.route, stable=plan.stable),
         )
 
+    async def take_back_at_once(self, plan: RoutePlan, token: int) -> None:
+        pass
+
     async def observe(self, service: str) -> Edge:
         return self.seen
 
@@ -76,10 +79,10 @@ class Paper:
     async def report(self, edge: str, texts: Mapping[str, str]) -> None:
         self.said[edge] = dict(texts)
 
-    async def reports(self) -> Mapping[str, Mapping[str, str]]:
+    async def about(self, service: str) -> Mapping[str, str]:
         if self.torn:
             raise Fault("Redis: connection refused")
-        return self.said
+        return {name: texts.get(service, "") for name, texts in self.said.items()}
 
     def say(self, edge: str, **seen: Any) -> None:
         """What another edge says of api."""
@@ -157,6 +160,24 @@ async def test_one_that_was_left_behind_and_has_caught_up_is_one_of_them_again()
     assert (seen.error, seen.drained) == ("", False)
 
 
+async def test_one_that_hangs_is_waited_for_once_and_not_at_each_change() -> None:
+    fleet, _, board = together("go_on")
+    board.say("b", served=1, confirmed=1)
+    await fleet.apply(plan(2), 1)
+    fleet._deadline = 60.0
+    async with asyncio.timeout(5):
+        await fleet.apply(plan(3), 1)
+        await fleet.apply(replace(plan(3), service="web"), 1)
+    assert (await fleet.observe("api")).error == "edge b: generation 3 is not served"
+    board.say("b", served=3, confirmed=3)
+    assert (await fleet.observe("api")).error == ""
+    applying = asyncio.create_task(fleet.apply(plan(4), 1))
+    await asyncio.sleep(0.1)
+    assert not applying.done(), "it has caught up, and is waited for again"
+    board.say("b", served=4, confirmed=4)
+    await applying
+
+
 async def test_one_of_another_version_cannot_follow() -> None:
     fleet, _, board = together()
     board.said["b"] = {"api": '{"words of": "a newer edge"}'}
@@ -217,6 +238,18 @@ async def test_an_edge_that_is_silent_is_named() -> None:
     assert (seen.served, seen.silence) == (None, "nginx does not serve api; edge b: nginx does not run")
 
 
+async def test_the_switch_has_all_users_only_where_it_is_on_at_every_edge() -> None:
+    fleet, own, board = together()
+    board.say("b", served=2, confirmed=2)
+    await fleet.apply(plan(2), 1)
+    own.seen = replace(own.seen, switched_to="api-1")
+    seen = await fleet.observe("api")
+    assert (seen.switched_to, seen.switched_everywhere) == ("api-1", False)
+    board.say("b", served=2, confirmed=2, switched_to="api-1")
+    seen = await fleet.observe("api")
+    assert (seen.switched_to, seen.switched_everywhere) == ("api-1", True)
+
+
 async def test_a_follower_serves_what_is_wanted_and_says_so() -> None:
     edge, board = OneEdge(), Paper()
     follower = Follower(board, "b", lambda _: edge)  # type: ignore[arg-type, return-value]
@@ -259,6 +292,32 @@ async def test_what_is_to_be_gone_is_taken_away_everywhere_once() -> None:
     assert (edge.applied, own.applied) == ([3], [3])
     seen = await fleet.observe("api")
     assert (seen.served, seen.confirmed, seen.error) == (None, 3, "")
+    await follower.close()
+
+
+@dataclass
+class HangingEdge(OneEdge):
+    """An edge whose nginx takes a while to be asked about."""
+
+    asked: int = 0
+    most: int = 0
+
+    async def observe(self, service: str) -> Edge:
+        self.asked += 1
+        self.most = max(self.most, self.asked)
+        await asyncio.sleep(0.05)
+        self.asked -= 1
+        return self.seen
+
+
+async def test_a_follower_does_not_ask_for_one_service_after_the_other() -> None:
+    edge = HangingEdge()
+    follower, board = following(edge)
+    for n in range(10):
+        wanted = WantedRoute(plan=replace(plan(2), service=f"s{n}"), token=1, options=EdgeOptions())
+        await board.want(f"s{n}", _WANTED.dump_json(wanted).decode())
+    await follower.follow()
+    assert edge.most == 10
     await follower.close()
 
 
@@ -404,7 +463,9 @@ async def test_an_edge_that_says_nothing_is_away_until_it_is_forgotten(board: Re
     await board.report("b", {"api": "x"})
     await board.report("c", {})
     assert await board.reports() == {"b": {"api": "x"}, "c": {}}
+    assert await board.about("api") == {"b": "x", "c": ""}
     await asyncio.sleep(0.6)
+    assert await board.about("api") == {}
     assert await board.reports() == {}
     assert await board.known() == ["b", "c"]
     assert await board.forget("b")

@@ -12,7 +12,7 @@ async def test_an_empty_file_takes_the_traffic_back_without_a_daemon(site: Site)
     assert await site.answers() == {"api-1", "api-2"}
     switch = site.folder / "switch" / "api"
     switch.touch()
-    await asyncio.sleep(0.1)  # where Lua looks for it, it does so 20 times a second
+    await asyncio.sleep(0.1)  # where Lua looks for it, it does so 100 times a second
     assert await site.answers() == {"api-1"}
     assert (await site.edge._listener.ask("api")).text.endswith(" back")
     assert (await site.edge.observe("api")).switched_to == "api-1"
@@ -52,7 +52,7 @@ async def test_a_rollback_takes_effect_before_its_reload(site: Site, monkeypatch
 
 
 async def test_a_rollback_waits_for_no_other_service(site: Site) -> None:
-    async with site.edge._alone():  # another service's change, which nginx does not come to confirm
+    async with site.edge._rounds.alone():  # another service's change, which nginx does not come to confirm
         going_back = asyncio.create_task(site.edge.apply(site.plan(3, "api-1"), 1))
         await asyncio.sleep(0.2)
         assert await site.answers() == {"api-1"}
@@ -66,6 +66,27 @@ async def test_a_rollback_waits_for_no_other_service(site: Site) -> None:
 async def test_a_switch_that_is_left_over_does_not_hold_the_next_release_back(site: Site) -> None:
     await site.edge.apply(site.plan(3, "api-1"), 1)
     assert (site.folder / "switch" / "api").read_text() == "api-1"
+    await site.edge.apply(site.plan(4, "api-1", "api-2", back="api-1"), 1)
+    assert not (site.folder / "switch" / "api").exists()
+    assert await site.answers() == {"api-1", "api-2"}
+
+
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_a_switch_of_the_daemons_own_gives_way_to_its_next_word(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nginx hung while a rollback was wanted, and meanwhile the next release is."""
+
+    async def refuse() -> None:
+        raise Fault("it hangs")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(site.process, "reload", refuse)
+        for plan in (site.plan(3, "api-1"), site.plan(4, "api-1", "api-2", back="api-1")):
+            with pytest.raises(Fault, match="it hangs"):
+                await site.edge.apply(plan, 1)
+            assert await site.answers() == {"api-1"}
+        assert (await site.edge.observe("api")).switched_to == "", "nobody has rolled back here"
     await site.edge.apply(site.plan(4, "api-1", "api-2", back="api-1"), 1)
     assert not (site.folder / "switch" / "api").exists()
     assert await site.answers() == {"api-1", "api-2"}

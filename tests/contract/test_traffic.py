@@ -527,16 +527,3 @@ def test_threads_that_write_one_file_at_the_same_time_each_write_it_whole(tmp_pa
             done.result()
     assert path.read_text() in texts
     assert list(tmp_path.iterdir()) == [path]
-
-
-async def test_one_that_is_cancelled_while_it_waits_ends_nothing_of_the_one_that_it_waits_for(
-    tmp_path: Path,
-) -> None:
-    edge = NginxEdge(HostNginx(), tmp_path, lambda _: EdgeOptions())
-    async with edge._changing("api") as state:
-        waiting = asyncio.create_task(edge.put_down(plan(1), token=1), name="waiting")
-        await asyncio.sleep(0)
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-        assert state.changing
-    assert not state.changing

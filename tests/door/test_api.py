@@ -22,7 +22,7 @@ from orchestrator.ports.access import MAY, Principal, Role, Verb
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.command import Freeze, handle
 from orchestrator.rollout.events import ConfigReloaded, ReleaseEnded
-from orchestrator.rollout.model import Outcome, ServiceState
+from orchestrator.rollout.model import Ended, Outcome, ServiceState
 from orchestrator.store import tail as tail_module
 from orchestrator.store.tokens import RedisTokens
 from tests.builders import release, submit, template
@@ -262,6 +262,23 @@ async def test_an_answer_waits_for_the_end_of_a_release(house: House) -> None:
     assert (status, told["outcome"], told["ended_because"]) == (200, "superseded", "superseded by api-2")
     listed = (await house.ask("GET", "/v1/services/api/releases", secret))[1]["releases"]
     assert [r["release"] for r in listed] == ["api-2", "api-1"]
+
+
+async def test_a_release_that_died_is_shown_with_its_last_log_lines(house: House) -> None:
+    secret = await house.secret("viewer")
+    over = Ended(
+        release=release(4),
+        kind="release",
+        outcome=Outcome.FAILED,
+        reason="api-4-0 exited with code 1 while starting",
+        actor="orchestrator",
+        began_at=990.0,
+        ended_at=1000.0,
+    )
+    end = ended(4, logs='one\n\x1b[31mpanic: FAIL_RATE: "nope"\n')
+    await house.put(ServiceState(service="api", history=(over,)), end)
+    _, told, _ = await house.ask("GET", "/v1/releases/api-4", secret)
+    assert (told["outcome"], told["logs"]) == ("failed", 'one\npanic: FAIL_RATE: "nope"')
 
 
 async def test_what_became_of_a_request_is_told(house: House) -> None:

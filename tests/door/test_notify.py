@@ -16,7 +16,7 @@ from orchestrator.daemon.settings import Settings
 from orchestrator.engine.tasks import eternal
 from orchestrator.notify import postman as postman_module
 from orchestrator.notify.postman import Postman
-from orchestrator.notify.text import Language, message, plain
+from orchestrator.notify.text import LOG_LINES, Language, message, plain
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.events import Event, RouteConfirmed
 from orchestrator.rollout.model import Outcome, ServiceState
@@ -60,6 +60,14 @@ def test_the_end_names_metric_value_limit_baseline_samples_who_and_what_to_do() 
         assert fact in chinese.body, fact
 
 
+def test_a_log_in_a_message_is_bounded_and_commands_nothing() -> None:
+    text = message(ended(logs="0\n" * 30 + "\x1b[31mpanic <!channel>\x1b[0m"), "en")
+    assert text is not None
+    *_, panic, _ = text.body.splitlines()
+    assert panic == "  panic <\u200b!channel>"
+    assert text.body.count("\n  ") == LOG_LINES
+
+
 def test_the_end_names_who_released_it_and_where_it_was_built() -> None:
     text = message(ended(author="ann via ci", link="https://ci/17"), "en")
     assert text is not None
@@ -72,7 +80,7 @@ def test_the_end_names_who_released_it_and_where_it_was_built() -> None:
 @pytest.mark.parametrize("hostile", ["<!channel>", "@here", "@ALL", "<@U123>", "<#C1>", "@everyone"])
 def test_a_strangers_text_calls_nobody(hostile: str) -> None:
     assert hostile not in plain(f"see {hostile} now")
-    assert plain("two\nlines\r\n\x1b[31m") == "two lines \x1b[31m"
+    assert plain("two\nlines\r\n\x1b[31m!") == "two lines !"
 
 
 class Receiver:

@@ -177,7 +177,7 @@ async def test_a_server_that_comes_back_empty_is_told_and_is_no_outcome(
     [
         ("before the push", 1.0, "it is not known whether Redis has taken the request"),
         ("before the answer", 1.0, "after 1 s: no daemon has answered; the request is kept until one does"),
-        ("before the end", 5.0, "timed out after 5 s: api-1 goes on"),
+        ("before the end", 5.0, "timed out after 5 s: api-1 is queued; see `orchestrator status api`"),
     ],
 )
 async def test_a_time_out_says_what_is_known(
@@ -219,7 +219,7 @@ async def test_a_server_that_refuses_after_it_has_taken_the_request_is_no_outcom
     assert await waiting == exits.TIMED_OUT
     told = " ".join(capsys.readouterr().err.split())
     assert "WRONGTYPE" in told
-    assert "api-1 goes on" in told
+    assert "api-1 is queued; see" in told
 
 
 async def test_a_refusal_after_a_reply_that_was_lost_says_nothing_of_the_first_try(
@@ -430,6 +430,33 @@ async def test_a_time_out_says_what_of_each_verb_goes_on(
     await bench.answer(lambda entry: command(request=entry, actor="ann"))
     assert await waiting == exits.TIMED_OUT
     assert f"timed out after 4 s: {says}" in " ".join(capsys.readouterr().err.split())
+
+
+async def test_a_time_out_says_that_a_release_goes_back(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waiting = bench.carry_out(RELEASE, timeout=4.0)
+    await bench.answer(lambda entry: submit(1, request=entry))
+    back = Rollout(
+        release=release(1), phase=Phase.ROLLING_BACK, began_at=1.0, entered_at=2.0, actor="x", reason="errors"
+    )
+    await bench.put(ServiceState(service="api", stable=release(9), rollout=back))
+    assert await waiting == exits.TIMED_OUT
+    told = " ".join(capsys.readouterr().err.split())
+    assert "timed out after 4 s: api-1: going back to api-9 since" in told
+    assert "goes on" not in told
+
+
+async def test_a_time_out_without_redis_says_that_it_is_not_known_how_it_stands(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waiting = bench.carry_out(RELEASE, timeout=4.0)
+    await bench.answer(lambda entry: submit(1, request=entry))
+    await heard(capsys, "accepted", [])
+    bench.kill()
+    assert await waiting == exits.TIMED_OUT
+    told = " ".join(capsys.readouterr().err.split())
+    assert "the release of api-1 goes on without this command; how it stands is not known" in told
 
 
 async def test_a_removal_that_is_called_off_ends_the_wait_as_aborted(

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import contextvars
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -34,6 +35,9 @@ T = TypeVar("T")
 RAM = "/dev/shm"
 """Where the files lie: a run makes thousands of them whole."""
 
+MARK = re.compile(r'return 200 "\S+ \d+ \d+ (\S+)";')
+"""What a file shows of itself at the private listener."""
+
 PROCESS: contextvars.ContextVar["Host"] = contextvars.ContextVar("process")
 """Whose process runs: a lock is left by one that is killed."""
 
@@ -50,6 +54,7 @@ class SimNginx:
 
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="simulation-", dir=RAM)))
     loaded: dict[str, Header] = field(default_factory=dict)
+    marks: dict[str, str] = field(default_factory=dict)
     refuses: str = ""
     ignores: bool = False
     dead: bool = False
@@ -66,8 +71,10 @@ class SimNginx:
     def load(self) -> None:
         if not self.takes_changes:
             return
-        found = {path.stem: read_header(path.read_text()) for path in self.folder.glob("[a-z]*.conf")}
+        texts = {path.stem: path.read_text() for path in self.folder.glob("[a-z]*.conf")}
+        found = {service: read_header(text) for service, text in texts.items()}
         self.loaded = {service: header for service, header in found.items() if header is not None}
+        self.marks = {service: MARK.findall(texts[service])[-1] for service in self.loaded}
 
     def start(self) -> None:
         """Start where it is dead; with a configuration that it refuses it stays so."""
@@ -154,9 +161,9 @@ class SimListener:
         if self._nginx.dead:
             return Answer("connection refused")
         header = self._nginx.loaded.get(service)
-        return (
-            Answer("404") if header is None else Answer(f"{service} {header.generation}", header.generation)
-        )
+        if header is None:
+            return Answer("404")
+        return Answer(f"{service} {header.generation}", header.generation, self._nginx.marks[service])
 
 
 def edge_of(world: "World", host: "Host") -> NginxEdge:
@@ -208,9 +215,9 @@ def virtual_files(nginx: SimNginx, answers: Callable[[str], bool]) -> Iterator[N
         stack.callback(nginx.close)
         for place, double in {
             "edge.to_the_end": inline,
-            "snippets.to_the_end": inline,
             "reload.to_the_end": inline,
-            "edge.locked": locked,
+            "rounds.to_the_end": inline,
+            "rounds.locked": locked,
             "edge.takes_connections": takes_connections,
             "files.os.fsync": lambda _: None,
         }.items():

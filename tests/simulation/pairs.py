@@ -1,4 +1,4 @@
-"""Every pair of faults of a story, or an even sample of them."""
+"""Every fault and every pair of faults of a story, or an even sample of pairs."""
 
 import asyncio
 import gc
@@ -14,13 +14,11 @@ from typing import Any
 from tests.simulation.journey import PLAN, PLANS, STORIES, Run, simulate, tell
 from tests.simulation.world import Fault, Mode, World
 
-Pair = tuple[Fault, ...]
+Faults = tuple[Fault, ...]
 Story = Callable[[Run], Awaitable[None]]
 
-PAIR = 2
 
-
-def some_pairs(name: str, number: int, seed: int) -> Iterator[Pair]:
+def some_pairs(name: str, number: int, seed: int) -> Iterator[Faults]:
     """One pair out of each of so many equal parts of all at effects that the story has without faults."""
     effects = range(len(simulate(name).effects))
     whole = list(product(combinations(effects, 2), Mode, Mode))
@@ -34,16 +32,17 @@ def violations(world: World) -> list[str]:
     return world.violations
 
 
-def all_pairs(
-    name: str, part: int, parts: int, look: Callable[[World], list[str]] = violations
-) -> Iterator[tuple[Pair, list[str]]]:
-    """Tell a story with every pair of faults whose first is at every parts-th effect, from the part-th on.
+def every(
+    name: str, depth: int, part: int = 0, parts: int = 1, look: Callable[[World], list[str]] = violations
+) -> Iterator[tuple[Faults, list[str]]]:
+    """Tell a story with every fault or, with a depth of 2, every pair of them.
 
-    The second is at any effect that is still done after the first. What pairs have in common is told once: at
-    each effect the process is forked for each way to go wrong there. `look` says what to report of a world.
+    The first is at every parts-th effect, from the part-th on, the second at any that is still done after it.
+    What they have in common is told once: the process is forked at each effect, for each way to go wrong
+    there. `look` says what to report of a world.
     """
     with tempfile.TemporaryFile() as reports:
-        branches = _Branches(lambda number: number % parts == part, reports.fileno())
+        branches = _Branches(depth, lambda number: number % parts == part, reports.fileno())
         gc.freeze()  # what nobody collects is not copied by each child
         try:
             found = look(tell(branches.watch(STORIES[name]), branches, None, PLANS.get(name, PLAN)))
@@ -65,9 +64,9 @@ def all_pairs(
 class _Branches(dict[int, Mode]):
     """The faults of this process, of which the next is chosen when its effect is reached."""
 
-    def __init__(self, first: Callable[[int], bool], reports: int) -> None:
+    def __init__(self, depth: int, first: Callable[[int], bool], reports: int) -> None:
         super().__init__()
-        self._first, self._reports = first, reports
+        self._depth, self._first, self._reports = depth, first, reports
         self._folder, self._parent = Path(), 0
 
     def watch(self, story: Story) -> Story:
@@ -80,7 +79,7 @@ class _Branches(dict[int, Mode]):
         return watched
 
     def get(self, number: int, default: Any = None) -> Any:
-        if len(self) == PAIR or (not self and not self._first(number)):
+        if len(self) == self._depth or (not self and not self._first(number)):
             return default
         if self and os.getppid() != self._parent:
             os._exit(1)  # nobody waits for what it finds
@@ -102,7 +101,7 @@ class _Branches(dict[int, Mode]):
     def leave(self, lines: list[str]) -> None:
         """Report and end a forked process, of which nothing may run that its parent will run."""
         try:
-            if len(self) == PAIR:
+            if len(self) == self._depth:
                 self._report(lines=lines)
         finally:
             os._exit(0)

@@ -55,6 +55,7 @@ class Sim:
     known: dict[str, Known] = field(default_factory=dict)
     unwatched: float = 0.0
     edge_up: bool = True
+    waited: float = 0.0
     refuses: str = ""
     silence: str = ""
     file: str = "ours"
@@ -110,6 +111,7 @@ class Sim:
                 failed=self.failed,
                 error=self.refuses,
                 silence=self.silence,
+                waited=self.waited,
                 floor=self.disk.route.generation if self.disk else 0,
                 on_disk=self.disk,
                 switched_to=self.switched_to,

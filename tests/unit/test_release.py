@@ -302,6 +302,23 @@ def test_nginx_that_does_not_confirm_ends_the_rollout_once_it_is_back(sim: Sim) 
     assert "did not confirm" in sim.until_ended("api-2").reason
 
 
+def test_the_time_that_a_change_waits_for_other_services_is_not_nginxs(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.STARTING)
+    sim.edge_up = False
+    for _ in range(200):
+        sim.waited += 1.0
+        sim.run(1)
+    assert not [e for e in sim.events if isinstance(e, EdgeStuck)]
+    rollout = sim.state.rollout
+    assert rollout is not None
+    assert rollout.phase is Phase.SHIFTING
+    sim.run(90)  # its turn has come, and nginx does not confirm
+    rollout = sim.state.rollout
+    assert rollout is not None
+    assert rollout.phase is Phase.ROLLING_BACK
+
+
 def test_with_docker_away_the_route_of_an_idle_service_stays(sim: Sim) -> None:
     route = sim.state.route
     sim.runtime_ok = False

@@ -479,7 +479,7 @@ def test_nginx_that_is_silent_while_nothing_rolls_out_is_told_once_and_that_it_s
     sim.run(30)
     (stuck,) = [e for e in sim.events if isinstance(e, EdgeStuck)]
     assert stuck.reason == sim.silence
-    assert problems(sim.state) == [f"the traffic is not where it ought to be: {sim.silence}"]
+    assert problems(sim.state) == [f"nginx does not say what it serves: {sim.silence}"]
     sim.silence = ""
     before = len(sim.events)
     sim.step()
@@ -539,6 +539,58 @@ def test_status_says_where_users_are_while_a_candidate_is_taken_back(sim: Sim) -
     sim.run(2)
     assert "; all users are on api-1 by the rollback switch since " in way_back(sim.state)
     assert "; all users are on api-1" in way_back(decide(sim.state, unread(sim), sim.now)[0])
+
+
+def test_a_switch_that_is_not_on_at_every_edge_has_not_all_users(sim: Sim) -> None:
+    promoted(sim, 2)
+    sim.refuses = REFUSES
+    ask(sim, "20-0")
+    partly = replace(sim.observe().edge, switched_to="api-1", switched_everywhere=False)
+    state, _ = decide(sim.state, replace(sim.observe(), edge=partly), sim.now)
+    assert "; some users may still be on api-2" in way_back(state)
+    state, _ = decide(state, replace(sim.observe(), edge=replace(partly, switched_everywhere=True)), sim.now)
+    assert "; all users are on api-1 by the rollback switch" in way_back(state)
+
+
+@pytest.mark.parametrize("way", ["rollback", "abort", "gate", "rollback --local"])
+def test_status_says_that_users_are_safe_by_the_switch_whatever_takes_them_back(sim: Sim, way: str) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.refuses = REFUSES
+    back(sim, way)
+    sim.switched_to = "api-1"
+    sim.run(3)
+    (said,) = problems(sim.state)
+    assert said == way_back(sim.state)
+    assert "; all users are on api-1 by the rollback switch since " in said
+
+
+def back(sim: Sim, way: str) -> None:
+    match way:
+        case "rollback":
+            ask(sim, "20-0")
+        case "abort":
+            sim.send(Abort(request="20-0", actor="ann"))
+        case "gate":
+            sim.behaviours["api-2"] = Behaviour(errors=0.9)
+            sim.until_phase(Phase.ROLLING_BACK)
+        case _:
+            sim.roll_back_on_host()
+
+
+def test_status_says_that_users_are_on_stable_while_nginx_refuses_with_nothing_rolling_out(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.STARTING)
+    sim.refuses = REFUSES
+    old = sim.state.confirmed
+    sim.run(40)
+    while sim.state.rollout is not None:
+        sim.step()
+    sim.run(70)
+    new = sim.state.route.generation
+    assert new > old
+    waits = f"nginx has not confirmed route {new} and may still serve route {old}: {REFUSES}"
+    assert problems(sim.state) == [f"{waits}; all users are on api-1 with either"]
 
 
 def unread(sim: Sim) -> Observation:

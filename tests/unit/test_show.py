@@ -12,8 +12,11 @@ from orchestrator.cli.show import history_rows, history_table
 from orchestrator.daemon.config import Config
 from orchestrator.daemon.settings import Settings
 from orchestrator.intake.views import release_view
-from orchestrator.rollout.model import Ended, Outcome, ServiceState
-from tests.builders import release
+from orchestrator.rollout.events import PhaseEntered
+from orchestrator.rollout.model import Ended, Outcome, Phase, ServiceState
+from orchestrator.rollout.policy import Comparison
+from tests import samples
+from tests.builders import policy, release
 
 
 def ended(number: int, author: str, actor: str, **changes: object) -> Ended:
@@ -37,6 +40,21 @@ def test_history_names_whose_each_release_was_and_who_or_what_decided() -> None:
     by, reason = head.index("author"), head.index("reason")
     assert [row[by:reason].split() for row in rows] == [["ci", "bob"], ["ann", "ann"], ["ci", "orchestrator"]]
     assert all("all [b]steps[/b] passed" in row for row in rows)
+
+
+def entered(weight: int, steps: int) -> PhaseEntered:
+    phase = Phase.SHIFTING
+    return PhaseEntered(
+        service="api",
+        at=1.0,
+        release="api-4",
+        phase=phase,
+        step=0,
+        steps=steps,
+        weight=weight,
+        actor="orchestrator",
+        reason="r",
+    )
 
 
 LEFT = ServiceState(
@@ -75,6 +93,41 @@ def test_explain_says_who_promoted_and_that_the_release_was_left_since(
     assert "for api-1, rolled back by bob: checkout [is] broken\n" in text
     found = json.loads(told_by_explain(story, Output.JSON, capsys))
     assert (found["actor"], found["left"]["to"]) == ("ann", "api-1")
+
+
+def test_explain_tells_the_last_words_of_what_died_before_it_had_traffic(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    over = ended(4, "ci", "orchestrator", outcome=Outcome.FAILED, reason="api-4-0 exited with code 1")
+    logs = 'GIN-debug [on]\n\x1b[31mpanic: FAIL_RATE: "nope" is no number\x1b[0m\n'
+    story = Story(over.release, over, (samples.ended(4, reason=over.reason, logs=logs),))
+    text = told_by_explain(story, Output.TEXT, capsys)
+    assert text.splitlines()[-4:] == [
+        "its last log lines:",
+        "    GIN-debug [on]",
+        '    panic: FAIL_RATE: "nope" is no number',
+        "no gate was looked at: it had no traffic",
+    ]
+    found = json.loads(told_by_explain(story, Output.JSON, capsys))
+    assert found["logs"] == 'GIN-debug [on]\npanic: FAIL_RATE: "nope" is no number'
+
+
+@pytest.mark.parametrize(
+    ("events", "gates", "why"),
+    [
+        ((), True, "what happened to it is not kept any more"),
+        ((entered(100, 1),), True, "it took all traffic in one step, without a release to compare it with"),
+        ((entered(5, 3),), True, "none was due"),
+        ((entered(5, 3),), False, "its service has none"),
+    ],
+)
+def test_explain_says_why_no_gate_was_looked_at(
+    capsys: pytest.CaptureFixture[str], events: tuple[PhaseEntered, ...], gates: bool, why: str
+) -> None:
+    rules = (Comparison(name="errors", metric="error_rate"),) if gates else ()
+    given = release(4, policy=policy(comparisons=rules, limits=()))
+    text = told_by_explain(Story(given, None, events), Output.TEXT, capsys)
+    assert text.endswith(f"no gate was looked at: {why}\n")
 
 
 def test_the_api_says_that_a_release_was_left_since() -> None:

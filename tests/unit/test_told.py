@@ -1,14 +1,16 @@
 """Every event is one line that names what it is about."""
 
-from typing import get_args
+from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 
 from orchestrator.cli.show import event_text
 from orchestrator.rollout.events import Event
-from orchestrator.rollout.model import ServiceState
-from orchestrator.rollout.told import logs_of, problems, told
-from tests.samples import EVENTS
+from orchestrator.rollout.model import Ended, Mark, Outcome, Phase, Rollout, Route, ServiceState
+from orchestrator.rollout.told import LOG_LINES, LOG_WIDTH, last_logs, logs_of, problems, standing, told
+from tests.builders import release
+from tests.samples import EVENTS, ended
 
 LINES = {
     "release_accepted": "accepted a:1 from ci",
@@ -55,6 +57,21 @@ def test_the_log_of_a_dead_container_comes_below() -> None:
     assert logs_of(EVENTS[0]) == ""
 
 
+def test_a_log_is_bounded_and_commands_no_terminal() -> None:
+    hostile = "\x1b[2J\x1b]0;owned\x07\x1b[31mpanic\x1b[0m\r\x9b2Jgone\x1b]8;;http://x\x1b\\link\x08\u202e"
+    found = logs_of(ended(logs="0\n" * 30 + f"{hostile}\n" + "x" * 9999))
+    *_, panic, gone, last = found.splitlines()
+    assert (panic, gone, last) == ("panic", "2Jgonelink", "x" * LOG_WIDTH)
+    assert len(found.splitlines()) == LOG_LINES
+    assert logs_of(ended(logs="\x1b]0;not ended")) == "0;not ended"
+    assert "panic of 2" in event_text(ended(reason="\x1b[2Jpanic\nof 2"))
+
+
+def test_the_last_log_is_that_of_the_latest_event_that_holds_one() -> None:
+    assert last_logs([ended(logs="old"), ended(logs="new"), ended(logs=" "), EVENTS[0]]) == "new"
+    assert last_logs([]) == ""
+
+
 def test_what_is_wrong_with_a_service_is_named() -> None:
     assert problems(ServiceState(service="api")) == []
     bad = ServiceState(
@@ -64,5 +81,81 @@ def test_what_is_wrong_with_a_service_is_named() -> None:
         "api-1-0 is down",
         "nginx' file was edited by hand",
         "a bug",
-        "the traffic is not where it ought to be: no",
+        "nginx does not say what it serves: no",
     ]
+
+
+PAUSED = Mark(kind="paused", actor="ann", reason="lunch", since=1.0)
+WAITS = Mark(kind="awaiting_approval", actor="orchestrator", reason="the step wants it", since=1.0)
+
+
+def on_its_way(**changes: Any) -> ServiceState:
+    given = {"phase": Phase.SHIFTING, "began_at": 1.0, "entered_at": 2.0, "actor": "ci", "reason": "r"}
+    return ServiceState(
+        service="api", stable=release(1), rollout=Rollout(release=release(2), **{**given, **changes})
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        (on_its_way(), "api-2 goes on (shifting)"),
+        (on_its_way(mark=PAUSED), "api-2 is paused, by ann: lunch; `orchestrator resume api` lets it go on"),
+        (
+            on_its_way(mark=WAITS),
+            (
+                "api-2 is awaiting approval, by orchestrator: the step wants it;"
+                " `orchestrator approve api` lets it go on"
+            ),
+        ),
+        (
+            on_its_way(blind_since=1.0),
+            "api-2 goes on (shifting); Prometheus does not answer; the rollout is held",
+        ),
+        (
+            on_its_way(phase=Phase.ROLLING_BACK),
+            "api-2: going back to api-1 since 00:00:02 UTC; some users may still be on api-2",
+        ),
+        (ServiceState(service="api", queue=(release(2),)), "api-2 is queued"),
+        (
+            replace(on_its_way(), queue=(release(3), release(4)), rollout=on_its_way().rollout),
+            "api-2 goes on (shifting)",
+        ),
+        (
+            ServiceState(service="api", queue=(release(2),), frozen=PAUSED),
+            "api-2 stays queued until `orchestrator unfreeze api`",
+        ),
+        (
+            ServiceState(
+                service="api",
+                history=(
+                    Ended(
+                        release=release(2),
+                        kind="release",
+                        outcome=Outcome.ROLLED_BACK,
+                        reason="error_rate",
+                        actor="x",
+                        began_at=1.0,
+                        ended_at=2.0,
+                    ),
+                ),
+            ),
+            "api-2 rolled back: error_rate",
+        ),
+        (ServiceState(service="api"), "api-2 is not known any more"),
+    ],
+)
+def test_where_a_release_is_on_its_way_is_told_with_what_it_waits_for(state: ServiceState, says: str) -> None:
+    assert standing(state, "api-2") == says
+
+
+def test_a_release_in_the_queue_is_told_with_those_before_it() -> None:
+    state = replace(on_its_way(), queue=(release(3), release(4)))
+    assert standing(state, "api-4") == "api-4 is queued behind api-2, api-3"
+
+
+def test_what_nginx_does_not_confirm_is_told_with_where_users_are() -> None:
+    stuck = replace(on_its_way(), route=Route(generation=4), confirmed=3, stuck_since=1.0, stuck_why="no")
+    assert problems(stuck) == ["nginx has not confirmed route 4 and may still serve route 3: no"]
+    first = replace(stuck, rollout=None, confirmed=0)
+    assert problems(first) == ["nginx has not confirmed route 4: no"]
