@@ -492,7 +492,7 @@ BUGS = (
         "traffic/process.py",
         'return "" if rest.startswith("Z") else ',
         "return ",
-        f"{FOLDER} -k put_back_though",
+        f"{PROCESS} -k nobody_has_waited",
     ),
     Bug(
         "workers may not look for the switch",
