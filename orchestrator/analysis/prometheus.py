@@ -63,11 +63,22 @@ class Prometheus:
         clock: The time of a reading.
         timeout: Seconds for one query.
         headers: Sent with every query, for example an authorization.
+        discovery: Where it finds its targets: the document that this daemon serves.
+
+    Attributes:
+        absent: What is said of an instance that is not among its targets.
     """
 
     def __init__(
-        self, url: str, clock: Clock, *, timeout: float = 5.0, headers: Mapping[str, str] | None = None
+        self,
+        url: str,
+        clock: Clock,
+        *,
+        timeout: float = 5.0,
+        headers: Mapping[str, str] | None = None,
+        discovery: str = "",
     ) -> None:
+        self.absent = f"it is not among Prometheus' targets: add {discovery} to its http_sd_configs"
         self._clock = clock
         self._timeout = timeout
         self._url = url.rstrip("/")
@@ -221,10 +232,11 @@ class Prometheus:
         if not any(missing.values()):
             return found
         self._look()
-        errors = self._targets or {}
+        errors, absent = (self._targets, self.absent) if self._targets is not None else ({}, "")
         return {
             service: replace(
-                reading, unread={name: errors.get((service, name), "") for name in missing.get(service, ())}
+                reading,
+                unread={name: errors.get((service, name), absent) for name in missing.get(service, ())},
             )
             for service, reading in found.items()
         }

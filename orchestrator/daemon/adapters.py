@@ -29,6 +29,7 @@ def make_prometheus(settings: Settings, clock: SystemClock | None = None) -> Pro
         clock or SystemClock(),
         timeout=settings.prometheus.timeout,
         headers=authorization(settings),
+        discovery=settings.http.targets,
     )
 
 

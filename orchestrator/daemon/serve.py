@@ -507,9 +507,7 @@ class Daemon:
             if known is None:
                 continue
             found = {
-                target: known.get(target, "it is not among Prometheus' targets (does it read /targets?)")
-                for target in wanted
-                if target[0] in gated
+                target: known.get(target, self._prometheus.absent) for target in wanted if target[0] in gated
             }
             unread = {target: why for target, why in found.items() if why}
             for target, why in unread.items():

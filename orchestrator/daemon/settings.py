@@ -1,5 +1,6 @@
 """`orchestrator.yaml`: where things are. Every key has a default that works on one host."""
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -106,6 +107,13 @@ class HttpSection(Section):
     @classmethod
     def _right(cls, value: str) -> str:
         return address(value)
+
+    @property
+    def targets(self) -> str:
+        """The URL of the document for `http_sd_configs`, as this host calls itself."""
+        host, _, port = self.listen.rpartition(":")
+        here = socket.gethostname() if host in ("0.0.0.0", "[::]") else host  # noqa: S104  a comparison
+        return f"http://{here}:{port}/targets"
 
 
 class LogSection(Section):

@@ -273,7 +273,7 @@ def _unscraped(turn: Turn, seen: Observation, names: tuple[str, ...]) -> str:
     why = last.unread.get(missing[0]) if last else None
     if why:
         return f"Prometheus cannot scrape {missing[0]}: {why}"
-    return f"Prometheus has not scraped {missing[0]} (does it read our http_sd_configs?)"
+    return f"Prometheus has not scraped {missing[0]}: is this daemon's /targets in its http_sd_configs?"
 
 
 def _death(instance: Instance) -> str:

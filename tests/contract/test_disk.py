@@ -118,7 +118,8 @@ async def test_a_full_disk_is_in_the_log_the_metrics_the_readiness_and_the_docto
     settings = Settings(state_dir=disk, nginx=NginxSection(directory=tmp_path))
     config = Config(tmp_path, settings, {})
     fill(disk)
-    assert f"{disk}: 0 MiB free, 0%" in [c.detail for c in await folders(config) if not c.ok]
+    (found,) = [c for c in await folders(config) if not c.ok and c.detail.startswith(f"{disk}: 0.0 MiB of ")]
+    assert "; wanted: 200.0 MiB and 5%" in found.detail
     daemon = Daemon(config, LineWriter(io.StringIO()))
     daemon._unready = ""
     with capture_logs() as logs:

@@ -41,7 +41,12 @@ class Kit:
 
     def __init__(self, folder: Path, exporters: dict[str, Exporter]) -> None:
         self.folder, self.port, self.exporters = folder, free_port(), exporters
-        self.prometheus = Prometheus(f"http://127.0.0.1:{self.port}", SystemClock(), timeout=2.0)
+        self.prometheus = Prometheus(
+            f"http://127.0.0.1:{self.port}",
+            SystemClock(),
+            timeout=2.0,
+            discovery="http://127.0.0.1:9181/targets",
+        )
         self.readings: list[Reading] = []
         self._process: subprocess.Popen[bytes] | None = None
 

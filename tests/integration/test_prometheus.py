@@ -162,11 +162,13 @@ async def test_a_query_that_fails_as_it_runs_or_answers_a_histogram_is_its_gates
 async def test_why_an_instance_is_not_scraped_is_told_in_prometheus_words(kit: Kit) -> None:
     wanted = replace(API, instances=("api-2-0", "api-2-1"))
     kit.exporters["api-2-0"].up = False
-    reading = await kit.until(wanted, lambda r: bool(r.unread.get("api-2-0")))
+    reading = await kit.until(wanted, lambda r: "500" in r.unread.get("api-2-0", ""))
     assert re.fullmatch(
         r"server returned HTTP status 500 .* \(http://127.0.0.1:\d+/metrics\)", reading.unread["api-2-0"]
     )
-    assert reading.unread["api-2-1"] == ""
+    assert reading.unread["api-2-1"] == (
+        "it is not among Prometheus' targets: add http://127.0.0.1:9181/targets to its http_sd_configs"
+    )
     targets = await kit.prometheus.target_errors() or {}
     assert (targets["api", "api-1-0"], bool(targets["api", "api-2-0"])) == ("", True)
     assert ("api", "api-2-1") not in targets

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,8 @@ import pytest
 from orchestrator.daemon.config import Config, load
 from orchestrator.daemon.doctor import answered, credentials, files, guarded
 from orchestrator.daemon.doctor.check import Check
-from orchestrator.daemon.doctor.prometheus import unscraped
+from orchestrator.daemon.doctor.prometheus import discovers, unscraped
+from orchestrator.daemon.settings import HttpSection
 from orchestrator.traffic.shared import Shared
 from tests.mistakes.place import Place
 
@@ -204,8 +206,12 @@ def test_a_broken_file_of_nginx_is_told_once(tmp_path: Path) -> None:
 
 def test_a_disk_that_is_nearly_full_is_named_with_what_is_left() -> None:
     small = files.room("state_dir disk", Path("/s"), free=190 * 1024**2, total=1024**3)
-    assert (small.ok, small.detail) == (False, "/s: 190 MiB free, 19%")
-    assert "df /s" in small.mend
+    assert not small.ok
+    assert small.detail == (
+        "/s: 190.0 MiB of 1.0 GiB free, 19%; wanted: 200.0 MiB and 5% (or 10.0 GiB), and 5% of the inodes"
+    )
+    assert "set state_dir to a folder on a larger disk" in small.mend
+    assert "du -xh /s" in small.mend
     assert not files.room("x", Path("/s"), free=4 * 1024**3, total=100 * 1024**3).ok
     assert not files.room("x", Path("/s"), free=50 * 1024**3, total=100 * 1024**3, inodes=0.01).ok
     assert files.room("x", Path("/s"), free=6 * 1024**3, total=100 * 1024**3).ok
@@ -279,6 +285,34 @@ def test_a_target_that_prometheus_can_not_scrape_is_told_in_its_own_words(tmp_pa
         "[]",
     ):
         assert unscraped(config, other) == []
+
+
+@pytest.mark.parametrize(
+    ("urls", "read"),
+    [
+        ((), False),
+        (("http://127.0.0.1:9180/targets",), False),  # the other daemon's
+        (("http://127.0.0.1:9180/targets", "http://host:9181/targets"), True),
+        (("https://proxy.example.com/orchestrator/targets",), True),
+        (("http://other:9181/sd",), False),
+    ],
+)
+def test_the_targets_of_this_very_daemon_are_looked_for(urls: tuple[str, ...], read: bool) -> None:
+    text = "".join(f"  http_sd_configs:\n  - refresh_interval: 5s\n    url: {url}\n" for url in urls)
+    answer = json.dumps({"status": "success", "data": {"yaml": text}})
+    assert discovers(answer, "http://127.0.0.1:9181/targets") is read
+
+
+@pytest.mark.parametrize(
+    ("listen", "url"),
+    [
+        ("10.0.0.1:9181", "http://10.0.0.1:9181/targets"),
+        ("0.0.0.0:9181", f"http://{socket.gethostname()}:9181/targets"),
+        ("[::]:9181", f"http://{socket.gethostname()}:9181/targets"),
+    ],
+)
+def test_where_prometheus_finds_the_targets_is_named_so_that_it_can_be_copied(listen: str, url: str) -> None:
+    assert HttpSection(listen=listen).targets == url
 
 
 def test_a_daemon_that_has_not_read_a_corrected_file_is_told_to(tmp_path: Path) -> None:

@@ -202,7 +202,8 @@ async def test_instances_that_prometheus_does_not_scrape_are_told_once(
     await asyncio.gather(watching, return_exceptions=True)
     told = {line["instance"]: line["reason"] for line in logs if line["event"] == "instance_not_scraped"}
     assert told["api-1-1"] == "HTTP status 404 (http://10.0.0.1:1/metrics)"
-    assert "not among Prometheus' targets" in told["api-1-2"]
+    url = daemon.config.settings.http.targets
+    assert told["api-1-2"] == f"it is not among Prometheus' targets: add {url} to its http_sd_configs"
     assert told.keys() == {"api-1-1", "api-1-2"}
     assert len(logs) == 2
 

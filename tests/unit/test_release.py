@@ -183,7 +183,7 @@ def test_holding_without_data_ends_too(sim: Sim) -> None:
             {"unread": {"api-2-0": "server returned HTTP status 404 (http://10.0.2.10/metrics)"}},
             "Prometheus cannot scrape api-2-0: server returned HTTP status 404 (http://10.0.2.10/metrics)",
         ),
-        ({"unread": {"api-2-0": ""}}, "Prometheus has not scraped api-2-0 (does it read our http_sd_"),
+        ({"unread": {"api-2-0": ""}}, "Prometheus has not scraped api-2-0: is this daemon's /targets"),
         (
             {"error": "up{: parse error"},
             "Prometheus did not answer for 300 s, the limit is 300 s: up{: parse e",

@@ -55,11 +55,23 @@ def _existing(path: Path) -> Path:
 def room(name: str, path: Path, free: int, total: int, inodes: float = 1.0) -> Check:
     """Whether a disk has room: bytes that are free and in all, and the share of inodes that is free."""
     part = free / total if total else 1.0
-    detail = f"{path}: {free / 1024**2:,.0f} MiB free, {part:.0%}"
+    detail = f"{path}: {_size(free)} of {_size(total)} free, {part:.0%}"
     if inodes < LEAST_SHARE:
         detail += f"; {inodes:.0%} of the inodes"
     ok = free >= LEAST_BYTES and (part >= LEAST_SHARE or free >= ENOUGH_BYTES) and inodes >= LEAST_SHARE
-    return Check(name, ok, detail, f"make room on the disk of {path}: df {path}")
+    if not ok:
+        least = f"{_size(LEAST_BYTES)} and {LEAST_SHARE:.0%} (or {_size(ENOUGH_BYTES)})"
+        detail += f"; wanted: {least}, and {LEAST_SHARE:.0%} of the inodes"
+    mend = (
+        f"make room there (what fills it: du -xh {path} | sort -h | tail, docker system df), or set"
+        f" {name.removesuffix(' disk')} to a folder on a larger disk"
+    )
+    return Check(name, ok, detail, mend)
+
+
+def _size(number: float) -> str:
+    """Bytes as people read them."""
+    return f"{number / 1024**2:,.1f} MiB" if number < 1024**3 else f"{number / 1024**3:,.1f} GiB"
 
 
 async def services(config: Config) -> list[Check]:

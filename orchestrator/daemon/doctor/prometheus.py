@@ -1,7 +1,9 @@
 """Prometheus: whether it answers, finds our instances, and can scrape them."""
 
 import json
+import re
 from typing import Any
+from urllib.parse import urlsplit
 
 from orchestrator.daemon.adapters import authorization, make_prometheus
 from orchestrator.daemon.config import Config
@@ -24,11 +26,21 @@ async def prometheus(config: Config) -> list[Check]:
     except Fault as error:
         return [Check("prometheus", False, f"{url}: {error}", "start it, or correct prometheus/url")]
     text = await get(f"{url}/api/v1/status/config", headers)
-    known = "/targets" in text and "http_sd_configs" in text
-    mend = f"add a scrape job with http_sd_configs: [{{url: http://{config.settings.http.listen}/targets}}]"
-    detail = f"answers at {section.url}" + ("" if known else ", but has no http_sd_configs of ours")
+    known = discovers(text, config.settings.http.targets)
+    mend = f"add a scrape job with http_sd_configs: [{{url: {config.settings.http.targets}}}]"
+    missing = f", but none of its http_sd_configs reads {config.settings.http.targets}"
+    detail = f"answers at {section.url}" + ("" if known else missing)
     found = await get(f"{url}/api/v1/targets?state=active", headers)
     return [Check("prometheus", known, detail, mend), *unscraped(config, found)]
+
+
+def discovers(text: str, ours: str) -> bool:
+    """Whether Prometheus' configuration, as its API shows it, reads our targets: each daemon serves its own.
+
+    A host has many names, so only the port is compared; without one there is a proxy between.
+    """
+    found = re.findall(r"url: (https?://[^\s\\]*/targets)\b", text)
+    return any(urlsplit(url).port in (None, urlsplit(ours).port) for url in found)
 
 
 def unscraped(config: Config, answer: str) -> list[Check]:
