@@ -99,6 +99,7 @@ class Daemon:
         self._plans: dict[str, ServicePlan] = {}
         self._drives_since = math.inf
         self._reloads: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        self._unanswered: set[str] = set()
         self._docker = DockerClient(settings.docker.url)
         self._requests = RequestLog(make_process(settings, self._docker), settings.nginx.directory)
         self._keys = Keys(settings.redis.prefix)
@@ -235,7 +236,7 @@ class Daemon:
 
                 async def take(request: Request, fields: Mapping[str, str]) -> None:
                     if request.verb == "reload":
-                        self._reloads.put_nowait((request.who, request.id))
+                        self._want_reload(request.who, request.id)
                     else:
                         await dispatcher.dispatch(request, fields)
 
@@ -256,7 +257,7 @@ class Daemon:
                     postman = Postman(reader, store, store, self._clock, dropped)
                     courteous(f"notify {reader.name}", postman.run)
                 asyncio.get_running_loop().add_signal_handler(
-                    signal.SIGHUP, lambda: self._reloads.put_nowait(("SIGHUP", ""))
+                    signal.SIGHUP, lambda: self._want_reload("SIGHUP")
                 )
                 self._unready = ""
                 self._drives_since = self._clock.now()
@@ -333,20 +334,32 @@ class Daemon:
             else:
                 return
 
+    def _want_reload(self, actor: str, request: str = "") -> None:
+        """Queue a reload; a request that is delivered again before it is answered is queued already."""
+        if request not in self._unanswered:
+            self._unanswered |= {request} - {""}
+            self._reloads.put_nowait((actor, request))
+
     async def _keep_reloading(self, dispatcher: Dispatcher, group: asyncio.TaskGroup, doors: Doors) -> None:
         """Carry out one reload after the other; until it is answered, who asked for it is kept waiting."""
         while True:
             actor, request = await self._reloads.get()
-            told = await self._reload(actor, request, dispatcher, group, doors)
-            while request:
-                try:
-                    await dispatcher.replies.answer(request, told)
-                    break
-                except Stale:
-                    raise
-                except Fault as error:
-                    log.warning("request_left", request=request, reason=str(error))
-                    await asyncio.sleep(1.0)
+            try:
+                told = await self._reload(actor, request, dispatcher, group, doors)
+                await self._answer(dispatcher, request, told)
+            finally:
+                self._unanswered.discard(request)
+
+    async def _answer(self, dispatcher: Dispatcher, request: str, told: ConfigReloaded) -> None:
+        while request:
+            try:
+                await dispatcher.replies.answer(request, told)
+                break
+            except Stale:
+                raise
+            except Fault as error:
+                log.warning("request_left", request=request, reason=str(error))
+                await asyncio.sleep(1.0)
 
     async def _reload(
         self, actor: str, request: str, dispatcher: Dispatcher, group: asyncio.TaskGroup, doors: Doors

@@ -88,6 +88,27 @@ BUGS = (
         STORE,
     ),
     Bug(
+        "an answer whose reply was lost is told twice",
+        "store/scripts.py",
+        "if #redis.call('XPENDING', KEYS[3], ARGV[2], ARGV[3], ARGV[3], 1) == 0 then return 0 end",
+        "",
+        f"{STORE} -k told_again",
+    ),
+    Bug(
+        "an answer is given up as soon as a refusal, and written again",
+        "engine/replies.py",
+        "self._store.answer(entry, event), None)",
+        "self._store.answer(entry, event), PATIENCE)",
+        "tests/unit/test_replies.py",
+    ),
+    Bug(
+        "a reload that is delivered again is carried out again",
+        "daemon/serve.py",
+        "if request not in self._unanswered:",
+        "if True:",
+        SUPERVISION,
+    ),
+    Bug(
         "a lease is taken again although somebody has driven since",
         "store/scripts.py",
         "if tonumber(redis.call('GET', KEYS[2]) or '0') > tonumber(ARGV[1]) then return 0 end",
@@ -272,8 +293,8 @@ BUGS = (
     Bug(
         "a reply that hangs keeps the others waiting",
         "engine/replies.py",
-        "timeout=PATIENCE",
-        "timeout=None",
+        "self._store.refuse(entry, fields, event), PATIENCE)",
+        "self._store.refuse(entry, fields, event), None)",
         f"{BULKHEADS} -k 'refuse and Hang'",
     ),
     Bug(

@@ -174,7 +174,7 @@ async def test_the_loop_goes_on_while_files_are_read_and_whoever_asked_is_answer
     monkeypatch.setattr(serve, "load", slow)
     answers: Any = Answers()
     task = asyncio.create_task(daemon._keep_reloading(answers, GROUP, FINE))
-    daemon._reloads.put_nowait(("ann", "1-0"))
+    daemon._want_reload("ann", "1-0")
     try:
         async with asyncio.timeout(20):
             while not reading.is_set():
@@ -184,6 +184,32 @@ async def test_the_loop_goes_on_while_files_are_read_and_whoever_asked_is_answer
     finally:
         task.cancel()
     assert (answers.told, answers.tried) == (("1-0", "1-0"), 2)
+
+
+async def test_a_reload_that_is_delivered_again_before_it_is_answered_is_carried_out_once(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+
+    def counted(*args: Any) -> Any:
+        reads.append(1)
+        return load(*args)
+
+    monkeypatch.setattr(serve, "load", counted)
+    for request in ("1-0", "1-0", "2-0", "1-0"):
+        daemon._want_reload("ann", request)
+    answers: Any = Answers()
+    task = asyncio.create_task(daemon._keep_reloading(answers, GROUP, FINE))
+    async with asyncio.timeout(20):
+        while daemon._unanswered:
+            await asyncio.sleep(0.01)
+    assert (len(reads), answers.told) == (2, ("2-0", "2-0"))
+    daemon._want_reload("SIGHUP")
+    daemon._want_reload("SIGHUP")
+    async with asyncio.timeout(20):
+        while len(reads) < 4:
+            await asyncio.sleep(0.01)
+    task.cancel()
 
 
 async def test_a_service_released_again_after_its_removal_is_driven_without_its_file_too(
