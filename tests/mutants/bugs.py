@@ -109,6 +109,20 @@ BUGS = (
         SUPERVISION,
     ),
     Bug(
+        "an abort is offered to keep a service whose stable release is let go",
+        "rollout/command.py",
+        'if "stable" not in kept(state):',
+        "if not kept(state):",
+        "tests/unit/test_removal.py",
+    ),
+    Bug(
+        "a key that is sent again ends the wait for a removal",
+        "cli/ask.py",
+        "isinstance(event, ReleaseAccepted) and not event.duplicate",
+        "isinstance(event, ReleaseAccepted)",
+        "tests/integration/test_wait.py -k removal",
+    ),
+    Bug(
         "a lease is taken again although somebody has driven since",
         "store/scripts.py",
         "if tonumber(redis.call('GET', KEYS[2]) or '0') > tonumber(ARGV[1]) then return 0 end",
