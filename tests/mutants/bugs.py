@@ -123,6 +123,13 @@ BUGS = (
         "tests/integration/test_wait.py -k removal",
     ),
     Bug(
+        "the way back at the edge is given up while it waits for its turn",
+        "engine/converge.py",
+        "reason, self._store.token),\n            ROUTE_DEADLINE,",
+        "reason, self._store.token),",
+        f"{ENGINE} -k may_wait_for_its_turn",
+    ),
+    Bug(
         "a lease is taken again although somebody has driven since",
         "store/scripts.py",
         "if tonumber(redis.call('GET', KEYS[2]) or '0') > tonumber(ARGV[1]) then return 0 end",
