@@ -57,6 +57,7 @@ from orchestrator.store.redis_store import Client, ReadingStore, RedisStore, con
 from orchestrator.store.server import PrivateRedis, check_settings, disk_full, free_bytes
 from orchestrator.store.tokens import RedisTokens
 from orchestrator.traffic.edge import NginxEdge
+from orchestrator.traffic.files import to_the_end
 from orchestrator.traffic.fleet import Fleet
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.request_log import RequestLog
@@ -233,6 +234,7 @@ class Daemon:
                 vital("lease", lambda: lease.keep(dispatcher.doubt))
                 await self._await_docker(runtime)
                 self._configure(dispatcher, group)
+                await self._keep()
 
                 async def take(request: Request, fields: Mapping[str, str]) -> None:
                     if request.verb == "reload":
@@ -403,12 +405,19 @@ class Daemon:
         self.config = config
         self._tell(config.problems)
         self._configure(dispatcher, group)
+        await self._keep()
         log.info("config_reloaded", services=sorted(config.services), changes=changed)
         return changed
 
+    async def _keep(self) -> None:
+        """Keep the files that are right, and of no service that is removed meanwhile."""
+        before = set(self._removed)
+        await to_the_end(lambda: self._kept.keep(self.config))
+        for service in self._removed - before:
+            self._kept.forget(service)
+
     def _configure(self, dispatcher: Dispatcher, group: asyncio.TaskGroup) -> None:
         config = self.config
-        self._kept.keep(config)
         closed = config.unusable | {
             name: f"its file is gone: put it back, or run orchestrator remove {name}" for name in config.gone
         }

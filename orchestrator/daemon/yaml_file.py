@@ -151,11 +151,19 @@ def parse(path: Path) -> Any:
     Raises:
         ConfigError: It can't be read, or is no YAML.
     """
+    return document(path, content(path))
+
+
+def content(path: Path) -> bytes:
+    """What stands in a file.
+
+    Raises:
+        ConfigError: It can't be read.
+    """
     try:
-        body = given(path)
+        return given(path)
     except OSError as error:
         raise ConfigError([Problem(path, error.strerror or str(error))]) from error
-    return document(path, body)
 
 
 def document(path: Path, body: bytes) -> Any:

@@ -130,6 +130,20 @@ BUGS = (
         f"{ENGINE} -k may_wait_for_its_turn",
     ),
     Bug(
+        "a file is read again to be kept, after it was checked",
+        "daemon/kept.py",
+        'body.decode("utf-8-sig")',
+        'config.files[service].read_text("utf-8-sig")',
+        "tests/unit/test_config.py -k what_was_checked",
+    ),
+    Bug(
+        "files are kept on the loop",
+        "daemon/serve.py",
+        "await to_the_end(lambda: self._kept.keep(self.config))",
+        "self._kept.keep(self.config)",
+        f"{SUPERVISION} -k files_are_kept",
+    ),
+    Bug(
         "a lease is taken again although somebody has driven since",
         "store/scripts.py",
         "if tonumber(redis.call('GET', KEYS[2]) or '0') > tonumber(ARGV[1]) then return 0 end",
