@@ -40,7 +40,7 @@ class KeptFiles:
     def keep(self, config: Config) -> None:
         """Keep what was checked and is right; a failure is logged, and costs nothing until the next start.
 
-        It waits for the disk: not for the loop.
+        It waits for the disk, and is not to be called on the loop.
         """
         for service, body in config.bodies.items():
             if service in config.services and not config.wrong(service):

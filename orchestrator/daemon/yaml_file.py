@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.daemon.wording import problem
-from orchestrator.ports.given import given
+from orchestrator.ports.given import read_given
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -161,7 +161,7 @@ def content(path: Path) -> bytes:
         ConfigError: It can't be read.
     """
     try:
-        return given(path)
+        return read_given(path)
     except OSError as error:
         raise ConfigError([Problem(path, error.strerror or str(error))]) from error
 
