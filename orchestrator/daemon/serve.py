@@ -22,6 +22,7 @@ from orchestrator.daemon.config import Config, load
 from orchestrator.daemon.doors import Doors
 from orchestrator.daemon.kept import KeptFiles
 from orchestrator.daemon.settings import Settings
+from orchestrator.daemon.watch import Watch
 from orchestrator.daemon.yaml_file import ConfigError, Problem
 from orchestrator.engine.conductor import Parts
 from orchestrator.engine.dispatcher import Dispatcher
@@ -32,7 +33,6 @@ from orchestrator.hooks.runner import HookRunner
 from orchestrator.intake.stream import RequestStream
 from orchestrator.notify.postman import Postman
 from orchestrator.observability import stall, systemd
-from orchestrator.observability.certificates import ends_at
 from orchestrator.observability.events import tell
 from orchestrator.observability.http import Views, application, listen
 from orchestrator.observability.logs import LineWriter
@@ -54,7 +54,7 @@ from orchestrator.store.board import RedisBoard
 from orchestrator.store.keys import Keys
 from orchestrator.store.lease import Lease
 from orchestrator.store.redis_store import Client, ReadingStore, RedisStore, connect
-from orchestrator.store.server import PrivateRedis, check_settings, disk_full, free_bytes
+from orchestrator.store.server import PrivateRedis, check_settings
 from orchestrator.store.tokens import RedisTokens
 from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.files import to_the_end
@@ -67,19 +67,9 @@ log = structlog.get_logger()
 STOP_DEADLINE = 15.0
 """Seconds for an orderly stop; then the process leaves whatever still hangs."""
 
-
-DISKS_EVERY = 5.0
-"""Seconds between looks at what the disks have left."""
-
-SCRAPES_EVERY = 30.0
-"""Seconds between looks at what Prometheus scrapes; what it has not scraped at two of them is told."""
-
 TARGETS_WITHHELD = 30.0
 """Seconds that a service which has not been looked at yet may hold back the targets of all. Meanwhile
 Prometheus goes on with those that it has; those of a service that is missing it would drop."""
-
-CERTIFICATES_EVERY = 60.0
-"""Seconds between looks at the certificates that nginx shows."""
 
 
 class Daemon:
@@ -94,7 +84,6 @@ class Daemon:
         self._clock = SystemClock()
         self._metrics = DaemonMetrics()
         self._unready = "starting"
-        self._full = ""
         self._token = 0
         self._targets: dict[str, list[Target]] = {}
         self._plans: dict[str, ServicePlan] = {}
@@ -105,6 +94,9 @@ class Daemon:
         self._requests = RequestLog(make_process(settings, self._docker), settings.nginx.directory)
         self._keys = Keys(settings.redis.prefix)
         self._prometheus = make_prometheus(settings, self._clock)
+        self._watch = Watch(
+            settings, self._metrics, self._prometheus, lambda: self.config.driven, self._all_targets
+        )
         self._problems: Sequence[Problem] = ()
         self._tell(self.config.problems)
 
@@ -250,9 +242,9 @@ class Daemon:
                 courteous("clock", lambda: self._clock.watch(self._metrics.ahead.set))
                 courteous("stall", lambda: stall.watch(self._metrics.stall.set))
                 courteous("counts", lambda: self._count(store))
-                courteous("disks", self._watch_disks)
-                courteous("certificates", self._watch_certificates)
-                courteous("scrapes", self._watch_scrapes)
+                courteous("disks", self._watch.disks)
+                courteous("certificates", self._watch.certificates)
+                courteous("scrapes", self._watch.scrapes)
                 courteous("hooks", Afterwards(runner, store, store, self._hooks).run)
                 for reader in readers(settings, store, store):
                     dropped = self._metrics.notification_dropped
@@ -497,62 +489,7 @@ class Daemon:
         return seen_by_nginx(self._requests.counts(name, addresses[name]))
 
     def _why_unready(self) -> str:
-        return "; ".join(filter(None, (self._full, self._unready)))
-
-    async def _watch_disks(self) -> None:
-        """Tell when a disk that the daemon writes to is full: nothing can be committed then."""
-        settings = self.config.settings
-        while True:
-            full = []
-            for path in (settings.state_dir, settings.nginx.directory):
-                full.append(await asyncio.to_thread(disk_full, path))
-                with contextlib.suppress(OSError):
-                    self._metrics.disk.labels(str(path)).set(await asyncio.to_thread(free_bytes, path))
-            found = "; ".join(filter(None, full))
-            if bool(found) != bool(self._full):
-                log.error("disk_full", reason=found) if found else log.info("disk_has_room")
-            self._full = found
-            await asyncio.sleep(DISKS_EVERY)
-
-    async def _watch_scrapes(self) -> None:
-        """Tell once which instances Prometheus does not scrape, before a release has to wait for it.
-
-        A service's first release is judged by nobody, so nothing else would say so.
-        """
-        told: dict[tuple[str, str], str] = {}
-        before: dict[tuple[str, str], str] = {}
-        while True:
-            await asyncio.sleep(SCRAPES_EVERY)
-            gated = {name for name, file in self.config.driven.items() if file.gates}
-            wanted = [(t.labels["service"], t.labels["instance"]) for t in self._all_targets()]
-            known = await self._prometheus.target_errors() if gated else None
-            if known is None:
-                continue
-            found = {
-                target: known.get(target, self._prometheus.absent) for target in wanted if target[0] in gated
-            }
-            unread = {target: why for target, why in found.items() if why}
-            for target, why in unread.items():
-                if target in before and target not in told:
-                    log.warning("instance_not_scraped", service=target[0], instance=target[1], reason=why)
-                    told[target] = why
-            told = {target: why for target, why in told.items() if target in unread}
-            before = unread
-
-    async def _watch_certificates(self) -> None:
-        """Tell when those end that nginx shows at generated `server` blocks."""
-        while True:
-            for name, file in self.config.driven.items():
-                try:
-                    place = file.edge().server
-                    if place is None or place.tls is None:
-                        continue
-                    ends = await ends_at(*place.address, place.server_name.split()[0])
-                except Exception as error:  # noqa: BLE001  those of the other services are looked at all the same
-                    log.warning("certificate_unknown", service=name, reason=str(error) or "no answer")
-                else:
-                    self._metrics.certificate.labels(name).set(ends)
-            await asyncio.sleep(CERTIFICATES_EVERY)
+        return "; ".join(filter(None, (self._watch.full, self._unready)))
 
     async def _count(self, store: RedisStore) -> None:
         while True:

@@ -5,6 +5,7 @@ from typing import Any
 
 from orchestrator.__main__ import main
 from orchestrator.daemon.serve import Daemon
+from orchestrator.daemon.watch import Watch
 from orchestrator.hooks.afterwards import Afterwards
 from orchestrator.notify.jira import Jira
 from orchestrator.observability import stall, systemd
@@ -42,7 +43,7 @@ if __name__ == "__main__":
         (DockerEvents, "changes", changes),
         (stall, "watch", returns),
         (Daemon, "_count", breaks),
-        (Daemon, "_watch_certificates", breaks),
+        (Watch, "certificates", breaks),
         (Afterwards, "run", breaks),
         (Jira, "send", breaks),
         (DaemonMetrics, "show", breaks_at_once),

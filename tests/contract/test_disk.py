@@ -123,7 +123,7 @@ async def test_a_full_disk_is_in_the_log_the_metrics_the_readiness_and_the_docto
     daemon = Daemon(config, LineWriter(io.StringIO()))
     daemon._unready = ""
     with capture_logs() as logs:
-        watching = asyncio.create_task(daemon._watch_disks(), name="disks")
+        watching = asyncio.create_task(daemon._watch.disks(), name="disks")
         async with asyncio.timeout(5):
             while not daemon._why_unready():
                 await asyncio.sleep(0.01)

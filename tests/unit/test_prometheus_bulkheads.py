@@ -18,7 +18,7 @@ from examples.playground.stack import free_port
 from orchestrator.analysis.presets import PRESETS
 from orchestrator.analysis.prometheus import AGAIN, Prometheus, QueryRefused, QuerySlow
 from orchestrator.analysis.query import STAT
-from orchestrator.daemon import serve
+from orchestrator.daemon import watch
 from orchestrator.daemon.clock import SystemClock
 from orchestrator.daemon.config import load
 from orchestrator.daemon.serve import Daemon
@@ -192,9 +192,9 @@ async def test_instances_that_prometheus_does_not_scrape_are_told_once(
         return None if len(looks) % 3 == 0 else scraped  # now and then Prometheus gives no list
 
     monkeypatch.setattr(daemon._prometheus, "target_errors", target_errors)
-    monkeypatch.setattr(serve, "SCRAPES_EVERY", 0.001)
+    monkeypatch.setattr(watch, "SCRAPES_EVERY", 0.001)
     with capture_logs() as logs:
-        watching = asyncio.create_task(daemon._watch_scrapes(), name="scrapes")
+        watching = asyncio.create_task(daemon._watch.scrapes(), name="scrapes")
         async with asyncio.timeout(5):
             while len(looks) < 8:
                 await asyncio.sleep(0.001)

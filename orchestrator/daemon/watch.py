@@ -1,0 +1,104 @@
+"""What is looked at now and then, so that people hear of it before a release has to wait for it."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+
+import structlog
+
+from orchestrator.analysis.prometheus import Prometheus
+from orchestrator.daemon.service_file import ServiceFile
+from orchestrator.daemon.settings import Settings
+from orchestrator.observability.certificates import ends_at
+from orchestrator.observability.metrics import DaemonMetrics
+from orchestrator.ports.metrics import Target
+from orchestrator.store.server import disk_full, free_bytes
+
+log = structlog.get_logger()
+
+DISKS_EVERY = 5.0
+"""Seconds between looks at what the disks have left."""
+
+SCRAPES_EVERY = 30.0
+"""Seconds between looks at what Prometheus scrapes; what it has not scraped at two of them is told."""
+
+CERTIFICATES_EVERY = 60.0
+"""Seconds between looks at the certificates that nginx shows."""
+
+
+class Watch:
+    """The disks, what Prometheus scrapes, and the certificates that nginx shows.
+
+    Attributes:
+        full: Which disk is full; '' while none is.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: DaemonMetrics,
+        prometheus: Prometheus,
+        driven: Callable[[], Mapping[str, ServiceFile]],
+        targets: Callable[[], Iterator[Target]],
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._prometheus = prometheus
+        self._driven = driven
+        self._targets = targets
+        self.full = ""
+
+    async def disks(self) -> None:
+        """Tell when a disk that the daemon writes to is full: nothing can be committed then."""
+        settings = self._settings
+        while True:
+            full = []
+            for path in (settings.state_dir, settings.nginx.directory):
+                full.append(await asyncio.to_thread(disk_full, path))
+                with contextlib.suppress(OSError):
+                    self._metrics.disk.labels(str(path)).set(await asyncio.to_thread(free_bytes, path))
+            found = "; ".join(filter(None, full))
+            if bool(found) != bool(self.full):
+                log.error("disk_full", reason=found) if found else log.info("disk_has_room")
+            self.full = found
+            await asyncio.sleep(DISKS_EVERY)
+
+    async def scrapes(self) -> None:
+        """Tell once which instances Prometheus does not scrape, before a release has to wait for it.
+
+        A service's first release is judged by nobody, so nothing else would say so.
+        """
+        told: dict[tuple[str, str], str] = {}
+        before: dict[tuple[str, str], str] = {}
+        while True:
+            await asyncio.sleep(SCRAPES_EVERY)
+            gated = {name for name, file in self._driven().items() if file.gates}
+            wanted = [(t.labels["service"], t.labels["instance"]) for t in self._targets()]
+            known = await self._prometheus.target_errors() if gated else None
+            if known is None:
+                continue
+            found = {
+                target: known.get(target, self._prometheus.absent) for target in wanted if target[0] in gated
+            }
+            unread = {target: why for target, why in found.items() if why}
+            for target, why in unread.items():
+                if target in before and target not in told:
+                    log.warning("instance_not_scraped", service=target[0], instance=target[1], reason=why)
+                    told[target] = why
+            told = {target: why for target, why in told.items() if target in unread}
+            before = unread
+
+    async def certificates(self) -> None:
+        """Tell when those end that nginx shows at generated `server` blocks."""
+        while True:
+            for name, file in self._driven().items():
+                try:
+                    place = file.edge().server
+                    if place is None or place.tls is None:
+                        continue
+                    ends = await ends_at(*place.address, place.server_name.split()[0])
+                except Exception as error:  # noqa: BLE001  those of the other services are looked at all the same
+                    log.warning("certificate_unknown", service=name, reason=str(error) or "no answer")
+                else:
+                    self._metrics.certificate.labels(name).set(ends)
+            await asyncio.sleep(CERTIFICATES_EVERY)
