@@ -210,7 +210,8 @@ def _wrong_target(state: ServiceState, command: Command) -> str:
     """Why a command about a rollout does not mean the one that is under way, or ''."""
     if not isinstance(command, _OfRollout) or not command.release or state.rolling(command.release):
         return ""
-    return f"{command.release} is not under way any more"
+    under_way = f"{state.rollout.release.id} is" if state.rollout else f"nothing of {state.service} is"
+    return f"{command.release} is not rolling out; {under_way}"
 
 
 def _carry_out(turn: Turn, command: Command) -> str:  # noqa: C901, PLR0911, PLR0912  one case for each command
@@ -475,7 +476,9 @@ def _abort(turn: Turn, command: Abort) -> str:
         return ""
     if rollout is None or command.release not in ("", rollout.release.id):
         if command.release:
-            return f"{command.release} is neither rolling out nor queued"
+            ways = [*([rollout.release] if rollout else []), *turn.state.queue]
+            names = ", ".join(r.id for r in ways) or "none"
+            return f"{command.release} is neither rolling out nor queued; there are: {names}"
         return f"{turn.state.service} has no release in progress"
     if rollout.one_way or rollout.phase is Phase.ROLLING_BACK:
         return _on_its_way_back(turn.state, rollout)
