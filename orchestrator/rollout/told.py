@@ -98,7 +98,7 @@ def _told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for ea
         case ReleaseRetired():
             return "retired" if event.drained else "retired at its drain deadline"
         case EdgeDrifted():
-            return f"nginx' file is {event.file}"
+            return f"nginx' file of {event.service} is {event.file}: no step is taken until it is ours again"
         case EdgeRepaired():
             return "nginx' file is ours again"
         case EdgeStuck():
@@ -143,7 +143,8 @@ def problems(state: ServiceState) -> list[str]:
     """What is wrong with a service now."""
     found = [f"{name} is down" for name in state.dead]
     if state.drifted_since is not None:
-        found.append("nginx' file was edited by hand")
+        edited = f"nginx' file {state.service}.conf was edited or removed by hand"
+        found.append(f"{edited}; no step is taken until that is undone")
     if state.trouble:
         found.append(state.trouble)
     if state.stuck_since is not None:

@@ -733,8 +733,8 @@ BUGS = (
     Bug(
         "a dead instance keeps its traffic",
         "rollout/route.py",
-        "    if not instance.running:\n        why",
-        "    if False:\n        why",
+        "    if not instance.running:\n        code",
+        "    if False:\n        code",
         UNIT,
     ),
     Bug(
@@ -1017,8 +1017,8 @@ BUGS = (
     Bug(
         "a stranger's text calls the channel",
         "notify/text.py",
-        'return _MENTION.sub(lambda found: found[0] + "\\u200b", " ".join(text.split()))',
-        'return " ".join(text.split())',
+        'return _MENTION.sub(lambda found: found[0] + "\\u200b", harmless(" ".join(text.split())))',
+        'return harmless(" ".join(text.split()))',
         DOOR + "test_notify.py",
     ),
     Bug(
@@ -1209,5 +1209,33 @@ BUGS = (
         "        mark=_postponed(turn, rollout.mark, seconds),\n",
         "",
         "tests/unit/test_nobody_looked.py",
+    ),
+    Bug(
+        "a container's log commands the terminal",
+        "rollout/told.py",
+        'return CONTROL.sub("", _SEQUENCE.sub("", text))',
+        "return text",
+        "tests/unit/test_told.py",
+    ),
+    Bug(
+        "a switch that is on at one edge has all users",
+        "rollout/notice.py",
+        'edge.switched_to if back and edge.switched_everywhere else ""',
+        'edge.switched_to if back else ""',
+        "tests/unit/test_revert.py -k switch",
+    ),
+    Bug(
+        "what goes back is said to go on when the time is up",
+        "cli/ask.py",
+        "return escape(standing(state, self.release))",
+        'return f"{self.release} goes on"',
+        "tests/integration/test_wait.py -k goes_back",
+    ),
+    Bug(
+        "another daemon's targets are taken for ours",
+        "daemon/doctor/prometheus.py",
+        "urlsplit(url).port in (None, urlsplit(ours).port)",
+        "bool(url)",
+        "tests/mistakes/test_surroundings.py -k very_daemon",
     ),
 )

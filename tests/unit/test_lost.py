@@ -197,7 +197,7 @@ def test_a_store_that_went_back_gives_the_rollout_up(sim: Sim) -> None:
     turn(sim)
     assert sim.state.rollout is not None
     assert sim.state.rollout.phase is Phase.ROLLING_BACK
-    assert f"nginx has generation {floor}" in sim.state.rollout.reason
+    assert f"nginx has route {floor}, and Redis none after" in sim.state.rollout.reason
     assert sim.state.route.generation == floor + 1
     assert sim.share("api-1") == 100
 
