@@ -87,7 +87,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "next_approval": "next: orchestrator approve {service}, or orchestrator rollback {service}",
         "next_paused": "next: orchestrator resume {service}, or orchestrator rollback {service}",
         "next_drifted": "next: move the edit into the service's file; until it is gone no step is taken",
-        "next_stuck": "next: nginx -t on its host, and its error log; orchestrator status {service} says where users are",
+        "next_stuck": "next: nginx -t on its host; where users are: orchestrator status {service}",
     },
     "zh": {
         "image": "镜像:{}",
@@ -116,7 +116,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "next_approval": "下一步:orchestrator approve {service},或 orchestrator rollback {service}",
         "next_paused": "下一步:orchestrator resume {service},或 orchestrator rollback {service}",
         "next_drifted": "下一步:把改动移入服务配置文件;在此之前不会继续放量",
-        "next_stuck": "下一步:在 nginx 主机上执行 nginx -t 并查看错误日志;用 orchestrator status {service} 查看用户流量在哪个版本",
+        "next_stuck": "下一步:在 nginx 主机上执行 nginx -t;用户流量所在版本:orchestrator status {service}",
     },
 }
 
