@@ -112,12 +112,13 @@ class Converger:
             return
         pending = state.confirmed < route.generation
         other = edge.served is not None and edge.served != route.generation
+        lost = edge.file == "missing" or (edge.floor < route.generation and not edge.unread)
         if pending and edge.confirmed == route.generation and edge.file == "ours":
             return
-        if edge.file != "ours" and not pending and not world.repair:
+        if edge.file == "edited" and not pending and not world.repair:
             return
         fallback = world.fallback.servers if world.fallback else ()
-        if pending or other or world.repair or fallback != edge.fallback:
+        if pending or other or lost or world.repair or fallback != edge.fallback:
             plan = RoutePlan(
                 service=world.service,
                 route=route,

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,7 @@ from orchestrator.traffic.render import (
     tombstone,
 )
 from orchestrator.traffic.rounds import Change, Rounds
+from orchestrator.traffic.shared import LUA_MARK, Shared
 from orchestrator.traffic.snippets import Snippets
 from orchestrator.traffic.switch import Switches
 
@@ -44,6 +46,12 @@ LAST_GOOD = ".good"
 
 GONE = ".gone"
 """Suffix of what is left of a removed service: who removed it, against a daemon that does not know."""
+
+EDITED = ".edited"
+"""Suffix of a text that is not ours and was found in place of the file."""
+
+LOOK_EVERY = 1.0
+"""Seconds between looks at what all services share."""
 
 LOCK_MARGIN = 5.0
 """Seconds beyond a confirmation and two gentle reloads that another process may hold the folder."""
@@ -117,6 +125,7 @@ class _Way:
 
     Attributes:
         token: The fencing token that the disk knows.
+        written: The file leads nowhere else: somebody has gone back, or nobody was anywhere else.
     """
 
     old: str | None
@@ -125,6 +134,7 @@ class _Way:
     stable: str
     token: int
     released: int
+    written: bool
 
     @property
     def to(self) -> str:
@@ -167,7 +177,8 @@ class NginxEdge:
         self._options = options
         self._listen = listen
         self._listener = Listener(probe or f"http://{listen}")
-        self._memory = Memory(process, directory, mode)
+        self._shared = Shared(directory)
+        self._memory = Memory(process, directory, mode, self._shared)
         self._switches = Switches(directory)
         self._folder = seen_as or str(directory)
         self._snippets = Snippets(directory, self._folder)
@@ -177,18 +188,18 @@ class NginxEdge:
         patience = confirm_deadline + 2 * closing_wait + LOCK_MARGIN
         self._rounds = Rounds(process, self._reloader, directory, patience)
         self._served: dict[str, _Served] = {}
+        self._next_look = 0.0
 
     def prepare(self) -> None:
-        """Create the folder and the proxy snippet.
+        """Lay down what all services share.
 
         Raises:
             Fault: The folder can't be written.
         """
-        try:
-            self._switches.prepare()
-            self._snippets.prepare()
-        except OSError as error:
-            raise Fault(f"traffic.directory {self._dir}: {error.strerror}") from error
+        self._shared.repair()
+        if self._shared.broken:
+            raise Fault(f"nginx/directory {self._dir}: {'; '.join(self._shared.broken)}")
+        self._switches.keep_connections()  # a process may have been killed while it reloaded
 
     def file(self, service: str) -> Path:
         """The file of a service."""
@@ -228,6 +239,7 @@ class NginxEdge:
             Stale: The disk holds a newer token.
             Fault: The disk holds a newer generation, or can't be written.
         """
+        await self._repair(plan.service)
         with self._telling(plan.service):
             async with self._rounds.alone():
                 await self._put_down(plan, token)
@@ -265,16 +277,26 @@ class NginxEdge:
         async def prepare() -> Change | None:
             way, secret = self._way_back(service, token), await self._secret(service)
             local.append(LocalRollback(to=way.to, actor=actor, reason=reason))
+            if (before := await self._gone_back(service, way, local[-1])) is not None:
+                local.append(before)
+                return None
             disk = OnDisk(route=way.route, stable=way.stable, local=local[-1], released=way.released)
             change = _Change(self.file(service), way.old, disk, way.token, secret)
             if not await self._takes_routes(service, way.header, secret, state):
-                return await self._change(change, state)
+                keep, options = self._snippets.keep, self._options(service)
+                return await self._change(
+                    change, state, partial(keep, service, options, dynamic=bool(secret))
+                )
             await self._put(change, state)
             return None
 
+        await self._repair(service)
         with self._telling(service):
-            to = self._way_back(service, token).to
-            await to_the_end(lambda: self._switches.turn_on(service, to))
+            way = self._way_back(service, token)
+            told = LocalRollback(to=way.to, actor=actor, reason=reason)
+            if (before := await self._gone_back(service, way, told)) is not None:
+                return before
+            await to_the_end(lambda: self._switches.turn_on(service, way.to))
             await self._rounds.serve(service, prepare)
         return local[-1]
 
@@ -288,7 +310,29 @@ class NginxEdge:
         async def prepare() -> Change:
             return Change(write=_nothing, put_back=_nothing, keep=_kept)
 
+        await self._repair()
         await self._rounds.serve("", prepare)
+
+    async def _repair(self, service: str = "") -> None:
+        """Make whole what all services share, and let no folder be where a file of this one has to be.
+
+        What can't be mended keeps nobody from trying: whether nginx needs it, nginx says.
+        """
+        own = [self.file(service).with_suffix(end) for end in (GONE, EDITED)] if service else []
+        files = [*own, *files_of(self._dir, service)] if service else []
+        if self._shared.lacking(files) or self._shared.broken:
+            await to_the_end(lambda: self._shared.repair(files))
+
+    async def _look_at_shared(self, text: str) -> None:
+        """Repair it while nothing changes, for an nginx that starts; once in a while, whoever asks.
+
+        `text`: a service's file, which tells whether nginx needs what Lua needs.
+        """
+        now = asyncio.get_running_loop().time()
+        if now >= self._next_look:
+            self._next_look = now + LOOK_EVERY
+            self._shared.lua = self._shared.lua or LUA_MARK in text
+            await self._repair()
 
     def _state(self, service: str) -> _Served:
         return self._served.setdefault(service, _Served())
@@ -300,7 +344,7 @@ class NginxEdge:
         try:
             yield
         except Fault as error:
-            state.error = str(error)
+            state.error = "; ".join((str(error), *self._shared.broken))
             raise
         state.error = ""
 
@@ -419,8 +463,14 @@ class NginxEdge:
     async def take_back_at_once(self, plan: RoutePlan, token: int) -> None:
         """Turn the rollback switch on where it leads to the route that is wanted, and that is not served.
 
-        It waits for nobody: the switch is one file, which nginx looks for at each request.
+        It waits for nobody: the switch is one file, which nginx looks for at each request. What goes
+        wrong with it is told of the way that is sure.
         """
+        await self._repair(plan.service)
+        with contextlib.suppress(Fault):
+            await self._take_back(plan, token)
+
+    async def _take_back(self, plan: RoutePlan, token: int) -> None:
         text = read(self.file(plan.service))
         header = read_header(text) if text is not None else None
         if header is None or header.on_disk is None or self._switches.is_on(plan.service):
@@ -431,8 +481,9 @@ class NginxEdge:
         if wanted and wanted != served and wanted == _active(header.on_disk.back):
             secret = await self._secret(plan.service)
             direct = await self._takes_routes(plan.service, header, secret, self._state(plan.service))
-            if not direct or self._rounds.busy:  # a route in memory is as fast, once it is its turn
-                await to_the_end(lambda: self._switches.turn_on(plan.service, "".join(wanted)))
+            if direct and not self._rounds.busy:
+                return  # a route in memory is as fast, once it is its turn
+            if await to_the_end(lambda: self._switches.turn_on(plan.service, "".join(wanted))):
                 self._state(plan.service).turned = plan.route.generation
 
     def _keeps_switch(self, plan: RoutePlan, header: Header | None) -> bool:
@@ -477,7 +528,7 @@ class NginxEdge:
 
         Raises:
             Stale: The disk holds a newer token than the given one.
-            Fault: Nowhere, or there is all the traffic already.
+            Fault: Nowhere.
         """
         path = self.file(service)
         old, kept = read(path), read(path.with_suffix(FALLBACK))
@@ -490,12 +541,20 @@ class NginxEdge:
         known = max((h.token for h in (header, found) if h is not None), default=0)
         if token is not None and known > token:
             raise Stale(f"the edge has token {known}; a rollback under token {token} is refused")
-        if disk is not None and _same(disk.route.servers, back):
-            raise Fault(f"{service}: {back[0].release} has all the traffic already")
         floor = max(h.generation for h in (header, found) if h is not None)
         stable = disk.stable if disk is not None else found.on_disk.stable if found and found.on_disk else ""
         released = max(h.on_disk.released for h in (header, found) if h is not None and h.on_disk)
-        return _Way(old, header, Route(generation=floor + 1, servers=back), stable, known, released)
+        written = disk is not None and _same(disk.route.servers, back) and old != kept  # no copy by hand
+        route = Route(generation=floor + 1, servers=back)
+        return _Way(old, header, route, stable, known, released, written)
+
+    async def _gone_back(self, service: str, way: _Way, told: LocalRollback) -> LocalRollback | None:
+        """The rollback that was before this one, if nginx serves where it leads; else None."""
+        if way.header is None or way.header.on_disk is None or not way.written:
+            return None
+        if (await self._listener.ask(service)).generation != way.header.generation:
+            return None
+        return way.header.on_disk.local or told
 
     def _render(self, change: _Change) -> str:
         return render(
@@ -536,7 +595,8 @@ class NginxEdge:
         self, change: _Change, state: _Served, lay_beside: Callable[[], None] = lambda: None
     ) -> Change | None:
         """What a reload is needed for; None where nginx serves it already."""
-        path, service, private = change.path, change.service, is_private(change.path)
+        path, service = change.path, change.service
+        private = is_private(path) if change.old is not None else bool(change.secret)
         text, secret = self._render(change), bool(change.secret)
         header = await self._keep_edited(path, change.old)
         good = await self._last_good(path, change.old, header, service)
@@ -585,7 +645,7 @@ class NginxEdge:
         """Put a text that is not ours aside. Returns the header of what is there."""
         header = read_header(old) if old is not None else None
         if old is not None and (header is None or not header.intact):
-            aside = path.with_suffix(".edited")
+            aside = path.with_suffix(EDITED)
             await to_the_end(lambda: write(aside, old, private=True))
             log.warning("edited_file_kept", service=path.stem, path=str(aside))
         return header
@@ -607,7 +667,12 @@ class NginxEdge:
     async def _last_good(
         self, path: Path, old: str | None, header: Header | None, service: str
     ) -> str | None:
-        """What to restore: the file as it is, unless a crash left one that was never confirmed."""
+        """What to restore: the file as it is, unless a crash left one that was never confirmed.
+
+        One that was lost is restored too: nginx must find it when it starts.
+        """
+        if old is None:
+            return self._served[service].text or None
         if header is None or not header.intact or old == self._served[service].text:
             return old
         good = read(path.with_suffix(LAST_GOOD))
@@ -621,9 +686,10 @@ class NginxEdge:
         await self._listener.close()
 
     async def observe(self, service: str) -> Edge:
-        """See `ports.Traffic`."""
+        """See `ports.Traffic`. What all services share is made whole, should something of it be lost."""
         state, changing = self._state(service), self._rounds.changing(service)
         text = read(self.file(service))
+        await self._look_at_shared(text or "")
         header = self._known(service, text)
         disk = header.on_disk if header is not None and header.on_disk else OnDisk(route=Route())
         answer = await self._listener.ask(service) if text is not None else Answer("")
@@ -637,11 +703,12 @@ class NginxEdge:
         served = header is not None and answer.generation == header.generation
         needless = leads in (frozenset(), _active(disk.route.servers))
         if on and drained and served and needless and not changing:
-            self._switches.put_away(service)  # no worker is left that it says anything to
+            with contextlib.suppress(Fault):  # no worker is left that it says anything to
+                self._switches.put_away(service)
         return Edge(
             served=answer.generation,
             confirmed=state.confirmed,
-            file="ours" if changing else _file_state(text, header, state),
+            file="ours" if changing else self._file_state(service, text, header, state),
             drained=drained,
             floor=header.generation if header else 0,
             error=state.error,
@@ -651,6 +718,15 @@ class NginxEdge:
             waited=state.waited_until(asyncio.get_running_loop().time()),
             silence="" if text is None or changing else self._silence(service, answer, workers),
         )
+
+    def _file_state(
+        self, service: str, text: str | None, header: Header | None, state: _Served
+    ) -> Literal["ours", "edited", "missing"]:
+        """Of all that a service needs in our folder, for an nginx that starts."""
+        found = _file_state(text, header, state)
+        if text is not None and self._snippets.missing(service, self._options(service)):
+            return "missing"
+        return found
 
     def _fallback(self, service: str, disk: OnDisk, *, on: bool) -> tuple[Server, ...]:
         """Where a rollback on this host leads: said by a file of its own, and to nginx for the switch.

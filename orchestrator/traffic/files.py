@@ -75,10 +75,10 @@ async def to_the_end(work: Callable[[], T]) -> T:
 
 
 def read(path: Path) -> str | None:
-    """A file's text; None when there is none."""
+    """A file's text; None when there is none: a folder may be in its place, or a file in its folder's."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
     except OSError as error:
         raise Fault(f"{path}: {error.strerror}") from error

@@ -290,7 +290,7 @@ class Follower:
         if seen.local is not None and seen.floor >= generation:
             return False
         served = None if wanted.plan.route.gone else generation
-        return (seen.confirmed, seen.served) != (generation, served)
+        return (seen.confirmed, seen.served) != (generation, served) or seen.file == "missing"
 
     def _said(self, service: str, seen: Edge) -> str:
         generation, error = self._tried.get(service, (0, ""))

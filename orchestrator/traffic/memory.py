@@ -8,27 +8,22 @@ import structlog
 
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import EdgeProcess
-from orchestrator.traffic.files import read, write
-from orchestrator.traffic.render import BALANCER, balancer_path
+from orchestrator.traffic.files import read, to_the_end, write
+from orchestrator.traffic.shared import Shared
 
 log = structlog.get_logger()
 
 Mode = Literal["auto", "reload", "dynamic"]
 
-SHARED = "_lua.conf"
-"""Beside the services' files; no service can have that name."""
-
-SHARED_MEMORY = "lua_shared_dict release_orchestrator 4m;\n"
-"""Room for some thousand services' routes."""
-
 
 class Memory:
     """Whether routes change in nginx' memory, and the secret that lets them."""
 
-    def __init__(self, process: EdgeProcess, directory: Path, mode: Mode) -> None:
+    def __init__(self, process: EdgeProcess, directory: Path, mode: Mode, shared: Shared) -> None:
         self._process = process
         self._dir = directory
         self._mode = mode
+        self._shared = shared
         self._lua: bool | None = None
 
     async def secret(self) -> str:
@@ -38,17 +33,10 @@ class Memory:
             Fault: A file could not be written.
         """
         if self._lua is None:
-            self._lua = await self._has_lua()
+            self._lua = self._shared.lua = await self._has_lua()
+            await to_the_end(self._shared.repair)
         if not self._lua:
             return ""
-        balancer = Path(balancer_path(str(self._dir)))
-        if read(balancer) != BALANCER:
-            balancer.parent.mkdir(exist_ok=True)
-            write(balancer, BALANCER)
-            balancer.chmod(0o644)  # nginx' workers read it
-            balancer.parent.chmod(0o755)
-        if read(self._dir / SHARED) != SHARED_MEMORY:
-            write(self._dir / SHARED, SHARED_MEMORY)
         kept = self._dir / "secret"
         secret = read(kept)
         if not secret:

@@ -5,7 +5,7 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.ports.faults import Fault
@@ -14,6 +14,9 @@ from orchestrator.traffic.error_log import ErrorLog, error_logs
 
 BUILT_IN = re.compile(r"--(prefix|error-log-path)=(\S+)")
 """In what `nginx -V` tells: where paths begin that are not whole, and its log where none is configured."""
+
+WORKER = re.compile(r"\S+: worker process(?! is shutting down)")
+"""What nginx writes over the command line of a worker that accepts."""
 
 
 class HostNginx:
@@ -79,7 +82,7 @@ class HostNginx:
             await run(self._reload, self._deadline)
             return
         try:
-            with _held(pid := self.master()) as process:
+            with _held(pid := self._running()) as process:
                 self._check(pid)
                 signal.pidfd_send_signal(process, number)
         except OSError as error:
@@ -115,6 +118,16 @@ class HostNginx:
         pid = self._named()
         self._check(pid)
         return pid
+
+    def _running(self) -> int:
+        """As `master`; of one that was killed the fault names the workers, which hold its ports."""
+        try:
+            return self.master()
+        except Fault as error:
+            left = orphans()
+            if not left:
+                raise
+            raise Fault(f"{error}; {without_master(left)}; {end(left)}, then start it") from error
 
     def _check(self, pid: int) -> None:
         """Raises `Fault` unless this is a master, or an nginx that has not written its title yet."""
@@ -155,11 +168,12 @@ def parent(pid: int) -> int:
 
 
 def _name(pid: int) -> str:
-    """What a process is called, without its arguments; empty when there is none."""
+    """What a process is called, without its arguments; empty when there is none, or it has ended."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+        head, _, rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")
     except OSError:
         return ""
+    return "" if rest.startswith("Z") else head.partition(" (")[2]
 
 
 def children(pid: int) -> list[int]:
@@ -169,6 +183,27 @@ def children(pid: int) -> list[int]:
     except OSError:
         return []
     return [int(part) for part in text.split()]
+
+
+def orphans() -> frozenset[int]:
+    """Workers that accept and whose master was killed, of any nginx that can be seen."""
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+    workers = [pid for pid in pids if WORKER.match(title(pid))]
+    return frozenset(pid for pid in workers if not MASTER.match(title(parent(pid))))
+
+
+def without_master(pids: Iterable[int]) -> str:
+    """What they are."""
+    return f"workers of an nginx whose master was killed serve on and hold its ports: {_shown(pids)}"
+
+
+def end(pids: Iterable[int]) -> str:
+    """The command that lets them finish what they have and leave."""
+    return f"kill -QUIT {_shown(pids)}"
+
+
+def _shown(pids: Iterable[int]) -> str:
+    return " ".join(str(pid) for pid in sorted(pids))
 
 
 def title(pid: int) -> str:

@@ -97,7 +97,8 @@ class Rounds:
         """
         async with self._lock, locked(self._dir / ".lock", self._patience):
             for left in self._dir.glob(".*.tmp"):  # by a process that was killed while it wrote
-                remove(left)
+                with contextlib.suppress(Fault):
+                    remove(left)
             yield
 
     async def serve(self, service: str, prepare: Callable[[], Awaitable[Change | None]]) -> None:

@@ -5,10 +5,8 @@ from pathlib import Path
 from orchestrator.ports.faults import Fault
 from orchestrator.traffic.files import read, remove, write
 from orchestrator.traffic.options import EdgeOptions
-from orchestrator.traffic.render import HTTP, PROXY_SNIPPET, joined_location, location_snippet
-
-HTTP_FILE = "_http.conf"
-"""Beside the services' files; no service can have that name."""
+from orchestrator.traffic.render import joined_location, location_snippet
+from orchestrator.traffic.shared import make_folder
 
 
 class Snippets:
@@ -18,32 +16,36 @@ class Snippets:
         self._dir = directory
         self._folder = folder
 
-    def prepare(self) -> None:
-        """Write what all services share."""
-        _keep(self._dir / HTTP_FILE, HTTP)
-        _keep(self._dir / "snippets" / "proxy.conf", PROXY_SNIPPET)
-
     def keep(self, service: str, options: EdgeOptions, *, dynamic: bool) -> None:
         """Let those of a service say what its options say; none is left elsewhere. Blocks."""
         name = f"{service}.conf"
+        words = (location_snippet, joined_location)
         texts = {
-            self._dir / "snippets" / name: location_snippet(service, self._folder, options, dynamic=dynamic)
+            place: text(service, self._folder, options, dynamic=dynamic)
+            for place, text in zip(self._places(service, options), words, strict=False)
         }
-        if options.server and options.server.join:
-            place = self._dir / "locations" / options.server.join / name
-            texts[place] = joined_location(service, self._folder, options, dynamic=dynamic)
         left = [path for path in self._dir.glob(f"locations/*/{name}") if path not in texts]
         for path, text in texts.items():
             _keep(path, text)
         for path in left:
             remove(path)
 
+    def missing(self, service: str, options: EdgeOptions) -> list[Path]:
+        """Those of a service that are not there."""
+        return [place for place in self._places(service, options) if not place.is_file()]
+
+    def _places(self, service: str, options: EdgeOptions) -> list[Path]:
+        """Of the snippet, and of the location in another service's block if it has one."""
+        name = f"{service}.conf"
+        joined = [options.server.join] if options.server and options.server.join else []
+        return [self._dir / "snippets" / name, *(self._dir / "locations" / host / name for host in joined)]
+
 
 def _keep(path: Path, text: str) -> None:
     if read(path) == text:
         return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
     except OSError as error:
         raise Fault(f"{path.parent}: {error.strerror}") from error
     write(path, text)

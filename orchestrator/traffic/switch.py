@@ -1,32 +1,27 @@
 """Files that nginx looks for at each request: the rollback switches, and the sign to close connections."""
 
 import contextlib
+import os
 from pathlib import Path
+
+import structlog
 
 from orchestrator.ports.faults import Fault
 from orchestrator.traffic.files import read, remove, write
 from orchestrator.traffic.render import check_service, closing_path, switch_path
 
-PASS = 0o011
-"""What nginx' workers need of a folder to look for files in it."""
+log = structlog.get_logger()
 
 
 class Switches:
-    """The folder `switch` in ours."""
+    """The folder `switch` in ours.
+
+    A switch is the quick way, and never the only one: that it can't be turned on is logged.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._dir = directory
         self._closing = Path(closing_path(str(directory)))
-
-    def prepare(self) -> None:
-        """Create the folder, and let workers pass, whatever the umask. Raises OSError."""
-        self._closing.parent.mkdir(parents=True, exist_ok=True)
-        for folder in (self._dir, self._closing.parent):
-            mode = folder.stat().st_mode
-            if mode & PASS != PASS:
-                with contextlib.suppress(PermissionError):  # somebody else's; the doctor names it
-                    folder.chmod(mode | PASS)
-        self._closing.unlink(missing_ok=True)  # of a process that was killed while it reloaded
 
     def path(self, service: str) -> Path:
         """The file that takes a service's traffic back while it is there."""
@@ -35,11 +30,11 @@ class Switches:
 
     def is_on(self, service: str) -> bool:
         """Whether it is there."""
-        return self.path(service).exists()
+        return os.path.isfile(self.path(service))  # noqa: PTH113  False too where nobody may look
 
-    def turn_on(self, service: str, to: str) -> None:
-        """Send all traffic where the served file's rollback leads, which is `to`."""
-        write(self.path(service), to)
+    def turn_on(self, service: str, to: str) -> bool:
+        """Send all traffic where the served file's rollback leads, which is `to`. Whether that worked."""
+        return _try_to_write(self.path(service), to)
 
     def written(self, service: str) -> str:
         """The release that it was turned on for; empty when a person did it, or when it is off."""
@@ -51,9 +46,18 @@ class Switches:
 
     def close_connections(self) -> None:
         """Let answers close their connections."""
-        write(self._closing, "")
+        _try_to_write(self._closing, "")
 
     def keep_connections(self) -> None:
         """Let answers keep their connections again; a failure is left for the next time."""
         with contextlib.suppress(Fault):
             remove(self._closing)
+
+
+def _try_to_write(path: Path, text: str) -> bool:
+    try:
+        write(path, text)
+    except Fault as error:
+        log.warning("switch_not_turned_on", path=str(path), reason=str(error))
+        return False
+    return True

@@ -246,7 +246,9 @@ class FakeTraffic:
         if token is not None and self.tokens[service] > token:
             raise Stale("a newer token is known")
         if {s.instance for s in plan.route.servers if not s.backup} == {s.instance for s in fallback.servers}:
-            raise Fault("it has all the traffic already")
+            return self.local.get(service) or LocalRollback(
+                to=fallback.servers[0].release, actor=actor, reason=reason
+            )
         self._refuse(service)
         self.switched.discard(service)
         route = replace(fallback, generation=plan.route.generation + 1)

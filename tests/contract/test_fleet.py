@@ -277,6 +277,18 @@ async def test_a_follower_serves_what_is_wanted_and_says_so() -> None:
     await follower.close()
 
 
+async def test_a_follower_that_has_lost_a_file_lays_it_down_again() -> None:
+    edge, board = OneEdge(), Paper()
+    follower = Follower(board, "b", lambda _: edge)  # type: ignore[arg-type, return-value]
+    wanted = WantedRoute(plan=plan(2), token=1, options=EdgeOptions())
+    await board.want("api", _WANTED.dump_json(wanted).decode())
+    edge.seen = Edge(served=2, confirmed=2, floor=2, file="missing")
+    await follower.follow()
+    await asyncio.sleep(0)
+    assert edge.applied == [2]
+    await follower.close()
+
+
 async def test_what_is_to_be_gone_is_taken_away_everywhere_once() -> None:
     fleet, own, board = together()
     edge = OneEdge()

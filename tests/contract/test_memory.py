@@ -15,7 +15,7 @@ import pytest
 
 from examples.playground.stack import free_port
 from orchestrator.ports.faults import Fault
-from orchestrator.traffic import memory
+from orchestrator.traffic import shared
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.process import children
 from tests.contract.conftest import Site
@@ -265,7 +265,7 @@ FILL = """
 async def test_a_memory_that_is_full_loses_no_route_and_says_so(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "SHARED_MEMORY", "lua_shared_dict release_orchestrator 32k;\n")
+    monkeypatch.setattr(shared, "SHARED_MEMORY", "lua_shared_dict release_orchestrator 32k;\n")
     site.change(keepalive=8)  # a reload, which makes the memory anew
     await site.edge.apply(site.plan(3, "api-1", "api-2", back="api-1"), 1)
     await site.edge.apply(site.plan(4, "api-2", back="api-1"), 1)

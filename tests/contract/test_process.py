@@ -56,6 +56,16 @@ async def test_a_pid_file_that_names_nobody_says_so(
         await HostNginx(pid_file=tmp_path / "nginx.pid").reload()
 
 
+async def test_a_process_that_has_ended_and_that_nobody_has_waited_for_does_not_run(
+    tmp_path: Path, bystander: subprocess.Popen[bytes]
+) -> None:
+    (tmp_path / "nginx.pid").write_text(f"{bystander.pid}\n")
+    bystander.kill()
+    os.waitid(os.P_PID, bystander.pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(Fault, match="nginx does not run"):
+        await HostNginx(pid_file=tmp_path / "nginx.pid", binary="sleep").reload()
+
+
 @pytest.fixture
 async def upgraded(site: Site) -> AsyncIterator[tuple[Site, int]]:
     """The site after USR2: a new master, and the old one, whose workers still accept."""

@@ -14,7 +14,7 @@ from orchestrator.daemon.doctor import answered, credentials, files, guarded
 from orchestrator.daemon.doctor.check import Check
 from orchestrator.daemon.doctor.prometheus import discovers, unscraped
 from orchestrator.daemon.settings import HttpSection
-from orchestrator.traffic.render import PROXY_SNIPPET
+from orchestrator.traffic.shared import Shared
 from tests.mistakes.place import Place
 
 SECRET = '  user: "1234:1234"\n  secrets: [{source: FOLDER/password, target: /run/secrets/password}]'
@@ -32,8 +32,7 @@ def site(*lines: str, ask: str = ASK) -> Callable[[Place], None]:
     """A `location` of the operator's own that says this."""
 
     def write(place: Place) -> None:
-        (place.folder / "edge" / "snippets").mkdir(exist_ok=True)
-        place.write("edge/snippets/proxy.conf", PROXY_SNIPPET.replace("$release_connection", "close"))
+        Shared(place.folder / "edge").repair()
         place.write("edge/snippets/api.conf", "set $release_pool 127.0.0.1;\n")
         body = "\n".join(f"        {line}" for line in lines)
         place.write(

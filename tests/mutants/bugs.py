@@ -20,6 +20,7 @@ DOOR = "tests/door/"
 ENGINE = "tests/unit/test_engine.py"
 STORE = "tests/contract/test_store.py"
 TRAFFIC = "tests/contract/test_traffic.py -k 'not container'"
+FOLDER = "tests/contract/test_folder.py"
 SWITCH = "tests/contract/test_switch.py"
 CROWD = "tests/contract/test_crowd.py"
 KEPT = "tests/contract/test_kept.py"
@@ -383,7 +384,8 @@ BUGS = (
     Bug(
         "a rollback on the host waits for its turn",
         "traffic/edge.py",
-        "            await to_the_end(lambda: self._switches.turn_on(service, to))\n            await self",
+        "            await to_the_end(lambda: self._switches.turn_on(service, way.to))\n"
+        "            await self",
         "            await self",
         CROWD,
     ),
@@ -430,8 +432,71 @@ BUGS = (
         SWITCH,
     ),
     Bug(
-        "workers may not look for the switch",
+        "a switch that can't be turned on keeps users on the candidate",
         "traffic/switch.py",
+        "        return _try_to_write(self.path(service), to)\n",
+        "        write(self.path(service), to)\n        return True\n",
+        f"{FOLDER} -k keeps_nobody",
+    ),
+    Bug(
+        "a sign to close connections that can't be set stops a release",
+        "traffic/switch.py",
+        '        _try_to_write(self._closing, "")\n',
+        '        write(self._closing, "")\n',
+        f"{FOLDER} -k keeps_nobody",
+    ),
+    Bug(
+        "what all services share is made whole at a start only",
+        "traffic/edge.py",
+        "            await to_the_end(lambda: self._shared.repair(files))\n",
+        "            pass\n",
+        f"{FOLDER} -k 'idle_look or emptied'",
+    ),
+    Bug(
+        "a file that was lost is taken away again while nginx does not run",
+        "traffic/edge.py",
+        "            return self._served[service].text or None\n",
+        "            return None\n",
+        f"{FOLDER} -k put_back_though",
+    ),
+    Bug(
+        "a retreat that another has won is a fault",
+        "traffic/edge.py",
+        "        return way.header.on_disk.local or told\n",
+        "        raise Fault(way.to)\n",
+        f"{FOLDER} -k another_has_won",
+    ),
+    Bug(
+        "a copy of the fallback that nginx does not serve is taken for a rollback",
+        "traffic/edge.py",
+        " and old != kept  # no copy by hand",
+        "",
+        f"{FOLDER} -k put_in_place_by_hand",
+    ),
+    Bug(
+        "a file that was lost while no daemon ran stays lost",
+        "engine/converge.py",
+        " or (edge.floor < route.generation and not edge.unread)",
+        "",
+        f"{ENGINE} -k edge_has_lost",
+    ),
+    Bug(
+        "an edge on another host that has lost a file goes on without it",
+        "traffic/fleet.py",
+        ' or seen.file == "missing"',
+        "",
+        "tests/contract/test_fleet.py -k lost_a_file",
+    ),
+    Bug(
+        "a master that nobody has buried runs",
+        "traffic/process.py",
+        'return "" if rest.startswith("Z") else ',
+        "return ",
+        f"{PROCESS} -k nobody_has_waited",
+    ),
+    Bug(
+        "workers may not look for the switch",
+        "traffic/shared.py",
         "                    folder.chmod(mode | PASS)\n",
         "                    pass\n",
         SWITCH,

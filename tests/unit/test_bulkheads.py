@@ -64,7 +64,7 @@ FOR_ALL = {
     "Board.want": "behind Traffic.apply, whose job ends with its deadline",
     "Board.news": "an edge on another host reads it; no conductor does",
     "Board.report": "an edge on another host writes it; no conductor does",
-    "Board.reports": "behind Traffic.apply and Traffic.observe, both of which are walked",
+    "Board.about": "behind Traffic.apply and Traffic.observe, both of which are walked",
     "EdgeProcess.test": "behind Traffic.apply: one nginx for all services",
     "EdgeProcess.reload": "behind Traffic.apply: one nginx for all services",
     "EdgeProcess.complaint": "behind Traffic.apply: one nginx for all services",

@@ -245,6 +245,15 @@ async def test_a_switch_that_a_person_turned_is_followed(kit: Kit) -> None:
     assert last.reason == "the rollback switch was turned on by hand"
 
 
+async def test_a_file_that_the_edge_has_lost_is_laid_down_again_within_one_look(kit: Kit) -> None:
+    """Also one that was lost while no daemon ran: the edge remembers less than was confirmed then."""
+    kit.conductor.submit(small(1))
+    await kit.until(ended("api-1"))
+    before = kit.traffic.plans.pop("api")
+    await kit.until(lambda _: "api" in kit.traffic.plans)
+    assert kit.traffic.plans["api"].route == before.route
+
+
 async def test_gates_go_on_gathering_evidence_while_the_store_is_away(kit: Kit) -> None:
     metrics = kit.metrics
     measuring = asyncio.create_task(kit.parts.measurer.run())

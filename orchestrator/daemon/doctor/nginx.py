@@ -21,8 +21,11 @@ from orchestrator.ports.traffic import RoutePlan, mentions_lua
 from orchestrator.rollout.model import Route
 from orchestrator.runtime.client import DockerClient
 from orchestrator.traffic.edge import NginxEdge
-from orchestrator.traffic.process import HostNginx, run
+from orchestrator.traffic.files import read
+from orchestrator.traffic.process import HostNginx, end, orphans, run, without_master
 from orchestrator.traffic.render import closing_path
+from orchestrator.traffic.shared import LUA_MARK, Shared
+from orchestrator.traffic.snippets import Snippets
 
 ALONE = """\
 {main}error_log stderr;
@@ -37,24 +40,32 @@ http {{
 """A configuration of the daemon's files and nothing else; `main`: who nginx' workers are, and its modules."""
 
 
+PUTS_BACK = "the daemon puts it back: within a second while it runs, else at its start"
+
+
 async def nginx(config: Config) -> list[Check]:
     """Everything about this host's nginx."""
     section = config.settings.nginx
     client = DockerClient(config.settings.docker.url, timeout=5.0)
     process = make_process(config.settings, client)
-    checks = []
+    checks = folder(config)
     try:
         await process.test()
         checks.append(Check("nginx -t", True, "passes"))
     except Fault as error:
-        checks.append(Check("nginx -t", False, str(error), "correct what it names"))
+        ours = any(c.detail.split(" ")[0] in str(error) for c in checks if not c.ok)
+        checks.append(Check("nginx -t", False, str(error), PUTS_BACK if ours else "correct what it names"))
     finally:
         client.close()
     if section.container:
         return checks
     running = bool((await process.workers()).accepting)
     shown = "runs" if running else f"does not run: no worker of the process in {section.pid_file} accepts"
-    checks.append(Check("nginx", running, shown, "systemctl start nginx, or correct nginx/pid_file"))
+    mend = "systemctl start nginx, or correct nginx/pid_file"
+    if not running and (left := orphans()):
+        mend = f"{end(left)}, then systemctl start nginx"
+        shown = f"{shown}; {without_master(left)}"
+    checks.append(Check("nginx", running, shown, mend))
     try:
         whole = await _whole(section)
     except Fault as error:
@@ -96,6 +107,22 @@ async def named_elsewhere(config: Config, service: str) -> list[str]:
     except Fault:
         return []
     return [f"{d.place}: {' '.join(d.words)};" for d in uses(directives(whole), section.directory, service)]
+
+
+def folder(config: Config) -> list[Check]:
+    """What our folder lacks, or has that the daemon does not write; one with nothing of ours is not begun."""
+    place = config.settings.nginx.directory
+    shared = Shared(place)
+    shared.lua = any(LUA_MARK in (read(path) or "") for path in place.glob("*.conf"))
+    snippets = Snippets(place, str(place))
+    broken = [f"{path} {why}" for path, why in shared.lacking().items()]
+    for name, service in config.services.items():
+        if (place / f"{name}.conf").is_file():
+            broken += [f"{path} is missing" for path in snippets.missing(name, service.edge())]
+    begun = any(path.exists() for path in (*shared.folders, *shared.texts) if path != place)
+    if not broken or not begun:
+        return [Check("nginx folder", True, f"{place} is {'whole' if begun else 'for the daemon to fill'}")]
+    return [Check("nginx folder", False, text, PUTS_BACK) for text in broken]
 
 
 def _beside_ours(config: Config, found: list[Directive]) -> list[Check]:
@@ -147,7 +174,6 @@ async def _alone(config: Config, found: list[Directive]) -> list[Check]:
             mode="reload",
         )
         edge.prepare()
-        (folder / "edge" / "log").mkdir(exist_ok=True)
         try:
             for service in config.services:
                 await edge.put_down(RoutePlan(service=service, route=Route()), 0)
