@@ -90,17 +90,33 @@ class Fleet:
         self._on_failure = on_failure
         self._left: dict[str, dict[str, str]] = {}
         self._followed: dict[str, frozenset[str]] = {}
-        self._hanging: dict[str, str] = {}
+        self._wanted: dict[str, int] = {}
+        self._hung: set[tuple[str, str]] = set()
+        """By edge and service: who let a deadline pass, and has not caught up there."""
 
     async def apply(self, plan: RoutePlan, token: int) -> None:
         """See `ports.Traffic`: every edge that is not away serves it, or was left behind."""
         await self._own.take_back_at_once(plan, token)
+        await self._see_who_has_caught_up()
         wanted = WantedRoute(plan=plan, token=token, options=self._options(plan.service))
         await self._board.want(plan.service, _WANTED.dump_json(wanted).decode())
-        self._left[plan.service] = dict(self._hanging)
+        self._wanted[plan.service] = generation = plan.route.generation
+        self._left[plan.service] = {name: _not_served(name, generation) for name in self._hanging}
         self._followed[plan.service] = frozenset()
         await self._own.apply(plan, token)
         await self._others_follow(plan)
+
+    @property
+    def _hanging(self) -> set[str]:
+        """The edges that no change waits for."""
+        return {name for name, _ in self._hung}
+
+    async def _see_who_has_caught_up(self) -> None:
+        """Wait again for those that serve what is wanted of every service at which they hung."""
+        for service in {service for _, service in self._hung}:
+            found = await self._reports(service)
+            wanted = self._wanted[service]
+            self._hung -= {(name, service) for name, r in found.items() if r.edge.confirmed == wanted}
 
     async def _others_follow(self, plan: RoutePlan) -> None:
         """Wait for the others. One that may be left behind lets one deadline pass, not one a change.
@@ -110,24 +126,25 @@ class Fleet:
         """
         service, generation, pause = plan.service, plan.route.generation, POLL
         late: dict[str, str] = {}
+        failed: set[str] = set()
         found: dict[str, Report] = {}
         try:
             async with asyncio.timeout(self._deadline):
                 while True:
                     found = await self._reports(service)
                     late = {
-                        name: f"edge {name}: {report.edge.error or f'generation {generation} is not served'}"
+                        name: _not_served(name, generation, report.edge.error)
                         for name, report in found.items()
                         if report.edge.confirmed != generation
                     }
                     failed = {n for n in late if found[n].edge.error and found[n].tried == generation}
-                    if failed | self._hanging.keys() >= late.keys():
+                    if failed | self._hanging >= late.keys():
                         break
                     await asyncio.sleep(pause)
                     pause = min(1.5 * pause, SLOWEST_POLL)
         except TimeoutError:
             if self._on_failure == "go_on":
-                self._hanging |= late
+                self._hung |= {(name, service) for name in late.keys() - failed}
         self._left[service] = late
         self._followed[service] = frozenset(found.keys() - late.keys())
         if late and self._on_failure == "all_back":
@@ -152,8 +169,6 @@ class Fleet:
             for name, why in self._left.get(service, {}).items()
             if name in found and found[name].edge.confirmed != own.confirmed
         }
-        for name in self._left.get(service, {}).keys() & found.keys() - left.keys():
-            self._hanging.pop(name, None)
         away = self._followed.get(service, frozenset()) - found.keys()
         others = [report.edge for name, report in found.items() if name not in left]
         failed = [*left.values(), *(f"edge {name} has not been heard of" for name in sorted(away))]
@@ -325,6 +340,10 @@ class Follower:
 def told(texts: Mapping[str, str]) -> dict[str, Report]:
     """What an edge has said on the board, by service."""
     return {service: _understood(text) for service, text in texts.items()}
+
+
+def _not_served(name: str, generation: int, error: str = "") -> str:
+    return f"edge {name}: {error or f'generation {generation} is not served'}"
 
 
 def _understood(text: str) -> Report:

@@ -30,9 +30,12 @@ class OneEdge:
     seen: Edge = field(default_factory=lambda: Edge(served=0, drained=True))
     fails: str = ""
     applied: list[int] = field(default_factory=list)
+    held: asyncio.Event | None = None
 
     async def apply(self, plan: RoutePlan, token: int) -> None:
         self.applied.append(plan.route.generation)
+        if self.held is not None:
+            await self.held.wait()
         if self.fails:
             raise Fault(self.fails)
         number = plan.route.generation
@@ -84,11 +87,11 @@ class Paper:
             raise Fault("Redis: connection refused")
         return {name: texts.get(service, "") for name, texts in self.said.items()}
 
-    def say(self, edge: str, **seen: Any) -> None:
-        """What another edge says of api."""
+    def say(self, edge: str, service: str = "api", **seen: Any) -> None:
+        """What another edge says of a service."""
         tried = seen.pop("tried", seen.get("confirmed", 0))
         report = Report(edge=Edge(**{"drained": True, **seen}), tried=tried)
-        self.said[edge] = {"api": _REPORT.dump_json(report).decode()}
+        self.said.setdefault(edge, {})[service] = _REPORT.dump_json(report).decode()
 
 
 def plan(generation: int) -> RoutePlan:
@@ -175,6 +178,54 @@ async def test_one_that_hangs_is_waited_for_once_and_not_at_each_change() -> Non
     await asyncio.sleep(0.1)
     assert not applying.done(), "it has caught up, and is waited for again"
     board.say("b", served=4, confirmed=4)
+    await applying
+
+
+async def test_a_look_at_another_service_does_not_let_one_that_hangs_be_waited_for_again() -> None:
+    fleet, own, board = together("go_on")
+    board.say("b", served=1, confirmed=1)
+    await fleet.apply(plan(2), 1)
+    own.seen = replace(own.seen, served=5, confirmed=5, floor=5)
+    board.say("b", "web", served=5, confirmed=5)
+    fleet._deadline = 60.0
+    own.held = asyncio.Event()
+    applying = asyncio.create_task(fleet.apply(replace(plan(6), service="web"), 1))
+    await asyncio.sleep(0)
+    seen = await fleet.observe("web")  # own and b both serve what was wanted before
+    assert (seen.served, seen.error) == (5, "")
+    own.held.set()
+    async with asyncio.timeout(5):
+        await applying
+    assert (await fleet.observe("web")).error == "edge b: generation 6 is not served"
+
+
+async def test_one_that_hangs_at_two_services_is_waited_for_when_it_has_caught_up_at_both() -> None:
+    fleet, _, board = together("go_on")
+    board.say("b", served=1, confirmed=1)
+    web = replace(plan(2), service="web")
+    await asyncio.gather(fleet.apply(plan(2), 1), fleet.apply(web, 1))
+    fleet._deadline = 60.0
+    board.say("b", served=2, confirmed=2)
+    async with asyncio.timeout(5):
+        await fleet.apply(replace(plan(3), service="shop"), 1)
+    board.say("b", "web", served=2, confirmed=2)
+    applying = asyncio.create_task(fleet.apply(replace(plan(4), service="shop"), 1))
+    await asyncio.sleep(0.1)
+    assert not applying.done(), "though nobody has looked at api or web"
+    board.say("b", "shop", served=4, confirmed=4)
+    await applying
+
+
+async def test_one_that_fails_while_another_hangs_does_not_hang() -> None:
+    fleet, _, board = together("go_on")
+    board.say("b", served=1, confirmed=1)
+    board.say("c", served=1, confirmed=1, error="nginx -t: no", tried=2)
+    await fleet.apply(plan(2), 1)
+    fleet._deadline = 60.0
+    applying = asyncio.create_task(fleet.apply(replace(plan(3), service="web"), 1))
+    await asyncio.sleep(0.1)
+    assert not applying.done(), "c is waited for"
+    board.say("c", "web", served=3, confirmed=3)
     await applying
 
 

@@ -488,6 +488,22 @@ BUGS = (
         "tests/contract/test_fleet.py -k lost_a_file",
     ),
     Bug(
+        "a look at one service lets an edge that hangs at another be waited for again",
+        "traffic/fleet.py",
+        "        away = self._followed",
+        "        same = {n for n, r in found.items() if r.edge.confirmed == own.confirmed}\n"
+        "        self._hung = {(n, s) for n, s in self._hung if n not in same}\n"
+        "        away = self._followed",
+        "tests/contract/test_fleet.py -k hangs",
+    ),
+    Bug(
+        "an edge that has caught up at one of the services at which it hung is waited for again",
+        "traffic/fleet.py",
+        "self._hung -= {(name, service) for name, r in",
+        "self._hung -= {(name, s) for _, s in self._hung for name, r in",
+        "tests/contract/test_fleet.py -k hangs",
+    ),
+    Bug(
         "a master that nobody has buried runs",
         "traffic/process.py",
         'return "" if rest.startswith("Z") else ',
