@@ -301,6 +301,25 @@ async def test_the_switch_has_all_users_only_where_it_is_on_at_every_edge() -> N
     assert (seen.switched_to, seen.switched_everywhere) == ("api-1", True)
 
 
+async def test_where_another_edge_sees_nothing_nobody_knows_what_all_serve() -> None:
+    fleet, _, board = together()
+    board.say("b", served=2, confirmed=2)
+    await fleet.apply(plan(2), 1)
+    board.say("b", unread=True, error="/x/api.conf: Permission denied", tried=2)
+    seen = await fleet.observe("api")
+    assert (seen.unread, seen.failed, seen.error) == (True, "", "edge b: /x/api.conf: Permission denied")
+
+
+async def test_an_edge_that_sees_nothing_for_a_moment_fails_nobody() -> None:
+    fleet, _, board = together()
+    fleet._deadline = 60.0
+    board.say("b", unread=True, error="/x/api.conf: Permission denied", tried=2)
+    applying = asyncio.create_task(fleet.apply(plan(2), 1))
+    await asyncio.sleep(0.1)
+    board.say("b", served=2, confirmed=2)
+    await applying
+
+
 async def test_a_follower_serves_what_is_wanted_and_says_so() -> None:
     edge, board = OneEdge(), Paper()
     follower = Follower(board, "b", lambda _: edge)  # type: ignore[arg-type, return-value]
@@ -385,6 +404,76 @@ async def test_a_follower_does_not_ask_for_one_service_after_the_other() -> None
 
 
 @dataclass
+class BlindEdge(OneEdge):
+    """An edge that can't look at one of its services."""
+
+    error: Exception | None = None
+    served: set[str] = field(default_factory=set)
+
+    async def apply(self, plan: RoutePlan, token: int) -> None:
+        self.served.add(plan.service)
+        await OneEdge.apply(self, plan, token)
+
+    async def observe(self, service: str) -> Edge:
+        if service == "odd":
+            if self.error is None:
+                await asyncio.Event().wait()
+            else:
+                raise self.error
+        return self.seen
+
+    async def put_down(self, plan: RoutePlan, token: int) -> None:
+        if plan.service == "odd" and self.error is not None:
+            raise self.error
+        self.served.add(plan.service)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (Fault("/x/odd.conf: Permission denied"), "/x/odd.conf: Permission denied"),
+        (KeyError("odd"), "a bug, see the edge's log: KeyError: 'odd'"),
+        (None, "no look at what is served ended within 0.05 s"),
+    ],
+)
+async def test_an_edge_that_cannot_look_at_one_service_serves_and_tells_the_others(
+    error: Exception | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.traffic.fleet.LOOK_DEADLINE", 0.05)
+    edge = BlindEdge(error=error)
+    follower, board = following(edge)
+    for service in ("api", "odd", "web"):
+        await want(board, 2, service)
+    with capture_logs() as logs:
+        for _ in range(4):
+            follower._next = 0.0
+            await rounds(follower, 1)
+    reports = {service: _REPORT.validate_json(text) for service, text in board.said["b"].items()}
+    assert {service: report.edge.error for service, report in reports.items()} == {
+        "api": "",
+        "odd": told,
+        "web": "",
+    }
+    assert {service: report.edge.unread for service, report in reports.items() if report.edge.unread} == {
+        "odd": True
+    }
+    assert (reports["api"].edge.confirmed, reports["web"].edge.confirmed) == (2, 2)
+    assert edge.served == {"api", "web"}, "what is not seen is not changed"
+    assert [entry["reason"] for entry in logs if entry["event"] == "edge_not_seen"] == [told], "once"
+    await follower.close()
+
+
+async def test_before_nginx_starts_all_is_written_that_can_be() -> None:
+    edge = BlindEdge(error=Fault("/x/odd.conf: Permission denied"))
+    follower, board = following(edge)
+    for service in ("api", "odd", "web"):
+        await want(board, 2, service)
+    with pytest.raises(Fault, match=r"^/x/odd\.conf: Permission denied$"):
+        await follower.prepare()
+    assert edge.served == {"api", "web"}
+
+
+@dataclass
 class StuckEdge(OneEdge):
     """An edge whose nginx never confirms generation 7, and that makes one change at a time."""
 
@@ -409,9 +498,9 @@ def following(edge: OneEdge) -> tuple[Follower, Paper]:
     return Follower(board, "b", lambda _: edge), board  # type: ignore[arg-type, return-value]
 
 
-async def want(board: Paper, generation: int) -> None:
-    wanted = WantedRoute(plan=plan(generation), token=1, options=EdgeOptions())
-    await board.want("api", _WANTED.dump_json(wanted).decode())
+async def want(board: Paper, generation: int, service: str = "api") -> None:
+    wanted = WantedRoute(plan=replace(plan(generation), service=service), token=1, options=EdgeOptions())
+    await board.want(service, _WANTED.dump_json(wanted).decode())
 
 
 async def rounds(follower: Follower, number: int = 4) -> None:
@@ -446,6 +535,23 @@ async def test_the_same_generation_is_not_interrupted() -> None:
     assert edge.order == ["begin 7", "end 7"]
 
 
+async def test_what_is_served_and_does_not_show_is_not_served_again_at_once() -> None:
+    edge = OneEdge()
+    follower, board = following(edge)
+    await want(board, 2)
+    await rounds(follower)
+    edge.seen = replace(edge.seen, file="missing")
+    for _ in range(10):
+        follower._next = 0.0
+        await rounds(follower, 1)
+    assert edge.applied == [2]
+    follower._again["api"] = 2, 0.0
+    follower._next = 0.0
+    await rounds(follower)
+    assert edge.applied == [2, 2]
+    await follower.close()
+
+
 async def test_a_failure_does_not_hold_a_newer_generation_up() -> None:
     edge = OneEdge(fails="nginx -t: no")
     follower, board = following(edge)
@@ -468,13 +574,19 @@ class BrokenEdge(OneEdge):
         raise TypeError("of the edge's own")
 
 
+@pytest.mark.parametrize("earlier", [None, "", "nginx -t: no"], ids=["nothing", "a success", "a fault"])
 async def test_a_bug_is_an_error_of_the_edge_and_is_tried_again_ever_more_seldom(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, earlier: str | None
 ) -> None:
-    edge = BrokenEdge()
+    edge = BrokenEdge(fails=earlier or "")
     follower, board = following(edge)
     now = 100.0
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    if earlier is not None:
+        with monkeypatch.context() as patched:
+            patched.setattr(BrokenEdge, "apply", OneEdge.apply)
+            await want(board, 1)
+            await rounds(follower)
     tries: list[float] = []
     await want(board, 2)
     with capture_logs() as logs:
@@ -487,7 +599,7 @@ async def test_a_bug_is_an_error_of_the_edge_and_is_tried_again_ever_more_seldom
     assert _said(board).edge.error == "a bug, see the edge's log: TypeError: of the edge's own"
     pauses = [later - earlier for earlier, later in itertools.pairwise(tries)]
     assert pauses == sorted(pauses)
-    assert (pauses[0] < 2, pauses[-1] > 20) == (True, True)
+    assert (0.5 < pauses[0] <= 2, pauses[-1] > 20) == (True, True)
     (first, *_) = [entry for entry in logs if entry["event"] == "edge_bug"]
     assert (first["log_level"], first["exc_info"]) == ("error", True)
     await follower.close()

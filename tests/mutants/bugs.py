@@ -504,6 +504,20 @@ BUGS = (
         "tests/contract/test_fleet.py -k hangs",
     ),
     Bug(
+        "a service that can't be looked at keeps an edge from telling of the others",
+        "traffic/fleet.py",
+        "            why = str(fault)\n",
+        "            raise\n",
+        "tests/contract/test_fleet.py -k cannot_look",
+    ),
+    Bug(
+        "an edge tries what meets a bug after a success without a pause",
+        "traffic/fleet.py",
+        'error, pause = "", SAY_EVERY',
+        'error, pause = "", 0.0',
+        "tests/contract/test_fleet.py -k ever_more_seldom",
+    ),
+    Bug(
         "a master that nobody has buried runs",
         "traffic/process.py",
         'return "" if rest.startswith("Z") else ',
