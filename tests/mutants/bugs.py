@@ -242,6 +242,13 @@ BUGS = (
         "tests/unit/test_measure.py",
     ),
     Bug(
+        "a service whose look hangs holds all others again at its next rollout",
+        "engine/measure.py",
+        "        self._latest.pop(service, None)\n",
+        "        self._latest.pop(service, None)\n        self._alone.discard(service)\n",
+        "tests/unit/test_measure.py",
+    ),
+    Bug(
         "a look that hangs keeps verbs waiting for ever",
         "engine/conductor.py",
         "await within(LOOK_DEADLINE, question)",
