@@ -242,6 +242,13 @@ BUGS = (
         "tests/unit/test_measure.py",
     ),
     Bug(
+        "a service whose look hangs holds all others again at its next rollout",
+        "engine/measure.py",
+        "        self._latest.pop(service, None)\n",
+        "        self._latest.pop(service, None)\n        self._alone.discard(service)\n",
+        "tests/unit/test_measure.py",
+    ),
+    Bug(
         "a look that hangs keeps verbs waiting for ever",
         "engine/conductor.py",
         "await within(LOOK_DEADLINE, question)",
@@ -486,6 +493,36 @@ BUGS = (
         ' or seen.file == "missing"',
         "",
         "tests/contract/test_fleet.py -k lost_a_file",
+    ),
+    Bug(
+        "a look at one service lets an edge that hangs at another be waited for again",
+        "traffic/fleet.py",
+        "        away = self._followed",
+        "        same = {n for n, r in found.items() if r.edge.confirmed == own.confirmed}\n"
+        "        self._hung = {(n, s) for n, s in self._hung if n not in same}\n"
+        "        away = self._followed",
+        "tests/contract/test_fleet.py -k hangs",
+    ),
+    Bug(
+        "an edge that has caught up at one of the services at which it hung is waited for again",
+        "traffic/fleet.py",
+        "self._hung -= {(name, service) for name, r in",
+        "self._hung -= {(name, s) for _, s in self._hung for name, r in",
+        "tests/contract/test_fleet.py -k hangs",
+    ),
+    Bug(
+        "a service that can't be looked at keeps an edge from telling of the others",
+        "traffic/fleet.py",
+        "            why = str(fault)\n",
+        "            raise\n",
+        "tests/contract/test_fleet.py -k cannot_look",
+    ),
+    Bug(
+        "an edge tries what meets a bug after a success without a pause",
+        "traffic/fleet.py",
+        'error, pause = "", SAY_EVERY',
+        'error, pause = "", 0.0',
+        "tests/contract/test_fleet.py -k ever_more_seldom",
     ),
     Bug(
         "a master that nobody has buried runs",
