@@ -53,11 +53,10 @@ CPU_DEADLINE = 60.0
 UNSEEN_FOR = 60.0
 """Seconds in which a part could not be looked at, after which people are told."""
 
-T = TypeVar("T")
-
-
 UNWATCHED = 30.0
-"""Seconds between two decisions of a process from which on nobody has watched meanwhile."""
+"""Seconds between two decisions of a process; after more than that nobody has watched meanwhile."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,17 @@ import re
 from dataclasses import replace
 
 from orchestrator.rollout.events import ServiceAdopted
-from orchestrator.rollout.model import FULL, Ended, Outcome, Phase, Release, Rollout, Route, ServiceState
+from orchestrator.rollout.model import (
+    FULL,
+    NUMBER,
+    Ended,
+    Outcome,
+    Phase,
+    Release,
+    Rollout,
+    Route,
+    ServiceState,
+)
 from orchestrator.rollout.observation import Instance, Observation, OnDisk
 from orchestrator.rollout.route import may_be_served
 from orchestrator.rollout.turn import DAEMON, Turn
@@ -106,7 +116,7 @@ def _given_out(state: ServiceState, seen: Observation) -> int:
     disk = seen.edge.on_disk or OnDisk(route=Route())
     ids = {i.release for i in seen.instances} | {s.release for s in disk.route.servers} | {disk.stable}
     ids |= {e.release.id for e in state.history}
-    form = re.compile(rf"{re.escape(state.service)}-(\d{{1,9}})", re.ASCII)
+    form = re.compile(f"{re.escape(state.service)}-({NUMBER.pattern})")
     return max((disk.released, *(int(found[1]) for i in ids if (found := form.fullmatch(i)))))
 
 

@@ -529,6 +529,6 @@ def _while_it_goes(turn: Turn, command: Command) -> str:
     if isinstance(command, Abort) and not command.release and call_off(turn):
         return ""
     ways = "abort it to keep the service, or release an image"
-    if not kept(state):
-        ways = "its instances are let go already; release an image to have it again"
+    if "stable" not in kept(state):
+        ways = "no stable release is left to keep; release an image to have it again"
     return f"{state.service} is being removed, by {mark.by}; {waits_for(state)}; {ways}"

@@ -673,6 +673,7 @@ async def test_an_admin_lets_the_daemon_read_its_files(house: House, monkeypatch
     ((entry, fields),) = asked
     assert fields == {"verb": "reload", "who": "the admin"}
     await house.redis.xgroup_create(house.keys.requests, house.keys.group, id="0")
+    await house.redis.xreadgroup(house.keys.group, "driver", {house.keys.requests: ">"})
     told = ConfigReloaded(
         service="", at=1.0, actor="the admin", request=entry, changes=("web: is new",), problems=("x: no",)
     )

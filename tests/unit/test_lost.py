@@ -244,6 +244,7 @@ def test_a_number_that_somebody_has_is_not_given_out_whoever_the_store_says_is_s
         ("api-blue", "api-2"),
         ("api-²", "api-2"),
         ("api-" + "9" * 5000, "api-2"),
+        ("api-1000000000", "api-1000000001"),
     ):
         other = replace(one, name="api-6-0", release=release, described=None)
         assert next_id(replace(found, instances=(*found.instances, other))) == expected
