@@ -947,9 +947,44 @@ BUGS = (
     Bug(
         "the world is touched without a fresh lease",
         "engine/conductor.py",
-        "if self._parts.may_act():",
-        "if True:",
+        "        if self._parts.may_act():\n            self._converger.converge(",
+        "        if True:\n            self._converger.converge(",
         ENGINE,
+    ),
+    Bug(
+        "users are taken back ahead of a look without a fresh lease",
+        "engine/conductor.py",
+        "        if self._parts.may_act():\n            self._converger.route(",
+        "        if True:\n            self._converger.route(",
+        f"{ENGINE} -k ahead_of_a_look",
+    ),
+    Bug(
+        "a rollback waits for the end of a look",
+        "engine/conductor.py",
+        "        if urgent:\n            self._pressing.set()\n",
+        "",
+        f"{ENGINE} -k taken_back",
+    ),
+    Bug(
+        "users are taken back after the next look",
+        "engine/conductor.py",
+        "            if isinstance(command, URGENT):\n                await self._take_back()\n",
+        "",
+        f"{ENGINE} -k taken_back",
+    ),
+    Bug(
+        "users are taken back to the release before after the next look",
+        "engine/conductor.py",
+        'if rollout is None or not (rollout.kind == "revert" or rollout.takes_back):',
+        "if rollout is None or not rollout.takes_back:",
+        f"{ENGINE} -k taken_back",
+    ),
+    Bug(
+        "a rollback makes the look begin again",
+        "engine/conductor.py",
+        "                if ready and not look.done():\n",
+        "                if ready and not look.done():\n                    look.cancel()\n",
+        f"{ENGINE} -k begin_again",
     ),
     Bug(
         "a superseded daemon goes on",
@@ -970,9 +1005,8 @@ BUGS = (
     Bug(
         "effects go before their commit",
         "engine/conductor.py",
-        "        state, events = decide(self._state, seen, self._parts.clock.now())\n"
-        "        if state != self._state:\n",
-        "        state, events = decide(self._state, seen, self._parts.clock.now())\n"
+        "replace(seen, unwatched=unwatched), clock.now())\n        if state != self._state:\n",
+        "replace(seen, unwatched=unwatched), clock.now())\n"
         "        self._converger.converge(desired(state, self._parts.clock.now()), state, seen)\n"
         "        if state != self._state:\n",
         SIMULATION,
