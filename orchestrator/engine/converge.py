@@ -55,7 +55,7 @@ class Converger:
         """Compare and start what is missing; returns at once."""
         self._image(world)
         self._ask(world)
-        self._route(world, state, seen)
+        self.route(world, state, seen)
         if seen.runtime_ok:
             self._instances(world, state, seen)
             self._stale_images(world, seen)
@@ -106,7 +106,8 @@ class Converger:
             said = HookResult(passed=not hook.required, text=str(error))
         self.asked[call.key] = said
 
-    def _route(self, world: World, state: ServiceState, seen: Observation) -> None:
+    def route(self, world: World, state: ServiceState, seen: Observation) -> None:
+        """Compare what the edge serves and start what is missing; returns at once."""
         route, edge = world.route, seen.edge
         active = {s.release for s in route.servers if not s.backup}
         if edge.switched_to and edge.local is None and active != {edge.switched_to}:

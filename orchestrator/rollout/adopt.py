@@ -4,7 +4,17 @@ import re
 from dataclasses import replace
 
 from orchestrator.rollout.events import ServiceAdopted
-from orchestrator.rollout.model import FULL, NUMBER, Outcome, Phase, Release, Rollout, Route, ServiceState
+from orchestrator.rollout.model import (
+    FULL,
+    NUMBER,
+    Ended,
+    Outcome,
+    Phase,
+    Release,
+    Rollout,
+    Route,
+    ServiceState,
+)
 from orchestrator.rollout.observation import Instance, Observation, OnDisk
 from orchestrator.rollout.route import may_be_served
 from orchestrator.rollout.turn import DAEMON, Turn
@@ -53,6 +63,7 @@ def adopt(turn: Turn, seen: Observation) -> None:
         previous_until=turn.now + stable.policy.keep_previous if previous else None,
         removal=None,
     )
+    _remember(turn, previous, stable)
     if blank:
         turn.set(route=disk.route, rollout=_rollout(candidate, disk.route, turn.now) if candidate else None)
     turn.tell(
@@ -66,6 +77,25 @@ def adopt(turn: Turn, seen: Observation) -> None:
             actor=DAEMON,
         )
     )
+
+
+def _remember(turn: Turn, *found: Release | None) -> None:
+    """Put what was promoted, oldest first, into history, which has lost that: a rollback leads there too."""
+    known = {e.release.id for e in turn.state.history if e.outcome is Outcome.PROMOTED}
+    lost = [
+        Ended(
+            release=release,
+            kind="release",
+            outcome=Outcome.PROMOTED,
+            reason=LOST,
+            actor=DAEMON,
+            began_at=turn.now,
+            ended_at=turn.now,
+        )
+        for release in found
+        if release is not None and release.id not in known
+    ]
+    turn.set(history=(*turn.state.history, *lost))
 
 
 def _end_what_was_over(turn: Turn, stable: Release) -> None:
