@@ -56,11 +56,10 @@ UNSEEN_FOR = 60.0
 URGENT = Rollback | Pause | Abort
 """What stops harm: a queue of others does not keep it out, and it does not wait for a look's end."""
 
-T = TypeVar("T")
-
-
 UNWATCHED = 30.0
-"""Seconds between two decisions of a process from which on nobody has watched meanwhile."""
+"""Seconds between two decisions of a process; after more than that nobody has watched meanwhile."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)

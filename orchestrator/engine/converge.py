@@ -26,7 +26,7 @@ STOP_DEADLINE = 900.0
 """Seconds for the stop of one instance, its grace included."""
 
 ROUTE_DEADLINE = 600.0
-"""Seconds for one route, its turn among those of other services included."""
+"""Seconds for one route, or for the way back at the edge, its turn among other services included."""
 
 IMAGE_DEADLINE = 86400.0
 """Seconds for one image; it is given up before, with the release that wants it."""
@@ -64,7 +64,11 @@ class Converger:
     def retreat(self, service: str, actor: str, reason: str) -> None:
         """Take the traffic back at the edge alone, while nothing can be committed or a person has begun."""
         self._jobs.cancel(lambda job: job.startswith(ROUTE))
-        self._jobs.start(RETREAT, lambda: self._traffic.retreat(service, actor, reason, self._store.token))
+        self._jobs.start(
+            RETREAT,
+            lambda: self._traffic.retreat(service, actor, reason, self._store.token),
+            ROUTE_DEADLINE,
+        )
 
     def image_error(self) -> str:
         """Why the wanted image is not resolved yet; '' where nothing is known to be wrong."""

@@ -12,7 +12,7 @@ from orchestrator.engine.conductor import INBOX, Conductor, Parts
 from orchestrator.engine.converge import Converger
 from orchestrator.engine.dispatcher import Dispatcher, to_command
 from orchestrator.engine.measure import Measurer
-from orchestrator.engine.tasks import Jobs, beside, eternal
+from orchestrator.engine.tasks import JOB_DEADLINE, Jobs, beside, eternal
 from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.metrics import MetricSource
 from orchestrator.ports.requests import Request
@@ -612,6 +612,21 @@ async def test_an_instance_that_hangs_is_stopped_once_nginx_has_let_it_go(
     assert ("api-1-0" not in kit.runtime.containers) == stopped
     assert "api-1-1" in kit.runtime.containers
     await jobs.stop()
+
+
+async def test_the_way_back_at_the_edge_may_wait_for_its_turn_for_as_long_as_a_route() -> None:
+    deadlines: dict[str, float] = {}
+
+    class Recorder(Jobs):
+        def start(self, name: str, work: Any, deadline: float = JOB_DEADLINE) -> None:
+            deadlines[name.split(maxsplit=1)[0]] = deadline
+
+    kit = Kit()
+    state = ServiceState(service="api", route=Route(generation=7))
+    converger = Converger(kit.runtime, kit.runtime, kit.traffic, kit.hooks, kit.store, Recorder(lambda: None))
+    converger.converge(desired(state, 0.0), state, Observation(edge=Edge()))
+    converger.retreat("api", "host", "the store does not answer")
+    assert deadlines["retreat"] == deadlines["route"] > JOB_DEADLINE
 
 
 async def test_work_beside_a_block_ends_with_it_and_its_bugs_end_the_block() -> None:
