@@ -126,6 +126,12 @@ def measurements(plan: ServicePlan, rollout: Rollout) -> MetricQuery:
     )
 
 
+def _goes_back(state: ServiceState) -> bool:
+    """Whether users are on their way to a release that was good before."""
+    rollout = state.rollout
+    return rollout is not None and (rollout.kind == "revert" or rollout.takes_back)
+
+
 class Conductor:
     """Drives one service. Nothing outside it changes that service's state."""
 
@@ -293,6 +299,9 @@ class Conductor:
         while self._inbox:
             command = self._inbox[0]
             state, events = self._handle(command)
+            ahead = self._ahead(state) if isinstance(command, URGENT) and _goes_back(state) else None
+            if ahead is not None:
+                state, events = ahead[0], (*events, *ahead[1])
             try:
                 await self._commit(state, events, acks=(command.request,))
             except Fault:
@@ -300,25 +309,31 @@ class Conductor:
             except Exception as error:
                 log.exception("command_failed", service=self.plan.service, request=command.request)
                 await self._load()
-                state, events = self._refused(command, bug(error))
+                state, events, ahead = *self._refused(command, bug(error)), None
                 await self._commit(state, events, acks=(command.request,))
             self._inbox.popleft()
             self._waiting.discard(command.request)
-            if isinstance(command, URGENT):
-                await self._take_back()
+            if ahead is not None:
+                self._take_back()
         return told
 
-    async def _take_back(self) -> None:
-        """Send users back, where they are to go back, by what was seen last: a look may take long.
+    def _ahead(self, state: ServiceState) -> tuple[ServiceState, tuple[Event, ...]] | None:
+        """What comes next by what was seen last: one commit is sooner than two with a look between them.
 
-        Only the route is made so. Whatever was no longer true is put right after the next look.
+        None where that meets a bug, which is met again, and told, after the look.
         """
-        rollout, seen = self._state.rollout, self._memory.seen
-        if rollout is None or not (rollout.kind == "revert" or rollout.takes_back):
-            return
-        await self._decide(seen)
+        try:
+            return self._next(state, self._memory.seen)
+        except Exception:
+            log.exception("turn_failed", service=self.plan.service)
+            return None
+
+    def _take_back(self) -> None:
+        """Send users back. Only the route is made so; what was no longer true is put right after a look."""
+        self._note_decision()
         if self._parts.may_act():
-            self._converger.route(desired(self._state, self._parts.clock.now()), self._state, seen)
+            world = desired(self._state, self._parts.clock.now())
+            self._converger.route(world, self._state, self._memory.seen)
 
     def _handle(self, command: Command) -> tuple[ServiceState, tuple[Event, ...]]:
         """What a command does; one that meets a bug is refused, and does not keep the others waiting."""
@@ -335,14 +350,20 @@ class Conductor:
         return replace(self._state, handled=handled), (told,)
 
     async def _decide(self, seen: Observation) -> bool:
-        memory, clock = self._memory, self._parts.clock
-        unwatched, memory.unwatched = memory.unwatched, 0.0
-        state, events = decide(self._state, replace(seen, unwatched=unwatched), clock.now())
+        state, events = self._next(self._state, seen)
         if state != self._state:
             await self._commit(state, events)
-        if self._parts.may_act() or unwatched:
-            memory.decided_at = clock.now()
+        self._note_decision()
         return bool(events)
+
+    def _next(self, state: ServiceState, seen: Observation) -> tuple[ServiceState, tuple[Event, ...]]:
+        return decide(state, replace(seen, unwatched=self._memory.unwatched), self._parts.clock.now())
+
+    def _note_decision(self) -> None:
+        """What has been decided is committed, and with it for how long nobody watched."""
+        if self._parts.may_act() or self._memory.unwatched:
+            self._memory.decided_at = self._parts.clock.now()
+        self._memory.unwatched = 0.0
 
     async def _load(self) -> None:
         """Read what is committed; what the store has lost since is written again.

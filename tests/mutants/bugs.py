@@ -954,8 +954,8 @@ BUGS = (
     Bug(
         "users are taken back ahead of a look without a fresh lease",
         "engine/conductor.py",
-        "        if self._parts.may_act():\n            self._converger.route(",
-        "        if True:\n            self._converger.route(",
+        "        if self._parts.may_act():\n            world =",
+        "        if True:\n            world =",
         f"{ENGINE} -k ahead_of_a_look",
     ),
     Bug(
@@ -968,15 +968,15 @@ BUGS = (
     Bug(
         "users are taken back after the next look",
         "engine/conductor.py",
-        "            if isinstance(command, URGENT):\n                await self._take_back()\n",
+        "            if ahead is not None:\n                self._take_back()\n",
         "",
         f"{ENGINE} -k taken_back",
     ),
     Bug(
         "users are taken back to the release before after the next look",
         "engine/conductor.py",
-        'if rollout is None or not (rollout.kind == "revert" or rollout.takes_back):',
-        "if rollout is None or not rollout.takes_back:",
+        'rollout is not None and (rollout.kind == "revert" or rollout.takes_back)',
+        "rollout is not None and rollout.takes_back",
         f"{ENGINE} -k taken_back",
     ),
     Bug(
@@ -1005,8 +1005,8 @@ BUGS = (
     Bug(
         "effects go before their commit",
         "engine/conductor.py",
-        "replace(seen, unwatched=unwatched), clock.now())\n        if state != self._state:\n",
-        "replace(seen, unwatched=unwatched), clock.now())\n"
+        "        state, events = self._next(self._state, seen)\n        if state != self._state:\n",
+        "        state, events = self._next(self._state, seen)\n"
         "        self._converger.converge(desired(state, self._parts.clock.now()), state, seen)\n"
         "        if state != self._state:\n",
         SIMULATION,

@@ -827,6 +827,39 @@ async def test_users_are_taken_back_to_the_release_before_while_a_look_hangs(
     await _leads_to(kit, "api-1")
 
 
+async def test_a_bug_in_deciding_refuses_no_rollback_that_would_be_decided_on_at_once(
+    climbing: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise IndexError("a bug")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("orchestrator.engine.conductor.decide", broken)
+        climbing.conductor.submit(Rollback(request="9-0", actor="ann"))
+        state = await climbing.until(lambda s: "9-0" in s.handled)
+        assert state.rollout is not None
+        assert state.rollout.phase is Phase.ROLLING_BACK
+    state = await climbing.until(ended("api-2"))
+    assert (state.history[-1].outcome, state.history[-1].actor) == (Outcome.ROLLED_BACK, "ann")
+
+
+async def test_a_rollback_and_its_route_are_one_commit(
+    climbing: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits: list[tuple[tuple[str, ...], set[str]]] = []
+    commit = FakeStore.commit
+
+    async def noted(store: FakeStore, state: ServiceState, version: int, events: Any, acks: Any = ()) -> int:
+        commits.append((tuple(acks), {e.kind for e in events}))
+        return await commit(store, state, version, events, acks)
+
+    monkeypatch.setattr(FakeStore, "commit", noted)
+    climbing.conductor.submit(Rollback(request="9-0", actor="ann"))
+    await climbing.until(ended("api-2"))
+    (kinds,) = (kinds for acks, kinds in commits if acks == ("9-0",))
+    assert {"command_accepted", "rollback_started", "route_changed"} <= kinds
+
+
 async def test_commands_do_not_make_a_look_begin_again(
     climbing: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
