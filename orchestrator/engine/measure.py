@@ -43,10 +43,9 @@ class Measurer:
         self._watched[query.service] = (query, wake)
 
     def forget(self, service: str) -> None:
-        """Read for a service no longer."""
+        """Read for a service no longer. One that has to be asked for alone is so when it is watched again."""
         self._watched.pop(service, None)
         self._latest.pop(service, None)
-        self._alone.discard(service)
 
     def latest(self, service: str) -> Reading | None:
         """The last reading."""

@@ -25,7 +25,10 @@ POLL, SLOWEST_POLL = 0.05, 0.25
 """Seconds between looks at what the others say while a change is waited for, at first and in the end."""
 
 SAY_EVERY = 1.0
-"""Seconds between reports of an edge for which nothing changes, and between tries of one that fails."""
+"""Seconds between reports of an edge for which nothing changes, and between tries of one generation."""
+
+LOOK_DEADLINE = 3.0
+"""Seconds for one look at a service; less than `edges/ttl`, after which an edge that says nothing is away."""
 
 LONGEST_PAUSE = 60.0
 """Seconds between tries of an edge that fails by a bug, in the end; each pause is twice the one before."""
@@ -90,17 +93,33 @@ class Fleet:
         self._on_failure = on_failure
         self._left: dict[str, dict[str, str]] = {}
         self._followed: dict[str, frozenset[str]] = {}
-        self._hanging: dict[str, str] = {}
+        self._wanted: dict[str, int] = {}
+        self._hung: set[tuple[str, str]] = set()
+        """By edge and service: who let a deadline pass, and has not caught up there."""
 
     async def apply(self, plan: RoutePlan, token: int) -> None:
         """See `ports.Traffic`: every edge that is not away serves it, or was left behind."""
         await self._own.take_back_at_once(plan, token)
+        await self._see_who_has_caught_up()
         wanted = WantedRoute(plan=plan, token=token, options=self._options(plan.service))
         await self._board.want(plan.service, _WANTED.dump_json(wanted).decode())
-        self._left[plan.service] = dict(self._hanging)
+        self._wanted[plan.service] = generation = plan.route.generation
+        self._left[plan.service] = {name: _not_served(name, generation) for name in self._hanging}
         self._followed[plan.service] = frozenset()
         await self._own.apply(plan, token)
         await self._others_follow(plan)
+
+    @property
+    def _hanging(self) -> set[str]:
+        """The edges that no change waits for."""
+        return {name for name, _ in self._hung}
+
+    async def _see_who_has_caught_up(self) -> None:
+        """Wait again for those that serve what is wanted of every service at which they hung."""
+        for service in {service for _, service in self._hung}:
+            found = await self._reports(service)
+            wanted = self._wanted[service]
+            self._hung -= {(name, service) for name, r in found.items() if r.edge.confirmed == wanted}
 
     async def _others_follow(self, plan: RoutePlan) -> None:
         """Wait for the others. One that may be left behind lets one deadline pass, not one a change.
@@ -110,24 +129,25 @@ class Fleet:
         """
         service, generation, pause = plan.service, plan.route.generation, POLL
         late: dict[str, str] = {}
+        failed: set[str] = set()
         found: dict[str, Report] = {}
         try:
             async with asyncio.timeout(self._deadline):
                 while True:
                     found = await self._reports(service)
                     late = {
-                        name: f"edge {name}: {report.edge.error or f'generation {generation} is not served'}"
+                        name: _not_served(name, generation, report.edge.error)
                         for name, report in found.items()
                         if report.edge.confirmed != generation
                     }
-                    failed = {n for n in late if found[n].edge.error and found[n].tried == generation}
-                    if failed | self._hanging.keys() >= late.keys():
+                    failed = {n for n in late if _has_failed(found[n], generation)}
+                    if failed | self._hanging >= late.keys():
                         break
                     await asyncio.sleep(pause)
                     pause = min(1.5 * pause, SLOWEST_POLL)
         except TimeoutError:
             if self._on_failure == "go_on":
-                self._hanging |= late
+                self._hung |= {(name, service) for name in late.keys() - failed}
         self._left[service] = late
         self._followed[service] = frozenset(found.keys() - late.keys())
         if late and self._on_failure == "all_back":
@@ -152,14 +172,15 @@ class Fleet:
             for name, why in self._left.get(service, {}).items()
             if name in found and found[name].edge.confirmed != own.confirmed
         }
-        for name in self._left.get(service, {}).keys() & found.keys() - left.keys():
-            self._hanging.pop(name, None)
         away = self._followed.get(service, frozenset()) - found.keys()
         others = [report.edge for name, report in found.items() if name not in left]
         failed = [*left.values(), *(f"edge {name} has not been heard of" for name in sorted(away))]
         by_hand = max((e for e in (own, *others) if e.local), key=lambda e: e.floor, default=own)
         behind = next((e.served or 0 for e in others if e.served != own.served), own.served)
         silent = {f"edge {name}: ": r.edge.silence for name, r in found.items() if name not in left}
+        unseen = [
+            f"edge {name}: {r.edge.error}" for name, r in found.items() if r.edge.unread and name not in left
+        ]
         switches = {report.edge.switched_to for report in found.values()}
         return replace(
             own,
@@ -168,7 +189,8 @@ class Fleet:
             file=next((e.file for e in (own, *others) if e.file != "ours"), "ours"),
             drained=own.drained and all(report.edge.drained for report in found.values()),
             floor=max([own.floor, *(e.floor for e in others)]),
-            error=own.error or "; ".join(left.values()),
+            error=own.error or "; ".join((*left.values(), *unseen)),
+            unread=bool(unseen),
             on_disk=by_hand.on_disk,
             switched_to=next((e.switched_to for e in (own, *others) if e.switched_to), ""),
             switched_everywhere=not away and switches <= {own.switched_to},
@@ -217,12 +239,21 @@ class Follower:
         """Write what is wanted now, for an nginx that is about to start.
 
         Raises:
-            Fault: The board can't be reached, or a file can't be written.
+            Fault: The board can't be reached, or the files of a service can't be written; all others are.
         """
         self.make_ready()
         await self._read()
-        for wanted in self._wanted.values():
-            await self._edge.put_down(wanted.plan, wanted.token)
+        failed: list[str] = []
+        for service, wanted in self._wanted.items():
+            try:
+                await self._edge.put_down(wanted.plan, wanted.token)
+            except (Fault, Stale) as fault:
+                failed.append(str(fault))
+            except Exception as bug:
+                log.exception("edge_bug", service=service, generation=wanted.plan.route.generation)
+                failed.append(_bug(bug))
+        if failed:
+            raise Fault("; ".join(failed))
 
     async def follow(self) -> None:
         """One round: begin to serve what is not served, and say what is, at once after a change.
@@ -244,13 +275,30 @@ class Follower:
         await self._board.report(self._name, said)
 
     async def _look(self, wanted: WantedRoute, now: float) -> None:
-        """See what is served of a service, and begin to serve what is wanted."""
+        """See what is served of a service, and begin to serve what is wanted if that is seen not to be."""
         service = wanted.plan.service
         self._interrupt(wanted)
-        edge = self._seen[service] = await self._edge.observe(service)
-        if self._may_try(wanted, now) and self._behind(wanted, edge):
+        edge = self._seen[service] = await self._observe(service)
+        if not edge.unread and self._may_try(wanted, now) and self._behind(wanted, edge):
             task = asyncio.create_task(self._serve(wanted), name=f"serve {service}")
             self._serving[service] = wanted.plan.route.generation, task
+
+    async def _observe(self, service: str) -> Edge:
+        """What is served, or why that is not seen: a service's own trouble, whatever it is."""
+        unexpected: Exception | None = None
+        try:
+            async with asyncio.timeout(LOOK_DEADLINE):
+                return await self._edge.observe(service)
+        except TimeoutError:
+            why = f"no look at what is served ended within {LOOK_DEADLINE:g} s"
+        except Fault as fault:
+            why = str(fault)
+        except Exception as bug:  # noqa: BLE001  it is logged below, once
+            why, unexpected = _bug(bug), bug
+        unseen = Edge(error=why, unread=True)
+        if unseen != self._seen.get(service):
+            log.error("edge_not_seen", service=service, reason=why, exc_info=unexpected)
+        return unseen
 
     async def _read(self) -> set[str]:
         """Take what is wanted from the board. The services of which there is anything new."""
@@ -278,10 +326,10 @@ class Follower:
         del self._serving[wanted.plan.service]
 
     def _may_try(self, wanted: WantedRoute, now: float) -> bool:
-        """Whether nothing is being tried, and this generation has not failed a moment ago."""
+        """Whether nothing is being tried, and this generation was not tried a moment ago."""
         service, generation = wanted.plan.service, wanted.plan.route.generation
-        failed, again = self._again.get(service, (0, 0.0))
-        return service not in self._serving and (failed != generation or now >= again)
+        tried, again = self._again.get(service, (0, 0.0))
+        return service not in self._serving and (tried != generation or now >= again)
 
     @staticmethod
     def _behind(wanted: WantedRoute, seen: Edge) -> bool:
@@ -294,18 +342,19 @@ class Follower:
 
     def _said(self, service: str, seen: Edge) -> str:
         generation, error = self._tried.get(service, (0, ""))
-        return _REPORT.dump_json(Report(edge=replace(seen, error=error), tried=generation)).decode()
+        edge = seen if seen.unread else replace(seen, error=error)
+        return _REPORT.dump_json(Report(edge=edge, tried=generation)).decode()
 
     async def _serve(self, wanted: WantedRoute) -> None:
         service, generation = wanted.plan.service, wanted.plan.route.generation
-        error, pause = "", 0.0
+        error, pause = "", SAY_EVERY
         try:
             await self._edge.apply(wanted.plan, wanted.token)
         except (Fault, Stale) as fault:
-            error, pause = str(fault), SAY_EVERY
+            error = str(fault)
         except Exception as bug:
             log.exception("edge_bug", service=service, generation=generation)
-            error = f"a bug, see the edge's log: {type(bug).__name__}: {bug}"
+            error = _bug(bug)
             pause = min(2 * self._pauses.get(service, SAY_EVERY / 2), LONGEST_PAUSE)
         if (generation, error) != self._tried.get(service):
             log.info("edge_tried", service=service, generation=generation, error=error)
@@ -322,9 +371,22 @@ class Follower:
         await self._edge.close()
 
 
+def _bug(error: Exception) -> str:
+    return f"a bug, see the edge's log: {type(error).__name__}: {error}"
+
+
 def told(texts: Mapping[str, str]) -> dict[str, Report]:
     """What an edge has said on the board, by service."""
     return {service: _understood(text) for service, text in texts.items()}
+
+
+def _has_failed(report: Report, generation: int) -> bool:
+    """Whether it has tried a generation, in vain. One that sees nothing for a moment may serve it."""
+    return bool(report.edge.error) and report.tried == generation and not report.edge.unread
+
+
+def _not_served(name: str, generation: int, error: str = "") -> str:
+    return f"edge {name}: {error or f'generation {generation} is not served'}"
 
 
 def _understood(text: str) -> Report:

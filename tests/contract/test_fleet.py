@@ -30,9 +30,12 @@ class OneEdge:
     seen: Edge = field(default_factory=lambda: Edge(served=0, drained=True))
     fails: str = ""
     applied: list[int] = field(default_factory=list)
+    held: asyncio.Event | None = None
 
     async def apply(self, plan: RoutePlan, token: int) -> None:
         self.applied.append(plan.route.generation)
+        if self.held is not None:
+            await self.held.wait()
         if self.fails:
             raise Fault(self.fails)
         number = plan.route.generation
@@ -84,11 +87,11 @@ class Paper:
             raise Fault("Redis: connection refused")
         return {name: texts.get(service, "") for name, texts in self.said.items()}
 
-    def say(self, edge: str, **seen: Any) -> None:
-        """What another edge says of api."""
+    def say(self, edge: str, service: str = "api", **seen: Any) -> None:
+        """What another edge says of a service."""
         tried = seen.pop("tried", seen.get("confirmed", 0))
         report = Report(edge=Edge(**{"drained": True, **seen}), tried=tried)
-        self.said[edge] = {"api": _REPORT.dump_json(report).decode()}
+        self.said.setdefault(edge, {})[service] = _REPORT.dump_json(report).decode()
 
 
 def plan(generation: int) -> RoutePlan:
@@ -178,6 +181,54 @@ async def test_one_that_hangs_is_waited_for_once_and_not_at_each_change() -> Non
     await applying
 
 
+async def test_a_look_at_another_service_does_not_let_one_that_hangs_be_waited_for_again() -> None:
+    fleet, own, board = together("go_on")
+    board.say("b", served=1, confirmed=1)
+    await fleet.apply(plan(2), 1)
+    own.seen = replace(own.seen, served=5, confirmed=5, floor=5)
+    board.say("b", "web", served=5, confirmed=5)
+    fleet._deadline = 60.0
+    own.held = asyncio.Event()
+    applying = asyncio.create_task(fleet.apply(replace(plan(6), service="web"), 1))
+    await asyncio.sleep(0)
+    seen = await fleet.observe("web")  # own and b both serve what was wanted before
+    assert (seen.served, seen.error) == (5, "")
+    own.held.set()
+    async with asyncio.timeout(5):
+        await applying
+    assert (await fleet.observe("web")).error == "edge b: generation 6 is not served"
+
+
+async def test_one_that_hangs_at_two_services_is_waited_for_when_it_has_caught_up_at_both() -> None:
+    fleet, _, board = together("go_on")
+    board.say("b", served=1, confirmed=1)
+    web = replace(plan(2), service="web")
+    await asyncio.gather(fleet.apply(plan(2), 1), fleet.apply(web, 1))
+    fleet._deadline = 60.0
+    board.say("b", served=2, confirmed=2)
+    async with asyncio.timeout(5):
+        await fleet.apply(replace(plan(3), service="shop"), 1)
+    board.say("b", "web", served=2, confirmed=2)
+    applying = asyncio.create_task(fleet.apply(replace(plan(4), service="shop"), 1))
+    await asyncio.sleep(0.1)
+    assert not applying.done(), "though nobody has looked at api or web"
+    board.say("b", "shop", served=4, confirmed=4)
+    await applying
+
+
+async def test_one_that_fails_while_another_hangs_does_not_hang() -> None:
+    fleet, _, board = together("go_on")
+    board.say("b", served=1, confirmed=1)
+    board.say("c", served=1, confirmed=1, error="nginx -t: no", tried=2)
+    await fleet.apply(plan(2), 1)
+    fleet._deadline = 60.0
+    applying = asyncio.create_task(fleet.apply(replace(plan(3), service="web"), 1))
+    await asyncio.sleep(0.1)
+    assert not applying.done(), "c is waited for"
+    board.say("c", "web", served=3, confirmed=3)
+    await applying
+
+
 async def test_one_of_another_version_cannot_follow() -> None:
     fleet, _, board = together()
     board.said["b"] = {"api": '{"words of": "a newer edge"}'}
@@ -248,6 +299,25 @@ async def test_the_switch_has_all_users_only_where_it_is_on_at_every_edge() -> N
     board.say("b", served=2, confirmed=2, switched_to="api-1")
     seen = await fleet.observe("api")
     assert (seen.switched_to, seen.switched_everywhere) == ("api-1", True)
+
+
+async def test_where_another_edge_sees_nothing_nobody_knows_what_all_serve() -> None:
+    fleet, _, board = together()
+    board.say("b", served=2, confirmed=2)
+    await fleet.apply(plan(2), 1)
+    board.say("b", unread=True, error="/x/api.conf: Permission denied", tried=2)
+    seen = await fleet.observe("api")
+    assert (seen.unread, seen.failed, seen.error) == (True, "", "edge b: /x/api.conf: Permission denied")
+
+
+async def test_an_edge_that_sees_nothing_for_a_moment_fails_nobody() -> None:
+    fleet, _, board = together()
+    fleet._deadline = 60.0
+    board.say("b", unread=True, error="/x/api.conf: Permission denied", tried=2)
+    applying = asyncio.create_task(fleet.apply(plan(2), 1))
+    await asyncio.sleep(0.1)
+    board.say("b", served=2, confirmed=2)
+    await applying
 
 
 async def test_a_follower_serves_what_is_wanted_and_says_so() -> None:
@@ -334,6 +404,76 @@ async def test_a_follower_does_not_ask_for_one_service_after_the_other() -> None
 
 
 @dataclass
+class BlindEdge(OneEdge):
+    """An edge that can't look at one of its services."""
+
+    error: Exception | None = None
+    served: set[str] = field(default_factory=set)
+
+    async def apply(self, plan: RoutePlan, token: int) -> None:
+        self.served.add(plan.service)
+        await OneEdge.apply(self, plan, token)
+
+    async def observe(self, service: str) -> Edge:
+        if service == "odd":
+            if self.error is None:
+                await asyncio.Event().wait()
+            else:
+                raise self.error
+        return self.seen
+
+    async def put_down(self, plan: RoutePlan, token: int) -> None:
+        if plan.service == "odd" and self.error is not None:
+            raise self.error
+        self.served.add(plan.service)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (Fault("/x/odd.conf: Permission denied"), "/x/odd.conf: Permission denied"),
+        (KeyError("odd"), "a bug, see the edge's log: KeyError: 'odd'"),
+        (None, "no look at what is served ended within 0.05 s"),
+    ],
+)
+async def test_an_edge_that_cannot_look_at_one_service_serves_and_tells_the_others(
+    error: Exception | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.traffic.fleet.LOOK_DEADLINE", 0.05)
+    edge = BlindEdge(error=error)
+    follower, board = following(edge)
+    for service in ("api", "odd", "web"):
+        await want(board, 2, service)
+    with capture_logs() as logs:
+        for _ in range(4):
+            follower._next = 0.0
+            await rounds(follower, 1)
+    reports = {service: _REPORT.validate_json(text) for service, text in board.said["b"].items()}
+    assert {service: report.edge.error for service, report in reports.items()} == {
+        "api": "",
+        "odd": told,
+        "web": "",
+    }
+    assert {service: report.edge.unread for service, report in reports.items() if report.edge.unread} == {
+        "odd": True
+    }
+    assert (reports["api"].edge.confirmed, reports["web"].edge.confirmed) == (2, 2)
+    assert edge.served == {"api", "web"}, "what is not seen is not changed"
+    assert [entry["reason"] for entry in logs if entry["event"] == "edge_not_seen"] == [told], "once"
+    await follower.close()
+
+
+async def test_before_nginx_starts_all_is_written_that_can_be() -> None:
+    edge = BlindEdge(error=Fault("/x/odd.conf: Permission denied"))
+    follower, board = following(edge)
+    for service in ("api", "odd", "web"):
+        await want(board, 2, service)
+    with pytest.raises(Fault, match=r"^/x/odd\.conf: Permission denied$"):
+        await follower.prepare()
+    assert edge.served == {"api", "web"}
+
+
+@dataclass
 class StuckEdge(OneEdge):
     """An edge whose nginx never confirms generation 7, and that makes one change at a time."""
 
@@ -358,9 +498,9 @@ def following(edge: OneEdge) -> tuple[Follower, Paper]:
     return Follower(board, "b", lambda _: edge), board  # type: ignore[arg-type, return-value]
 
 
-async def want(board: Paper, generation: int) -> None:
-    wanted = WantedRoute(plan=plan(generation), token=1, options=EdgeOptions())
-    await board.want("api", _WANTED.dump_json(wanted).decode())
+async def want(board: Paper, generation: int, service: str = "api") -> None:
+    wanted = WantedRoute(plan=replace(plan(generation), service=service), token=1, options=EdgeOptions())
+    await board.want(service, _WANTED.dump_json(wanted).decode())
 
 
 async def rounds(follower: Follower, number: int = 4) -> None:
@@ -395,6 +535,23 @@ async def test_the_same_generation_is_not_interrupted() -> None:
     assert edge.order == ["begin 7", "end 7"]
 
 
+async def test_what_is_served_and_does_not_show_is_not_served_again_at_once() -> None:
+    edge = OneEdge()
+    follower, board = following(edge)
+    await want(board, 2)
+    await rounds(follower)
+    edge.seen = replace(edge.seen, file="missing")
+    for _ in range(10):
+        follower._next = 0.0
+        await rounds(follower, 1)
+    assert edge.applied == [2]
+    follower._again["api"] = 2, 0.0
+    follower._next = 0.0
+    await rounds(follower)
+    assert edge.applied == [2, 2]
+    await follower.close()
+
+
 async def test_a_failure_does_not_hold_a_newer_generation_up() -> None:
     edge = OneEdge(fails="nginx -t: no")
     follower, board = following(edge)
@@ -417,13 +574,19 @@ class BrokenEdge(OneEdge):
         raise TypeError("of the edge's own")
 
 
+@pytest.mark.parametrize("earlier", [None, "", "nginx -t: no"], ids=["nothing", "a success", "a fault"])
 async def test_a_bug_is_an_error_of_the_edge_and_is_tried_again_ever_more_seldom(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, earlier: str | None
 ) -> None:
-    edge = BrokenEdge()
+    edge = BrokenEdge(fails=earlier or "")
     follower, board = following(edge)
     now = 100.0
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    if earlier is not None:
+        with monkeypatch.context() as patched:
+            patched.setattr(BrokenEdge, "apply", OneEdge.apply)
+            await want(board, 1)
+            await rounds(follower)
     tries: list[float] = []
     await want(board, 2)
     with capture_logs() as logs:
@@ -436,7 +599,7 @@ async def test_a_bug_is_an_error_of_the_edge_and_is_tried_again_ever_more_seldom
     assert _said(board).edge.error == "a bug, see the edge's log: TypeError: of the edge's own"
     pauses = [later - earlier for earlier, later in itertools.pairwise(tries)]
     assert pauses == sorted(pauses)
-    assert (pauses[0] < 2, pauses[-1] > 20) == (True, True)
+    assert (0.5 < pauses[0] <= 2, pauses[-1] > 20) == (True, True)
     (first, *_) = [entry for entry in logs if entry["event"] == "edge_bug"]
     assert (first["log_level"], first["exc_info"]) == ("error", True)
     await follower.close()

@@ -89,6 +89,62 @@ BUGS = (
         STORE,
     ),
     Bug(
+        "an answer whose reply was lost is told twice",
+        "store/scripts.py",
+        "if #redis.call('XPENDING', KEYS[3], ARGV[2], ARGV[3], ARGV[3], 1) == 0 then return 0 end",
+        "",
+        f"{STORE} -k told_again",
+    ),
+    Bug(
+        "an answer is given up as soon as a refusal, and written again",
+        "engine/replies.py",
+        "self._store.answer(entry, event), None)",
+        "self._store.answer(entry, event), PATIENCE)",
+        "tests/unit/test_replies.py",
+    ),
+    Bug(
+        "a reload that is delivered again is carried out again",
+        "daemon/serve.py",
+        "if request not in self._unanswered:",
+        "if True:",
+        SUPERVISION,
+    ),
+    Bug(
+        "an abort is offered to keep a service whose stable release is let go",
+        "rollout/command.py",
+        'if "stable" not in kept(state):',
+        "if not kept(state):",
+        "tests/unit/test_removal.py",
+    ),
+    Bug(
+        "a key that is sent again ends the wait for a removal",
+        "cli/ask.py",
+        "isinstance(event, ReleaseAccepted) and not event.duplicate",
+        "isinstance(event, ReleaseAccepted)",
+        "tests/integration/test_wait.py -k removal",
+    ),
+    Bug(
+        "the way back at the edge is given up while it waits for its turn",
+        "engine/converge.py",
+        "reason, self._store.token),\n            ROUTE_DEADLINE,",
+        "reason, self._store.token),",
+        f"{ENGINE} -k may_wait_for_its_turn",
+    ),
+    Bug(
+        "a file is read again to be kept, after it was checked",
+        "daemon/kept.py",
+        'body.decode("utf-8-sig")',
+        'config.files[service].read_text("utf-8-sig")',
+        "tests/unit/test_config.py -k what_was_checked",
+    ),
+    Bug(
+        "files are kept on the loop",
+        "daemon/serve.py",
+        "await to_the_end(lambda: self._kept.keep(self.config))",
+        "self._kept.keep(self.config)",
+        f"{SUPERVISION} -k files_are_kept",
+    ),
+    Bug(
         "a lease is taken again although somebody has driven since",
         "store/scripts.py",
         "if tonumber(redis.call('GET', KEYS[2]) or '0') > tonumber(ARGV[1]) then return 0 end",
@@ -244,6 +300,13 @@ BUGS = (
         "tests/unit/test_measure.py",
     ),
     Bug(
+        "a service whose look hangs holds all others again at its next rollout",
+        "engine/measure.py",
+        "        self._latest.pop(service, None)\n",
+        "        self._latest.pop(service, None)\n        self._alone.discard(service)\n",
+        "tests/unit/test_measure.py",
+    ),
+    Bug(
         "a look that hangs keeps verbs waiting for ever",
         "engine/conductor.py",
         "await within(LOOK_DEADLINE, question)",
@@ -274,8 +337,8 @@ BUGS = (
     Bug(
         "a reply that hangs keeps the others waiting",
         "engine/replies.py",
-        "timeout=PATIENCE",
-        "timeout=None",
+        "self._store.refuse(entry, fields, event), PATIENCE)",
+        "self._store.refuse(entry, fields, event), None)",
         f"{BULKHEADS} -k 'refuse and Hang'",
     ),
     Bug(
@@ -522,6 +585,36 @@ BUGS = (
         ' or seen.file == "missing"',
         "",
         "tests/contract/test_fleet.py -k lost_a_file",
+    ),
+    Bug(
+        "a look at one service lets an edge that hangs at another be waited for again",
+        "traffic/fleet.py",
+        "        away = self._followed",
+        "        same = {n for n, r in found.items() if r.edge.confirmed == own.confirmed}\n"
+        "        self._hung = {(n, s) for n, s in self._hung if n not in same}\n"
+        "        away = self._followed",
+        "tests/contract/test_fleet.py -k hangs",
+    ),
+    Bug(
+        "an edge that has caught up at one of the services at which it hung is waited for again",
+        "traffic/fleet.py",
+        "self._hung -= {(name, service) for name, r in",
+        "self._hung -= {(name, s) for _, s in self._hung for name, r in",
+        "tests/contract/test_fleet.py -k hangs",
+    ),
+    Bug(
+        "a service that can't be looked at keeps an edge from telling of the others",
+        "traffic/fleet.py",
+        "            why = str(fault)\n",
+        "            raise\n",
+        "tests/contract/test_fleet.py -k cannot_look",
+    ),
+    Bug(
+        "an edge tries what meets a bug after a success without a pause",
+        "traffic/fleet.py",
+        'error, pause = "", SAY_EVERY',
+        'error, pause = "", 0.0',
+        "tests/contract/test_fleet.py -k ever_more_seldom",
     ),
     Bug(
         "a master that nobody has buried runs",
@@ -834,8 +927,8 @@ BUGS = (
     Bug(
         "a dead instance keeps its traffic",
         "rollout/route.py",
-        "    if not instance.running:\n        why",
-        "    if False:\n        why",
+        "    if not instance.running:\n        code",
+        "    if False:\n        code",
         UNIT,
     ),
     Bug(
@@ -890,9 +983,44 @@ BUGS = (
     Bug(
         "the world is touched without a fresh lease",
         "engine/conductor.py",
-        "if self._parts.may_act():",
-        "if True:",
+        "        if self._parts.may_act():\n            self._converger.converge(",
+        "        if True:\n            self._converger.converge(",
         ENGINE,
+    ),
+    Bug(
+        "users are taken back ahead of a look without a fresh lease",
+        "engine/conductor.py",
+        "        if self._parts.may_act():\n            self._converger.route(",
+        "        if True:\n            self._converger.route(",
+        f"{ENGINE} -k ahead_of_a_look",
+    ),
+    Bug(
+        "a rollback waits for the end of a look",
+        "engine/conductor.py",
+        "        if urgent:\n            self._pressing.set()\n",
+        "",
+        f"{ENGINE} -k taken_back",
+    ),
+    Bug(
+        "users are taken back after the next look",
+        "engine/conductor.py",
+        "            if isinstance(command, URGENT):\n                await self._take_back()\n",
+        "",
+        f"{ENGINE} -k taken_back",
+    ),
+    Bug(
+        "users are taken back to the release before after the next look",
+        "engine/conductor.py",
+        'if rollout is None or not (rollout.kind == "revert" or rollout.takes_back):',
+        "if rollout is None or not rollout.takes_back:",
+        f"{ENGINE} -k taken_back",
+    ),
+    Bug(
+        "a rollback makes the look begin again",
+        "engine/conductor.py",
+        "                if ready and not look.done():\n",
+        "                if ready and not look.done():\n                    look.cancel()\n",
+        f"{ENGINE} -k begin_again",
     ),
     Bug(
         "a superseded daemon goes on",
@@ -913,9 +1041,8 @@ BUGS = (
     Bug(
         "effects go before their commit",
         "engine/conductor.py",
-        "        state, events = decide(self._state, seen, self._parts.clock.now())\n"
-        "        if state != self._state:\n",
-        "        state, events = decide(self._state, seen, self._parts.clock.now())\n"
+        "replace(seen, unwatched=unwatched), clock.now())\n        if state != self._state:\n",
+        "replace(seen, unwatched=unwatched), clock.now())\n"
         "        self._converger.converge(desired(state, self._parts.clock.now()), state, seen)\n"
         "        if state != self._state:\n",
         SIMULATION,
@@ -1310,5 +1437,33 @@ BUGS = (
         "        mark=_postponed(turn, rollout.mark, seconds),\n",
         "",
         "tests/unit/test_nobody_looked.py",
+    ),
+    Bug(
+        "a container's log commands the terminal",
+        "rollout/told.py",
+        'return CONTROL.sub("", _SEQUENCE.sub("", text))',
+        "return text",
+        "tests/unit/test_told.py",
+    ),
+    Bug(
+        "a switch that is on at one edge has all users",
+        "rollout/notice.py",
+        'edge.switched_to if back and edge.switched_everywhere else ""',
+        'edge.switched_to if back else ""',
+        "tests/unit/test_revert.py -k switch",
+    ),
+    Bug(
+        "what goes back is said to go on when the time is up",
+        "cli/ask.py",
+        "return escape(standing(state, self.release))",
+        'return f"{self.release} goes on"',
+        "tests/integration/test_wait.py -k goes_back",
+    ),
+    Bug(
+        "another daemon's targets are taken for ours",
+        "daemon/doctor/prometheus.py",
+        "urlsplit(url).port in (None, urlsplit(ours).port)",
+        "bool(url)",
+        "tests/mistakes/test_surroundings.py -k very_daemon",
     ),
 )

@@ -44,3 +44,33 @@ async def test_a_bug_about_one_service_is_told_to_that_one_alone(error: type[Bas
     assert told is not None
     assert told.error.startswith("internal error, see the daemon's log: ")
     assert metrics.looks[:4] == [3, 1, 1, 1]
+
+
+class Hanging:
+    """Never answers a look that is about one service."""
+
+    def __init__(self) -> None:
+        self.looks: list[list[str]] = []
+
+    async def read(self, queries: Sequence[MetricQuery]) -> Mapping[str, Reading]:
+        self.looks.append([q.service for q in queries])
+        if any(q.service == "odd" for q in queries):
+            await asyncio.Event().wait()
+        return {q.service: Reading(at=1.0) for q in queries}
+
+
+async def test_one_whose_look_hangs_holds_nobody_again_at_its_next_rollout() -> None:
+    metrics, told, ticks = Hanging(), asyncio.Event(), asyncio.Semaphore(0)
+    measurer = Measurer(metrics, FakeClock(), 0.01, deadline=0.1)
+    odd = MetricQuery(service="odd", source=SOURCE)
+    measurer.watch(odd, told.set)
+    measurer.watch(MetricQuery(service="api", source=SOURCE), ticks.release)
+    task = asyncio.create_task(measurer.run())
+    async with asyncio.timeout(10):
+        await told.wait()
+        measurer.forget("odd")
+        measurer.watch(odd, told.set)
+        for _ in range(20):
+            await ticks.acquire()
+    task.cancel()
+    assert [look for look in metrics.looks if len(look) > 1] == [["odd", "api"]]
