@@ -440,13 +440,6 @@ BUGS = (
         CROWD,
     ),
     Bug(
-        "a change that was given up before its round began is served",
-        "traffic/rounds.py",
-        "if not (turn.done.done() or turn.given_up)])",
-        "if not turn.done.done()])",
-        f"{ROUNDS} -k given_up",
-    ),
-    Bug(
         "a change that was given up before the reload is served",
         "traffic/rounds.py",
         "        given_up = [turn for turn in turns if turn.given_up]\n",
