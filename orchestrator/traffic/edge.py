@@ -219,18 +219,17 @@ class NginxEdge:
         await self.take_back_at_once(plan, token)
 
         async def prepare() -> Change | None:
-            state.waited, state.waits_since = state.waited_until(now()), None
             return await (self._clear if plan.route.gone else self._apply)(plan, token, state)
 
-        if state.wanted != plan.route.generation:
-            state.wanted, state.waited = plan.route.generation, 0.0
-        state.waits_since = now()
-        try:
-            with self._telling(plan.service):
-                await self._rounds.serve(plan.service, prepare)
-        finally:
+        def waits(on: bool) -> None:
             if state.wanted == plan.route.generation:  # else a newer one waits
-                state.waits_since = None
+                state.waited, state.waits_since = state.waited_until(now()), now() if on else None
+
+        if state.wanted != plan.route.generation:
+            state.wanted, state.waited, state.waits_since = plan.route.generation, 0.0, None
+        with self._telling(plan.service):
+            urgent = self._switches.is_on(plan.service)
+            await self._rounds.serve(plan.service, prepare, waits=waits, urgent=urgent)
 
     async def put_down(self, plan: RoutePlan, token: int) -> None:
         """Write what an nginx that does not run yet has to start with; one that runs does not read it.
@@ -297,8 +296,24 @@ class NginxEdge:
             if (before := await self._gone_back(service, way, told)) is not None:
                 return before
             await to_the_end(lambda: self._switches.turn_on(service, way.to))
-            await self._rounds.serve(service, prepare)
+            try:
+                await self._rounds.serve(service, prepare, urgent=True)
+            except Stale:
+                raise
+            except Fault as error:
+                if not await self._switched(service, way.to):
+                    raise
+                by = self._switches.path(service)
+                raise Fault(f"{error}; users are back on {way.to} already, by {by}") from error
         return local[-1]
+
+    async def _switched(self, service: str, to: str) -> bool:
+        """Whether the switch is on and takes users there by the file that nginx serves."""
+        header = read_header(read(self.file(service)) or "")
+        if header is None or header.on_disk is None or not self._switches.is_on(service):
+            return False
+        leads = _active(header.on_disk.back) == {to}
+        return leads and (await self._listener.ask(service)).generation == header.generation
 
     async def reload(self) -> None:
         """Let nginx read its files again, certificates for example; clients and weights do not notice.
@@ -356,6 +371,8 @@ class NginxEdge:
         secret = await self._secret(plan.service)
         direct = await self._takes_routes(plan.service, header, secret, state)
         disk = _on_disk(plan)
+        if not direct:  # what was given up has been served meanwhile, if nginx had been asked
+            await self.take_back_at_once(plan, token)
         if self._keeps_switch(plan, header):
             disk = dataclasses.replace(disk, back=())
         change = _Change(path, old, disk, token, secret)
@@ -604,9 +621,9 @@ class NginxEdge:
 
         def put_back(text: str | None) -> None:
             """Where a rollback on the host leads is said by both files or by neither."""
+            state.text = known  # a text that nginx does not take is not the last good one, wherever it lies
             _put_back(path, text, private)
             _put_back(path.with_suffix(FALLBACK), beside, secret)
-            state.text = known
 
         def write_all() -> None:
             lay_beside()
@@ -699,7 +716,7 @@ class NginxEdge:
         drained = drained and not answer.draining
         on = self._switches.is_on(service)
         state.turned = state.turned if on else 0
-        leads = _active(disk.back) if on and not changing else frozenset[str]()
+        leads = _active(disk.back) if on else frozenset[str]()
         served = header is not None and answer.generation == header.generation
         needless = leads in (frozenset(), _active(disk.route.servers))
         if on and drained and served and needless and not changing:

@@ -66,12 +66,22 @@ def _lock(file: int) -> bool:
 
 async def to_the_end(work: Callable[[], T]) -> T:
     """Run blocking work in a thread; a cancellation waits for it, so that nothing is written afterwards."""
-    task = asyncio.get_running_loop().run_in_executor(_writers, work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
+    return await uncut(asyncio.get_running_loop().run_in_executor(_writers, work))
+
+
+async def uncut(work: "asyncio.Future[T]") -> T:
+    """Await what has begun; a cancellation waits for its end, however often it is asked for."""
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.wait({work})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return work.result()
+    if not work.cancelled():
+        work.exception()  # nobody is left to be told
+    raise cancelled
 
 
 def read(path: Path) -> str | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.ports.faults import Fault
@@ -80,10 +80,13 @@ class Reloader:
         self.asked = False
 
     @contextlib.asynccontextmanager
-    async def reloaded(self, *, gently: bool) -> AsyncIterator[frozenset[int]]:
+    async def reloaded(
+        self, first: Callable[[], Awaitable[None]], *, gently: bool
+    ) -> AsyncIterator[frozenset[int]]:
         """Reload, and let answers keep their connections again when the block is left.
 
-        Yields the workers that accepted before. A gentle one lets clients close their connections first.
+        Yields the workers that accepted before. A gentle one lets clients close their connections; `first` is
+        done when they have, while nothing has been asked for.
 
         Raises:
             Fault: nginx could not be asked, or a master is there that does not hear of it.
@@ -91,6 +94,7 @@ class Reloader:
         self.asked = False
         before = await self._accepting()
         async with self._closing(gently=gently):
+            await first()
             self.asked = True
             await self._process.reload()
             yield before
@@ -99,14 +103,17 @@ class Reloader:
         """Reload once more, after a reload that has come to nothing; nobody confirms this one.
 
         Raises:
-            Fault: nginx could not be asked.
+            Fault: nginx could not be asked, or has refused it.
         """
         async with self._closing(gently=gently):
-            before = (await self._process.workers()).accepting
+            before = frozenset[int]()
+            with contextlib.suppress(Fault):  # they are looked at for no more than how long it takes
+                before = (await self._process.workers()).accepting
             await self._process.reload()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TAKEN_UP):
                     while before & (await self._process.workers()).accepting:
+                        await self._refused()
                         await asyncio.sleep(WATCHING)
 
     @contextlib.asynccontextmanager
