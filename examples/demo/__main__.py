@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -191,7 +192,8 @@ async def main() -> int:
     wrong = [r for r in rows if r.ended.outcome is not r.act.outcome]
     for row in wrong:
         out.print(f"[red]{row.act.version} should have been {row.act.outcome}[/]")
-    lost = sum(r.users.lost + r.users.bad_gateway for r in rows)
+    why = sum((r.users.reasons for r in rows), Counter[str]())
+    lost = str(why.total()) + "".join(f", {number} {name}" for name, number in why.items())
     out.print(f"requests without an answer from any release: {lost}; {time.monotonic() - began:.0f} s in all")
     return 1 if wrong else 0
 
