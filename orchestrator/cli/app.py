@@ -81,7 +81,10 @@ async def _states(config: Config, service: str) -> list[ServiceState]:
     async with store_of(config) as store:
         if not await store.driven():
             err.print("[yellow]warning[/]: no daemon drives; this is how the last one left it")
-        names = [service] if service else sorted({*config.names, *await store.services()})
+        stored = await store.services()
+        if service:
+            check_known(config, service, stored)
+        names = [service] if service else sorted({*config.names, *stored})
         states = [(await store.load(name))[0] for name in names]
     return [s for s in states if service or s.service in config.names or s.removal is None]
 
@@ -94,8 +97,6 @@ def status(
 ) -> None:
     """Show what every service is doing."""
     found = config_or_exit(config)
-    if service and not gone(found, service):
-        check_known(found, service)
     states = run(_states(found, service))
     for why in filter(None, (gone(found, s.service) for s in states)):
         err.print(f"[yellow]warning[/]: {escape(why)}")
@@ -119,6 +120,8 @@ def watch(
 
     async def work() -> None:
         async with store_of(found) as store:
+            if service:
+                check_known(found, service, await store.services())
             if output is Output.TEXT and out.is_terminal:
                 await watch_live(store, found.templates, service)
             else:
@@ -136,8 +139,6 @@ def history(
     """List finished releases, latest first."""
     found = config_or_exit(config)
     state = run(_states(found, service))[0]
-    if state == ServiceState(service=service):  # nothing was ever asked of it
-        check_known(found, service)
     rows = history_rows(state)
     if output is Output.JSON:
         out.print(json.dumps(rows, indent=2), markup=False)

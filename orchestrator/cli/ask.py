@@ -42,10 +42,6 @@ REMEMBER = 86400.0
 """Seconds for which Redis knows a request again that is sent a second time, as the first reply was lost."""
 
 
-CALLS_OFF = frozenset({"command_accepted", "release_accepted"})
-"""Events that end a removal: while it goes on nothing else is carried out."""
-
-
 class Lost(Exception):  # noqa: N818  what happened to the request
     """Redis came back without the request."""
 
@@ -188,7 +184,7 @@ class _Errand:
                     return _code(answer, event)
                 if isinstance(event, ServiceRemoved):
                     return OK
-                if self._fields.get("verb") == "remove" and event.kind in CALLS_OFF:
+                if self._fields.get("verb") == "remove" and _calls_off(event):
                     return OUTCOMES[Outcome.ABORTED]
         raise AssertionError("events do not end")
 
@@ -284,6 +280,11 @@ class _Errand:
         if self._away:
             err.print("Redis answers again")
         self._away = False
+
+
+def _calls_off(event: Event) -> bool:
+    """Whether a removal ends with an event. A key that is sent again is accepted too, and changes nothing."""
+    return isinstance(event, CommandAccepted) or (isinstance(event, ReleaseAccepted) and not event.duplicate)
 
 
 def _code(answer: ReleaseAccepted | CommandAccepted, ended: ReleaseEnded) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from orchestrator.cli.exits import OK, USAGE
-from orchestrator.cli.session import Output, err, out, redis_of
+from orchestrator.cli.session import Output, err, escape, out, redis_of
 from orchestrator.daemon.config import Config
 from orchestrator.store.board import RedisBoard
 from orchestrator.store.keys import Keys
@@ -23,7 +23,8 @@ async def show_edges(config: Config, forget: str, output: Output) -> int:
         board = RedisBoard(redis, Keys(config.settings.redis.prefix), config.settings.edges.ttl)
         if forget:
             if not await board.forget(forget):
-                err.print(f"[red]error[/]: no edge {forget!r} is known")
+                names = ", ".join(await board.known()) or "none"
+                err.print(f"[red]error[/]: no edge {escape(repr(forget))} is known; there are: {names}")
                 return USAGE
             out.print(f"{forget} is forgotten; it comes back if it says anything")
             return OK

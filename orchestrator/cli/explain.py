@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import typer
 from rich.table import Table
 
 from orchestrator.analysis.shown import shown
@@ -28,7 +29,7 @@ from orchestrator.rollout.evidence import interval
 from orchestrator.rollout.model import Ended, Outcome, Release, Result, readable
 from orchestrator.rollout.policy import Comparison, Limit
 from orchestrator.rollout.replay import replay
-from orchestrator.rollout.told import in_words, last_logs, problems, told, way_back
+from orchestrator.rollout.told import in_words, last_logs, not_remembered, problems, told, way_back
 from orchestrator.rollout.turn import DAEMON
 from orchestrator.store.redis_store import RedisStore
 
@@ -69,7 +70,8 @@ async def story_of(store: RedisStore, name: str) -> Story:
     """Everything that is known of a release.
 
     Raises:
-        Fault: It is not in the service's history.
+        Fault: It waits in the queue, or Redis does not answer.
+        BadParameter: It is not in the service's history.
     """
     service = name.rpartition("-")[0]
     state, _ = await store.load(service)
@@ -83,7 +85,7 @@ async def story_of(store: RedisStore, name: str) -> Story:
         frozen = f": {service} is frozen by {state.frozen.by}" if state.frozen else ""
         raise Fault(f"{name} waits in the queue{frozen}; there is nothing to explain yet")
     if ended is None:
-        raise Fault(await _unknown(store, name, service or name))
+        raise typer.BadParameter(await _unknown(store, name, service or name))
     left = state.left(name) if ended.outcome is Outcome.PROMOTED else None
     return Story(ended.release, ended, tuple(await store.told(name, ended.began_at)), left)
 
@@ -92,9 +94,8 @@ async def _unknown(store: RedisStore, name: str, service: str) -> str:
     """Why there is nothing to say of a release, and which there are."""
     for one in (name, service):
         state, _ = await store.load(one)
-        if state.history:
-            last = ", ".join(dict.fromkeys(e.release.id for e in state.history[-5:]))
-            return f"{name!r} is no release that is remembered of {one}; the last ones are: {last}"
+        if state.released or state.history:
+            return not_remembered(state, name)
     known = ", ".join(sorted(await store.services())) or "none"
     return f"{name!r} is no release: write SERVICE-NUMBER, such as api-7; services with releases: {known}"
 

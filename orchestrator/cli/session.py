@@ -7,7 +7,7 @@ import getpass
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -79,13 +79,14 @@ def config_or_exit(path: Path, *, quiet: bool = False) -> Config:
     return found
 
 
-def check_known(config: Config, service: str) -> None:
-    """Whether a service is configured, rightly or not; exits with those that are when it is not."""
-    if service in config.names:
+def check_known(config: Config, service: str, others: Iterable[str] = ()) -> None:
+    """Whether a service is configured, rightly or not, or one of others; exits with those that are if not."""
+    names = {*config.names, *others}
+    if service in names:
         return
     if why := gone(config, service):
         raise typer.BadParameter(why)
-    known = ", ".join(config.names) or "none"
+    known = ", ".join(sorted(names)) or "none"
     raise typer.BadParameter(f"{service!r} is not known; there are: {known}")
 
 

@@ -18,6 +18,7 @@ from orchestrator.cli.session import (
     check_known,
     config_or_exit,
     err,
+    escape,
     me,
     out,
     redis_of,
@@ -108,6 +109,6 @@ def revoke(
             return await _tokens(found, redis).revoke(token)
 
     if not run(work()):
-        err.print(f"[red]refused[/]: there is no token {token!r}")
+        err.print(f"[red]refused[/]: there is no token {escape(repr(token))}; see `orchestrator token list`")
         raise typer.Exit(REFUSED)
     out.print(f"{token} does not work any more")

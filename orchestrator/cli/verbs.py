@@ -13,6 +13,7 @@ from orchestrator.cli.session import (
     OutputOption,
     ServiceArgument,
     WhoOption,
+    check_known,
     config_or_exit,
     err,
     escape,
@@ -256,6 +257,7 @@ def remove(
 
 async def _what_would_go(config: Config, service: str) -> None:
     async with store_of(config) as store:
+        check_known(config, service, await store.services())
         state, _ = await store.load(service)
     for name in _instances(state):
         out.print(f"would stop    {name}")

@@ -8,9 +8,8 @@ from typing import Any
 
 from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.settings import Settings
-from orchestrator.daemon.yaml_file import ConfigError, Problem, check, parse, read
+from orchestrator.daemon.yaml_file import ConfigError, Problem, check, content, document, read
 from orchestrator.engine.tasks import bug
-from orchestrator.ports.given import given
 from orchestrator.rollout.policy import Template
 from orchestrator.traffic.render import SERVICE
 
@@ -27,6 +26,7 @@ class Config:
         problems: What is wrong with any file.
         files: Where each service is, whether its file is right or not.
         gone: Services as they were when their file was there last; each is driven until it is removed.
+        bodies: What stood in the file of each service when it was checked.
     """
 
     path: Path
@@ -35,6 +35,7 @@ class Config:
     problems: tuple[Problem, ...] = ()
     files: Mapping[str, Path] = field(default_factory=dict)
     gone: Mapping[str, ServiceFile] = field(default_factory=dict)
+    bodies: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def driven(self) -> dict[str, ServiceFile]:
@@ -80,16 +81,16 @@ def load(path: Path, before: Config | None = None) -> Config:
     settings = read(path, Settings)
     old = before.services if before else {}
     found, problems = _find(path.parent / settings.services_dir, before)
-    files = {name: file for name, (file, _) in found.items()}
+    files = {name: file.path for name, file in found.items()}
     services: dict[str, ServiceFile] = {}
-    for name, (file, data) in found.items():
+    for name, file in found.items():
         try:
-            services[name] = _service(file, data, path, settings)
+            services[name] = _service(file, path, settings)
         except ConfigError as error:
             problems += error.problems
             services |= {name: old[name]} if name in old else {}
         except Exception as error:  # noqa: BLE001  likewise
-            problems.append(Problem(file, bug(error)))
+            problems.append(Problem(file.path, bug(error)))
             services |= {name: old[name]} if name in old else {}
     order = sorted(services, key=lambda name: (services[name] != old.get(name), name))
     services = {name: services[name] for name in order}
@@ -103,7 +104,8 @@ def load(path: Path, before: Config | None = None) -> Config:
         for place, name in settings.named()
         if name not in files
     ]
-    gone = {name: file for name, file in (before.driven if before else {}).items() if name not in files}
+    gone = {name: was for name, was in (before.driven if before else {}).items() if name not in files}
+    bodies = {name: file.body for name, file in found.items()}
     problems += [
         Problem(
             path.parent / settings.services_dir / f"{name}.yaml",
@@ -112,14 +114,20 @@ def load(path: Path, before: Config | None = None) -> Config:
         for name in gone
     ]
     services = dict(sorted(services.items()))
-    return Config(path, settings, services, tuple(dict.fromkeys(problems)), files, gone)
+    return Config(path, settings, services, tuple(dict.fromkeys(problems)), files, gone, bodies)
 
 
-def _find(folder: Path, before: Config | None) -> tuple[dict[str, tuple[Path, Any]], list[Problem]]:
-    """File and content by service; of two files for one service, the one that had it before goes on with it.
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file as it was read. `said`: what it says; a `ConfigError` where that can't be told."""
 
-    The content is a `ConfigError` where there is none.
-    """
+    path: Path
+    said: Any
+    body: bytes = b""
+
+
+def _find(folder: Path, before: Config | None) -> tuple[dict[str, _File], list[Problem]]:
+    """File by service; of two files for one service, the one that had it before goes on with it."""
     held = before.files if before else {}
     was = {path: name for name, path in held.items()}
     try:
@@ -128,60 +136,59 @@ def _find(folder: Path, before: Config | None) -> tuple[dict[str, tuple[Path, An
         if isinstance(error, FileNotFoundError) and not held:
             return {}, []  # as beside an nginx on another host
         wrong = ConfigError([Problem(folder, error.strerror or str(error))])
-        return {name: (file, wrong) for name, file in held.items()}, [] if held else wrong.problems
-    contents = {path: _content(path) for path in sorted(paths)}
-    names = {path: _name(path, content) for path, content in contents.items()}
-    found: dict[str, tuple[Path, Any]] = {}
+        return {name: _File(file, wrong) for name, file in held.items()}, [] if held else wrong.problems
+    files = {path: _read(path) for path in sorted(paths)}
+    names = {path: _name(file) for path, file in files.items()}
+    found: dict[str, _File] = {}
     problems = []
-    for path in sorted(contents, key=lambda p: (p not in was, not names[p], p.name)):
+    for path in sorted(files, key=lambda p: (p not in was, not names[p], p.name)):
         name = names[path] or was.get(path) or (path.stem if path.stem not in found else path.name)
         if name in found:
             problems.append(
-                Problem(path, f"service: {name!r} is that of {found[name][0]}; one of them must go")
+                Problem(path, f"service: {name!r} is that of {found[name].path}; one of them must go")
             )
         else:
-            found[name] = (path, contents[path])
+            found[name] = files[path]
     return dict(sorted(found.items())), problems
 
 
-def _content(path: Path) -> Any:
+def _read(path: Path) -> _File:
+    body = b""
     try:
-        return parse(path)
+        body = content(path)
+        return _File(path, document(path, body), body)
     except ConfigError as error:
-        return error
+        return _File(path, error, body)
     except Exception as error:  # noqa: BLE001  it is told with the file, and stops no other one
-        return ConfigError([Problem(path, bug(error))])
+        return _File(path, ConfigError([Problem(path, bug(error))]), body)
 
 
-def _name(path: Path, content: Any) -> str:
+def _name(file: _File) -> str:
     """Whose file it is, as far as that can be told of a wrong one; else ''."""
-    if isinstance(content, ConfigError):
-        try:
-            found = _NAMED.search(given(path).decode("utf-8", "replace"))
-        except OSError:
-            return ""
+    if isinstance(file.said, ConfigError):
+        found = _NAMED.search(file.body.decode("utf-8", "replace"))
         name = found[1] if found else ""
     else:
-        name = str(content.get("service", "")) if isinstance(content, dict) else ""
+        name = str(file.said.get("service", "")) if isinstance(file.said, dict) else ""
     return name if SERVICE.fullmatch(name) else ""
 
 
-def _service(file: Path, content: Any, path: Path, settings: Settings) -> ServiceFile:
+def _service(file: _File, path: Path, settings: Settings) -> ServiceFile:
     """A service whose file is right.
 
     Raises:
         ConfigError: It is not.
     """
-    if isinstance(content, ConfigError):
-        raise content
-    found = check(file, content, ServiceFile)
+    if isinstance(file.said, ConfigError):
+        raise file.said
+    found = check(file.path, file.said, ServiceFile)
     problems = []
     if found.gates and not settings.prometheus.url:
         problems.append(f"gates: need prometheus/url in {path}")
     if found.metrics.preset == "nginx" and settings.edges.enabled:
         problems.append("metrics/preset: nginx counts at this host alone; not with edges/enabled")
     if problems:
-        raise ConfigError([Problem(file, text) for text in problems])
+        raise ConfigError([Problem(file.path, text) for text in problems])
     return found
 
 

@@ -12,7 +12,6 @@ from orchestrator.daemon.config import Config
 from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.yaml_file import ConfigError, read
 from orchestrator.ports.faults import Fault
-from orchestrator.ports.given import given
 from orchestrator.traffic.files import remove, write
 
 log = structlog.get_logger()
@@ -39,13 +38,16 @@ class KeptFiles:
         return found
 
     def keep(self, config: Config) -> None:
-        """Keep what is right now; a failure is logged, and costs nothing until the next start."""
-        for service, file in config.files.items():
+        """Keep what was checked and is right; a failure is logged, and costs nothing until the next start.
+
+        It waits for the disk, and is not to be called on the loop.
+        """
+        for service, body in config.bodies.items():
             if service in config.services and not config.wrong(service):
                 try:
                     self._folder.mkdir(parents=True, exist_ok=True)
-                    self._keep(self.path(service), given(file).decode("utf-8-sig"))
-                except (OSError, UnicodeDecodeError, Fault) as error:
+                    self._keep(self.path(service), body.decode("utf-8-sig"))
+                except (OSError, Fault) as error:
                     log.warning("files_not_kept", service=service, reason=str(error))
 
     @staticmethod

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.ports.faults import Fault
-from orchestrator.ports.given import given
+from orchestrator.ports.given import read_given
 
 
 class Section(BaseModel):
@@ -33,7 +33,7 @@ def secret_of(path: Path, place: str) -> str:
         Fault: It can't be read, or says nothing; names the setting.
     """
     try:
-        found = given(path).decode().strip()
+        found = read_given(path).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise Fault(f"{place} {path}: {getattr(error, 'strerror', None) or error}") from error
     if not found:

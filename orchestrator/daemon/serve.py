@@ -57,6 +57,7 @@ from orchestrator.store.redis_store import Client, ReadingStore, RedisStore, con
 from orchestrator.store.server import PrivateRedis, check_settings, disk_full, free_bytes
 from orchestrator.store.tokens import RedisTokens
 from orchestrator.traffic.edge import NginxEdge
+from orchestrator.traffic.files import to_the_end
 from orchestrator.traffic.fleet import Fleet
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.request_log import RequestLog
@@ -99,6 +100,7 @@ class Daemon:
         self._plans: dict[str, ServicePlan] = {}
         self._drives_since = math.inf
         self._reloads: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        self._unanswered: set[str] = set()
         self._docker = DockerClient(settings.docker.url)
         self._requests = RequestLog(make_process(settings, self._docker), settings.nginx.directory)
         self._keys = Keys(settings.redis.prefix)
@@ -232,10 +234,11 @@ class Daemon:
                 vital("lease", lambda: lease.keep(dispatcher.doubt))
                 await self._await_docker(runtime)
                 self._configure(dispatcher, group)
+                await self._keep()
 
                 async def take(request: Request, fields: Mapping[str, str]) -> None:
                     if request.verb == "reload":
-                        self._reloads.put_nowait((request.who, request.id))
+                        self._want_reload(request.who, request.id)
                     else:
                         await dispatcher.dispatch(request, fields)
 
@@ -256,7 +259,7 @@ class Daemon:
                     postman = Postman(reader, store, store, self._clock, dropped)
                     courteous(f"notify {reader.name}", postman.run)
                 asyncio.get_running_loop().add_signal_handler(
-                    signal.SIGHUP, lambda: self._reloads.put_nowait(("SIGHUP", ""))
+                    signal.SIGHUP, lambda: self._want_reload("SIGHUP")
                 )
                 self._unready = ""
                 self._drives_since = self._clock.now()
@@ -333,20 +336,32 @@ class Daemon:
             else:
                 return
 
+    def _want_reload(self, actor: str, request: str = "") -> None:
+        """Queue a reload; a request that is delivered again before it is answered is queued already."""
+        if request not in self._unanswered:
+            self._unanswered |= {request} - {""}
+            self._reloads.put_nowait((actor, request))
+
     async def _keep_reloading(self, dispatcher: Dispatcher, group: asyncio.TaskGroup, doors: Doors) -> None:
         """Carry out one reload after the other; until it is answered, who asked for it is kept waiting."""
         while True:
             actor, request = await self._reloads.get()
-            told = await self._reload(actor, request, dispatcher, group, doors)
-            while request:
-                try:
-                    await dispatcher.replies.answer(request, told)
-                    break
-                except Stale:
-                    raise
-                except Fault as error:
-                    log.warning("request_left", request=request, reason=str(error))
-                    await asyncio.sleep(1.0)
+            try:
+                told = await self._reload(actor, request, dispatcher, group, doors)
+                await self._answer(dispatcher, request, told)
+            finally:
+                self._unanswered.discard(request)
+
+    async def _answer(self, dispatcher: Dispatcher, request: str, told: ConfigReloaded) -> None:
+        while request:
+            try:
+                await dispatcher.replies.answer(request, told)
+                break
+            except Stale:
+                raise
+            except Fault as error:
+                log.warning("request_left", request=request, reason=str(error))
+                await asyncio.sleep(1.0)
 
     async def _reload(
         self, actor: str, request: str, dispatcher: Dispatcher, group: asyncio.TaskGroup, doors: Doors
@@ -390,12 +405,19 @@ class Daemon:
         self.config = config
         self._tell(config.problems)
         self._configure(dispatcher, group)
+        await self._keep()
         log.info("config_reloaded", services=sorted(config.services), changes=changed)
         return changed
 
+    async def _keep(self) -> None:
+        """Keep the files that are right, and of no service that is removed meanwhile."""
+        before = set(self._removed)
+        await to_the_end(lambda: self._kept.keep(self.config))
+        for service in self._removed - before:
+            self._kept.forget(service)
+
     def _configure(self, dispatcher: Dispatcher, group: asyncio.TaskGroup) -> None:
         config = self.config
-        self._kept.keep(config)
         closed = config.unusable | {
             name: f"its file is gone: put it back, or run orchestrator remove {name}" for name in config.gone
         }

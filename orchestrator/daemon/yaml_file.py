@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.daemon.wording import problem
-from orchestrator.ports.given import given
+from orchestrator.ports.given import read_given
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -151,11 +151,19 @@ def parse(path: Path) -> Any:
     Raises:
         ConfigError: It can't be read, or is no YAML.
     """
+    return document(path, content(path))
+
+
+def content(path: Path) -> bytes:
+    """What stands in a file.
+
+    Raises:
+        ConfigError: It can't be read.
+    """
     try:
-        body = given(path)
+        return read_given(path)
     except OSError as error:
         raise ConfigError([Problem(path, error.strerror or str(error))]) from error
-    return document(path, body)
 
 
 def document(path: Path, body: bytes) -> Any:

@@ -53,11 +53,13 @@ CPU_DEADLINE = 60.0
 UNSEEN_FOR = 60.0
 """Seconds in which a part could not be looked at, after which people are told."""
 
-T = TypeVar("T")
-
+URGENT = Rollback | Pause | Abort
+"""What stops harm: a queue of others does not keep it out, and it does not wait for a look's end."""
 
 UNWATCHED = 30.0
-"""Seconds between two decisions of a process from which on nobody has watched meanwhile."""
+"""Seconds between two decisions of a process; after more than that nobody has watched meanwhile."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class _Memory:
     Attributes:
         decided_at: When a decision was last made that could be carried out; None before the first one here.
         loaded_at: When the state was committed that was found at the start.
+        unwatched: Seconds without anybody who watched, of which no decision has been told yet.
     """
 
     readings: list[Reading] = field(default_factory=list)
@@ -92,6 +95,7 @@ class _Memory:
     watched: ServiceState | None = None
     decided_at: float | None = None
     loaded_at: float = 0.0
+    unwatched: float = 0.0
     seen: Observation = field(default_factory=lambda: Observation(runtime_ok=False))
 
 
@@ -131,6 +135,7 @@ class Conductor:
         self._inbox: deque[Command] = deque()
         self._waiting: set[str] = set()
         self._wake = asyncio.Event()
+        self._pressing = asyncio.Event()
         self._jobs = Jobs(self.wake)
         self._converger = Converger(
             parts.runtime, parts.images, parts.traffic, parts.hooks, parts.store, self._jobs
@@ -151,11 +156,13 @@ class Conductor:
         """Take a command; False when too many wait already. One that waits already is not taken twice."""
         if command.request in self._waiting:
             return True
-        urgent = isinstance(command, Rollback | Pause | Abort)  # a queue of others must not keep it out
+        urgent = isinstance(command, URGENT)
         if len(self._inbox) >= INBOX * (1 + urgent):
             return False
         self._inbox.append(command)
         self._waiting.add(command.request)
+        if urgent:
+            self._pressing.set()
         self.wake()
         return True
 
@@ -233,23 +240,41 @@ class Conductor:
             raise self._jobs.stale
         if not self._loaded:
             await self._load()
-        told = bool(self._version) and self._looked and await self._obey()
-        unwatched = self._unwatched()
-        seen = replace(await self._look(), unwatched=unwatched)
-        if not self._version or not self._looked:  # the store may know less than what runs: that comes first
+        self._memory.unwatched = self._unwatched()
+        ready = bool(self._version) and self._looked
+        told = ready and await self._obey()
+        seen, obeyed = await self._look_and_obey(ready=ready)
+        if not ready:  # the store may know less than what runs: that comes first
             if not self._version and not seen.runtime_ok:
                 return False
             self._looked = True
             await self._decide(seen)
-            seen = replace(seen, unwatched=0.0)
-            told = await self._obey()
-        told |= await self._decide(seen)
-        if self._parts.may_act() or unwatched:
-            self._memory.decided_at = self._parts.clock.now()
+            obeyed = await self._obey()
+        decided = await self._decide(seen)
         if self._parts.may_act():
             self._converger.converge(desired(self._state, self._parts.clock.now()), self._state, seen)
         self._memory.watched = None
-        return told
+        return told or obeyed or decided
+
+    async def _look_and_obey(self, *, ready: bool) -> tuple[Observation, bool]:
+        """Look; where commands may be carried out, an urgent one overtakes the look, which goes on.
+
+        Returns:
+            What is seen, and whether there were commands.
+        """
+        told = False
+        look = asyncio.create_task(unless_cancelled(self._look), name=f"look {self.plan.service}")
+        look.add_done_callback(lambda _: self._pressing.set())
+        try:
+            while not look.done():
+                self._pressing.clear()
+                await self._pressing.wait()
+                if ready and not look.done():
+                    told |= await self._obey()
+            return look.result(), told
+        finally:
+            look.cancel()
+            await asyncio.gather(look, return_exceptions=True)
 
     def _unwatched(self) -> float:
         """Seconds until now in which nobody drove the service, neither this daemon nor the one before it.
@@ -279,7 +304,21 @@ class Conductor:
                 await self._commit(state, events, acks=(command.request,))
             self._inbox.popleft()
             self._waiting.discard(command.request)
+            if isinstance(command, URGENT):
+                await self._take_back()
         return told
+
+    async def _take_back(self) -> None:
+        """Send users back, where they are to go back, by what was seen last: a look may take long.
+
+        Only the route is made so. Whatever was no longer true is put right after the next look.
+        """
+        rollout, seen = self._state.rollout, self._memory.seen
+        if rollout is None or not (rollout.kind == "revert" or rollout.takes_back):
+            return
+        await self._decide(seen)
+        if self._parts.may_act():
+            self._converger.route(desired(self._state, self._parts.clock.now()), self._state, seen)
 
     def _handle(self, command: Command) -> tuple[ServiceState, tuple[Event, ...]]:
         """What a command does; one that meets a bug is refused, and does not keep the others waiting."""
@@ -296,9 +335,13 @@ class Conductor:
         return replace(self._state, handled=handled), (told,)
 
     async def _decide(self, seen: Observation) -> bool:
-        state, events = decide(self._state, seen, self._parts.clock.now())
+        memory, clock = self._memory, self._parts.clock
+        unwatched, memory.unwatched = memory.unwatched, 0.0
+        state, events = decide(self._state, replace(seen, unwatched=unwatched), clock.now())
         if state != self._state:
             await self._commit(state, events)
+        if self._parts.may_act() or unwatched:
+            memory.decided_at = clock.now()
         return bool(events)
 
     async def _load(self) -> None:

@@ -26,7 +26,7 @@ STOP_DEADLINE = 900.0
 """Seconds for the stop of one instance, its grace included."""
 
 ROUTE_DEADLINE = 600.0
-"""Seconds for one route, its turn among those of other services included."""
+"""Seconds for one route, or for the way back at the edge, its turn among other services included."""
 
 IMAGE_DEADLINE = 86400.0
 """Seconds for one image; it is given up before, with the release that wants it."""
@@ -55,7 +55,7 @@ class Converger:
         """Compare and start what is missing; returns at once."""
         self._image(world)
         self._ask(world)
-        self._route(world, state, seen)
+        self.route(world, state, seen)
         if seen.runtime_ok:
             self._instances(world, state, seen)
             self._stale_images(world, seen)
@@ -64,7 +64,11 @@ class Converger:
     def retreat(self, service: str, actor: str, reason: str) -> None:
         """Take the traffic back at the edge alone, while nothing can be committed or a person has begun."""
         self._jobs.cancel(lambda job: job.startswith(ROUTE))
-        self._jobs.start(RETREAT, lambda: self._traffic.retreat(service, actor, reason, self._store.token))
+        self._jobs.start(
+            RETREAT,
+            lambda: self._traffic.retreat(service, actor, reason, self._store.token),
+            ROUTE_DEADLINE,
+        )
 
     def image_error(self) -> str:
         """Why the wanted image is not resolved yet; '' where nothing is known to be wrong."""
@@ -102,7 +106,8 @@ class Converger:
             said = HookResult(passed=not hook.required, text=str(error))
         self.asked[call.key] = said
 
-    def _route(self, world: World, state: ServiceState, seen: Observation) -> None:
+    def route(self, world: World, state: ServiceState, seen: Observation) -> None:
+        """Compare what the edge serves and start what is missing; returns at once."""
         route, edge = world.route, seen.edge
         active = {s.release for s in route.servers if not s.backup}
         if edge.switched_to and edge.local is None and active != {edge.switched_to}:

@@ -10,7 +10,7 @@ from orchestrator.ports.store import Store
 from orchestrator.rollout.events import Event
 
 PATIENCE = 0.25
-"""Seconds that the reader of requests waits for one reply; normally it takes a thousandth of that."""
+"""Seconds that the reader of requests waits for one refusal; normally it takes a thousandth of that."""
 
 DEADLINE = 10.0
 """Seconds after which a reply is given up."""
@@ -35,20 +35,26 @@ class Replies:
         Raises:
             Fault: It is not written, or not yet; the request stays pending, and is to be refused again.
         """
-        await self._write(event.service, lambda: self._store.refuse(entry, fields, event))
+        await self._write(event.service, lambda: self._store.refuse(entry, fields, event), PATIENCE)
 
     async def answer(self, entry: str, event: Event) -> None:
-        """See `ports.Store`, and `refuse`."""
-        await self._write(event.service, lambda: self._store.answer(entry, event))
+        """See `ports.Store`; waits for as long as that may take.
 
-    async def _write(self, service: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        Raises:
+            Fault: It may not be written; the request is to be answered again.
+        """
+        await self._write(event.service, lambda: self._store.answer(entry, event), None)
+
+    async def _write(
+        self, service: str, work: Callable[[], Coroutine[Any, Any, None]], patience: float | None
+    ) -> None:
         lane = service if service in self._services else ""
         if lane in self._writing:
             raise Away(f"an earlier reply about {service!r} is still being written")
         task = asyncio.create_task(within(DEADLINE, work), name=f"reply {lane}")
         self._writing[lane] = task
         task.add_done_callback(lambda _: self._ended(lane))
-        await asyncio.wait({task}, timeout=PATIENCE)
+        await asyncio.wait({task}, timeout=patience)
         if not task.done():
             raise Away(f"the reply about {service!r} is not written yet")
         task.result()

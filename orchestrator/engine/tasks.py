@@ -25,7 +25,7 @@ JOB_DEADLINE = 180.0
 """Seconds that a job may take; more than any part of ours needs until it gives up by itself."""
 
 OFTEN = 4
-"""Failures on end from which on people are told of a job that nothing else tells of."""
+"""Failures in a row with which people are told of a job that nothing else tells of."""
 
 
 async def eternal(name: str, work: Callable[[], Awaitable[object]], pause: float = 1.0) -> None:
@@ -167,7 +167,7 @@ class Jobs:
     Attributes:
         errors: Why jobs failed last, by name, until they succeed.
         bugs: Those of them that no part of ours ought to raise.
-        lasting: Those that have failed `OFTEN` times on end, with the name of the job.
+        lasting: Those that have failed `OFTEN` times in a row, with the name of the job.
         stale: Set when a job was refused as `Stale`: whoever owns the jobs has to stop.
     """
 

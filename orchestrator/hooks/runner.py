@@ -20,7 +20,7 @@ import structlog
 
 from orchestrator.ports.addresses import masked
 from orchestrator.ports.faults import Fault
-from orchestrator.ports.given import given
+from orchestrator.ports.given import read_given
 from orchestrator.rollout.hooks import HookCall, HookResult
 from orchestrator.rollout.policy import Hook
 
@@ -184,5 +184,5 @@ def _decided(text: str) -> HookResult:
 def _signature(hook: Hook, body: bytes) -> dict[str, str]:
     if not hook.secret_file:
         return {}
-    secret = given(Path(hook.secret_file)).strip()
+    secret = read_given(Path(hook.secret_file)).strip()
     return {"X-Release-Signature": "v1=" + hmac.new(secret, body, hashlib.sha256).hexdigest()}

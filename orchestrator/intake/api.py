@@ -47,7 +47,7 @@ from orchestrator.ports.store import Journal, Tail
 from orchestrator.rollout.events import ConfigReloaded, Event, ReleaseAccepted, RequestRefused
 from orchestrator.rollout.model import ServiceState
 from orchestrator.rollout.policy import Template
-from orchestrator.rollout.told import last_logs
+from orchestrator.rollout.told import last_logs, not_remembered
 
 log = structlog.get_logger()
 
@@ -239,7 +239,7 @@ class Api:
         after = await self._journal.last_event_id()
         found = await look()
         if found is None:
-            raise Problem(HTTPStatus.NOT_FOUND, f"{name} is not known, or too long ago")
+            raise Problem(HTTPStatus.NOT_FOUND, not_remembered(await self._state(service), name))
         if found.state != "ended" and call.query.wait:
             await self._answers.end(name, after, call.query.wait)
             found = await look() or found
@@ -275,8 +275,8 @@ class Api:
         after = call.request.headers.get("Last-Event-ID", "") or query.after or ""
         if after and not re.fullmatch(REQUEST, after):
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Last-Event-ID: is not the id of an event")
-        if query.service:
-            self._desk.check(query.service, call.who)
+        for service in filter(None, (query.service, (query.release or "").rpartition("-")[0])):
+            self._desk.check(service, call.who)
         after = after or await self._journal.last_event_id()
         response = web.StreamResponse(headers={"Content-Type": EVENTS, "Cache-Control": "no-store"})
         try:

@@ -8,13 +8,23 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 from orchestrator.intake.parse import IMAGE, Fields, Said
 from orchestrator.ports.access import Role, Token, Verb
 from orchestrator.rollout.events import Event
-from orchestrator.rollout.model import FULL, Ended, Mark, Outcome, Phase, Release, ServiceState, Verdict
+from orchestrator.rollout.model import (
+    FULL,
+    NUMBER,
+    Ended,
+    Mark,
+    Outcome,
+    Phase,
+    Release,
+    ServiceState,
+    Verdict,
+)
 from orchestrator.rollout.plan import current_step, step_count
 from orchestrator.rollout.policy import Template
 from orchestrator.rollout.told import outdated, problems, way_back
 
 SERVICE = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
-RELEASE = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?-[0-9]{1,10}$"
+RELEASE = rf"{SERVICE[:-1]}-{NUMBER.pattern}$"
 REQUEST = r"^[0-9]{1,15}-[0-9]{1,10}$"
 TOKEN = r"^[0-9a-f]{8}$"  # noqa: S105  a pattern
 

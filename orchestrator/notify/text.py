@@ -87,7 +87,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "next_approval": "next: orchestrator approve {service}, or orchestrator rollback {service}",
         "next_paused": "next: orchestrator resume {service}, or orchestrator rollback {service}",
         "next_drifted": "next: move the edit into the service's file; until it is gone no step is taken",
-        "next_stuck": "next: nginx -t on its host, and its error log; traffic stays as it was",
+        "next_stuck": "next: nginx -t on its host; where users are: orchestrator status {service}",
     },
     "zh": {
         "image": "镜像:{}",
@@ -116,7 +116,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "next_approval": "下一步:orchestrator approve {service},或 orchestrator rollback {service}",
         "next_paused": "下一步:orchestrator resume {service},或 orchestrator rollback {service}",
         "next_drifted": "下一步:把改动移入服务配置文件;在此之前不会继续放量",
-        "next_stuck": "下一步:在 nginx 主机上执行 nginx -t 并查看错误日志;流量保持不变",
+        "next_stuck": "下一步:在 nginx 主机上执行 nginx -t;用户流量所在版本:orchestrator status {service}",
     },
 }
 
@@ -129,7 +129,11 @@ def message(event: Event, language: Language) -> Message | None:  # noqa: C901, 
         case ReleaseEnded():
             return _ended(event, language)
         case ReleaseAccepted(duplicate=False):
-            lines = [say["image"].format(event.image), *_who(say, event.actor, event.reason), event.link]
+            lines = [
+                say["image"].format(event.image),
+                *_who(say, event.actor, event.reason),
+                plain(event.link),
+            ]
             return _made(say["accepted"].format(name), lines, "info")
         case RequestRefused():
             title = say["refused"].format(event.service, event.verb)
@@ -151,10 +155,12 @@ def message(event: Event, language: Language) -> Message | None:  # noqa: C901, 
         case EdgeRepaired():
             return _made(say["repaired"].format(event.service), [], "info")
         case EdgeStuck():
-            lines = [say["why"].format(plain(event.reason)), say["next_stuck"]]
+            lines = [say["why"].format(plain(event.reason)), say["next_stuck"].format(**end)]
             return _made(say["stuck"].format(event.service, event.generation), lines, "failure")
         case ServiceTroubled() if event.reason:
-            return _made(say["troubled"].format(event.service), [say["why"].format(event.reason)], "failure")
+            return _made(
+                say["troubled"].format(event.service), [say["why"].format(plain(event.reason))], "failure"
+            )
         case StateRestored():
             lost = event.remembered - event.found
             return _made(say["restored"].format(event.service, lost), [], "warning")
@@ -167,7 +173,7 @@ def _ended(event: ReleaseEnded, language: Language) -> Message:
     good = event.outcome is Outcome.PROMOTED
     lines = [say["image"].format(event.image)]
     lines += [say["author"].format(plain(event.author))] if event.author else []
-    lines += [event.link, *_who(say, event.actor, event.reason)]
+    lines += [plain(event.link), *_who(say, event.actor, event.reason)]
     lines += [*_gate(say, event.verdict), say["took"].format(event.seconds), *_logs(say, logs_of(event))]
     following = "next_promoted" if good else "next_ended"
     lines.append(say[following].format(service=event.service, release=event.release))

@@ -9,7 +9,7 @@ LARGEST = 256 * 1024
 """Bytes that a file may have; what people write by hand has a hundredth of that."""
 
 
-def given(path: Path) -> bytes:
+def read_given(path: Path) -> bytes:
     """What a file says.
 
     Raises:

@@ -4,7 +4,17 @@ import re
 from dataclasses import replace
 
 from orchestrator.rollout.events import ServiceAdopted
-from orchestrator.rollout.model import FULL, Outcome, Phase, Release, Rollout, Route, ServiceState
+from orchestrator.rollout.model import (
+    FULL,
+    NUMBER,
+    Ended,
+    Outcome,
+    Phase,
+    Release,
+    Rollout,
+    Route,
+    ServiceState,
+)
 from orchestrator.rollout.observation import Instance, Observation, OnDisk
 from orchestrator.rollout.route import may_be_served
 from orchestrator.rollout.turn import DAEMON, Turn
@@ -53,6 +63,7 @@ def adopt(turn: Turn, seen: Observation) -> None:
         previous_until=turn.now + stable.policy.keep_previous if previous else None,
         removal=None,
     )
+    _remember(turn, previous, stable)
     if blank:
         turn.set(route=disk.route, rollout=_rollout(candidate, disk.route, turn.now) if candidate else None)
     turn.tell(
@@ -66,6 +77,25 @@ def adopt(turn: Turn, seen: Observation) -> None:
             actor=DAEMON,
         )
     )
+
+
+def _remember(turn: Turn, *found: Release | None) -> None:
+    """Put what was promoted, oldest first, into history, which has lost that: a rollback leads there too."""
+    known = {e.release.id for e in turn.state.history if e.outcome is Outcome.PROMOTED}
+    lost = [
+        Ended(
+            release=release,
+            kind="release",
+            outcome=Outcome.PROMOTED,
+            reason=LOST,
+            actor=DAEMON,
+            began_at=turn.now,
+            ended_at=turn.now,
+        )
+        for release in found
+        if release is not None and release.id not in known
+    ]
+    turn.set(history=(*turn.state.history, *lost))
 
 
 def _end_what_was_over(turn: Turn, stable: Release) -> None:
@@ -86,7 +116,7 @@ def _given_out(state: ServiceState, seen: Observation) -> int:
     disk = seen.edge.on_disk or OnDisk(route=Route())
     ids = {i.release for i in seen.instances} | {s.release for s in disk.route.servers} | {disk.stable}
     ids |= {e.release.id for e in state.history}
-    form = re.compile(rf"{re.escape(state.service)}-(\d{{1,9}})", re.ASCII)
+    form = re.compile(f"{re.escape(state.service)}-({NUMBER.pattern})")
     return max((disk.released, *(int(found[1]) for i in ids if (found := form.fullmatch(i)))))
 
 

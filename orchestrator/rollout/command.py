@@ -210,7 +210,15 @@ def _wrong_target(state: ServiceState, command: Command) -> str:
     """Why a command about a rollout does not mean the one that is under way, or ''."""
     if not isinstance(command, _OfRollout) or not command.release or state.rolling(command.release):
         return ""
-    return f"{command.release} is not under way any more"
+    return f"{command.release} is not rolling out: {_under_way(state)}"
+
+
+def _under_way(state: ServiceState) -> str:
+    """What rolls out, and where that is."""
+    rollout = state.rollout
+    if rollout is None:
+        return f"nothing of {state.service} is rolling out"
+    return f"{rollout.release.id} is {in_words(rollout.mark.kind if rollout.mark else rollout.phase)}"
 
 
 def _carry_out(turn: Turn, command: Command) -> str:  # noqa: C901, PLR0911, PLR0912  one case for each command
@@ -248,7 +256,8 @@ def _submit(turn: Turn, command: Submit) -> str:
     state = turn.state
     receipt = next((r for r in state.receipts if command.key and r.key == command.key), None)
     if receipt is not None and (receipt.image, receipt.strategy) != (command.image, command.strategy):
-        return f"key {command.key!r} was used for {receipt.image} ({receipt.release}); use a new key"
+        used = f"{receipt.image}, {receipt.strategy or 'the usual'} strategy"
+        return f"key {command.key!r} was used for {used} ({receipt.release}); use a new key"
     if receipt is not None:
         turn.tell(_accepted(turn, command, receipt.release, duplicate=True))
         return ""
@@ -336,7 +345,8 @@ def _make_way(turn: Turn, release: Release) -> None:
     busy = turn.state.rollout is not None or bool(turn.state.queue)
     if busy and action == "reject":
         ahead = turn.state.rollout.release.id if turn.state.rollout else turn.state.queue[0].id
-        turn.conclude(release, Outcome.REJECTED, f"{ahead} is in progress", actor=release.author)
+        why = f"{ahead} is in progress; release again when it has ended"
+        turn.conclude(release, Outcome.REJECTED, why, actor=release.author)
         return
     if busy and action == "supersede":
         why = f"superseded by {release.id}"
@@ -393,13 +403,15 @@ def _earlier(state: ServiceState, to: str) -> Release | str:
             f"{state.service} has no earlier release left to go back to; it has been rolled back from"
             f" {names}: name one with --to (`to`) to go there again"
         )
-    return state.earlier or f"{state.service} has no earlier promoted release to go back to"
+    return state.earlier or (
+        f"{state.service} has no earlier promoted release to go back to; release an image that is good"
+    )
 
 
 def _pause(turn: Turn, command: Pause) -> str:
     rollout = turn.state.rollout
     if rollout is None:
-        return f"nothing of {turn.state.service} is rolling out"
+        return _under_way(turn.state)
     if rollout.phase is Phase.ROLLING_BACK:
         return _on_its_way_back(turn.state, rollout)
     if rollout.kind == "revert":
@@ -415,7 +427,7 @@ def _pause(turn: Turn, command: Pause) -> str:
 def _resume(turn: Turn) -> str:
     rollout = turn.state.rollout
     if rollout is None or rollout.mark is None or rollout.mark.kind != "paused":
-        return "there is no paused rollout"
+        return f"there is no paused rollout: {_under_way(turn.state)}"
     _go_on(turn, rollout.mark)
     if rollout.mark.actor == DAEMON:  # at a deadline: the phase gets its whole time again
         turn.roll(entered_at=turn.now)
@@ -425,7 +437,7 @@ def _resume(turn: Turn) -> str:
 def _approve(turn: Turn) -> str:
     rollout = turn.state.rollout
     if rollout is None or rollout.mark is None or rollout.mark.kind != "awaiting_approval":
-        return "there is no rollout that waits for approval"
+        return f"there is no rollout that waits for approval: {_under_way(turn.state)}"
     _go_on(turn, rollout.mark)
     turn.roll(approved=True)
     return ""
@@ -445,8 +457,7 @@ def _promote(turn: Turn, command: Promote) -> str:
         turn.end(Outcome.PROMOTED, _because(f"kept by {command.actor}", command), actor=command.actor)
         return ""
     if rollout is None or rollout.phase not in (Phase.PREVIEW, Phase.SHIFTING):
-        where = f"{rollout.release.id} is {in_words(rollout.phase)}" if rollout else "nothing is rolling out"
-        return f"there is nothing to promote: {where}"
+        return f"there is nothing to promote: {_under_way(state)}"
     weight = current_step(state, rollout).weight
     where = f"at {weight} %" if rollout.phase is Phase.SHIFTING else "in the preview"
     reason = _because(f"promoted by {command.actor} {where}", command)
@@ -475,7 +486,9 @@ def _abort(turn: Turn, command: Abort) -> str:
         return ""
     if rollout is None or command.release not in ("", rollout.release.id):
         if command.release:
-            return f"{command.release} is neither rolling out nor queued"
+            ways = [*([rollout.release] if rollout else []), *turn.state.queue]
+            names = ", ".join(r.id for r in ways) or "none"
+            return f"{command.release} is neither rolling out nor queued; there are: {names}"
         return f"{turn.state.service} has no release in progress"
     if rollout.one_way or rollout.phase is Phase.ROLLING_BACK:
         return _on_its_way_back(turn.state, rollout)
@@ -516,6 +529,6 @@ def _while_it_goes(turn: Turn, command: Command) -> str:
     if isinstance(command, Abort) and not command.release and call_off(turn):
         return ""
     ways = "abort it to keep the service, or release an image"
-    if not kept(state):
-        ways = "its instances are let go already; release an image to have it again"
+    if "stable" not in kept(state):
+        ways = "no stable release is left to keep; release an image to have it again"
     return f"{state.service} is being removed, by {mark.by}; {waits_for(state)}; {ways}"

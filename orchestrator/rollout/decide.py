@@ -277,7 +277,8 @@ def _unscraped(turn: Turn, seen: Observation, names: tuple[str, ...]) -> str:
 
 
 def _death(instance: Instance) -> str:
-    return "ran out of memory" if instance.oom_killed else f"exited with code {instance.exit_code}"
+    how = "does not run" if instance.exit_code is None else f"exited with code {instance.exit_code}"
+    return "ran out of memory" if instance.oom_killed else how
 
 
 def _leave_start(turn: Turn, seen: Observation) -> None:
@@ -435,7 +436,8 @@ def _leave_step(turn: Turn, seen: Observation) -> None:
     if rollout.blind_since is not None or not (silent or late):
         return
     action = policy.on_no_data if silent else policy.on_inconclusive
-    why = f"no data for {rollout.silent:.0f} s: {reason}" if silent else f"step deadline: {reason}"
+    what = f"no data for {rollout.silent:.0f} s" if silent else f"step deadline of {step.deadline:g} s"
+    why = f"{what}: {reason}"
     if action == "rollback" or now - rollout.entered_at >= step.deadline + policy.pause_deadline:
         turn.retreat(Outcome.ROLLED_BACK, why)
     elif action == "pause":

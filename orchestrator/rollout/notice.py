@@ -28,7 +28,10 @@ def notice_host(turn: Turn, seen: Observation) -> None:
     if edge.on_disk is None or edge.local is None:
         rollout = state.rollout
         if edge.floor > state.route.generation and rollout and may_be_served(rollout, edge):
-            ahead = f"nginx has generation {edge.floor}, but only {state.route.generation} is committed"
+            ahead = (
+                f"nginx has route {edge.floor}, and Redis none after {state.route.generation}: it has lost"
+                f" commits, and what they said of {rollout.release.id} is not known"
+            )
             turn.retreat(Outcome.ROLLED_BACK, ahead)
         return
     local = unanswered(state, seen)

@@ -47,8 +47,9 @@ def lost(server: Server, instance: Instance | None) -> str:
     if instance is None:
         return f"{server.instance} is gone"
     if not instance.running:
-        why = "out of memory" if instance.oom_killed else f"exit code {instance.exit_code}"
-        return f"{server.instance} died: {why}"
+        code = "" if instance.exit_code is None else f"exit code {instance.exit_code}"
+        why = "out of memory" if instance.oom_killed else code
+        return f"{server.instance} died: {why}" if why else f"{server.instance} does not run"
     if instance.container != server.container or instance.started_at != server.started_at:
         return f"{server.instance} was restarted"
     if instance.address != server.address:

@@ -38,6 +38,9 @@ from orchestrator.rollout.policy import Template, differences
 LOG_LINES, LOG_WIDTH = 20, 500
 """The most lines of a container's log that are shown, and the most characters of each."""
 
+LAST = 5
+"""Releases that are named where another one is not known."""
+
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """What commands a terminal, or turns the direction in which a text is read; not tab and line feed."""
 
@@ -95,7 +98,7 @@ def _told(event: Event) -> str:  # noqa: C901, PLR0911, PLR0912  one line for ea
         case ReleaseRetired():
             return "retired" if event.drained else "retired at its drain deadline"
         case EdgeDrifted():
-            return f"nginx' file is {event.file}"
+            return f"nginx' file of {event.service} is {event.file}: no step is taken until it is ours again"
         case EdgeRepaired():
             return "nginx' file is ours again"
         case EdgeStuck():
@@ -140,7 +143,8 @@ def problems(state: ServiceState) -> list[str]:
     """What is wrong with a service now."""
     found = [f"{name} is down" for name in state.dead]
     if state.drifted_since is not None:
-        found.append("nginx' file was edited by hand")
+        edited = f"nginx' file {state.service}.conf was edited or removed by hand"
+        found.append(f"{edited}; no step is taken until that is undone")
     if state.trouble:
         found.append(state.trouble)
     if state.stuck_since is not None:
@@ -190,6 +194,14 @@ def standing(state: ServiceState, release: str) -> str:
     else:
         said = f"{release} goes on ({in_words(rollout.phase)})"
     return "; ".join([said, *(p for p in problems(state) if p != back)])
+
+
+def not_remembered(state: ServiceState, release: str) -> str:
+    """That a service knows no such release, and which are the last ones that it knows."""
+    known = [e.release for e in state.history]
+    known += [r for r in (state.stable, state.rollout and state.rollout.release, *state.queue) if r]
+    last = ", ".join([*dict.fromkeys(r.id for r in known)][-LAST:]) or "none"
+    return f"{release!r} is no release that is remembered of {state.service}; the last ones are: {last}"
 
 
 def way_back(state: ServiceState) -> str:

@@ -251,7 +251,12 @@ class Turn:
             began_at=began,
             ended_at=self.now,
         )
-        self.set(history=(*self.state.history, ended)[-HISTORY:])
+        history = (*self.state.history, ended)
+        if len(history) > HISTORY:
+            promoted = [e.outcome is Outcome.PROMOTED for e in history]
+            drop = 0 if all(promoted) else promoted.index(False)  # promotions are what a rollback leads to
+            history = history[:drop] + history[drop + 1 :]
+        self.set(history=history)
         self.tell(
             ReleaseEnded(
                 service=self.state.service,

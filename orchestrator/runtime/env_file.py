@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from orchestrator.ports.faults import Fault
-from orchestrator.ports.given import given
+from orchestrator.ports.given import read_given
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*", re.ASCII)
 """What a variable may be called."""
@@ -20,7 +20,7 @@ def read_env_file(path: Path) -> dict[str, str]:
         Fault: It can't be read, or a line is wrong; names the path and the line, never a value.
     """
     try:
-        return parse(given(path).decode("utf-8-sig"))
+        return parse(read_given(path).decode("utf-8-sig"))
     except OSError as error:
         raise Fault(f"env_file {path}: {error.strerror}") from error
     except UnicodeDecodeError:

@@ -66,6 +66,8 @@ return 1
 ANSWER = f"""
 -- KEYS: lease, events, requests   ARGV: token, group, entry, kind, service, json
 {_CHECK_LEASE}
+-- Likewise; this also fails before the first write where the requests are no stream.
+if #redis.call('XPENDING', KEYS[3], ARGV[2], ARGV[3], ARGV[3], 1) == 0 then return 0 end
 redis.call('XADD', KEYS[2], '*', 'kind', ARGV[4], 'service', ARGV[5], 'release', '', 'data', ARGV[6])
 redis.call('XACK', KEYS[3], ARGV[2], ARGV[3])
 return 1

@@ -21,7 +21,7 @@ from orchestrator.rollout.events import Event, GatesLooked, RouteConfirmed
 from orchestrator.rollout.model import FULL, Phase, Release, ServiceState
 from orchestrator.rollout.plan import current_step, is_fast
 from orchestrator.rollout.policy import Template
-from orchestrator.rollout.told import last_logs, outdated, problems, told, way_back
+from orchestrator.rollout.told import last_logs, not_remembered, outdated, problems, told, way_back
 from orchestrator.web.charts import Chart, charts
 
 SESSION_SECONDS = 12 * 3600.0
@@ -153,7 +153,7 @@ class Pages:
         state = await self._known(name.rpartition("-")[0], who)
         release, rollout = state.known(name), state.rolling(name)
         if release is None:
-            raise LookupError(f"{name} is not known, or too long ago")
+            raise LookupError(not_remembered(state, name))
         ended = next(iter(state.journeys(name)), None) if rollout is None else None
         journey = rollout or ended
         began = journey.began_at if journey else release.submitted_at
@@ -176,7 +176,8 @@ class Pages:
 
     async def _known(self, service: str, who: Principal) -> ServiceState:
         if service not in self._services() or not who.sees(service):
-            raise LookupError(f"{service} is not known")
+            known = ", ".join(sorted(s for s in self._services() if who.sees(s))) or "none"
+            raise LookupError(f"{service!r} is not known; there are: {known}")
         return await self._state(service)
 
     async def _state(self, service: str) -> ServiceState:

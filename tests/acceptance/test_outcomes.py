@@ -106,6 +106,9 @@ async def test_starts_that_fail_never_get_traffic(stack: Stacks, images: Images)
     assert "exited with code 1 while starting" in exits.reason
     event = next(e for e in await s.events() if isinstance(e, ReleaseEnded) and e.release == "api-2")
     assert "is not a share from 0 to 1" in event.logs
+    code, text = await s.cli("explain", "api-2")
+    assert (code, "is not a share from 0 to 1" in text) == (0, True), text
+    assert "no gate was looked at: it had no traffic" in text
     await s.push("api", images("unready", UNREADY="yes"))
     unready = await s.ended("api-3")
     assert "0 of 2 instances were ready" in unready.reason

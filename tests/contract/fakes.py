@@ -94,6 +94,8 @@ class FakeStore:
 
     async def answer(self, entry: str, event: Event) -> None:
         self._check_lease()
+        if entry not in self.pending:  # the reply was lost
+            return
         self.stream.append(dump_event(event))
         self.pending.discard(entry)
 

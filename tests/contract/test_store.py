@@ -209,6 +209,14 @@ async def test_a_refusal_that_is_told_again_as_its_reply_was_lost_changes_nothin
     assert (len(await kit.dead()), await kit.told()) == (1, [event])
 
 
+async def test_an_answer_that_is_told_again_as_its_reply_was_lost_changes_nothing(kit: Any) -> None:
+    entry = await kit.deliver({"verb": "reload"})
+    event = ConfigReloaded(service="", at=1.0, actor="ann", request=entry)
+    for _ in range(2):
+        await kit.store.answer(entry, event)
+    assert await kit.told() == [event]
+
+
 @pytest.mark.parametrize("name", ["dead", "events", "requests", "services", "wanted"])
 async def test_a_key_of_another_type_is_seen_before_anything_is_written(private_kit: Any, name: str) -> None:
     """Redis does not undo a script that fails half-way."""

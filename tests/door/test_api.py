@@ -248,6 +248,21 @@ async def test_what_is_not_there_or_not_asked_well_is_a_problem(
     assert headers["X-Content-Type-Options"] == "nosniff"
 
 
+async def test_what_is_not_known_is_answered_by_what_there_is(house: House) -> None:
+    await house.commit(submit(1))
+    secret = await house.secret("admin")
+    for path, says in (
+        ("/v1/services/nope", "'nope' is not known; there are: api, web"),
+        ("/v1/services/nope/releases", "'nope' is not known; there are: api, web"),
+        ("/v1/releases/nope-1", "'nope' is not known; there are: api, web"),
+        ("/v1/releases/api-9", "'api-9' is no release that is remembered of api; the last ones are: api-1"),
+        ("/v1/events?service=nope", "'nope' is not known; there are: api, web"),
+        ("/v1/events?release=nope-1", "'nope' is not known; there are: api, web"),
+    ):
+        status, told, _ = await house.ask("GET", path, secret)
+        assert (status, told["detail"]) == (404, says)
+
+
 async def test_an_answer_waits_for_the_end_of_a_release(house: House) -> None:
     secret = await house.secret("viewer")
     await house.commit(submit(1))
@@ -658,6 +673,7 @@ async def test_an_admin_lets_the_daemon_read_its_files(house: House, monkeypatch
     ((entry, fields),) = asked
     assert fields == {"verb": "reload", "who": "the admin"}
     await house.redis.xgroup_create(house.keys.requests, house.keys.group, id="0")
+    await house.redis.xreadgroup(house.keys.group, "driver", {house.keys.requests: ">"})
     told = ConfigReloaded(
         service="", at=1.0, actor="the admin", request=entry, changes=("web: is new",), problems=("x: no",)
     )

@@ -18,7 +18,7 @@ from orchestrator.notify import postman as postman_module
 from orchestrator.notify.postman import Postman
 from orchestrator.notify.text import LOG_LINES, Language, message, plain
 from orchestrator.ports.faults import Fault
-from orchestrator.rollout.events import Event, RouteConfirmed
+from orchestrator.rollout.events import Event, RouteConfirmed, ServiceTroubled
 from orchestrator.rollout.model import Outcome, ServiceState
 from tests.door.conftest import House, until
 from tests.samples import EVENTS, ended
@@ -66,6 +66,23 @@ def test_a_log_in_a_message_is_bounded_and_commands_nothing() -> None:
     *_, panic, _ = text.body.splitlines()
     assert panic == "  panic <\u200b!channel>"
     assert text.body.count("\n  ") == LOG_LINES
+
+
+@pytest.mark.parametrize("language", get_args(Language))
+def test_nginx_that_does_not_follow_is_told_with_where_it_is_seen_where_users_are(language: Language) -> None:
+    text = message(next(e for e in EVENTS if e.kind == "edge_stuck"), language)
+    assert text is not None
+    assert "orchestrator status api" in text.body
+
+
+def test_no_line_of_a_message_calls_anybody_or_commands_a_terminal() -> None:
+    hostile = "https://ci.example.com/<!channel>\x1b[2J"
+    trouble = ServiceTroubled(service="api", at=1.0, reason=f"KeyError: {hostile}")
+    for event in (trouble, ended(link=hostile, author=hostile, reason=hostile, actor=hostile)):
+        text = message(event, "en")
+        assert text is not None
+        assert "<!channel>" not in text.body
+        assert "\x1b" not in text.body
 
 
 def test_the_end_names_who_released_it_and_where_it_was_built() -> None:

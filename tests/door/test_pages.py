@@ -208,6 +208,9 @@ async def test_a_release_shows_its_ladder_its_gates_its_curves_and_its_story(
     assert await findings(page) == []
     await page.goto(f"{house.url}/releases/api-99")
     await expect(page.locator("h1")).to_have_text("Not here")
+    await expect(page.locator("main")).to_contain_text("the last ones are: api-2, api-1")
+    await page.goto(f"{house.url}/services/nope")
+    await expect(page.locator("main")).to_contain_text("'nope' is not known; there are: api, web")
 
 
 async def test_a_button_asks_first_and_says_what_became_of_it(house: House, browser: Browser) -> None:

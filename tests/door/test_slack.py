@@ -144,7 +144,7 @@ async def test_a_button_of_a_release_that_is_over_does_nothing(house: House, dou
     assert (asked["verb"], asked["release"]) == ("pause", "api-1")
     await house.commit(Pause(request=entry, actor="ann", release=asked["release"]))
     await until(lambda: len(double.said) == 4)
-    assert "api-1 is not under way any more" in str(double.said)
+    assert "api-1 is not rolling out: " in str(double.said)
     assert {said["response_type"] for said in double.said} == {"ephemeral"}
 
 

@@ -471,3 +471,31 @@ async def test_a_removal_that_is_called_off_ends_the_wait_as_aborted(
     await bench.daemon.commit(state, version, events)
     assert await waiting == exits.OUTCOMES[Outcome.ABORTED]
     assert "abort by bob; the removal by ann is called off: api-1 stays" in capsys.readouterr().out
+
+
+async def test_a_key_of_ci_that_is_sent_again_does_not_end_the_wait_for_a_removal(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, _ = handle(ServiceState(service="api"), submit(1, key="build"), 1.0)
+    await bench.put(replace(_over(state, Outcome.PROMOTED), stable=release(1)))
+    waiting = bench.carry_out({"verb": "remove", "service": "api", "who": "ann"})
+    await bench.answer(lambda entry: Remove(request=entry, actor="ann"))
+    await heard(capsys, "remove by ann", [])
+    state, version = await bench.daemon.load("api")
+    state, events = handle(state, submit(1, key="build", request="9-9"), 1001.0)
+    await bench.daemon.commit(state, version, events)
+    await heard(capsys, "accepted", [])
+    await bench.put(state, ServiceRemoved(service="api", at=2.0, actor="ann", reason=""))
+    assert await waiting == exits.OK
+
+
+async def test_a_release_that_begins_anew_what_has_been_let_go_ends_the_wait_for_a_removal(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waiting = bench.carry_out({"verb": "remove", "service": "api", "who": "ann"})
+    await bench.answer(lambda entry: Remove(request=entry, actor="ann"))
+    await heard(capsys, "remove by ann", [])
+    state, version = await bench.daemon.load("api")
+    state, events = handle(state, submit(1, request="9-9"), 1001.0)
+    await bench.daemon.commit(state, version, events)
+    assert await waiting == exits.OUTCOMES[Outcome.ABORTED]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from orchestrator.cli.app import app
@@ -126,33 +127,39 @@ async def store(tmp_path: Path) -> AsyncIterator[RedisStore]:
     ("name", "says"),
     [
         ("api-3", "api-3 waits in the queue: api is frozen by ann; there is nothing to explain yet"),
-        ("api-9", "'api-9' is no release that is remembered of api; the last ones are: api-1"),
-        ("api", "'api' is no release that is remembered of api; the last ones are: api-1"),
+        ("api-9", "'api-9' is no release that is remembered of api; the last ones are: api-1, api-3"),
+        ("api", "'api' is no release that is remembered of api; the last ones are: api-1, api-3"),
         ("foo", "'foo' is no release: write SERVICE-NUMBER, such as api-7; services with releases: api"),
     ],
 )
 async def test_what_can_not_be_explained_is_answered_by_what_can(
     store: RedisStore, name: str, says: str
 ) -> None:
-    with pytest.raises(Fault) as refused:
+    with pytest.raises((Fault, typer.BadParameter)) as refused:
         await story_of(store, name)
     assert str(refused.value) == says
 
 
-def test_the_history_of_a_service_that_nobody_knows_is_a_mistake(tmp_path: Path) -> None:
+def test_what_nobody_knows_is_a_mistake_and_answered_by_what_there_is(tmp_path: Path) -> None:
     place = Place(tmp_path)
 
-    async def history(service: str) -> tuple[int, str]:
+    async def said(*asked: str) -> tuple[int, str]:
         server = PrivateRedis(tmp_path / "state")
         await server.start()
         try:
-            words = ["history", service, "--config", str(place.config)]
+            words = [*asked, "--config", str(place.config)]
             result = await asyncio.to_thread(CliRunner().invoke, app, words)
         finally:
             await server.stop()
         return result.exit_code, result.output
 
-    code, text = asyncio.run(history("api"))
+    code, text = asyncio.run(said("history", "api"))
     assert (code, text.splitlines()[-1]) == (0, "no release of api is remembered")
-    code, text = asyncio.run(history("nope"))
-    assert (code, "'nope' is not known; there are: api" in text) == (2, True)
+    for verb in ("history", "status", "watch", "remove"):
+        code, text = asyncio.run(said(verb, "nope"))
+        assert (code, "'nope' is not known; there are: api" in text) == (2, True), text
+    for verb in ("explain", "replay"):
+        code, text = asyncio.run(said(verb, "nope-7"))
+        assert (code, "'nope-7' is no release" in text) == (2, True), text
+    code, text = asyncio.run(said("edges", "--forget", "[x]"))
+    assert (code, "no edge '[x]' is known; there are: none" in text) == (2, True), text

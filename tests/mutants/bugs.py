@@ -88,6 +88,62 @@ BUGS = (
         STORE,
     ),
     Bug(
+        "an answer whose reply was lost is told twice",
+        "store/scripts.py",
+        "if #redis.call('XPENDING', KEYS[3], ARGV[2], ARGV[3], ARGV[3], 1) == 0 then return 0 end",
+        "",
+        f"{STORE} -k told_again",
+    ),
+    Bug(
+        "an answer is given up as soon as a refusal, and written again",
+        "engine/replies.py",
+        "self._store.answer(entry, event), None)",
+        "self._store.answer(entry, event), PATIENCE)",
+        "tests/unit/test_replies.py",
+    ),
+    Bug(
+        "a reload that is delivered again is carried out again",
+        "daemon/serve.py",
+        "if request not in self._unanswered:",
+        "if True:",
+        SUPERVISION,
+    ),
+    Bug(
+        "an abort is offered to keep a service whose stable release is let go",
+        "rollout/command.py",
+        'if "stable" not in kept(state):',
+        "if not kept(state):",
+        "tests/unit/test_removal.py",
+    ),
+    Bug(
+        "a key that is sent again ends the wait for a removal",
+        "cli/ask.py",
+        "isinstance(event, ReleaseAccepted) and not event.duplicate",
+        "isinstance(event, ReleaseAccepted)",
+        "tests/integration/test_wait.py -k removal",
+    ),
+    Bug(
+        "the way back at the edge is given up while it waits for its turn",
+        "engine/converge.py",
+        "reason, self._store.token),\n            ROUTE_DEADLINE,",
+        "reason, self._store.token),",
+        f"{ENGINE} -k may_wait_for_its_turn",
+    ),
+    Bug(
+        "a file is read again to be kept, after it was checked",
+        "daemon/kept.py",
+        'body.decode("utf-8-sig")',
+        'config.files[service].read_text("utf-8-sig")',
+        "tests/unit/test_config.py -k what_was_checked",
+    ),
+    Bug(
+        "files are kept on the loop",
+        "daemon/serve.py",
+        "await to_the_end(lambda: self._kept.keep(self.config))",
+        "self._kept.keep(self.config)",
+        f"{SUPERVISION} -k files_are_kept",
+    ),
+    Bug(
         "a lease is taken again although somebody has driven since",
         "store/scripts.py",
         "if tonumber(redis.call('GET', KEYS[2]) or '0') > tonumber(ARGV[1]) then return 0 end",
@@ -279,8 +335,8 @@ BUGS = (
     Bug(
         "a reply that hangs keeps the others waiting",
         "engine/replies.py",
-        "timeout=PATIENCE",
-        "timeout=None",
+        "self._store.refuse(entry, fields, event), PATIENCE)",
+        "self._store.refuse(entry, fields, event), None)",
         f"{BULKHEADS} -k 'refuse and Hang'",
     ),
     Bug(
@@ -835,8 +891,8 @@ BUGS = (
     Bug(
         "a dead instance keeps its traffic",
         "rollout/route.py",
-        "    if not instance.running:\n        why",
-        "    if False:\n        why",
+        "    if not instance.running:\n        code",
+        "    if False:\n        code",
         UNIT,
     ),
     Bug(
@@ -891,9 +947,44 @@ BUGS = (
     Bug(
         "the world is touched without a fresh lease",
         "engine/conductor.py",
-        "if self._parts.may_act():",
-        "if True:",
+        "        if self._parts.may_act():\n            self._converger.converge(",
+        "        if True:\n            self._converger.converge(",
         ENGINE,
+    ),
+    Bug(
+        "users are taken back ahead of a look without a fresh lease",
+        "engine/conductor.py",
+        "        if self._parts.may_act():\n            self._converger.route(",
+        "        if True:\n            self._converger.route(",
+        f"{ENGINE} -k ahead_of_a_look",
+    ),
+    Bug(
+        "a rollback waits for the end of a look",
+        "engine/conductor.py",
+        "        if urgent:\n            self._pressing.set()\n",
+        "",
+        f"{ENGINE} -k taken_back",
+    ),
+    Bug(
+        "users are taken back after the next look",
+        "engine/conductor.py",
+        "            if isinstance(command, URGENT):\n                await self._take_back()\n",
+        "",
+        f"{ENGINE} -k taken_back",
+    ),
+    Bug(
+        "users are taken back to the release before after the next look",
+        "engine/conductor.py",
+        'if rollout is None or not (rollout.kind == "revert" or rollout.takes_back):',
+        "if rollout is None or not rollout.takes_back:",
+        f"{ENGINE} -k taken_back",
+    ),
+    Bug(
+        "a rollback makes the look begin again",
+        "engine/conductor.py",
+        "                if ready and not look.done():\n",
+        "                if ready and not look.done():\n                    look.cancel()\n",
+        f"{ENGINE} -k begin_again",
     ),
     Bug(
         "a superseded daemon goes on",
@@ -914,9 +1005,8 @@ BUGS = (
     Bug(
         "effects go before their commit",
         "engine/conductor.py",
-        "        state, events = decide(self._state, seen, self._parts.clock.now())\n"
-        "        if state != self._state:\n",
-        "        state, events = decide(self._state, seen, self._parts.clock.now())\n"
+        "replace(seen, unwatched=unwatched), clock.now())\n        if state != self._state:\n",
+        "replace(seen, unwatched=unwatched), clock.now())\n"
         "        self._converger.converge(desired(state, self._parts.clock.now()), state, seen)\n"
         "        if state != self._state:\n",
         SIMULATION,
@@ -1311,5 +1401,33 @@ BUGS = (
         "        mark=_postponed(turn, rollout.mark, seconds),\n",
         "",
         "tests/unit/test_nobody_looked.py",
+    ),
+    Bug(
+        "a container's log commands the terminal",
+        "rollout/told.py",
+        'return CONTROL.sub("", _SEQUENCE.sub("", text))',
+        "return text",
+        "tests/unit/test_told.py",
+    ),
+    Bug(
+        "a switch that is on at one edge has all users",
+        "rollout/notice.py",
+        'edge.switched_to if back and edge.switched_everywhere else ""',
+        'edge.switched_to if back else ""',
+        "tests/unit/test_revert.py -k switch",
+    ),
+    Bug(
+        "what goes back is said to go on when the time is up",
+        "cli/ask.py",
+        "return escape(standing(state, self.release))",
+        'return f"{self.release} goes on"',
+        "tests/integration/test_wait.py -k goes_back",
+    ),
+    Bug(
+        "another daemon's targets are taken for ours",
+        "daemon/doctor/prometheus.py",
+        "urlsplit(url).port in (None, urlsplit(ours).port)",
+        "bool(url)",
+        "tests/mistakes/test_surroundings.py -k very_daemon",
     ),
 )

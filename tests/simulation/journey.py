@@ -143,6 +143,7 @@ class Run:
     async def obeys(self, number: int) -> None:
         """L3: a good release is promoted, a rollback leads back, an abort has nothing to end and says so."""
         before = self.world.state().stable
+        self.push(number + 9, verb="unfreeze")  # a store that was written again is as frozen as it was
         self.push(number, image="repo/api:99")
         promoted = self.world.promoted
         await self.until(lambda: f"{number}-0" in promoted(), 600.0, f"the release of {number}-0 is promoted")

@@ -397,6 +397,17 @@ def test_what_has_changed_is_told_by_its_keys_and_by_when_it_counts(tmp_path: Pa
     assert changes(both, load(tmp_path / "orchestrator.yaml", both)) == ()
 
 
+@pytest.mark.parametrize("later", ["images: oops: [", None])
+def test_what_was_checked_is_kept_whatever_the_file_says_by_then(tmp_path: Path, later: str | None) -> None:
+    """None: it is gone by then."""
+    path, kept = write(tmp_path, SERVICE), KeptFiles(tmp_path / "state")
+    file = tmp_path / "services" / "api.yaml"
+    checked = load(path)
+    file.unlink() if later is None else file.write_text(later)
+    kept.keep(checked)
+    assert kept.services() == checked.services
+
+
 def test_a_service_is_known_by_its_last_right_file_until_it_is_removed(tmp_path: Path) -> None:
     path, kept = write(tmp_path, SERVICE), KeptFiles(tmp_path / "state")
     first = load(path)

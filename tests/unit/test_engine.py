@@ -12,7 +12,7 @@ from orchestrator.engine.conductor import INBOX, Conductor, Parts
 from orchestrator.engine.converge import Converger
 from orchestrator.engine.dispatcher import Dispatcher, to_command
 from orchestrator.engine.measure import Measurer
-from orchestrator.engine.tasks import Jobs, beside, eternal
+from orchestrator.engine.tasks import JOB_DEADLINE, Jobs, beside, eternal
 from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.metrics import MetricSource
 from orchestrator.ports.requests import Request
@@ -167,6 +167,7 @@ async def test_docker_away_stops_nothing_that_serves(kit: Kit) -> None:
 
 
 async def test_docker_away_while_starting_is_waited_for(kit: Kit) -> None:
+    kit.runtime.looks["c1"] = -20  # long enough in starting for that to be seen
     kit.conductor.submit(small(1))
     kit.runtime.down = True
     await asyncio.sleep(0.1)
@@ -613,6 +614,21 @@ async def test_an_instance_that_hangs_is_stopped_once_nginx_has_let_it_go(
     await jobs.stop()
 
 
+async def test_the_way_back_at_the_edge_may_wait_for_its_turn_for_as_long_as_a_route() -> None:
+    deadlines: dict[str, float] = {}
+
+    class Recorder(Jobs):
+        def start(self, name: str, work: Any, deadline: float = JOB_DEADLINE) -> None:
+            deadlines[name.split(maxsplit=1)[0]] = deadline
+
+    kit = Kit()
+    state = ServiceState(service="api", route=Route(generation=7))
+    converger = Converger(kit.runtime, kit.runtime, kit.traffic, kit.hooks, kit.store, Recorder(lambda: None))
+    converger.converge(desired(state, 0.0), state, Observation(edge=Edge()))
+    converger.retreat("api", "host", "the store does not answer")
+    assert deadlines["retreat"] == deadlines["route"] > JOB_DEADLINE
+
+
 async def test_work_beside_a_block_ends_with_it_and_its_bugs_end_the_block() -> None:
     running: list[str] = []
 
@@ -749,3 +765,99 @@ async def test_a_command_that_waits_for_the_daemon_does_not_hide_that_it_was_awa
     assert after.rollout is not None
     assert after.rollout.entered_at - before.rollout.entered_at >= 600.0
     assert after.rollout.silent < 120
+
+
+class Hanging:
+    """A question that is never answered, once somebody has begun to ask it."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.begun = asyncio.Event()
+
+    async def __call__(self, *_: Any) -> Any:
+        self.asked += 1
+        self.begun.set()
+        await asyncio.Event().wait()
+
+
+@pytest.fixture
+async def climbing(kit: Kit) -> Kit:
+    """A candidate that holds a fifth of the traffic."""
+    kit.conductor.submit(small(1))
+    await kit.until(ended("api-1"))
+    kit.conductor.submit(small(2, steps=(HELD, LADDER[-1])))
+    await kit.until(lambda s: s.rollout is not None and s.rollout.held_since is not None)
+    return kit
+
+
+async def _leads_to(kit: Kit, release: str) -> None:
+    """Wait for less than a look may take; what is served must have been committed by then."""
+    async with asyncio.timeout(5):
+        while {s.release for s in kit.traffic.plans["api"].route.servers if not s.backup} != {release}:
+            await asyncio.sleep(0.001)
+    assert kit.traffic.plans["api"].route == (await kit.state()).route
+
+
+@pytest.mark.parametrize("command", [Rollback, Abort])
+@pytest.mark.parametrize("under_way", [True, False], ids=["under way", "to come"])
+@pytest.mark.parametrize("part", [FakeRuntime, FakeTraffic], ids=["docker", "edge"])
+async def test_users_are_taken_back_while_a_look_hangs(
+    climbing: Kit, monkeypatch: pytest.MonkeyPatch, part: type, under_way: bool, command: Any
+) -> None:
+    hanging = Hanging()
+    monkeypatch.setattr(part, "observe", lambda _, service: hanging(service))
+    if under_way:
+        await asyncio.wait_for(hanging.begun.wait(), 5)
+    climbing.conductor.submit(command(request="9-0", actor="ann"))
+    await _leads_to(climbing, "api-1")
+    assert "9-0" in (await climbing.state()).handled
+
+
+async def test_users_are_taken_back_to_the_release_before_while_a_look_hangs(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        kit.conductor.submit(small(number, steps=(Step(weight=100, hold=0.0, deadline=60.0),)))
+        await kit.until(ended(f"api-{number}"))
+    await kit.until(lambda s: s.confirmed == s.route.generation)
+    hanging = Hanging()
+    monkeypatch.setattr(FakeRuntime, "observe", lambda _, service: hanging(service))
+    await asyncio.wait_for(hanging.begun.wait(), 5)
+    kit.conductor.submit(Rollback(request="9-0", actor="ann"))
+    await _leads_to(kit, "api-1")
+
+
+async def test_commands_do_not_make_a_look_begin_again(
+    climbing: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever asks again and again could keep the service from being looked at."""
+    hanging = Hanging()
+    monkeypatch.setattr(FakeRuntime, "observe", lambda _, service: hanging(service))
+    await asyncio.wait_for(hanging.begun.wait(), 5)
+    for number in range(5):
+        climbing.conductor.submit(Rollback(request=f"9-{number}", actor="ann"))
+        await climbing.until(lambda s, number=number: f"9-{number}" in s.handled)  # type: ignore[misc]
+    assert hanging.asked == 1
+
+
+async def test_without_a_fresh_lease_nobody_is_taken_back_ahead_of_a_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kit, fresh = Kit(), [True]
+    kit.conductor = Conductor(PLAN, replace(kit.parts, may_act=lambda: bool(fresh)))
+    task = asyncio.create_task(kit.conductor.run(), name="conductor")
+    kit.conductor.submit(small(1))
+    await kit.until(ended("api-1"))
+    kit.conductor.submit(small(2, steps=(HELD, LADDER[-1])))
+    await kit.until(lambda s: s.rollout is not None and s.rollout.held_since is not None)
+    hanging = Hanging()
+    monkeypatch.setattr(FakeRuntime, "observe", lambda _, service: hanging(service))
+    await asyncio.wait_for(hanging.begun.wait(), 5)
+    before = kit.traffic.plans["api"]
+    fresh.clear()
+    kit.conductor.submit(Rollback(request="9-0", actor="ann"))
+    await kit.until(lambda s: s.route.generation > before.route.generation)
+    await asyncio.sleep(0.05)
+    assert kit.traffic.plans["api"] == before
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

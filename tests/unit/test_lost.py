@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
-from orchestrator.rollout.command import Freeze, handle
+from orchestrator.rollout.command import Freeze, Rollback, handle
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.events import ServiceAdopted
 from orchestrator.rollout.model import Outcome, Phase, Route, ServiceState
 from orchestrator.rollout.observation import Observation, OnDisk
+from orchestrator.rollout.turn import HISTORY
 from tests.builders import submit
 from tests.unit.sim import Behaviour, Sim
 
@@ -197,7 +198,7 @@ def test_a_store_that_went_back_gives_the_rollout_up(sim: Sim) -> None:
     turn(sim)
     assert sim.state.rollout is not None
     assert sim.state.rollout.phase is Phase.ROLLING_BACK
-    assert f"nginx has generation {floor}" in sim.state.rollout.reason
+    assert f"nginx has route {floor}, and Redis none after" in sim.state.rollout.reason
     assert sim.state.route.generation == floor + 1
     assert sim.share("api-1") == 100
 
@@ -243,6 +244,7 @@ def test_a_number_that_somebody_has_is_not_given_out_whoever_the_store_says_is_s
         ("api-blue", "api-2"),
         ("api-²", "api-2"),
         ("api-" + "9" * 5000, "api-2"),
+        ("api-1000000000", "api-1000000001"),
     ):
         other = replace(one, name="api-6-0", release=release, described=None)
         assert next_id(replace(found, instances=(*found.instances, other))) == expected
@@ -277,3 +279,48 @@ def test_a_release_after_a_loss_with_nothing_left_that_runs_is_a_first_release()
     ended = sim.until_ended("api-1", 30)
     assert (ended.outcome, ended.reason) == (Outcome.PROMOTED, "switched over")
     assert sim.state.route.generation > 2
+
+
+def test_what_was_taken_up_is_gone_back_to_also_when_it_is_warm_no_more(sim: Sim) -> None:
+    promoted(sim)
+    lose(sim)
+    sim.lost = True
+    sim.step()
+    sim.send(submit(3))
+    sim.until_ended("api-3")
+    sim.run(130)
+    assert sim.state.previous is None
+    for earlier in ("api-2", "api-1"):
+        sim.send(Rollback(request=f"{earlier}-0", actor="ann"))
+        assert sim.until_ended(earlier).outcome is Outcome.PROMOTED
+        assert sim.share(earlier) == 100
+
+
+def test_what_is_known_to_have_been_promoted_is_not_remembered_twice(sim: Sim) -> None:
+    older = sim.state
+    promoted(sim)
+    lose(sim, older)
+    sim.lost = True
+    sim.step()
+    done = [e.release.id for e in sim.state.history if e.outcome is Outcome.PROMOTED]
+    assert done == ["api-1", "api-2"]
+
+
+def test_a_rollback_has_somewhere_to_go_after_any_number_of_failures(sim: Sim) -> None:
+    promoted(sim)
+    sim.run(130)
+    for number in range(3, 60):
+        sim.behaviours[f"api-{number}"] = Behaviour(exits=True)
+        sim.send(submit(number))
+        assert sim.until_ended(f"api-{number}").outcome is Outcome.FAILED
+    assert len(sim.state.history) == HISTORY
+    sim.send(Rollback(request="99-0", actor="ann"))
+    assert sim.until_ended("api-1").outcome is Outcome.PROMOTED
+
+
+def test_of_more_promotions_than_history_holds_the_oldest_are_forgotten(sim: Sim) -> None:
+    for number in range(2, HISTORY + 4):
+        sim.send(submit(number))
+        sim.until_ended(f"api-{number}")
+    kept = [e.release.id for e in sim.state.history]
+    assert (len(kept), kept[0], kept[-1]) == (HISTORY, "api-4", f"api-{HISTORY + 3}")

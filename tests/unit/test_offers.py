@@ -77,5 +77,5 @@ def test_what_names_another_release_than_the_one_under_way_is_refused(
     before = sim.state.rollout
     (told,) = sim.send(verb(request="8-0", actor="ann", release="api-1"))
     assert isinstance(told, RequestRefused)
-    assert told.reason == "api-1 is not under way any more"
+    assert told.reason == "api-1 is not rolling out: api-2 is shifting"
     assert sim.state.rollout == before

@@ -219,6 +219,16 @@ def test_a_dead_candidate_instance_rolls_back_with_its_last_words(sim: Sim) -> N
     assert ended.logs == "last words\n"
 
 
+@pytest.mark.parametrize("phase", [Phase.PREVIEW, Phase.SHIFTING])
+def test_an_instance_that_neither_runs_nor_has_ended_is_told_without_an_exit_code(
+    sim: Sim, phase: Phase
+) -> None:
+    sim.send(submit(2, policy=policy(preview=Preview(hold=30.0)) if phase is Phase.PREVIEW else policy()))
+    sim.until_phase(phase, held=True)
+    sim.instances["api-2-0"] = replace(sim.instances["api-2-0"], running=False, exit_code=None)
+    assert sim.until_ended("api-2", 5).reason == "api-2-0 does not run"
+
+
 def test_an_unhealthy_candidate_rolls_back(sim: Sim) -> None:
     sim.send(submit(2))
     sim.until_phase(Phase.SHIFTING, held=True)
@@ -1078,7 +1088,7 @@ def test_a_promotion_by_a_person_skips_to_the_last_step_and_its_gates_still_watc
 
 
 def test_a_promotion_is_refused_where_there_is_nothing_to_skip(sim: Sim) -> None:
-    assert "nothing is rolling out" in _refusal(sim, Promote(request="9-0", actor="ann"))
+    assert "nothing of api is rolling out" in _refusal(sim, Promote(request="9-0", actor="ann"))
     sim.send(submit(2))
     sim.until_phase(Phase.STARTING)
     assert "api-2 is starting" in _refusal(sim, Promote(request="9-1", actor="ann"))

@@ -20,7 +20,7 @@ from orchestrator.rollout.events import (
 )
 from orchestrator.rollout.model import Outcome, Phase, Route, ServiceState
 from orchestrator.rollout.observation import OnDisk
-from orchestrator.rollout.removal import LOST, is_going, waits_for
+from orchestrator.rollout.removal import LOST, is_going, kept, waits_for
 from orchestrator.rollout.told import told
 from tests.builders import policy, submit
 from tests.unit.sim import Sim
@@ -104,7 +104,7 @@ def test_a_release_after_a_removal_starts_from_nothing_with_the_next_id(sim: Sim
     assert sim.state.route.generation > generation
     (refused,) = sim.send(Rollback(request="9-0", actor="ann"))
     assert isinstance(refused, RequestRefused)
-    assert refused.reason == "api has no earlier promoted release to go back to"
+    assert "api has no earlier promoted release to go back to; release an image" in refused.reason
 
 
 def test_what_is_on_its_way_has_to_be_aborted_first(sim: Sim) -> None:
@@ -195,7 +195,7 @@ def test_a_removal_that_has_let_go_is_not_called_off_and_a_release_begins_anew(s
     (refused,) = sim.send(Abort(request="8-0", actor="bob"))
     assert isinstance(refused, RequestRefused)
     assert refused.reason == (
-        "api is being removed, by ann: nobody uses it; its instances stop; its instances are let go already;"
+        "api is being removed, by ann: nobody uses it; its instances stop; no stable release is left to keep;"
         " release an image to have it again"
     )
     (accepted, *_) = sim.send(submit(2))
@@ -204,6 +204,27 @@ def test_a_removal_that_has_let_go_is_not_called_off_and_a_release_begins_anew(s
     assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
     sim.run(60)
     assert {i.release for i in sim.instances.values()} == {"api-2"}
+
+
+def test_what_keeps_no_service_is_not_offered_where_stable_is_let_go_before_its_previous_release(
+    sim: Sim,
+) -> None:
+    sim.send(submit(2, policy=policy(drain_deadline=1.0)))
+    sim.until_ended("api-2")
+    state = sim.state
+    assert state.previous is not None
+    lasting = replace(state.previous.policy, drain_deadline=600.0)
+    sim.state = replace(state, previous=replace(state.previous, policy=lasting))
+    sim.drained = False
+    sim.send(REMOVE)
+    sim.run(6)
+    assert kept(sim.state).keys() == {"previous"}
+    (refused,) = sim.send(Abort(request="8-0", actor="bob"))
+    assert isinstance(refused, RequestRefused)
+    assert refused.reason == (
+        "api is being removed, by ann: nobody uses it; its last requests end; no stable release is"
+        " left to keep; release an image to have it again"
+    )
 
 
 def test_a_service_that_never_had_a_release_is_removed_too() -> None:

@@ -545,6 +545,7 @@ def test_a_switch_that_is_not_on_at_every_edge_has_not_all_users(sim: Sim) -> No
     promoted(sim, 2)
     sim.refuses = REFUSES
     ask(sim, "20-0")
+    sim.run(2)
     partly = replace(sim.observe().edge, switched_to="api-1", switched_everywhere=False)
     state, _ = decide(sim.state, replace(sim.observe(), edge=partly), sim.now)
     assert "; some users may still be on api-2" in way_back(state)

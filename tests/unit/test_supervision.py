@@ -174,7 +174,7 @@ async def test_the_loop_goes_on_while_files_are_read_and_whoever_asked_is_answer
     monkeypatch.setattr(serve, "load", slow)
     answers: Any = Answers()
     task = asyncio.create_task(daemon._keep_reloading(answers, GROUP, FINE))
-    daemon._reloads.put_nowait(("ann", "1-0"))
+    daemon._want_reload("ann", "1-0")
     try:
         async with asyncio.timeout(20):
             while not reading.is_set():
@@ -183,7 +183,58 @@ async def test_the_loop_goes_on_while_files_are_read_and_whoever_asked_is_answer
             await answers.answered.wait()
     finally:
         task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
     assert (answers.told, answers.tried) == (("1-0", "1-0"), 2)
+
+
+async def test_a_reload_that_is_delivered_again_before_it_is_answered_is_carried_out_once(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+
+    def counted(*args: Any) -> Any:
+        reads.append(1)
+        return load(*args)
+
+    monkeypatch.setattr(serve, "load", counted)
+    for request in ("1-0", "1-0", "2-0", "1-0"):
+        daemon._want_reload("ann", request)
+    answers: Any = Answers()
+    task = asyncio.create_task(daemon._keep_reloading(answers, GROUP, FINE))
+    async with asyncio.timeout(20):
+        while daemon._unanswered:
+            await asyncio.sleep(0.01)
+    assert (len(reads), answers.told) == (2, ("2-0", "2-0"))
+    daemon._want_reload("SIGHUP")
+    daemon._want_reload("SIGHUP")
+    async with asyncio.timeout(20):
+        while len(reads) < 4:
+            await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_the_loop_goes_on_while_files_are_kept_and_a_service_removed_meanwhile_is_not(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeping, go_on, keep = threading.Event(), threading.Event(), KeptFiles.keep
+
+    def slow(*args: Any) -> None:
+        keeping.set()
+        assert go_on.wait(20), "the loop stood still"
+        keep(*args)
+
+    monkeypatch.setattr(KeptFiles, "keep", slow)
+    told: Any = Told()
+    task = asyncio.create_task(daemon._reload("ann", "1-0", told, GROUP, FINE))
+    async with asyncio.timeout(20):
+        while not keeping.is_set():
+            await asyncio.sleep(0.01)
+        removed = ServiceRemoved(service="web", at=1.0, actor="ann", reason="")
+        daemon._publish(state("web"), daemon.config.services["web"].plan(), Observation(), (removed,))
+        go_on.set()
+        await task
+    assert [path.name for path in (tmp_path / "state" / "services").iterdir()] == ["api.yaml"]
 
 
 async def test_a_service_released_again_after_its_removal_is_driven_without_its_file_too(

@@ -8,7 +8,16 @@ import pytest
 from orchestrator.cli.show import event_text
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import Ended, Mark, Outcome, Phase, Rollout, Route, ServiceState
-from orchestrator.rollout.told import LOG_LINES, LOG_WIDTH, last_logs, logs_of, problems, standing, told
+from orchestrator.rollout.told import (
+    LOG_LINES,
+    LOG_WIDTH,
+    last_logs,
+    logs_of,
+    not_remembered,
+    problems,
+    standing,
+    told,
+)
 from tests.builders import release
 from tests.samples import EVENTS, ended
 
@@ -20,7 +29,7 @@ LINES = {
     "approval_wanted": "waits for approval: the step wants it",
     "rollout_paused": "paused by ann: lunch",
     "instance_died": "exited",
-    "edge_drifted": "nginx' file is edited",
+    "edge_drifted": "nginx' file of api is edited: no step is taken until it is ours again",
     "edge_repaired": "nginx' file is ours again",
     "edge_stuck": "route 3 is not served: nginx -t: no",
     "state_restored": "the store had lost 2 commits; written again",
@@ -79,7 +88,7 @@ def test_what_is_wrong_with_a_service_is_named() -> None:
     )
     assert problems(bad) == [
         "api-1-0 is down",
-        "nginx' file was edited by hand",
+        "nginx' file api.conf was edited or removed by hand; no step is taken until that is undone",
         "a bug",
         "nginx does not say what it serves: no",
     ]
@@ -152,6 +161,13 @@ def test_where_a_release_is_on_its_way_is_told_with_what_it_waits_for(state: Ser
 def test_a_release_in_the_queue_is_told_with_those_before_it() -> None:
     state = replace(on_its_way(), queue=(release(3), release(4)))
     assert standing(state, "api-4") == "api-4 is queued behind api-2, api-3"
+
+
+def test_a_release_that_is_not_remembered_is_answered_by_those_that_are() -> None:
+    state = replace(on_its_way(), queue=(release(3), release(4), release(5), release(6)))
+    no = "'api-9' is no release that is remembered of api; the last ones are:"
+    assert not_remembered(state, "api-9") == f"{no} api-2, api-3, api-4, api-5, api-6"
+    assert not_remembered(ServiceState(service="api"), "api-9") == f"{no} none"
 
 
 def test_what_nginx_does_not_confirm_is_told_with_where_users_are() -> None:

@@ -16,7 +16,7 @@ from orchestrator.daemon.doctor.nginx import nginx
 from orchestrator.daemon.doctor.prometheus import prometheus
 from orchestrator.ports.addresses import masked
 from orchestrator.ports.faults import Fault
-from orchestrator.ports.given import given
+from orchestrator.ports.given import read_given
 from orchestrator.runtime.client import DockerClient
 from orchestrator.store.redis_store import connect
 from orchestrator.store.server import check_settings, private_socket
@@ -105,7 +105,7 @@ async def _credentials(_: Config) -> list[Check]:
 def credentials(file: Path) -> list[Check]:
     """Helpers that Docker's `config.json` names and that are not there: without them nothing is pulled."""
     try:
-        text = given(file)
+        text = read_given(file)
     except FileNotFoundError:
         return []
     except OSError as error:
