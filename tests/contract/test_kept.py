@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ import pytest
 
 from examples.playground.stack import free_port
 from orchestrator.ports.faults import Fault
-from tests.contract.conftest import Site
+from tests.contract.conftest import GET, Site, stop
 
 pytestmark = pytest.mark.parametrize("site", ["reload"], indirect=True)
 
@@ -95,6 +96,19 @@ async def load(site: Site) -> AsyncIterator[Load]:
         await asyncio.gather(*tasks)
 
 
+async def test_a_server_that_is_stopped_answers_what_it_has_accepted(site: Site) -> None:
+    server = site.servers["api-3"]
+    with socket.create_connection(server.sockets[0].getsockname()) as client:
+        client.setblocking(False)
+        client.send(GET + b"\r\n")
+        for _ in range(2):  # the loop has accepted it, and not begun to serve it
+            await asyncio.sleep(0)
+        await stop(server)
+        async with asyncio.timeout(5):
+            answer = await asyncio.get_running_loop().sock_recv(client, 4096)
+    assert answer.endswith(b"api-3")
+
+
 async def test_no_connection_is_cut_when_a_backup_leaves(site: Site) -> None:
     plan = site.plan(3, "api-2", "api-1", back="api-1")
     servers = (plan.route.servers[0], replace(plan.route.servers[1], backup=True))
@@ -115,8 +129,7 @@ async def test_no_connection_is_cut_when_one_of_several_instances_has_died(site:
     await site.edge.apply(site.plan(3, "api-1", "api-2"), 1)
     await site.settled()
     async with load(site) as seen:
-        site.servers["api-2"].close()
-        await site.servers["api-2"].wait_closed()
+        await stop(site.servers["api-2"])
         await site.edge.apply(site.plan(4, "api-1"), 1)
     assert seen.answered > 100
     assert (seen.lost, seen.cut) == ({}, 0)

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from orchestrator.ports.faults import Fault
-from tests.contract.conftest import Site
+from tests.contract.conftest import Site, stop
 
 
 async def test_an_empty_file_takes_the_traffic_back_without_a_daemon(site: Site) -> None:
@@ -134,7 +134,7 @@ async def test_nobody_waits_for_a_server_that_has_had_traffic_and_may_hang(site:
 async def test_nobody_waits_when_all_that_were_served_have_died(site: Site) -> None:
     site.edge._reloader._closing_wait = 60.0
     for release in ("api-1", "api-2"):
-        site.servers[release].close()
+        await stop(site.servers[release])
     async with asyncio.timeout(5):
         await site.edge.apply(site.plan(3, "api-3"), 1)
     assert await site.answers() == {"api-3"}

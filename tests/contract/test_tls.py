@@ -1,6 +1,7 @@
 """Generated `server` blocks that speak TLS, on a real nginx with certificates of a private CA."""
 
 import asyncio
+import contextlib
 import gzip
 import ssl
 from collections import Counter
@@ -39,7 +40,9 @@ class Secure:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n{more}\r\n".encode())
         async with asyncio.timeout(5):
             answer = await reader.read()
-        writer.close()
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
         head, _, body = answer.partition(b"\r\n\r\n")
         return head.decode(), body
 
@@ -114,7 +117,7 @@ async def test_http_2_is_offered(secure: Secure) -> None:
         "127.0.0.1", secure.site.port, ssl=context, server_hostname=NAME
     )
     assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == "h2"
-    writer.close()
+    writer.transport.abort()  # over TLS `close` waits until the other side closes too
 
 
 async def test_plain_requests_are_sent_to_https_and_challenges_are_answered(secure: Secure) -> None:
