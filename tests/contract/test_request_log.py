@@ -116,6 +116,9 @@ async def test_an_address_that_another_instance_gets_begins_at_zero(site: Site, 
 
 async def test_a_log_that_cannot_be_read_is_no_log_without_requests(site: Site) -> None:
     requests = RequestLog(site.process, site.folder)
+    log = site.folder / "log" / "requests.log"
+    log.unlink(missing_ok=True)
+    log.mkdir()
     with pytest.raises(Fault, match="not read yet"):
         of(site, requests, "api-1")
     with pytest.raises(Fault, match=r"requests\.log"):
