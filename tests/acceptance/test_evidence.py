@@ -58,7 +58,7 @@ async def _explained(s: Stack) -> None:
     assert code == 0, text
     assert "all verdicts are the same" in text
     code, text = await s.cli("replay", "api-9")
-    assert (code, "is no release that is remembered of api" in text) == (1, True)
+    assert (code, "is no release that is remembered of api" in text) == (2, True)
     code, text = await s.cli("rehearse", "api", "--days", "0.01", deadline=120)
     assert code == 0, text
     assert "good releases rolled back" in text

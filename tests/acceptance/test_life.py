@@ -85,7 +85,7 @@ async def test_a_removed_service_leaves_nothing_and_its_next_release_begins_anew
 
     await s.until(removed, 40, "nothing is left of it")
     assert s.containers() == []
-    assert list((s.root / "edge").rglob("*api*")) == []
+    assert list((s.root / "edge").rglob("*api*")) == [s.root / "edge" / "api.gone"]  # its tombstone
     with socket.socket() as port:
         assert port.connect_ex(("127.0.0.1", s.ports["api"])) != 0, "nginx serves it yet"
     code, text = await s.cli("remove", "api", "--yes")
