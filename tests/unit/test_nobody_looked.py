@@ -483,3 +483,10 @@ def test_before_the_first_answer_nothing_is_known_of_prometheus(sim: Sim) -> Non
     state, _ = decide(state, replace(sim.observe(), unwatched=2.0), sim.now)
     assert state.rollout is not None
     assert state.rollout.blind_since == (before.rollout.blind_since or 0.0) + 2.0
+
+
+def test_a_rollback_that_starts_a_release_again_is_not_paused(sim: Sim) -> None:
+    reverting_cold(sim)
+    sim.send(Pause(request="10-0", actor="ann"))
+    assert sim.state.rollout is not None
+    assert sim.state.rollout.mark is None
