@@ -490,3 +490,10 @@ def test_a_rollback_that_starts_a_release_again_is_not_paused(sim: Sim) -> None:
     sim.send(Pause(request="10-0", actor="ann"))
     assert sim.state.rollout is not None
     assert sim.state.rollout.mark is None
+
+
+def test_what_goes_back_is_not_paused(sim: Sim) -> None:
+    going_back(sim)
+    sim.send(Pause(request="10-0", actor="ann"))
+    assert sim.state.rollout is not None
+    assert (sim.state.rollout.phase, sim.state.rollout.mark) == (Phase.ROLLING_BACK, None)
