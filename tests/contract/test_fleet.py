@@ -311,13 +311,15 @@ async def test_where_another_edge_sees_nothing_nobody_knows_what_all_serve() -> 
 
 
 async def test_an_edge_that_sees_nothing_for_a_moment_fails_nobody() -> None:
-    fleet, _, board = together()
+    fleet, own, board = together()
     fleet._deadline = 60.0
     board.say("b", unread=True, error="/x/api.conf: Permission denied", tried=2)
     applying = asyncio.create_task(fleet.apply(plan(2), 1))
     await asyncio.sleep(0.1)
+    assert not applying.done()
     board.say("b", served=2, confirmed=2)
     await applying
+    assert own.applied == [2]
 
 
 async def test_a_follower_serves_what_is_wanted_and_says_so() -> None:

@@ -825,6 +825,7 @@ async def test_users_are_taken_back_to_the_release_before_while_a_look_hangs(
     await asyncio.wait_for(hanging.begun.wait(), 5)
     kit.conductor.submit(Rollback(request="9-0", actor="ann"))
     await _leads_to(kit, "api-1")
+    assert "9-0" in (await kit.state()).handled
 
 
 async def test_a_bug_in_deciding_refuses_no_rollback_that_would_be_decided_on_at_once(
