@@ -3,7 +3,8 @@
 import asyncio
 import random
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -31,6 +32,17 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._jump.now
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Executor | None, func: Callable[..., T], *args: Any
+    ) -> asyncio.Future[T]:
+        """Run it at once: a thread would take real time, and a forked process has none of its parent's."""
+        done = self.create_future()
+        try:
+            done.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001  it is raised where it is awaited
+            done.set_exception(error)
+        return done
 
     def _run_once(self) -> None:
         if self._order is not None and len(self._ready) > 1:  # type: ignore[attr-defined]

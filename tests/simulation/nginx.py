@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from unittest import mock
 
 from orchestrator.ports.faults import Fault
@@ -29,8 +29,6 @@ from orchestrator.traffic.render import Header, read_header
 
 if TYPE_CHECKING:
     from tests.simulation.world import Host, World
-
-T = TypeVar("T")
 
 RAM = "/dev/shm"
 """Where the files lie: a run makes thousands of them whole."""
@@ -187,16 +185,13 @@ def edge_of(world: "World", host: "Host") -> NginxEdge:
 
 @contextlib.contextmanager
 def virtual_files(nginx: SimNginx, answers: Callable[[str], bool]) -> Iterator[None]:
-    """Let the edge write its files without threads, and wait for its lock in virtual time.
+    """Let the edge wait for its lock in virtual time, and write its files without waiting for a disk.
 
     Whether a server takes connections is said by `answers`, given its address.
     """
 
     async def takes_connections(address: str) -> bool:
         return answers(address)
-
-    async def inline(work: Callable[[], T]) -> T:
-        return work()
 
     @contextlib.asynccontextmanager
     async def locked(path: Path, deadline: float) -> AsyncIterator[None]:
@@ -216,9 +211,6 @@ def virtual_files(nginx: SimNginx, answers: Callable[[str], bool]) -> Iterator[N
     with contextlib.ExitStack() as stack:
         stack.callback(nginx.close)
         for place, double in {
-            "edge.to_the_end": inline,
-            "reload.to_the_end": inline,
-            "rounds.to_the_end": inline,
             "rounds.locked": locked,
             "edge.takes_connections": takes_connections,
             "files.os.fsync": lambda _: None,
