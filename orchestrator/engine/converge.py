@@ -110,7 +110,8 @@ class Converger:
         """Compare what the edge serves and start what is missing; returns at once."""
         route, edge = world.route, seen.edge
         active = {s.release for s in route.servers if not s.backup}
-        if edge.switched_to and edge.local is None and active != {edge.switched_to}:
+        older = 0 < edge.switched_for < route.generation  # a daemon's own word, which the route replaces
+        if edge.switched_to and edge.local is None and active != {edge.switched_to} and not older:
             self.retreat(world.service, "host", "the rollback switch was turned on by hand")
             return
         if not route.generation or edge.floor > route.generation:

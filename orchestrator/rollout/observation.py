@@ -90,6 +90,7 @@ class Edge:
         on_disk: What the file says of itself; None when there is none or it can't be read.
         fallback: The servers of the file that a rollback on the host would put in place.
         switched_to: The release that has all traffic because the rollback switch is on; empty when it is off.
+        switched_for: The generation for which a daemon turned it on; 0 where it is a person's word.
         switched_everywhere: Whether that is so at all edges.
         failed: Why a rollout has to go back, because one of several edges can't follow; empty when all can.
         silence: Why nginx does not say what it serves, though its file is there; empty when it does.
@@ -106,6 +107,7 @@ class Edge:
     on_disk: OnDisk | None = None
     fallback: tuple[Server, ...] = ()
     switched_to: str = ""
+    switched_for: int = 0
     switched_everywhere: bool = True
     failed: str = ""
     silence: str = ""

@@ -73,7 +73,6 @@ class _Served:
     Attributes:
         shape: What nginx' file was like apart from its route, when it was known last.
         wanted: The generation that was asked for last.
-        turned: The generation for which the rollback switch was turned on; 0 when a person did, or it is off.
         waited: Seconds for which that one has waited for other services' changes.
         waits_since: Since when it waits for them now.
     """
@@ -84,13 +83,8 @@ class _Served:
     old_workers: frozenset[int] | None = None
     error: str = ""
     wanted: int = 0
-    turned: int = 0
     waited: float = 0.0
     waits_since: float | None = None
-
-    def older_switch(self, generation: int) -> bool:
-        """Whether the switch was turned on here for an older generation: then it is no person's word."""
-        return 0 < self.turned < generation
 
     def waited_until(self, now: float) -> float:
         """Seconds that the wanted generation has waited, by the loop's clock."""
@@ -434,10 +428,8 @@ class NginxEdge:
         state.confirmed, state.text = change.disk.route.generation, text
         state.shape = self._shape(change.service, change.secret) if change.secret else ""
         leads = _active(change.disk.back)
-        if state.older_switch(change.disk.route.generation) and leads not in (
-            frozenset(),
-            _active(change.disk.route.servers),
-        ):
+        needless = leads in (frozenset(), _active(change.disk.route.servers))
+        if not needless and 0 < self._switches.turned_for(change.service) < change.disk.route.generation:
             self._switches.put_away(change.service)
 
     async def _secret(self, service: str) -> str:
@@ -500,20 +492,20 @@ class NginxEdge:
             direct = await self._takes_routes(plan.service, header, secret, self._state(plan.service))
             if direct and not self._rounds.busy:
                 return  # a route in memory is as fast, once it is its turn
-            if await to_the_end(lambda: self._switches.turn_on(plan.service, "".join(wanted))):
-                self._state(plan.service).turned = plan.route.generation
+            to, generation = "".join(wanted), plan.route.generation
+            await to_the_end(lambda: self._switches.turn_on(plan.service, to, generation))
 
     def _keeps_switch(self, plan: RoutePlan, header: Header | None) -> bool:
         """Whether the switch stays on until old workers are gone, because it leads where the route does.
 
-        One that was turned on here for an older generation goes when this one is served.
+        One that was turned on for an older generation goes when this one is served.
 
         Raises:
             Fault: It is on and the route leads elsewhere: somebody has rolled back here.
         """
         if not self._switches.is_on(plan.service):
             return False
-        older = self._state(plan.service).older_switch(plan.route.generation)
+        older = 0 < self._switches.turned_for(plan.service) < plan.route.generation
         disk = header.on_disk if header is not None and header.on_disk else OnDisk(route=Route())
         served = _active(disk.route.servers)
         to = _active(disk.back) or served
@@ -715,12 +707,13 @@ class NginxEdge:
         drained = not (retiring if state.old_workers is None else state.old_workers & retiring)
         drained = drained and not answer.draining
         on = self._switches.is_on(service)
-        state.turned = state.turned if on else 0
         leads = _active(disk.back) if on else frozenset[str]()
         served = header is not None and answer.generation == header.generation
-        needless = leads in (frozenset(), _active(disk.route.servers))
-        if on and drained and served and needless and not changing:
-            with contextlib.suppress(Fault):  # no worker is left that it says anything to
+        turned_for = self._switches.turned_for(service) if on else 0
+        agrees = leads in (frozenset(), _active(disk.route.servers))  # then it is for workers from before
+        replaced = header is not None and 0 < turned_for < header.generation
+        if on and served and (drained if agrees else replaced) and not changing:
+            with contextlib.suppress(Fault):
                 self._switches.put_away(service)
         return Edge(
             served=answer.generation,
@@ -731,7 +724,8 @@ class NginxEdge:
             error=state.error,
             on_disk=header.on_disk if header else None,
             fallback=self._fallback(service, disk, on=on),
-            switched_to="" if state.older_switch(state.wanted) else "".join(leads),
+            switched_to="".join(leads),
+            switched_for=turned_for,
             waited=state.waited_until(asyncio.get_running_loop().time()),
             silence="" if text is None or changing else self._silence(service, answer, workers),
         )

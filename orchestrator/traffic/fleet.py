@@ -182,6 +182,7 @@ class Fleet:
             f"edge {name}: {r.edge.error}" for name, r in found.items() if r.edge.unread and name not in left
         ]
         switches = {report.edge.switched_to for report in found.values()}
+        switched = next((e for e in (own, *others) if e.switched_to), own)
         return replace(
             own,
             served=behind if own.served is not None else None,
@@ -192,7 +193,8 @@ class Fleet:
             error=own.error or "; ".join((*left.values(), *unseen)),
             unread=bool(unseen),
             on_disk=by_hand.on_disk,
-            switched_to=next((e.switched_to for e in (own, *others) if e.switched_to), ""),
+            switched_to=switched.switched_to,
+            switched_for=switched.switched_for,
             switched_everywhere=not away and switches <= {own.switched_to},
             failed="; ".join(failed) if self._on_failure == "all_back" else "",
             waited=max([own.waited, *(e.waited for e in others)]),

@@ -32,13 +32,17 @@ class Switches:
         """Whether it is there."""
         return os.path.isfile(self.path(service))  # noqa: PTH113  False too where nobody may look
 
-    def turn_on(self, service: str, to: str) -> bool:
-        """Send all traffic where the served file's rollback leads, which is `to`. Whether that worked."""
-        return _try_to_write(self.path(service), to)
+    def turn_on(self, service: str, to: str, generation: int = 0) -> bool:
+        """Send all traffic where the served file's rollback leads, which is `to`. Whether that worked.
 
-    def written(self, service: str) -> str:
-        """The release that it was turned on for; empty when a person did it, or when it is off."""
-        return (read(self.path(service)) or "").strip()
+        `generation`: the one that leads there too, where it is no person's word.
+        """
+        return _try_to_write(self.path(service), f"{to} {generation}" if generation else to)
+
+    def turned_for(self, service: str) -> int:
+        """The generation for which a daemon turned it on; 0 where it is a person's word, or off."""
+        _, _, generation = (read(self.path(service)) or "").partition(" ")
+        return int(generation) if generation.isdecimal() else 0
 
     def put_away(self, service: str) -> None:
         """Turn it off."""

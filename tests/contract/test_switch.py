@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from orchestrator.ports.faults import Fault
+from orchestrator.traffic.edge import NginxEdge
 from tests.contract.conftest import Site, stop
 
 
@@ -65,15 +66,16 @@ async def test_a_rollback_waits_for_no_other_service(site: Site) -> None:
 @pytest.mark.parametrize("site", ["reload"], indirect=True)
 async def test_a_switch_that_is_left_over_does_not_hold_the_next_release_back(site: Site) -> None:
     await site.edge.apply(site.plan(3, "api-1"), 1)
-    assert (site.folder / "switch" / "api").read_text() == "api-1"
+    assert (site.folder / "switch" / "api").read_text() == "api-1 3"
     await site.edge.apply(site.plan(4, "api-1", "api-2", back="api-1"), 1)
     assert not (site.folder / "switch" / "api").exists()
     assert await site.answers() == {"api-1", "api-2"}
 
 
+@pytest.mark.parametrize("restarted", [False, True])
 @pytest.mark.parametrize("site", ["reload"], indirect=True)
 async def test_a_switch_of_the_daemons_own_gives_way_to_its_next_word(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site, monkeypatch: pytest.MonkeyPatch, restarted: bool
 ) -> None:
     """nginx hung while a rollback was wanted, and meanwhile the next release is."""
 
@@ -86,10 +88,29 @@ async def test_a_switch_of_the_daemons_own_gives_way_to_its_next_word(
             with pytest.raises(Fault, match="it hangs"):
                 await site.edge.apply(plan, 1)
             assert await site.answers() == {"api-1"}
-        assert (await site.edge.observe("api")).switched_to == "", "nobody has rolled back here"
-    await site.edge.apply(site.plan(4, "api-1", "api-2", back="api-1"), 1)
+        seen = await site.edge.observe("api")
+        assert (seen.switched_to, seen.switched_for) == ("api-1", 3), "nobody has rolled back here"
+    edge = site.edge
+    if restarted:
+        edge = NginxEdge(site.process, site.folder, edge._options, listen=edge._listen, closing_wait=0.0)
+    await edge.apply(site.plan(4, "api-1", "api-2", back="api-1"), 1)
+    await edge.close()
     assert not (site.folder / "switch" / "api").exists()
     assert await site.answers() == {"api-1", "api-2"}
+
+
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_a_switch_that_was_left_on_goes_when_a_newer_route_is_served(site: Site) -> None:
+    """A daemon was killed between the confirmation of its next word and the end of its last one."""
+    switch = site.folder / "switch" / "api"
+    switch.write_text("api-1 1")
+    assert await site.answers() == {"api-1"}
+    await site.edge.observe("api")
+    assert not switch.exists()
+    assert await site.answers() == {"api-1", "api-2"}
+    switch.write_text("api-1 2")
+    seen = await site.edge.observe("api")
+    assert (seen.switched_to, seen.switched_for, switch.exists()) == ("api-1", 2, True)
 
 
 async def test_going_back_to_the_previous_release_is_a_switch_too(site: Site) -> None:

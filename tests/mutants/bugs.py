@@ -265,10 +265,17 @@ BUGS = (
         SWITCH,
     ),
     Bug(
+        "a switch that was left on keeps users off what is served",
+        "traffic/edge.py",
+        "(drained if agrees else replaced)",
+        "drained and agrees",
+        "tests/contract/test_switch.py -k left_on",
+    ),
+    Bug(
         "a switch is put away before nginx serves what makes it needless",
         "traffic/edge.py",
-        "        if on and drained and served and needless",
-        "        if on and drained and needless",
+        "        if on and served and (drained if agrees else replaced)",
+        "        if on and (drained if agrees else replaced)",
         REVERT,
     ),
     Bug(
@@ -526,7 +533,7 @@ BUGS = (
     Bug(
         "a switch that can't be turned on keeps users on the candidate",
         "traffic/switch.py",
-        "        return _try_to_write(self.path(service), to)\n",
+        '        return _try_to_write(self.path(service), f"{to} {generation}" if generation else to)\n',
         "        write(self.path(service), to)\n        return True\n",
         f"{FOLDER} -k keeps_nobody",
     ),
@@ -624,9 +631,16 @@ BUGS = (
         SWITCH,
     ),
     Bug(
+        "a switch that a daemon left on is a person's word for the next one",
+        "engine/converge.py",
+        "0 < edge.switched_for < route.generation",
+        "False",
+        f"{ENGINE} -k left_on",
+    ),
+    Bug(
         "the switch that a person turned is not followed",
         "engine/converge.py",
-        "if edge.switched_to and edge.local is None and active != {edge.switched_to}:",
+        "if edge.switched_to and edge.local is None and active != {edge.switched_to} and not older:",
         "if False:",
         ENGINE,
     ),

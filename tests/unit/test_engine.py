@@ -246,6 +246,22 @@ async def test_a_switch_that_a_person_turned_is_followed(kit: Kit) -> None:
     assert last.reason == "the rollback switch was turned on by hand"
 
 
+async def test_a_switch_that_a_daemon_left_on_for_an_older_route_ends_no_release(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit.conductor.submit(small(1))
+    await kit.until(ended("api-1"))
+    observe = FakeTraffic.observe
+
+    async def left_on(traffic: FakeTraffic, service: str) -> Edge:
+        return replace(await observe(traffic, service), switched_to="api-1", switched_for=1)
+
+    monkeypatch.setattr(FakeTraffic, "observe", left_on)
+    kit.conductor.submit(small(2, steps=(Step(weight=100, hold=0.0, deadline=60.0),)))
+    state = await kit.until(ended("api-2"))
+    assert state.history[-1].outcome is Outcome.PROMOTED
+
+
 async def test_a_file_that_the_edge_has_lost_is_laid_down_again_within_one_look(kit: Kit) -> None:
     """Also one that was lost while no daemon ran: the edge remembers less than was confirmed then."""
     kit.conductor.submit(small(1))

@@ -228,10 +228,10 @@ async def test_a_way_back_whose_switch_could_not_be_turned_is_tried_again_before
     users: list[frozenset[str]] = []
     tries, turn_on = 0, edge._switches.turn_on
 
-    def full_at_first(service: str, to: str) -> bool:
+    def full_at_first(service: str, to: str, generation: int) -> bool:
         nonlocal tries
         tries += 1
-        return tries > 1 and turn_on(service, to)
+        return tries > 1 and turn_on(service, to, generation)
 
     monkeypatch.setattr(edge._switches, "turn_on", full_at_first)
 
