@@ -120,7 +120,10 @@ def explain(story: Story, config: Config, output: Output, *, brief: bool) -> Non
 
 def _head(story: Story) -> None:
     release, ended = story.release, story.ended
+    said = " ".join(filter(None, (release.reason, release.link)))
     out.print(f"[bold]{release.id}[/] {escape(release.image)} by {escape(release.author)}")
+    if said:
+        out.print(f"  {escape(said)}")
     if ended is None:
         out.print("[yellow]rolling out[/]")
     else:
@@ -266,6 +269,9 @@ def document(story: Story, config: Config) -> dict[str, Any]:
         "release": release.id,
         "service": release.service,
         "image": release.image,
+        "author": release.author,
+        "why": release.reason,
+        "link": release.link,
         "stable": story.stable,
         "outcome": ended.outcome if ended else None,
         "actor": ended.actor if ended else "",

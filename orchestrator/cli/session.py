@@ -123,6 +123,10 @@ async def redis_of(config: Config) -> AsyncIterator[Client]:
     redis = connect(settings.redis.url or f"unix://{private_socket(settings.state_dir)}")
     try:
         yield redis
+    except Fault as error:
+        if settings.redis.url or not str(error).startswith("Redis"):
+            raise
+        raise type(error)(f"{error} (the daemon runs this Redis: does it run?)") from error
     finally:
         await redis.aclose()
 
@@ -135,8 +139,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         err.print(f"[red]refused[/]: {escape(str(error))}")
         raise typer.Exit(REFUSED) from None
     except Fault as error:
-        hint = " (does the daemon run?)" if str(error).startswith("Redis") else ""
-        err.print(f"[red]error[/]: {escape(str(error))}{hint}")
+        err.print(f"[red]error[/]: {escape(str(error))}")
         raise typer.Exit(UNREACHABLE) from None
     except TimeoutError:
         err.print("[red]error[/]: timed out")

@@ -151,6 +151,8 @@ def history_rows(state: ServiceState) -> list[dict[str, Any]]:
             "outcome": e.outcome.value,
             "actor": e.actor,
             "author": e.release.author,
+            "why": e.release.reason,
+            "link": e.release.link,
             "reason": e.reason,
             "began_at": e.began_at,
             "ended_at": e.ended_at,

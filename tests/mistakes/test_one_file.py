@@ -82,6 +82,7 @@ def test_verbs_need_a_name_and_no_file_of_a_service(command: str, tmp_path: Path
     assert code == 1  # it was Redis that they asked
     assert f"warning: {tmp_path}/services/web.yaml: unknown key `oops`" in text
     assert "Redis: Error 2 connecting to" in text
+    assert "(the daemon runs this Redis: does it run?)" in text
 
 
 def test_a_rollback_on_the_host_needs_no_others_file_and_says_what_does_without_its_own(

@@ -1,6 +1,7 @@
 """What the command line, the API and the pages show of a state."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,17 @@ def test_explain_says_who_promoted_and_that_the_release_was_left_since(
     assert "for api-1, rolled back by bob: checkout [is] broken\n" in text
     found = json.loads(told_by_explain(story, Output.JSON, capsys))
     assert (found["actor"], found["left"]["to"]) == ("ann", "api-1")
+
+
+def test_explain_and_history_show_what_the_producer_said_of_the_release(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    over = replace(ended(4, "ci", "orchestrator"), release=release(4, reason="fix #7", link="https://ci/4"))
+    story = Story(over.release, over, ())
+    assert "  fix #7 https://ci/4\n" in told_by_explain(story, Output.TEXT, capsys)
+    found = json.loads(told_by_explain(story, Output.JSON, capsys))
+    (row,) = history_rows(ServiceState(service="api", history=(over,)))
+    assert (found["why"], found["link"]) == (row["why"], row["link"]) == ("fix #7", "https://ci/4")
 
 
 def test_explain_tells_the_last_words_of_what_died_before_it_had_traffic(
