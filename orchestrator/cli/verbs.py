@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.ask import carry_out
+from orchestrator.cli.exits import REFUSED
 from orchestrator.cli.session import (
     DEFAULT_CONFIG,
     ConfigOption,
@@ -242,15 +243,18 @@ def remove(
 ) -> None:
     """Take a service down: its traffic, its instances, its files in nginx' folder. Images and its file stay.
 
-    Without --yes nothing is done. Refused while a release is on its way. While nothing is gone,
-    `abort` calls it off, and so does a release.
+    Without --yes nothing is done. Refused while a release is on its way, and where nginx needs the
+    service. While nothing is gone, `abort` calls it off, and so does a release.
     """
     found = config_or_exit(config)
-    for place in run(named_elsewhere(found, service)):
+    places = run(named_elsewhere(found, service))
+    for place in places:
         err.print(f"[yellow]warning[/]: {escape(place)} names it; take that out first, or nginx refuses")
     if not yes:
         run(_what_would_go(found, service))
         return
+    if places:
+        raise typer.Exit(REFUSED)
     fields = {"verb": "remove", "service": service, "who": who or me(), "why": reason}
     _send(found, fields, wait=wait, timeout=_seconds(timeout), output=output)
 

@@ -348,8 +348,9 @@ def test_what_of_nginx_own_files_names_a_service_is_told_before_it_is_removed(
         "edge/api.conf", "upstream api { server 127.0.0.1:9; }\nupstream api_back { server 127.0.0.1:9; }\n"
     )
     line = line.replace("FOLDER", str(tmp_path))
-    _, text = place.run("remove", "api")
+    code, text = place.run("remove", "api", "--yes")
     assert f"warning: {tmp_path}/sites/api.conf:4: {line} names it; take that out first" in text
+    assert (code, "Redis" in text) == (10, False)
     site("return 204;")(place)
     _, text = place.run("remove", "api")
     assert "warning" not in text
