@@ -8,6 +8,7 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +126,9 @@ class Daemon:
         )
         _prepare(settings.state_dir)
         runner = await listen(application(views), host, int(port))
-        beat = courtesy("heartbeat", systemd.heartbeat, self._metrics.task_failed, longest_pause=1.0)
-        heartbeat = asyncio.create_task(beat, name="heartbeat")
         systemd.notify("READY=1\nSTATUS=waiting for the lease")  # a standby is a healthy service too
         try:
-            async with self._redis() as redis:
+            async with self._beside("heartbeat", systemd.heartbeat, 1.0), self._redis() as redis:
                 edge = make_edge(settings, self._docker, self._edge_options)
                 edge.prepare()
                 self._requests.prepare()
@@ -155,7 +154,6 @@ class Daemon:
         finally:
             systemd.notify("STOPPING=1")
             log.info("stopped", reason="the traffic stays as it is")
-            heartbeat.cancel()
             await runner.cleanup()
             self._docker.close()
             self._prometheus.close()
@@ -163,22 +161,26 @@ class Daemon:
     @contextlib.asynccontextmanager
     async def _redis(self) -> AsyncIterator[Client]:
         """The client of a given server, or of a private one that ends with the daemon."""
-        section = self.config.settings.redis
-        private = None if section.url else PrivateRedis(self.config.settings.state_dir)
-        if private is not None:
-            await private.start()
-        redis = connect(section.url or (private.url if private else ""), REDIS_TIMEOUT)
-        keeper = asyncio.create_task(private.keep(), name="private redis") if private else None
-        try:
-            if section.url:
+        async with contextlib.AsyncExitStack() as closing:
+            if url := self.config.settings.redis.url:
+                redis = connect(url, REDIS_TIMEOUT)
+                closing.push_async_callback(redis.aclose)
                 await self._check_redis(redis)
+            else:
+                private = PrivateRedis(self.config.settings.state_dir)
+                await private.start()
+                closing.push_async_callback(private.stop)
+                await closing.enter_async_context(self._beside("private redis", private.keep, 5.0))
+                redis = connect(private.url, REDIS_TIMEOUT)
+                closing.push_async_callback(redis.aclose)
             yield redis
-        finally:
-            if keeper is not None:
-                keeper.cancel()
-            await redis.aclose()
-            if private is not None:
-                await private.stop()
+
+    def _beside(
+        self, name: str, work: Callable[[], Awaitable[object]], longest_pause: float
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        """A courtesy that runs beside a block."""
+        failed = self._metrics.task_failed
+        return beside({name: work}, partial(courtesy, failed=failed, longest_pause=longest_pause))
 
     async def _check_redis(self, redis: Client) -> None:
         problems = await check_settings(redis)
@@ -220,8 +222,8 @@ class Daemon:
                     group.create_task(eternal(name, work), name=name)
 
                 def courteous(name: str, work: Callable[[], Any], longest_pause: float = 15.0) -> None:
-                    done = courtesy(name, work, self._metrics.task_failed, longest_pause=longest_pause)
-                    group.create_task(done, name=name)
+                    failed = self._metrics.task_failed
+                    group.create_task(courtesy(name, work, failed, longest_pause=longest_pause), name=name)
 
                 vital("lease", lambda: lease.keep(dispatcher.doubt))
                 await self._await_docker(runtime)
