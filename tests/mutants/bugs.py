@@ -181,6 +181,13 @@ BUGS = (
         f"{PRIVATE_REDIS} -k fork",
     ),
     Bug(
+        "a daemon that is stale waits for ever for what hangs",
+        "daemon/serve.py",
+        '                courteous("end", lambda: _when_cancelled(ending))',
+        "                pass",
+        "tests/contract/test_ways_to_end.py",
+    ),
+    Bug(
         "a file system without locks is taken for another daemon",
         "ports/lock.py",
         "    except BlockingIOError:",
