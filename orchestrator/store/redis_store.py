@@ -3,12 +3,13 @@
 import asyncio
 import hashlib
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
@@ -28,12 +29,28 @@ CONNECTIONS = 64
 """Connections that share the work; some of them wait for news of a stream. More make Redis no faster."""
 
 
-class Client(Redis):
-    """A client whose calls can be cancelled at any moment, and wait their turn for a connection.
+async def _cancellable(call: Awaitable[Any]) -> Any:
+    """The answer of redis-py; a cancellation that came meanwhile is raised at its end at the latest.
 
-    redis-py sends through `asyncio.wait_for`, which in Python 3.11 drops a cancellation that comes as its
-    work ends; a loop of calls would then go on for ever.
+    It sends through `asyncio.wait_for`, which in Python 3.11 drops a cancellation that comes as its work
+    ends; a loop of calls would then go on for ever.
     """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    answer = await call
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return answer
+
+
+class _Pipeline(Pipeline):
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        found: list[Any] = await _cancellable(super().execute(raise_on_error))
+        return found
+
+
+class Client(Redis):
+    """A client whose calls, pipelines too, can be cancelled at any moment, and wait for a connection."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -49,12 +66,11 @@ class Client(Redis):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """See redis-py; raises `CancelledError` if the task was cancelled meanwhile."""
-        task = asyncio.current_task()
-        before = task.cancelling() if task else 0
-        answer = await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
-        if task is not None and task.cancelling() > before:
-            raise asyncio.CancelledError
-        return answer
+        return await _cancellable(super().execute_command(*args, **options))  # type: ignore[no-untyped-call]
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        """See redis-py; its `execute` raises `CancelledError` if the task was cancelled meanwhile."""
+        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """See redis-py."""

@@ -540,19 +540,20 @@ async def test_the_lease_is_renewed_while_hundreds_of_conductors_load(
     await redis.aclose()
 
 
+@pytest.mark.parametrize("what", ["one call", "several calls at once"])
 async def test_calls_that_are_cancelled_end_and_leave_their_connections_to_others(
-    private: PrivateRedis,
+    private: PrivateRedis, what: str
 ) -> None:
     redis = connect(private.url, timeout=2.0, connections=4)
-    store = RedisStore(redis, Keys("t"))
+    store, board = RedisStore(redis, Keys("t")), RedisBoard(redis, Keys("t"), 60.0)
 
-    async def load_for_ever() -> None:
+    async def call_for_ever() -> None:
         while True:
-            await store.load("api")
+            await (store.load("api") if what == "one call" else board.report("a", {"api": "text"}))
 
     chance = random.Random(7)
     for _ in range(60):
-        tasks = [asyncio.create_task(load_for_ever(), name="load") for _ in range(12)]
+        tasks = [asyncio.create_task(call_for_ever(), name="call") for _ in range(12)]
         await asyncio.sleep(chance.uniform(0, 0.01))
         for task in tasks:
             task.cancel()

@@ -188,6 +188,13 @@ BUGS = (
         "tests/contract/test_ways_to_end.py",
     ),
     Bug(
+        "a pipeline of Redis drops a cancellation",
+        "store/redis_store.py",
+        "await _cancellable(super().execute(raise_on_error))",
+        "await super().execute(raise_on_error)",
+        f"{STORE} -k calls_that_are_cancelled --timeout 30",
+    ),
+    Bug(
         "a file system without locks is taken for another daemon",
         "ports/lock.py",
         "    except BlockingIOError:",
