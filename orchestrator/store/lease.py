@@ -117,7 +117,7 @@ class Lease:
     def fresh(self) -> bool:
         """Whether less than half the time to live has passed since the last renewal was sent.
 
-        Only then may anything be begun. What was begun may outlast the lease, as a route or a stop takes
+        Only then may anything be begun. What was begun may outlast the lease: a route or a stop may take
         minutes. It is harmless because of its token, which the resources refuse once they know a higher one.
         """
         return asyncio.get_running_loop().time() - self._renewed < self._ttl / 2

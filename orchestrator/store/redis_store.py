@@ -123,7 +123,7 @@ def fingerprint(fields: Mapping[str, str]) -> str:
     return hashlib.sha256("\0".join(asked).encode()).hexdigest()
 
 
-def _fault(error: RedisError) -> Fault:
+def fault(error: RedisError) -> Fault:
     """`Away` where Redis did not answer; a plain fault where it did, and refused."""
     kind = Fault if isinstance(error, ResponseError) else Away
     return kind(f"Redis: {error}")
@@ -134,16 +134,17 @@ async def run_script(script: Any, keys: Sequence[str], args: Sequence[object]) -
 
     Raises:
         Stale: Another daemon has taken over.
-        Fault: Redis refused or did not answer.
+        Away: Redis did not answer; what was asked may be done or not.
+        Fault: It refused.
     """
     try:
         return int(await script(keys=keys, args=args))
     except ResponseError as error:
         if "STALE" in str(error):
             raise Stale(f"another daemon has taken over: {error}") from error
-        raise Fault(f"Redis: {error}") from error
+        raise fault(error) from error
     except RedisError as error:
-        raise Fault(f"Redis: {error}") from error
+        raise fault(error) from error
 
 
 class RedisStore:
@@ -164,7 +165,7 @@ class RedisStore:
         try:
             data, version = await self._redis.hmget(self._keys.state(service), ["data", "version"])
         except RedisError as error:
-            raise _fault(error) from error
+            raise fault(error) from error
         if data is None:
             return ServiceState(service=service), int(version or 0)
         return load_state(data), int(version or 0)
@@ -228,14 +229,14 @@ class RedisStore:
         try:
             return sorted(str(s) for s in await self._redis.smembers(self._keys.services))
         except RedisError as error:
-            raise _fault(error) from error
+            raise fault(error) from error
 
     async def last_event_id(self) -> str:
         """The id of the newest event, `0-0` when there is none."""
         try:
             newest: Any = await self._redis.xrevrange(self._keys.events, count=1)
         except RedisError as error:
-            raise _fault(error) from error
+            raise fault(error) from error
         return str(newest[0][0]) if newest else "0-0"
 
     async def events(self, after: str, block: float = 1.0) -> AsyncIterator[tuple[str, Event | None]]:
@@ -250,7 +251,7 @@ class RedisStore:
                     {self._keys.events: after}, count=100, block=int(block * 1000)
                 )
             except RedisError as error:
-                raise _fault(error) from error
+                raise fault(error) from error
             if not found:
                 yield after, None
                 continue
@@ -266,7 +267,7 @@ class RedisStore:
             try:
                 page: Any = await self._redis.xrange(self._keys.events, min=f"({after}", count=limit)
             except RedisError as error:
-                raise _fault(error) from error
+                raise fault(error) from error
             read = [(str(entry), self._event(str(entry), fields)) for entry, fields in page]
             found = [(entry, event) for entry, event in read if event is not None]
             if found or not page:
@@ -291,14 +292,14 @@ class RedisStore:
         try:
             return str(await self._redis.get(self._keys.bookmark(reader)) or "")
         except RedisError as error:
-            raise _fault(error) from error
+            raise fault(error) from error
 
     async def set_bookmark(self, reader: str, entry: str) -> None:
         """See `ports.Bookmarks`."""
         try:
             await self._redis.set(self._keys.bookmark(reader), entry)
         except RedisError as error:
-            raise _fault(error) from error
+            raise fault(error) from error
 
     async def told(self, release: str, since: float, until: float = math.inf) -> list[Event]:
         """See `ports.Journal`; oldest first.
@@ -318,7 +319,7 @@ class RedisStore:
             try:
                 page: Any = await self._redis.xrange(self._keys.events, min=after, max=last, count=1000)
             except RedisError as error:
-                raise _fault(error) from error
+                raise fault(error) from error
             for entry, fields in page:
                 after = f"({entry}"
                 event = self._event(entry, fields) if fields.get("release") == release else None
@@ -377,7 +378,7 @@ class RedisStore:
                 ],
             )
         except RedisError as error:
-            raise _fault(error) from error
+            raise fault(error) from error
         if found == "repeated":
             raise Repeated(str(entry))
         if found == "conflict":
@@ -389,7 +390,7 @@ class RedisStore:
         try:
             found: Any = await self._redis.xrange(self._keys.requests, min=request, max=request)
         except RedisError as error:
-            raise _fault(error) from error
+            raise fault(error) from error
         return dict(found[0][1]) if found else None
 
     async def driven(self) -> bool:
@@ -397,7 +398,7 @@ class RedisStore:
         try:
             return bool(await self._redis.exists(self._keys.lease))
         except RedisError as error:
-            raise _fault(error) from error
+            raise fault(error) from error
 
     async def waiting(self) -> int:
         """Requests that nobody has carried out yet: not delivered, or delivered and not acknowledged."""
@@ -406,7 +407,7 @@ class RedisStore:
         except ResponseError:
             return 0
         except RedisError as error:
-            raise _fault(error) from error
+            raise fault(error) from error
         return sum(int(g["pending"]) + int(g["lag"] or 0) for g in groups)
 
 
@@ -422,7 +423,7 @@ class ReadingStore(RedisStore):
         try:
             version = int(await self._redis.hget(self._keys.state(service), "version") or 0)
         except RedisError as error:
-            raise _fault(error) from error
+            raise fault(error) from error
         known = self._known.get(service)
         if known is None or known[1] != version:
             known = self._known[service] = await super().load(service)

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.lock import try_lock
-from orchestrator.store.redis_store import connect
+from orchestrator.store.redis_store import connect, fault
 
 log = structlog.get_logger()
 
@@ -267,7 +267,7 @@ async def check_settings(redis: Redis) -> list[str]:
     Where CONFIG is not allowed, as on managed servers, INFO tells what it can; the rest can't be checked.
 
     Raises:
-        Fault: It does not answer.
+        Away: It does not answer.
     """
     problems, unknown, why = [], [], ""
     try:
@@ -283,7 +283,7 @@ async def check_settings(redis: Redis) -> list[str]:
             elif found != wanted:
                 problems.append(f"{name} is {found!r}, not {wanted!r}: {mend}")
     except RedisError as error:
-        raise Fault(f"Redis: {error}") from error
+        raise fault(error) from error
     if unknown:
         problems.append(
             f"{', '.join(unknown)} can't be checked, because CONFIG is not allowed ({why})"

@@ -188,6 +188,13 @@ BUGS = (
         "tests/contract/test_ways_to_end.py",
     ),
     Bug(
+        "a commit that Redis does not answer is taken for one that it refuses",
+        "store/redis_store.py",
+        "kind = Fault if isinstance(error, ResponseError) else Away",
+        "kind = Fault",
+        f"{STORE} -k is_away",
+    ),
+    Bug(
         "a pipeline of Redis drops a cancellation",
         "store/redis_store.py",
         "await _cancellable(super().execute(raise_on_error))",
