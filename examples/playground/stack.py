@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -216,9 +217,12 @@ class Stack:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _remove_containers(self) -> None:
-        for container in self.containers():
+        def remove(container: Any) -> None:
             with contextlib.suppress(docker.errors.APIError):
                 container.remove(force=True)
+
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(remove, self.containers()))
         with contextlib.suppress(docker.errors.APIError):
             self.docker.networks.get(self.owner).remove()
         for volume in self.docker.volumes.list(filters={"label": f"{OWNER}={self.owner}"}):

@@ -143,12 +143,12 @@ class Run:
 
     async def obeys(self, number: int) -> None:
         """L3: a good release is promoted, a rollback leads back, an abort has nothing to end and says so."""
-        before = self.world.state().stable
         self.push(number + 9, verb="unfreeze")  # a store that was written again is as frozen as it was
         self.push(number, image="repo/api:99")
         promoted = self.world.promoted
         await self.until(lambda: f"{number}-0" in promoted(), 600.0, f"the release of {number}-0 is promoted")
-        if before is not None and self.world.state().previous is not None:
+        before = self.world.state().previous
+        if before is not None:
             self.push(number + 1, verb="rollback")
             await self.until(lambda: self._stands(before.id), 300.0, f"a rollback leads to {before.id}")
         self.push(number + 2, verb="abort")
