@@ -1467,10 +1467,24 @@ BUGS = (
         "tests/unit/test_nobody_looked.py -k step_of",
     ),
     Bug(
+        "nginx is said not to confirm for as long as nobody looked",
+        "rollout/unseen.py",
+        "route=replace(state.route, changed_at=later(state.route.changed_at)) if pending else state.route",
+        "route=state.route",
+        "tests/unit/test_nobody_looked.py -k 'whole_time or every_clock'",
+    ),
+    Bug(
+        "nginx is said not to confirm what was taken up since that was written",
+        "rollout/adopt.py",
+        "route = replace(disk.route, changed_at=turn.now)",
+        "route = disk.route",
+        "tests/unit/test_nobody_looked.py -k taken_up",
+    ),
+    Bug(
         "a pause goes on while nobody looks",
         "rollout/unseen.py",
-        "        mark=_postponed(turn, rollout.mark, seconds),\n",
-        "",
+        "mark=replace(rollout.mark, since=later(rollout.mark.since)) if rollout.mark else None",
+        "mark=rollout.mark",
         "tests/unit/test_nobody_looked.py",
     ),
     Bug(
