@@ -47,6 +47,7 @@ PLAN = ServicePlan(
 )
 PLANS = {
     "revert": replace(PLAN, template=template(instances=2), policies={"": WARM}),
+    "flight": replace(PLAN, policies={"": WARM}),
     "newcomer": replace(PLAN, policies={"": replace(POLICY, confirm_deadline=30.0)}),
 }
 """Of stories that need another than `PLAN`."""
@@ -246,6 +247,35 @@ async def revert(run: Run) -> None:
     await run.quiet(500.0)
 
 
+async def flight(run: Run) -> None:
+    """Redis dies for good, somebody goes back on the host, and the next daemon finds an empty Redis."""
+    world = run.world
+    run.push(1)
+    await run.ended("api-1")
+    run.push(2)
+    await run.ended("api-2")
+    run.kill_instance("api-2")
+    await run.until(lambda: _told_stable(world) == "api-2", 100.0, "nginx' file calls api-2 stable")
+    world.redis_up = False
+    while world.users_of() != {"api-1"}:
+        await run.rollback_on_host()
+        await run.wait(1.0)
+    world.left.add("api-2")
+    for host in [h for h in run.hosts if not h.dead]:
+        run.kill(host)
+    await run.wait(3.0)
+    world.wipe({})
+    world.redis_up = True
+    await run.until(lambda: run._stands("api-1"), 100.0, "api-1 is stable")
+    run.push(3, verb="rollback")
+    await run.quiet(500.0)
+
+
+def _told_stable(world: World) -> str:
+    disk = world.nginx.told("api")
+    return disk.stable if disk is not None else ""
+
+
 async def newcomer(run: Run) -> None:
     """nginx refuses the first release of a service, and takes the second."""
     run.world.nginx.refuses = "nginx -t: duplicate upstream in another file"
@@ -282,6 +312,7 @@ STORIES = {
     "bad": bad,
     "people": people,
     "revert": revert,
+    "flight": flight,
     "newcomer": newcomer,
     "removal": removal,
 }
