@@ -1,7 +1,6 @@
 """A story that is told again for every schedule of faults, and the supervisor that starts daemons again."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -105,13 +104,17 @@ class Run:
             self.world.check()
             await asyncio.sleep(0.25)
 
-    async def rollback_on_host(self) -> None:
-        """Somebody runs `orchestrator rollback --local` on nginx' host."""
+    async def rollback_on_host(self) -> bool:
+        """Somebody runs `orchestrator rollback --local` on nginx' host; whether that is confirmed."""
         ann = Host(-1, person=True)
         PROCESS.set(ann)
-        with contextlib.suppress(Refused):
+        try:
             await edge_of(self.world, ann).retreat("api", "ann", f"by hand at {self.world.now:.0f}")
-        self.world.check()
+        except Refused:
+            return False
+        finally:
+            self.world.check()
+        return True
 
     async def until(self, look: Callable[[], bool], limit: float, what: str) -> None:
         deadline = self.world.now + limit
