@@ -47,6 +47,7 @@ PLAN = ServicePlan(
 PLANS = {
     "revert": replace(PLAN, template=template(instances=2), policies={"": WARM}),
     "flight": replace(PLAN, policies={"": WARM}),
+    "third": replace(PLAN, policies={"": WARM}),
     "newcomer": replace(PLAN, policies={"": replace(POLICY, confirm_deadline=30.0)}),
 }
 """Of stories that need another than `PLAN`."""
@@ -279,6 +280,20 @@ def _told_stable(world: World) -> str:
     return disk.stable if disk is not None else ""
 
 
+async def third(run: Run) -> None:
+    """A third release is aborted before nginx has read its first step, and the first one is still warm."""
+    world = run.world
+    run.push(1)
+    await run.ended("api-1")
+    run.push(2)
+    await run.ended("api-2")
+    run.push(3)
+    await run.until(lambda: world.nginx.is_written("api", "api-3"), 400.0, "api-3 is in nginx' file")
+    run.push(4, verb="abort")
+    await run.ended("api-3")
+    await run.quiet(500.0)
+
+
 async def newcomer(run: Run) -> None:
     """nginx refuses the first release of a service, and takes the second."""
     run.world.nginx.refuses = "nginx -t: duplicate upstream in another file"
@@ -316,6 +331,7 @@ STORIES = {
     "people": people,
     "revert": revert,
     "flight": flight,
+    "third": third,
     "newcomer": newcomer,
     "removal": removal,
 }
