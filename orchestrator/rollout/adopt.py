@@ -1,6 +1,7 @@
 """Going on from what runs where the store has lost what was committed, wholly or in part."""
 
 import re
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 from orchestrator.rollout.events import ServiceAdopted
@@ -15,8 +16,8 @@ from orchestrator.rollout.model import (
     Route,
     ServiceState,
 )
-from orchestrator.rollout.observation import Instance, Observation, OnDisk
-from orchestrator.rollout.route import may_be_served
+from orchestrator.rollout.observation import Edge, Instance, LocalRollback, Observation, OnDisk
+from orchestrator.rollout.route import gone_back, may_be_served
 from orchestrator.rollout.turn import DAEMON, Turn
 
 LOST = "the store had lost what was committed; it was taken up as it was found"
@@ -26,19 +27,19 @@ def adopt(turn: Turn, seen: Observation) -> None:
     """Complete a state from what runs and from what the edge's file says. Usually there is nothing to do.
 
     The containers' labels tell the releases, the file tells the route and who is stable. Where nothing is
-    committed the service is taken up as it is found, so that no traffic moves: a candidate that has traffic
-    goes on with the step that its share fits, from the step's beginning. Where the edge is ahead of what is
-    committed, only who is stable is taken over; the route is made anew from that, and what was under way over
-    another stable release has ended since. Where the file serves nobody there is nothing to take up, whatever
-    runs. What is being removed is taken down, and what was removed stays so, unless the edge shows that it
-    has been released since.
+    committed the service is taken up as it is found, so that no user's release changes: a candidate that has
+    traffic goes on with the step that its share fits, from the step's beginning. Where the edge is ahead of
+    what is committed, only who is stable is taken over; the route is made anew from that, and what was under
+    way over another stable release has ended since. Where somebody has gone back at the edge, stable is the
+    release that this led to. Where the file serves nobody there is nothing to take up, whatever runs. What is
+    being removed is taken down, and what was removed stays so, unless the edge shows that it has been
+    released since.
     """
     state, disk = turn.state, seen.edge.on_disk
     untold = replace(state, at=0.0, released=0, trouble="", overlooked=0.0, silent_since=None)
     blank = untold == ServiceState(service=state.service)
     if seen.runtime_ok or not blank:
         turn.set(released=max(state.released, _given_out(state, seen)))
-    ahead = seen.edge.floor > state.route.generation and seen.edge.local is None
     rollout = state.rollout
     own = rollout.release.id if rollout is not None and not may_be_served(rollout, seen.edge) else ""
     found = [i for i in seen.instances if _credible(i, state.service) and i.release != own]
@@ -46,69 +47,109 @@ def adopt(turn: Turn, seen: Observation) -> None:
     leaving = state.removal is not None and state.removal.kind == "removing"
     leaving = leaving and not (disk is not None and disk.released > state.released)  # by then it is over
     nobody = disk is not None and not disk.route.servers
-    if leaving or nobody or not seen.runtime_ok or not releases or not (blank or ahead):
+    lost = blank or _ahead(state, seen.edge, releases)
+    if leaving or nobody or not seen.runtime_ok or not releases or not lost:
         return
     disk = disk or OnDisk(route=Route(generation=seen.edge.floor))
-    stable = max(releases.values(), key=lambda r: _trust(r, disk, seen))
-    if not blank and stable == state.stable:
+    back = gone_back(seen.edge)
+    to = back.to if back else ""
+    stable = max(releases.values(), key=lambda r: _trust(r, disk, seen, to))
+    if state.stable is not None and stable.id == state.stable.id:
         return
     others = [r for s in disk.route.servers if (r := releases.get(s.release)) not in (None, stable)]
     previous = next((r for r in others if r is not None and disk.route.share(r.id) == 0), None)
-    candidate = next((r for r in others if r is not None and disk.route.share(r.id) > 0), None)
-    if not blank and (state.stable is None or state.stable.id != stable.id):
-        _end_what_was_over(turn, stable)
+    if to == stable.id:
+        previous = _left(stable, list(releases.values()), disk, seen) or previous
+    weighted = [r for r in others if r is not None and r != previous and disk.route.share(r.id) > 0]
+    candidate = weighted[0] if weighted and blank else None
+    _end_what_was_over(turn, previous, stable, back)
     turn.set(
         stable=stable,
         previous=previous,
         previous_until=turn.now + stable.policy.keep_previous if previous else None,
         removal=None,
     )
-    _remember(turn, previous, stable)
     if blank:
-        turn.set(route=disk.route, rollout=_rollout(candidate, disk.route, turn.now) if candidate else None)
+        route = replace(disk.route, changed_at=turn.now)
+        turn.set(route=route, rollout=_rollout(candidate, route, turn.now) if candidate else None)
     turn.tell(
         ServiceAdopted(
             service=state.service,
             at=turn.now,
             release=stable.id,
-            candidate=candidate.id if candidate and blank else "",
+            candidate=candidate.id if candidate else "",
             previous=previous.id if previous else "",
             generation=disk.route.generation,
             actor=DAEMON,
         )
     )
+    if candidate is not None and back is not None and to == stable.id:
+        turn.retreat(Outcome.ROLLED_BACK, back.reason, actor=back.actor)
 
 
-def _remember(turn: Turn, *found: Release | None) -> None:
-    """Put what was promoted, oldest first, into history, which has lost that: a rollback leads there too."""
-    known = {e.release.id for e in turn.state.history if e.outcome is Outcome.PROMOTED}
-    lost = [
-        Ended(
-            release=release,
-            kind="release",
-            outcome=Outcome.PROMOTED,
-            reason=LOST,
-            actor=DAEMON,
-            began_at=turn.now,
-            ended_at=turn.now,
-        )
-        for release in found
-        if release is not None and release.id not in known
-    ]
-    turn.set(history=(*turn.state.history, *lost))
+def _ahead(state: ServiceState, edge: Edge, releases: Container[str]) -> bool:
+    """Whether the edge shows that the store has lost commits.
+
+    A rollback on the host makes one route that nobody has committed. `notice_host` follows it to stable, and
+    to previous while nothing rolls out.
+    """
+    if edge.local is None:
+        return max(edge.floor, edge.switched_for) > state.route.generation
+    ways = [state.stable, None if state.rollout else state.previous]
+    known = edge.local.to in [r.id for r in ways if r is not None]
+    return edge.floor > state.route.generation + 1 and edge.local.to in releases and not known
 
 
-def _end_what_was_over(turn: Turn, stable: Release) -> None:
-    """End what the store shows under way or waiting, and what ended before this release became stable."""
-    rollout = turn.state.rollout
-    if rollout is not None:
-        promoted = rollout.release.id == stable.id
-        turn.end(Outcome.PROMOTED if promoted else Outcome.ABORTED, LOST)
-    late = [release for release in turn.state.queue if release.number <= stable.number]
+def _left(stable: Release, found: Sequence[Release], disk: OnDisk, seen: Observation) -> Release | None:
+    """The release that was stable before users were taken back to this one; the newest that may have been."""
+    kept = [r for r in found if r.id == disk.stable or any(i.supervised for i in seen.of(r.id))]
+    return max((r for r in kept if r != stable), key=lambda r: r.number, default=None)
+
+
+def _end_what_was_over(
+    turn: Turn, previous: Release | None, stable: Release, back: LocalRollback | None
+) -> None:
+    """Complete history, which a rollback goes by, and end what the store shows under way or waiting.
+
+    Previous was promoted, then stable; what is older than the newer of them has ended before.
+    """
+    newest = stable.number
+    for release in (previous, stable):
+        if release is None:
+            continue
+        newest = max(newest, release.number)
+        waiting = tuple(r for r in turn.state.queue if r.id != release.id)
+        if turn.state.rolling(release.id):
+            turn.end(Outcome.PROMOTED, LOST)
+        elif waiting != turn.state.queue:
+            turn.set(queue=waiting)
+            turn.conclude(release, Outcome.PROMOTED, LOST, actor=DAEMON)
+        else:
+            _remember(turn, release, back if back and back.to == release.id else None)
+    if turn.state.rollout is not None:
+        turn.end(Outcome.ABORTED, LOST)
+    late = [release for release in turn.state.queue if release.number <= newest]
     turn.set(queue=tuple(release for release in turn.state.queue if release not in late))
     for release in late:
-        promoted = release.id == stable.id
-        turn.conclude(release, Outcome.PROMOTED if promoted else Outcome.ABORTED, LOST, actor=DAEMON)
+        turn.conclude(release, Outcome.ABORTED, LOST, actor=DAEMON)
+
+
+def _remember(turn: Turn, release: Release, back: LocalRollback | None) -> None:
+    """Put a promotion into history, which has lost that, unless it is the last one there."""
+    promoted = [e.release for e in turn.state.history if e.outcome is Outcome.PROMOTED]
+    if promoted and promoted[-1].id == release.id:
+        return
+    reverted = any(r.number >= release.number for r in promoted)
+    ended = Ended(
+        release=release,
+        kind="revert" if reverted else "release",
+        outcome=Outcome.PROMOTED,
+        reason=back.reason if back and reverted else LOST,
+        actor=back.actor if back and reverted else DAEMON,
+        began_at=turn.now,
+        ended_at=turn.now,
+    )
+    turn.set(history=(*turn.state.history, ended))
 
 
 def _given_out(state: ServiceState, seen: Observation) -> int:
@@ -132,18 +173,22 @@ def _credible(instance: Instance, service: str) -> bool:
     )
 
 
-def _trust(release: Release, disk: OnDisk, seen: Observation) -> tuple[bool, bool, float, bool, int]:
+def _trust(release: Release, disk: OnDisk, seen: Observation, to: str) -> tuple[bool | float, ...]:
     """What speaks for a release as the stable one, the strongest first.
 
-    It runs; the file calls it stable; it has the most traffic; Docker keeps it up, which is asked for only
-    after a promotion; it is the newest.
+    Somebody has gone back to it; it runs; it has all the traffic and Docker keeps it up, which is asked for
+    only after a promotion or on the way back, and which the file need not tell; the file calls it stable; it
+    has the most traffic; Docker keeps it up; it is the newest.
     """
-    mine = seen.of(release.id)
+    mine, share = seen.of(release.id), disk.route.share(release.id)
+    kept = any(i.supervised for i in mine)
     return (
+        release.id == to,
         any(i.running for i in mine),
+        kept and share == 1.0,
         release.id == disk.stable,
-        disk.route.share(release.id),
-        any(i.supervised for i in mine),
+        share,
+        kept,
         release.number,
     )
 

@@ -376,15 +376,13 @@ class ServiceState:
     def earlier(self) -> Release | None:
         """Where a rollback of stable leads when it names no release; None where there is nothing.
 
-        Promoted releases are a stack, of which a revert takes off all above its target: a release that was
-        left is not gone back to, unless somebody names it.
+        Promoted releases are a stack, of which a revert takes off all that are newer than its target: a
+        release that was left is not gone back to, unless somebody names it.
         """
         stack: list[Release] = []
         promoted = [e.release for e in self.history if e.outcome is Outcome.PROMOTED]
         for release in promoted:
-            ids = [r.id for r in stack]
-            stack = stack[: ids.index(release.id)] if release.id in ids else stack
-            stack.append(release)
+            stack = [*(r for r in stack if r.number < release.number), release]
         below = [r for r in stack if self.stable is None or r.id != self.stable.id]
         if below:
             return below[-1]

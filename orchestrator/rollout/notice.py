@@ -43,8 +43,9 @@ def notice_host(turn: Turn, seen: Observation) -> None:
             turn.end(Outcome.ABORTED, local.reason, actor=local.actor)
         else:
             turn.retreat(Outcome.ROLLED_BACK, local.reason, actor=local.actor)
-    if turn.state.rollout is None and state.previous is not None and state.previous.id == local.to:
-        turn.revert(state.previous, local.reason, actor=local.actor)
+    target = state.known(local.to)
+    if turn.state.rollout is None and target is not None and turn.state.current != target.id:
+        turn.revert(target, local.reason, actor=local.actor)
 
 
 def notice_edge(turn: Turn, seen: Observation) -> None:

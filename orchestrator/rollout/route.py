@@ -86,13 +86,24 @@ def _server(instance: Instance, weight: int, *, backup: bool = False) -> Server:
     )
 
 
+def gone_back(edge: Edge) -> LocalRollback | None:
+    """The rollback that the edge tells of: by its file, else by its switch.
+
+    A switch that a daemon turned on says nothing once the route that it was for is served.
+    """
+    if edge.local is not None or edge.on_disk is None or not edge.switched_to:
+        return edge.local
+    if 0 < edge.switched_for <= edge.on_disk.route.generation:
+        return None
+    return LocalRollback(to=edge.switched_to, actor="host", reason="the rollback switch was on")
+
+
 def unanswered(state: ServiceState, seen: Observation) -> LocalRollback | None:
     """The rollback on the host that the state has not followed yet; None when there is none."""
     disk = seen.edge.on_disk
-    if disk is None or disk.local is None or disk.route.generation <= state.answered:
+    if disk is None or disk.local is None or disk.route.generation <= state.answered or state.removal:
         return None
-    releases = [state.stable, state.previous, state.rollout.release if state.rollout else None]
-    return disk.local if any(r is not None and r.id == disk.local.to for r in releases) else None
+    return disk.local if state.known(disk.local.to) else None
 
 
 def _host_went_elsewhere(state: ServiceState, seen: Observation, wanted: Shares) -> bool:

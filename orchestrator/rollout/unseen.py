@@ -1,8 +1,9 @@
 """Time in which nobody looked, or could: it is taken out of the clocks that a release is held to."""
 
 from dataclasses import replace
+from functools import partial
 
-from orchestrator.rollout.model import Mark, Outcome, Phase, Rollout
+from orchestrator.rollout.model import Outcome, Phase, Rollout
 from orchestrator.rollout.observation import Observation
 from orchestrator.rollout.plan import is_fast
 from orchestrator.rollout.turn import Turn
@@ -14,26 +15,33 @@ MEASURED = frozenset({Phase.STARTING, Phase.SHIFTING, Phase.BAKING})
 def exclude_unwatched(turn: Turn, seconds: float) -> None:
     """Take out the seconds before this look in which nobody drove the service.
 
-    A hold, a deadline, a pause, the time in the queue and the time that a limit has been broken go on from
-    where they were when somebody looked last. Taking out too much only makes the wait longer.
+    A hold, a deadline, a pause, the time in the queue, the time that a limit has been broken and the patience
+    with nginx, with its file and with an instance that hangs go on from where they were when somebody looked
+    last. Taking out too much only makes the wait longer.
     """
     state = turn.state
     overlooked = state.overlooked + seconds if state.queue else 0.0
     if overlooked != state.overlooked:
         turn.set(overlooked=overlooked)
-    if state.rollout is None or not seconds:
+    if not seconds:
+        return
+    later = partial(turn.postponed, seconds=seconds)
+    pending = state.route.generation > state.confirmed
+    turn.set(
+        route=replace(state.route, changed_at=later(state.route.changed_at)) if pending else state.route,
+        drifted_since=None if state.drifted_since is None else later(state.drifted_since),
+        silent_since=None if state.silent_since is None else later(state.silent_since),
+        hung=tuple((name, later(since)) for name, since in state.hung),
+    )
+    if state.rollout is None:
         return
     turn.postpone(seconds)
     rollout = turn.rollout
     turn.roll(
-        blind_since=None if rollout.blind_since is None else turn.postponed(rollout.blind_since, seconds),
-        mark=_postponed(turn, rollout.mark, seconds),
-        breaches=tuple(replace(b, since=turn.postponed(b.since, seconds)) for b in rollout.breaches),
+        blind_since=None if rollout.blind_since is None else later(rollout.blind_since),
+        mark=replace(rollout.mark, since=later(rollout.mark.since)) if rollout.mark else None,
+        breaches=tuple(replace(b, since=later(b.since)) for b in rollout.breaches),
     )
-
-
-def _postponed(turn: Turn, mark: Mark | None, seconds: float) -> Mark | None:
-    return None if mark is None else replace(mark, since=turn.postponed(mark.since, seconds))
 
 
 def notice_blindness(turn: Turn, seen: Observation) -> None:

@@ -246,9 +246,37 @@ BUGS = (
     Bug(
         "a rollout of an older store goes on over a newer stable release",
         "rollout/adopt.py",
-        "        _end_what_was_over(turn, stable)\n",
-        "        pass\n",
+        "    _end_what_was_over(turn, previous, stable, back)\n",
+        "",
         "tests/unit/test_older_store.py",
+    ),
+    Bug(
+        "an empty store takes users back to the release that somebody fled from",
+        "rollout/adopt.py",
+        "        release.id == to,\n",
+        "        False,\n",
+        "tests/unit/test_lost.py",
+    ),
+    Bug(
+        "a promotion that nginx' file does not tell is lost with the store",
+        "rollout/adopt.py",
+        "        kept and share == 1.0,\n",
+        "        False,\n",
+        "tests/unit/test_lost.py",
+    ),
+    Bug(
+        "an older store says nothing of who was left meanwhile",
+        "rollout/adopt.py",
+        "if promoted and promoted[-1].id == release.id:",
+        "if any(r.id == release.id for r in promoted):",
+        "tests/unit/test_older_store.py",
+    ),
+    Bug(
+        "a switch that a daemon turned on after the last commit of an older store says nothing",
+        "rollout/adopt.py",
+        "max(edge.floor, edge.switched_for) > state.route.generation",
+        "edge.floor > state.route.generation",
+        "tests/unit/test_lost.py",
     ),
     Bug(
         "a removal of an older store takes down what was released since",
@@ -942,8 +970,8 @@ BUGS = (
     Bug(
         "a rollback leads to the release that was left before",
         "rollout/model.py",
-        "            stack = stack[: ids.index(release.id)] if release.id in ids else stack\n",
-        "",
+        "if r.number < release.number), release]",
+        "if r.id != release.id), release]",
         "tests/unit/test_revert.py",
     ),
     Bug(
@@ -1510,10 +1538,24 @@ BUGS = (
         "tests/unit/test_nobody_looked.py -k step_of",
     ),
     Bug(
+        "nginx is said not to confirm for as long as nobody looked",
+        "rollout/unseen.py",
+        "route=replace(state.route, changed_at=later(state.route.changed_at)) if pending else state.route",
+        "route=state.route",
+        "tests/unit/test_nobody_looked.py -k 'whole_time or every_clock'",
+    ),
+    Bug(
+        "nginx is said not to confirm what was taken up since that was written",
+        "rollout/adopt.py",
+        "route = replace(disk.route, changed_at=turn.now)",
+        "route = disk.route",
+        "tests/unit/test_nobody_looked.py -k taken_up",
+    ),
+    Bug(
         "a pause goes on while nobody looks",
         "rollout/unseen.py",
-        "        mark=_postponed(turn, rollout.mark, seconds),\n",
-        "",
+        "mark=replace(rollout.mark, since=later(rollout.mark.since)) if rollout.mark else None",
+        "mark=rollout.mark",
         "tests/unit/test_nobody_looked.py",
     ),
     Bug(

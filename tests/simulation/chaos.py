@@ -63,10 +63,14 @@ async def play(run: Run, script: list[Act]) -> None:
     for act in script:
         await run.wait(act.after)
         number += 1
+        if act.kind == "abort" or act.kind.startswith("kill instance"):
+            run.world.left.clear()  # a rollback that has not begun ends so, and stable keeps its users
         if act.kind == "redis goes back":
             run.world.wipe(snapshot)
         elif act.kind == "rollback on the host":
-            await run.rollback_on_host()
+            before = run.world.users_of()
+            if await run.rollback_on_host():
+                run.world.left |= before - run.world.users_of()
         elif act.kind in VERBS:
             run.push(number, verb=act.kind)
         elif act.kind.startswith("release"):

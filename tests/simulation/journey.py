@@ -1,7 +1,6 @@
 """A story that is told again for every schedule of faults, and the supervisor that starts daemons again."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -47,6 +46,7 @@ PLAN = ServicePlan(
 )
 PLANS = {
     "revert": replace(PLAN, template=template(instances=2), policies={"": WARM}),
+    "flight": replace(PLAN, policies={"": WARM}),
     "third": replace(PLAN, policies={"": WARM}),
     "newcomer": replace(PLAN, policies={"": replace(POLICY, confirm_deadline=30.0)}),
 }
@@ -105,13 +105,17 @@ class Run:
             self.world.check()
             await asyncio.sleep(0.25)
 
-    async def rollback_on_host(self) -> None:
-        """Somebody runs `orchestrator rollback --local` on nginx' host."""
+    async def rollback_on_host(self) -> bool:
+        """Somebody runs `orchestrator rollback --local` on nginx' host; whether that is confirmed."""
         ann = Host(-1, person=True)
         PROCESS.set(ann)
-        with contextlib.suppress(Refused):
+        try:
             await edge_of(self.world, ann).retreat("api", "ann", f"by hand at {self.world.now:.0f}")
-        self.world.check()
+        except Refused:
+            return False
+        finally:
+            self.world.check()
+        return True
 
     async def until(self, look: Callable[[], bool], limit: float, what: str) -> None:
         deadline = self.world.now + limit
@@ -247,6 +251,35 @@ async def revert(run: Run) -> None:
     await run.quiet(500.0)
 
 
+async def flight(run: Run) -> None:
+    """Redis dies for good, somebody goes back on the host, and the next daemon finds an empty Redis."""
+    world = run.world
+    run.push(1)
+    await run.ended("api-1")
+    run.push(2)
+    await run.ended("api-2")
+    run.kill_instance("api-2")
+    await run.until(lambda: _told_stable(world) == "api-2", 100.0, "nginx' file calls api-2 stable")
+    world.redis_up = False
+    while world.users_of() != {"api-1"}:
+        await run.rollback_on_host()
+        await run.wait(1.0)
+    world.left.add("api-2")
+    for host in [h for h in run.hosts if not h.dead]:
+        run.kill(host)
+    await run.wait(3.0)
+    world.wipe({})
+    world.redis_up = True
+    await run.until(lambda: run._stands("api-1"), 100.0, "api-1 is stable")
+    run.push(3, verb="rollback")
+    await run.quiet(500.0)
+
+
+def _told_stable(world: World) -> str:
+    disk = world.nginx.told("api")
+    return disk.stable if disk is not None else ""
+
+
 async def third(run: Run) -> None:
     """A third release is aborted before nginx has read its first step, and the first one is still warm."""
     world = run.world
@@ -297,6 +330,7 @@ STORIES = {
     "bad": bad,
     "people": people,
     "revert": revert,
+    "flight": flight,
     "third": third,
     "newcomer": newcomer,
     "removal": removal,

@@ -61,6 +61,7 @@ class Sim:
     file: str = "ours"
     drained: bool = True
     switched_to: str = ""
+    switched_for: int = 0
     failed: str = ""
     runtime_ok: bool = True
     prometheus_up: bool = True
@@ -115,6 +116,7 @@ class Sim:
                 floor=self.disk.route.generation if self.disk else 0,
                 on_disk=self.disk,
                 switched_to=self.switched_to,
+                switched_for=self.switched_for,
             ),
             images=image,
             start_errors=errors,
@@ -237,9 +239,9 @@ class Sim:
         ahead = self.disk is not None and self.disk.route.generation > world.route.generation
         if self.edge_up and not self.refuses and world.route.generation and not ahead:
             self.served = world.route.generation
-            if self.disk is None or self.disk.local is None or world.route != self.disk.route:
-                told = world.stable, self.state.released
-                self.disk = OnDisk(route=world.route, stable=told[0], released=told[1])
+            same = world.fallback and world.fallback.servers, self.fallback and self.fallback.servers
+            if self.disk is None or world.route.generation > self.disk.route.generation or same[0] != same[1]:
+                self.disk = OnDisk(route=world.route, stable=world.stable, released=self.state.released)
             self.fallback = world.fallback
             if world.repair:
                 self.file = "ours"

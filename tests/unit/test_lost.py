@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
+import pytest
+
 from orchestrator.rollout.command import Freeze, Rollback, handle
 from orchestrator.rollout.decide import decide
-from orchestrator.rollout.events import ServiceAdopted
+from orchestrator.rollout.desired import desired
+from orchestrator.rollout.events import RequestRefused, ServiceAdopted
 from orchestrator.rollout.model import Outcome, Phase, Route, ServiceState
 from orchestrator.rollout.observation import Observation, OnDisk
 from orchestrator.rollout.turn import HISTORY
-from tests.builders import submit
+from tests.builders import policy, submit
 from tests.unit.sim import Behaviour, Sim
 
 
@@ -107,11 +110,19 @@ def test_a_rollback_on_the_host_is_followed_however_long_nginx_does_not_answer(s
     assert sim.share("api-1") == 100
 
 
-def test_a_rollback_on_the_host_to_somebody_unknown_is_no_reason(sim: Sim) -> None:
-    assert sim.disk is not None
+def test_a_rollback_on_the_host_to_a_release_that_has_just_been_let_go_is_followed(sim: Sim) -> None:
     promoted(sim)
     sim.roll_back_on_host()
     sim.state = replace(sim.state, previous=None)
+    sim.run(10)
+    assert (sim.state.stable and sim.state.stable.id, sim.share("api-1")) == ("api-1", 100)
+    assert sim.ends("api-1")[-1].actor == "ann"
+
+
+def test_a_rollback_on_the_host_to_somebody_unknown_is_no_reason(sim: Sim) -> None:
+    promoted(sim)
+    sim.roll_back_on_host()
+    sim.state = replace(sim.state, previous=None, history=())
     sim.run(2)
     assert sim.share("api-2") == 100
     assert sim.state.rollout is None
@@ -129,7 +140,7 @@ def test_a_lost_state_is_found_again_and_no_traffic_moves(sim: Sim) -> None:
     before = sim.state
     lose(sim)
     turn(sim)
-    assert sim.state.route == before.route
+    assert sim.state.route == replace(before.route, changed_at=sim.now)
     assert (sim.state.stable, sim.state.previous, sim.state.released) == (before.stable, before.previous, 2)
     assert (adopted(sim).release, adopted(sim).previous) == ("api-2", "api-1")
     assert sim.state.rollout is None
@@ -146,7 +157,7 @@ def test_a_lost_rollout_goes_on_with_the_step_that_its_share_fits(sim: Sim) -> N
     assert rollout is not None
     assert (rollout.phase, rollout.step, rollout.held_since) == (Phase.SHIFTING, 1, sim.now)
     assert rollout.entered_at == sim.now
-    assert sim.state.route == before.route
+    assert sim.state.route == replace(before.route, changed_at=sim.now)
     assert adopted(sim).candidate == "api-2"
 
 
@@ -304,6 +315,143 @@ def test_what_is_known_to_have_been_promoted_is_not_remembered_twice(sim: Sim) -
     sim.step()
     done = [e.release.id for e in sim.state.history if e.outcome is Outcome.PROMOTED]
     assert done == ["api-1", "api-2"]
+
+
+def fled(sim: Sim, how: str) -> None:
+    """Users are on api-1, which somebody took them back to from api-2, that had been promoted."""
+    promoted(sim)
+    if how == "on the host, where the file has been written since":
+        assert sim.disk is not None
+        sim.disk = replace(sim.disk, stable="api-2")
+    if how.startswith("on the host"):
+        sim.roll_back_on_host()
+    elif how == "by a person's switch":
+        sim.switched_to = "api-1"
+    elif how == "by the switch of a daemon that nginx refuses":
+        assert sim.disk is not None
+        sim.switched_to, sim.switched_for = "api-1", sim.disk.route.generation + 1
+    else:
+        sim.send(Rollback(request="8-0", actor="ann", reason="by hand"))
+        turn(sim)  # it takes the traffic
+        sim._converge()
+        if how == "by a rollback that has ended":
+            sim.run(3)
+            assert sim.state.rollout is None
+
+
+WAYS = [
+    "on the host",
+    "on the host, where the file has been written since",
+    "by a person's switch",
+    "by the switch of a daemon that nginx refuses",
+    "by a rollback that is under way",
+    "by a rollback that has ended",
+]
+
+
+def goes_back_to_nobody_that_was_left(sim: Sim) -> None:
+    """api-1 is stable, and a rollback leads nowhere but by a name."""
+    assert sim.state.stable is not None
+    assert sim.state.stable.id == "api-1"
+    assert sim.state.earlier is None
+    assert desired(sim.state, sim.now).fallback is None
+    assert sim.state.left("api-2") is not None
+    (refused,) = sim.send(Rollback(request=f"{sim.now}-0", actor="bob"))
+    assert isinstance(refused, RequestRefused)
+    assert "it has been rolled back from api-2" in refused.reason
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_users_do_not_go_back_to_a_release_that_somebody_fled_from_because_the_store_is_lost(
+    sim: Sim, how: str
+) -> None:
+    fled(sim, how)
+    lose(sim)
+    sim.lost = True
+    turn(sim)
+    assert sim.state.rollout is None
+    goes_back_to_nobody_that_was_left(sim)
+    sim.prometheus_up = False
+    for _ in range(100):
+        sim.step(10.0)
+        assert sim.share("api-1") == 100
+    goes_back_to_nobody_that_was_left(sim)
+    left = sim.state.left("api-2")
+    assert left is not None
+    by = {"on": ("ann", "by hand"), "by": ("host", "the rollback switch was on")}
+    assert (left.actor, left.reason) == by[how[:2]] or "by a rollback" in how
+    sim.send(Rollback(request="21-0", actor="bob", to="api-2"))
+    sim.run(30)
+    assert sim.share("api-2") == 100
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_users_do_not_go_back_to_a_release_that_somebody_fled_from_because_the_store_is_older(
+    sim: Sim, how: str
+) -> None:
+    older = promoted(sim).state
+    fled(sim, how)
+    lose(sim, older)
+    sim.lost = True
+    for _ in range(3):
+        if how == "by a person's switch":  # as the engine follows it
+            sim.roll_back_on_host()
+        sim.step()
+        assert sim.share("api-1") == 100
+        sim.switched_to = how = ""
+    goes_back_to_nobody_that_was_left(sim)
+
+
+def test_a_lost_rollout_goes_back_whose_users_the_switch_has_taken_back(sim: Sim) -> None:
+    shifting(sim)
+    sim.switched_to = "api-1"
+    lose(sim)
+    sim.lost = True
+    turn(sim)
+    assert adopted(sim).candidate == "api-2"
+    assert sim.share("api-1") == 100
+    ended = sim.until_ended("api-2", 5)
+    assert (ended.outcome, ended.actor) == (Outcome.ROLLED_BACK, "host")
+    assert ended.reason == "the rollback switch was on"
+
+
+def test_a_switch_that_a_daemon_turned_on_for_a_route_that_is_served_says_nothing(sim: Sim) -> None:
+    assert promoted(sim).disk is not None
+    sim.switched_to, sim.switched_for = "api-1", sim.state.route.generation
+    lose(sim)
+    turn(sim)
+    assert sim.state.stable is not None
+    assert sim.state.stable.id == "api-2"
+
+
+def test_where_nothing_runs_of_what_somebody_went_back_to_the_rest_is_taken_up(sim: Sim) -> None:
+    promoted(sim)
+    sim.roll_back_on_host()
+    for name in ("api-1-0", "api-1-1"):
+        del sim.instances[name]
+    lose(sim)
+    turn(sim)
+    assert (sim.share("api-2"), adopted(sim).release) == (100, "api-2")
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_what_an_older_store_shows_under_way_and_waiting_was_promoted_and_is_not_tried_again(
+    sim: Sim, left: bool
+) -> None:
+    shifting(sim)
+    sim.send(submit(3, policy=policy(on_new_release="queue")))
+    older = sim.state
+    sim.until_ended("api-3")
+    if left:
+        sim.send(Rollback(request="9-0", actor="ann"))
+        sim.run(3)
+    lose(sim, older)
+    sim.lost = True
+    turn(sim)
+    assert sim.outcomes() == {"api-2": Outcome.PROMOTED, "api-3": Outcome.PROMOTED}
+    assert (sim.state.rollout, sim.state.queue) == (None, ())
+    assert (sim.share("api-2"), sim.share("api-3")) == ((100, 0) if left else (0, 100))
+    assert [sim.state.earlier and sim.state.earlier.id] == ["api-1" if left else "api-2"]
 
 
 def test_a_rollback_has_somewhere_to_go_after_any_number_of_failures(sim: Sim) -> None:

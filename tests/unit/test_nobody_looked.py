@@ -1,18 +1,31 @@
 """Time in which nobody looked, or could, costs no release its traffic, in any phase."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from typing import get_args, get_type_hints
 
 import pytest
 
 from orchestrator.daemon.clock import SystemClock
 from orchestrator.rollout.command import Approve, Freeze, Pause, Remove, Resume, Rollback, Unfreeze
 from orchestrator.rollout.decide import decide, watch
-from orchestrator.rollout.events import GateJudged, ReleaseEnded
-from orchestrator.rollout.model import Outcome, Phase, Result
-from orchestrator.rollout.observation import Reading
+from orchestrator.rollout.events import EdgeStuck, GateJudged, ReleaseEnded
+from orchestrator.rollout.evidence import Evidence
+from orchestrator.rollout.model import (
+    Breach,
+    Mark,
+    Outcome,
+    Phase,
+    Release,
+    Result,
+    ServiceState,
+    Verdict,
+)
+from orchestrator.rollout.observation import LocalRollback, Reading
 from orchestrator.rollout.policy import Comparison, Limit, Policy, Preview
 from orchestrator.rollout.told import problems
+from orchestrator.rollout.turn import Turn
+from orchestrator.rollout.unseen import exclude_unwatched
 from tests.builders import ERRORS, LADDER, policy, submit
 from tests.unit.sim import Sim
 from tests.unit.test_comparison import compared
@@ -497,3 +510,129 @@ def test_what_goes_back_is_not_paused(sim: Sim) -> None:
     sim.send(Pause(request="10-0", actor="ann"))
     assert sim.state.rollout is not None
     assert (sim.state.rollout.phase, sim.state.rollout.mark) == (Phase.ROLLING_BACK, None)
+
+
+POSTPONED = {
+    "route.changed_at",
+    "drifted_since",
+    "silent_since",
+    "hung",
+    "rollout.entered_at",
+    "rollout.held_since",
+    "rollout.blind_since",
+    "rollout.mark.since",
+    "rollout.breaches.since",
+}
+"""What is compared with now, or is the beginning of a wait."""
+OTHERS = {
+    "at": "of the commit",
+    "previous_until": "what it ends is started again when somebody wants it",
+    "overlooked": "seconds, which are taken out of the clocks of the queue",
+    "stuck_since": "told",
+    "switched": "told",
+    "frozen.since": "told",
+    "removal.since": "told",
+    "rollout.began_at": "told",
+    "rollout.exposed_since": "compared with readings",
+    "rollout.silent": "seconds between readings",
+    "rollout.looked_at": "a reading",
+    "rollout.block_from": "a reading",
+    "rollout.baselines": "measured",
+    "retiring.confirmed_at": "requests end whether somebody looks or not",
+    "history.began_at": "told",
+    "history.ended_at": "told",
+}
+
+
+def numbers_of(kind: object, path: str = "") -> set[str]:
+    """The paths of all that may be a time in a type; not of releases, verdicts and evidence."""
+    if kind is float:
+        return {path}
+    if kind in (Release, Verdict, Evidence):
+        return set()
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = get_type_hints(kind)
+        found = [numbers_of(hints[f.name], f"{path}.{f.name}".lstrip(".")) for f in fields(kind)]
+    else:
+        found = [numbers_of(part, path) for part in get_args(kind)]
+    return set().union(*found)
+
+
+def test_of_all_times_that_are_committed_it_is_said_whether_they_go_on_while_nobody_looks() -> None:
+    assert numbers_of(ServiceState) == POSTPONED | OTHERS.keys()
+
+
+def values_of(value: object, path: str) -> list[float]:
+    """The times at a path of a state."""
+    if isinstance(value, tuple):
+        return [at for part in value for at in values_of(part, path)]
+    if path and not isinstance(value, str):
+        name, _, rest = path.partition(".")
+        return values_of(getattr(value, name), rest)
+    return [value] if isinstance(value, float) else []
+
+
+def test_time_in_which_nobody_looked_is_taken_out_of_every_clock(sim: Sim) -> None:
+    shifting(sim)
+    since = sim.now - 100.0
+    assert sim.state.rollout is not None
+    rollout = replace(
+        sim.state.rollout,
+        entered_at=since,
+        held_since=since,
+        blind_since=since,
+        mark=Mark(kind="paused", actor="ann", reason="", since=since),
+        breaches=(Breach(gate="errors", since=since),),
+    )
+    state = replace(
+        sim.state,
+        confirmed=sim.state.route.generation - 1,
+        route=replace(sim.state.route, changed_at=since),
+        drifted_since=since,
+        silent_since=since,
+        hung=(("api-1-0", since),),
+        rollout=rollout,
+    )
+    for seconds, expected in ((40.0, since + 40.0), (600.0, sim.now)):
+        turn = Turn(state, sim.now)
+        exclude_unwatched(turn, seconds)
+        assert {path: values_of(turn.state, path) for path in POSTPONED} == {p: [expected] for p in POSTPONED}
+
+
+def unconfirmed_for(sim: Sim, seconds: float) -> float:
+    """Seconds after which `edge_stuck` is told of a route that nginx does not come to serve."""
+    began = sim.now
+    while not any(isinstance(e, EdgeStuck) for e in sim.events):
+        sim.step()
+        assert sim.now - began < seconds
+    return sim.now - began
+
+
+@pytest.mark.parametrize("away", OUTAGES)
+def test_a_change_has_its_whole_time_to_be_confirmed_when_somebody_looks_again(
+    sim: Sim, away: Callable[[Sim], None]
+) -> None:
+    sim.kill("api-1-1")
+    sim.edge_up = False
+    sim.step()
+    assert sim.state.route.generation > sim.state.confirmed
+    away(sim)
+    assert unconfirmed_for(sim, 120) > 59
+    (stuck,) = [e for e in sim.events if isinstance(e, EdgeStuck)]
+    assert stuck.reason == "not confirmed after 61 s"
+
+
+@pytest.mark.parametrize("how", ["as the daemon wrote it", "on the host"])
+def test_a_route_that_is_taken_up_has_its_whole_time_to_be_confirmed(sim: Sim, how: str) -> None:
+    reverting(sim)
+    sim.edge_up = True
+    sim.run(5)
+    assert sim.disk is not None
+    if how == "on the host":
+        route = replace(sim.disk.route, generation=sim.disk.route.generation + 1, changed_at=0.0)
+        sim.disk = replace(sim.disk, route=route, local=LocalRollback(to="api-1", actor="ann", reason=""))
+    sim.state = ServiceState(service="api")
+    sim.events.clear()
+    sim.lost, sim.edge_up, sim.served = True, False, 0
+    sim.now += 86_400.0
+    assert unconfirmed_for(sim, 120) > 59

@@ -6,6 +6,8 @@ from itertools import combinations
 import pytest
 
 from orchestrator.rollout.command import Abort, Freeze, Remove, Rollback, Unfreeze
+from orchestrator.rollout.decide import decide
+from orchestrator.rollout.desired import desired
 from orchestrator.rollout.model import Outcome, Phase, ServiceState
 from tests.builders import policy, submit
 from tests.unit.sim import Sim
@@ -100,6 +102,66 @@ def test_whatever_the_store_goes_back_to_all_ends_where_the_users_are(then: str)
         new = sim.send(submit(9))[0].release
         assert int(new.removeprefix("api-")) > known, about
         assert sim.until_ended(new).outcome is Outcome.PROMOTED, about
+
+
+def flights() -> dict[str, tuple[Sim, frozenset[str]]]:
+    """Moments of another life, each with the releases that somebody has gone back from by then."""
+    sim, moments = Sim(), {}
+
+    def keep(moment: str, *left: str) -> None:
+        moments[moment] = copy.deepcopy(sim), frozenset(left)
+
+    def step_until_quiet() -> None:
+        while sim.state.rollout is not None:
+            sim.step()
+
+    for number in (1, 2, 3):
+        sim.send(submit(number))
+        if number == 3:
+            sim.until_phase(Phase.SHIFTING, held=True)
+            keep("3 has a share")
+        sim.until_ended(f"api-{number}")
+        keep(f"{number} is promoted")
+    sim.roll_back_on_host()
+    keep("3 to 2 on the host", "api-3")
+    sim.step()
+    step_until_quiet()
+    keep("3 to 2", "api-3")
+    sim.send(Rollback(request="20-0", actor="ann"))
+    sim.state, events = decide(sim.state, sim.observe(), sim.now)
+    sim.events += events
+    step_until_quiet()
+    keep("2 to 1", "api-2", "api-3")
+    sim.send(submit(4))
+    sim.until_ended("api-4")
+    keep("4 is promoted", "api-2", "api-3")
+    sim.roll_back_on_host()
+    keep("4 to 1 on the host", "api-2", "api-3", "api-4")
+    sim.run(5)
+    keep("4 to 1", "api-2", "api-3", "api-4")
+    return moments
+
+
+FLIGHTS = flights()
+
+
+@pytest.mark.parametrize("then", FLIGHTS)
+def test_whatever_the_store_goes_back_to_nobody_goes_back_to_a_release_that_somebody_left(then: str) -> None:
+    earlier = [m for m, now in combinations(FLIGHTS, 2) if now == then]
+    for moment, older in {"nothing": EMPTY, **{m: FLIGHTS[m][0].state for m in earlier}}.items():
+        sim, left = copy.deepcopy(FLIGHTS[then][0]), FLIGHTS[then][1]
+        before, about = users_of(sim), f"from {then} back to {moment}"
+        sim.store_goes_back(older)
+        sim.unwatched = 600.0
+        for _ in range(60):
+            sim.step()
+            assert users_of(sim) == before or len(before) > 1, about
+            assert not (users_of(sim) & left), about
+        fallback = desired(sim.state, sim.now).fallback
+        assert fallback is None or not ({s.release for s in fallback.servers} & left), about
+        sim.send(Rollback(request="30-0", actor="bob"))
+        sim.run(30)
+        assert not (users_of(sim) & left), about
 
 
 def test_a_rollback_to_a_release_whose_image_is_gone_fails_says_so_and_leaves_another_way() -> None:

@@ -117,6 +117,22 @@ def test_a_release_that_was_left_is_gone_back_to_by_its_name_alone(sim: Sim) -> 
     assert stable(sim) == "api-1"
 
 
+def test_a_release_that_was_left_for_one_that_had_been_left_before_is_not_gone_back_to(
+    sim: Sim,
+) -> None:
+    promoted(sim, 2)
+    for number, to in ((1, "api-1"), (3, ""), (2, "api-2")):
+        if to:
+            assert not ask(sim, f"{number}-9", to=to)
+            sim.run(10)
+            assert stable(sim) == to
+        else:
+            promoted(sim, number)
+    assert not ask(sim, "9-9")
+    sim.run(10)
+    assert stable(sim) == "api-1"
+
+
 @pytest.mark.parametrize("when", ["before nginx confirms", "after"])
 def test_an_instance_of_the_target_that_dies_does_not_undo_a_revert(sim: Sim, when: str) -> None:
     promoted(sim)
