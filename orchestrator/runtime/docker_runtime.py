@@ -228,7 +228,7 @@ class DockerRuntime:
 
         def pull(client: docker.DockerClient) -> Image:
             try:
-                self._pull_image(client, image)
+                self._pull_image(image)
                 found = look(client)
             except APIError as error:
                 return Image(error=words(error))
@@ -251,18 +251,15 @@ class DockerRuntime:
         note = f"the registry did not give it, this host's image is taken: {found.error}"
         return replace(_image(here, image), note=note)
 
-    def _pull_image(self, client: docker.DockerClient, image: str) -> None:
-        """Pull with the credentials of Docker's own config file, and with the pull's own deadline.
+    def _pull_image(self, image: str) -> None:
+        """Pull with the credentials that Docker's own config file has at this moment.
 
         Raises:
             APIError: The Engine, the registry or the helper for credentials refuses.
         """
-        puller = docker.APIClient(
-            base_url=client.api.base_url if not client.api.base_url.startswith("http+docker") else None,
-            timeout=int(self._pull_deadline),
-        )
+        puller = self._docker.connect()
         try:
-            lines = puller.pull(image, stream=True, decode=True)
+            lines = puller.api.pull(image, stream=True, decode=True)
         except APIError:
             raise
         except DockerException as error:  # of the helper that ~/.docker/config.json names

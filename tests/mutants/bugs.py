@@ -30,6 +30,7 @@ AUDIENCE = "tests/contract/test_audience.py"
 PLACES = "tests/contract/test_places.py"
 MEMORY = "tests/contract/test_memory.py -k 'not share'"
 RUNTIME = "tests/contract/test_runtime.py"
+ENGINE_ADDRESS = "tests/contract/test_engine_address.py"
 SIMULATION = "tests/simulation -k one_effect"
 REVERT = "tests/simulation -k 'one_effect and revert'"
 BULKHEADS = "tests/unit/test_bulkheads.py"
@@ -699,6 +700,20 @@ BUGS = (
         "if highest > token:",
         "if False:",
         RUNTIME,
+    ),
+    Bug(
+        "pulls go to the Engine at the local socket",
+        "runtime/docker_runtime.py",
+        "puller = self._docker.connect()",
+        'puller = docker.DockerClient("unix:///var/run/docker.sock")',
+        ENGINE_ADDRESS,
+    ),
+    Bug(
+        "the certificates of the environment do not count for an address that is set",
+        "runtime/client.py",
+        'named = {**os.environ, "DOCKER_HOST": self._url}',
+        'named = {"DOCKER_HOST": self._url}',
+        ENGINE_ADDRESS,
     ),
     Bug(
         "one good probe is enough",
