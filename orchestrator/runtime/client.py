@@ -19,7 +19,7 @@ T = TypeVar("T")
 SHARE = 4
 """Threads of a lane that one service may have. Calls that were given up count until they end."""
 
-Lane = Literal["look", "start", "remove", "pull", "usage"]
+Lane = Literal["look", "logs", "start", "remove", "pull", "usage"]
 """Kinds of work, each with threads of its own: a slow registry must keep no instance from starting."""
 
 

@@ -24,6 +24,7 @@ from orchestrator.runtime.client import DockerClient, words
 from orchestrator.runtime.env_file import read_env_file
 from orchestrator.runtime.fence import Fence
 from orchestrator.runtime.labels import GRACE, INSTANCE, OWNER, SERVICE, Identity, identify, labels
+from orchestrator.runtime.last_words import LastWords
 from orchestrator.runtime.network import Network
 from orchestrator.runtime.probe import Prober
 
@@ -31,10 +32,6 @@ log = structlog.get_logger()
 
 LOOK_DEADLINE = 5.0
 """Seconds for one look; a rollback must not wait for a Docker that hangs."""
-
-LOG_LINES = 20
-LOG_DELAY, LOG_LOOKS = 0.3, 4
-"""Seconds between looks at the log of a process that has just ended, and how often it is looked for there."""
 
 ENDED = frozenset({"exited", "restarting"})
 """States of a process that ran and ended; a container that is only created, or is being removed, did not."""
@@ -78,7 +75,7 @@ class DockerRuntime:
         self._addresses = threading.Lock()
         self._given: set[str] = set()
         self._living: dict[str, set[tuple[str, str]]] = {}
-        self._last_words: dict[tuple[str, str], str] = {}
+        self._last_words = LastWords(client)
 
     async def prepare(self) -> None:
         """Make sure that Docker answers, the network exists, and nobody newer drives.
@@ -105,12 +102,19 @@ class DockerRuntime:
         found = await self._docker.call(
             lambda client: self._inspect(client, service), LOOK_DEADLINE, about=service
         )
-        seen = await asyncio.gather(*(self._probed(identity, attrs) for identity, attrs in found))
+        seen = await asyncio.gather(*(self._seen(service, identity, attrs) for identity, attrs in found))
         self._living[service] = {(i.container, i.started_at) for i in seen}
-        known = set().union(*self._living.values())
-        self._prober.forget(known)
-        self._last_words = {p: logs for p, logs in self._last_words.items() if p in known}
-        return tuple([await self._with_logs(i) if i.health != "ready" or not i.running else i for i in seen])
+        self._prober.forget(set().union(*self._living.values()))
+        self._last_words.keep(service, [i for i in seen if not _well(i)])
+        return tuple(seen)
+
+    async def _seen(self, service: str, identity: Identity, attrs: dict[str, Any]) -> Instance:
+        instance = await self._probed(identity, attrs)
+        return (
+            instance
+            if _well(instance)
+            else replace(instance, logs=await self._last_words.of(service, instance))
+        )
 
     def _inspect(self, client: docker.DockerClient, service: str) -> list[tuple[Identity, dict[str, Any]]]:
         filters = {"label": [f"{OWNER}={self._owner}", f"{SERVICE}={service}"]}
@@ -191,29 +195,6 @@ class DockerRuntime:
             instance.container, instance.started_at, instance.address, identity.probe
         )
         return replace(instance, health=health, detail=detail)
-
-    async def _with_logs(self, instance: Instance) -> Instance:
-        """With the last log lines; those of a process that has ended are read once."""
-
-        def tail(client: docker.DockerClient) -> str:
-            raw = client.api.logs(instance.container, tail=LOG_LINES, stdout=True, stderr=True)
-            return bytes(raw).decode("utf-8", "replace")
-
-        process = (instance.container, instance.started_at)
-        if not instance.running and process in self._last_words:
-            return replace(instance, logs=self._last_words[process])
-        try:
-            logs = await self._docker.call(tail, LOOK_DEADLINE, about=_service(instance.name))
-            for _ in range(LOG_LOOKS):  # Docker tells an exit before its log has been written
-                if logs or instance.exit_code is None:
-                    break
-                await asyncio.sleep(LOG_DELAY)
-                logs = await self._docker.call(tail, LOOK_DEADLINE, about=_service(instance.name))
-        except Fault:
-            return instance
-        if instance.exit_code is not None:
-            self._last_words[process] = logs
-        return replace(instance, logs=logs)
 
     async def resolve(self, image: str) -> Image:
         """See `ports.Runtime`. What a digest names never changes: no registry is asked for what is here.
@@ -442,7 +423,12 @@ class DockerRuntime:
 
     async def close(self) -> None:
         """Close what is open."""
+        await self._last_words.close()
         await self._prober.close()
+
+
+def _well(instance: Instance) -> bool:
+    return instance.running and instance.health == "ready"
 
 
 def _service(instance: str) -> str:

@@ -30,6 +30,7 @@ AUDIENCE = "tests/contract/test_audience.py"
 PLACES = "tests/contract/test_places.py"
 MEMORY = "tests/contract/test_memory.py -k 'not share'"
 RUNTIME = "tests/contract/test_runtime.py"
+LAST_WORDS = "tests/unit/test_last_words.py"
 ENGINE_ADDRESS = "tests/contract/test_engine_address.py"
 SIMULATION = "tests/simulation -k one_effect"
 REVERT = "tests/simulation -k 'one_effect and revert'"
@@ -700,6 +701,27 @@ BUGS = (
         "if highest > token:",
         "if False:",
         RUNTIME,
+    ),
+    Bug(
+        "a look waits for the logs of what has ended",
+        "runtime/last_words.py",
+        "asyncio.wait({log.reading}, timeout=PATIENCE)",
+        "asyncio.wait({log.reading})",
+        LAST_WORDS,
+    ),
+    Bug(
+        "a look that sees a death has none of its words",
+        "runtime/last_words.py",
+        "asyncio.wait({log.reading}, timeout=PATIENCE)",
+        "asyncio.sleep(0)",
+        LAST_WORDS,
+    ),
+    Bug(
+        "a silent death is asked for its log at each look",
+        "runtime/last_words.py",
+        "elif log.reading.done() and instance.running:",
+        "elif log.reading.done():",
+        LAST_WORDS,
     ),
     Bug(
         "pulls go to the Engine at the local socket",
