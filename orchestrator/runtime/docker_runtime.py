@@ -257,21 +257,15 @@ class DockerRuntime:
 
         def work(client: docker.DockerClient) -> None:
             self._fence.check(client, self._token())
-            preferred = self._clear(client, wanted)
-            if preferred is None:
-                return
             for attempt in range(1, START_TRIES + 1):
-                container = self._create(client, wanted, preferred)
-                if container is None:
+                preferred = self._clear(client, wanted)
+                if preferred is None:
                     return
                 try:
-                    container.start()
+                    self._run(client, wanted, preferred)
                 except APIError as error:
-                    container.remove(force=True, v=True)
-                    taken = "address already in use" in words(error).lower()
-                    if not taken or attempt == START_TRIES:
+                    if not _taken_meanwhile(error) or attempt == START_TRIES:
                         raise
-                    preferred = ""
                 else:
                     return
 
@@ -317,8 +311,16 @@ class DockerRuntime:
             dead.remove(force=True, v=True)
         return str(address)
 
-    def _create(self, client: docker.DockerClient, wanted: Wanted, preferred: str) -> Container | None:
-        """Create the container at a free static address; None when it exists and runs already."""
+    def _run(self, client: docker.DockerClient, wanted: Wanted, preferred: str) -> None:
+        container = self._create(client, wanted, preferred)
+        try:
+            container.start()
+        except APIError:
+            container.remove(force=True, v=True)
+            raise
+
+    def _create(self, client: docker.DockerClient, wanted: Wanted, preferred: str) -> Container:
+        """Create the container at a free static address, the preferred one if it can be."""
         with self._addresses:  # not while it is created: that may take long, or hang
             address = self._network.free([*self._taken(client), *self._given], preferred)
             self._given.add(address)
@@ -328,7 +330,7 @@ class DockerRuntime:
             with self._addresses:
                 self._given.discard(address)
 
-    def _create_at(self, client: docker.DockerClient, wanted: Wanted, address: str) -> Container | None:
+    def _create_at(self, client: docker.DockerClient, wanted: Wanted, address: str) -> Container:
         release, template = wanted.release, wanted.release.template
         settings: dict[str, Any] = {
             "name": self._container_name(wanted.name),
@@ -353,14 +355,7 @@ class DockerRuntime:
                 self._network.name: client.api.create_endpoint_config(ipv4_address=address)
             },
         }
-        try:
-            return client.containers.create(
-                release.digest, command=list(template.command) or None, **settings
-            )
-        except APIError as error:
-            if error.status_code == CONFLICT and "name" in words(error):
-                return None
-            raise
+        return client.containers.create(release.digest, command=list(template.command) or None, **settings)
 
     def _taken(self, client: docker.DockerClient) -> list[str]:
         taken = []
@@ -429,6 +424,12 @@ class DockerRuntime:
 
 def _well(instance: Instance) -> bool:
     return instance.running and instance.health == "ready"
+
+
+def _taken_meanwhile(error: APIError) -> bool:
+    """Whether somebody has taken the address, or the container's name, since it was free."""
+    said = words(error).lower()
+    return "address already in use" in said or (error.status_code == CONFLICT and "name" in said)
 
 
 def _service(instance: str) -> str:

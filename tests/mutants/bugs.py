@@ -724,6 +724,14 @@ BUGS = (
         LAST_WORDS,
     ),
     Bug(
+        "a container of the wanted name that is somebody else's passes for the instance",
+        "runtime/docker_runtime.py",
+        "                    if not _taken_meanwhile(error) or attempt == START_TRIES:\n",
+        "                    if error.status_code == CONFLICT:\n                        return\n"
+        "                    if not _taken_meanwhile(error) or attempt == START_TRIES:\n",
+        f"{RUNTIME} -k name_that_is",
+    ),
+    Bug(
         "pulls go to the Engine at the local socket",
         "runtime/docker_runtime.py",
         "puller = self._docker.connect()",
