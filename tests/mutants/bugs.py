@@ -710,6 +710,13 @@ BUGS = (
         LAST_WORDS,
     ),
     Bug(
+        "words that come while the traffic is taken back are lost",
+        "rollout/decide.py",
+        "logs=retreat.logs or late,",
+        "logs=retreat.logs,",
+        "tests/unit/test_release.py -k last_words",
+    ),
+    Bug(
         "a look that sees a death has none of its words",
         "runtime/last_words.py",
         "asyncio.wait({log.reading}, timeout=PATIENCE)",
