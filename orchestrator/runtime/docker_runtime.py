@@ -20,7 +20,7 @@ from orchestrator.ports.faults import Away, Fault
 from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.model import Release
 from orchestrator.rollout.observation import Image, Instance
-from orchestrator.runtime.client import DockerClient, words
+from orchestrator.runtime.client import DockerClient, Lane, words
 from orchestrator.runtime.env_file import read_env_file
 from orchestrator.runtime.fence import Fence
 from orchestrator.runtime.labels import GRACE, INSTANCE, OWNER, SERVICE, Identity, identify, labels
@@ -99,9 +99,7 @@ class DockerRuntime:
 
     async def observe(self, service: str) -> tuple[Instance, ...]:
         """See `ports.Runtime`."""
-        found = await self._docker.call(
-            lambda client: self._inspect(client, service), LOOK_DEADLINE, about=service
-        )
+        found = await self._inspected(service)
         seen = await asyncio.gather(*(self._seen(service, identity, attrs) for identity, attrs in found))
         self._living[service] = {(i.container, i.started_at) for i in seen}
         self._prober.forget(set().union(*self._living.values()))
@@ -116,17 +114,37 @@ class DockerRuntime:
             else replace(instance, logs=await self._last_words.of(service, instance))
         )
 
-    def _inspect(self, client: docker.DockerClient, service: str) -> list[tuple[Identity, dict[str, Any]]]:
+    async def _inspected(self, service: str, lane: Lane = "look") -> list[tuple[Identity, dict[str, Any]]]:
+        """A service's containers, inspected side by side."""
         filters = {"label": [f"{OWNER}={self._owner}", f"{SERVICE}={service}"]}
+
+        async def inspected(container: str) -> tuple[Identity, dict[str, Any]] | None:
+            def work(client: docker.DockerClient) -> tuple[Identity, dict[str, Any]] | None:
+                try:
+                    attrs = client.api.inspect_container(container)
+                except NotFound:
+                    return None
+                identity = identify(attrs["Config"]["Labels"] or {})
+                return (identity, attrs) if identity is not None else None
+
+            return await self._docker.call(work, lane=lane, about=service)
+
+        try:
+            async with asyncio.timeout(LOOK_DEADLINE):
+                listed = await self._docker.call(
+                    lambda client: client.api.containers(all=True, filters=filters), lane=lane, about=service
+                )
+                answers = await asyncio.gather(
+                    *(inspected(summary["Id"]) for summary in listed), return_exceptions=True
+                )
+        except TimeoutError as error:
+            raise Away(f"Docker did not answer within {LOOK_DEADLINE:.0f} s") from error
         found = []
-        for summary in client.api.containers(all=True, filters=filters):
-            try:
-                attrs = client.api.inspect_container(summary["Id"])
-            except NotFound:
-                continue
-            identity = identify(attrs["Config"]["Labels"] or {})
-            if identity is not None:
-                found.append((identity, attrs))
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+            if answer is not None:
+                found.append(answer)
         return self._told_apart(found)
 
     def _told_apart(
@@ -153,9 +171,7 @@ class DockerRuntime:
 
     async def cpu_seconds(self, service: str) -> dict[str, tuple[float, float]]:
         """See `ports.Usage`. The Engine takes up to a second to answer for each."""
-        found = await self._docker.call(
-            lambda client: self._inspect(client, service), LOOK_DEADLINE, "usage", service
-        )
+        found = await self._inspected(service, "usage")
 
         async def used(container: str) -> tuple[float, float]:
             stats = await self._docker.call(

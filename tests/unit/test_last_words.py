@@ -7,10 +7,11 @@ from typing import Any, cast
 
 import pytest
 
+from orchestrator.ports.faults import Away
 from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.observation import Instance
-from orchestrator.runtime import last_words
-from orchestrator.runtime.client import DockerClient
+from orchestrator.runtime import docker_runtime, last_words
+from orchestrator.runtime.client import SHARE, DockerClient
 from orchestrator.runtime.docker_runtime import DockerRuntime
 from orchestrator.runtime.labels import labels
 from orchestrator.runtime.last_words import TRIES, LastWords
@@ -26,6 +27,7 @@ class Engine:
 
     def __init__(self, dead: int) -> None:
         self.api, self.dead, self.asked = self, dead, dict[str, int]()
+        self.together = threading.Barrier(1)
         self.log: Callable[[int], bytes] = lambda _: b""
         self.state: dict[str, Any] = {"Running": False, "Status": "exited", "ExitCode": 137}
 
@@ -33,6 +35,7 @@ class Engine:
         return [{"Id": f"id{index}"} for index in range(self.dead)]
 
     def inspect_container(self, container: str) -> dict[str, Any]:
+        self.together.wait(20)
         index = int(container[2:])
         made = release(1, template=template(instances=self.dead))
         wanted = Wanted(name=f"api-1-{index}", release=made, index=index, create=True, restart=False)
@@ -82,6 +85,23 @@ async def test_deaths_are_seen_in_time_while_no_log_is_to_be_had(look: Callable[
         found = await look(engine)
     assert [(i.running, i.exit_code, i.logs) for i in found] == [(False, 137, "")] * 6
     answer.set()
+
+
+async def test_containers_are_inspected_at_the_same_time(look: Callable[[Engine], Any]) -> None:
+    engine = Engine(dead=2 * SHARE)
+    engine.together = threading.Barrier(SHARE)
+    assert len(await look(engine)) == 2 * SHARE
+
+
+async def test_a_container_that_is_not_inspected_in_time_ends_the_look(
+    look: Callable[[Engine], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docker_runtime, "LOOK_DEADLINE", 0.2)
+    engine = Engine(dead=1)
+    engine.together = threading.Barrier(2)
+    with pytest.raises(Away, match="Docker did not answer within"):
+        await look(engine)
+    engine.together.abort()
 
 
 async def test_a_look_waits_once_for_the_log_of_a_death(
