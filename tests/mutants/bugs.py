@@ -703,6 +703,22 @@ BUGS = (
         RUNTIME,
     ),
     Bug(
+        "a look waits for as long as a probe may take",
+        "runtime/probe.py",
+        "asyncio.wait({asking}, timeout=PATIENCE)",
+        "asyncio.wait({asking})",
+        "tests/unit/test_probe.py",
+    ),
+    Bug(
+        "containers are inspected one after the other",
+        "runtime/docker_runtime.py",
+        "                answers = await asyncio.gather(\n"
+        '                    *(inspected(summary["Id"]) for summary in listed), return_exceptions=True\n'
+        "                )\n",
+        '                answers = [await inspected(summary["Id"]) for summary in listed]\n',
+        LAST_WORDS,
+    ),
+    Bug(
         "a look waits for the logs of what has ended",
         "runtime/last_words.py",
         "asyncio.wait({log.reading}, timeout=PATIENCE)",
