@@ -125,7 +125,8 @@ async def rollbacks(on: Stage) -> None:
             ended.append(time.monotonic())
             confirmed.append(ended[-1] - began[-1])
             on.generation += 1
-            while (await on.edge.observe("api")).switched_to:
+            while on.edge._switches.all("api"):  # noqa: SLF001
+                await on.edge.observe("api")
                 await asyncio.sleep(0.02)
     late = []
     for start, end in zip(began, ended, strict=True):

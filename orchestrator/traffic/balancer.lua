@@ -8,6 +8,8 @@
 -- higher generation counts.
 
 local balancer = require "ngx.balancer"
+local ffi = require "ffi"
+pcall(ffi.cdef, "int access(const char *path, int mode);") -- another file may have said so
 
 local dict = ngx.shared.release_orchestrator
 local LOOK = 0.01 -- seconds between looks for the switch
@@ -66,9 +68,7 @@ end
 local function switched(path)
     local seen, now = module.switches[path], ngx.now()
     if not seen or now - seen.at >= LOOK or now < seen.at then
-        local file = io.open(path)
-        if file then file:close() end
-        seen = { at = now, on = file ~= nil }
+        seen = { at = now, on = ffi.C.access(path, 0) == 0 } -- workers need not be allowed to read it
         module.switches[path] = seen
     end
     return seen.on
@@ -190,8 +190,9 @@ end
 function module.balance(service, pool, loaded, switch, audience)
     local route = current(service, loaded)
     local servers, own = route.pools[pool], nil
-    if pool == "main" and route.pools.back and switched(switch) then
-        servers = route.pools.back
+    local back = pool == "main" and route.pools.back
+    if back and (switched(switch) or switched(switch .. ".to." .. back[1].release)) then
+        servers = back
     elseif pool == "main" and audience then
         own = named(route.pools, audience.forced) or stuck(route, audience.sticky)
     end
@@ -254,12 +255,9 @@ local function gone(service, before, route)
 end
 
 -- At the private listener: what is served.
-function module.tell(service, loaded, shape, switch)
+function module.tell(service, loaded, shape)
     local route = current(service, loaded)
-    local file = io.open(switch)
-    if file then file:close() end
-    ngx.print(service, " ", route.generation, " ", route.token, " dynamic ", shape, " ",
-        draining(service, route), file and " back" or "")
+    ngx.print(service, " ", route.generation, " ", route.token, " dynamic ", shape, " ", draining(service, route))
 end
 
 -- At the private listener: a newer route. An older generation or token is refused here, in nginx.

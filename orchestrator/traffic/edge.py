@@ -63,7 +63,8 @@ def files_of(directory: Path, service: str) -> list[Path]:
     own = directory / f"{service}.conf"
     beside = [own.with_suffix(FALLBACK), own.with_suffix(LAST_GOOD), directory / "snippets" / own.name]
     switch = Path(switch_path(str(directory), service))
-    return [own, *beside, *directory.glob(f"locations/*/{own.name}"), switch]
+    switches = [switch, *switch.parent.glob(f"{switch.name}.to.*")]
+    return [own, *beside, *directory.glob(f"locations/*/{own.name}"), *switches]
 
 
 @dataclass(slots=True)
@@ -222,7 +223,7 @@ class NginxEdge:
         if state.wanted != plan.route.generation:
             state.wanted, state.waited, state.waits_since = plan.route.generation, 0.0, None
         with self._telling(plan.service):
-            urgent = self._switches.is_on(plan.service)
+            urgent = bool(self._switches.all(plan.service))
             await self._rounds.serve(plan.service, prepare, waits=waits, urgent=urgent)
 
     async def put_down(self, plan: RoutePlan, token: int) -> None:
@@ -245,7 +246,8 @@ class NginxEdge:
             await self._bury(plan, token)
             await to_the_end(lambda: _remove_all(files_of(self._dir, plan.service)))
             return
-        if self._switches.is_on(plan.service):
+        header = read_header(old) if old is not None else None
+        if self._switches.by_hand(plan.service) or self._told_by_a_person(plan.service, header):
             return  # somebody has rolled back here
         secret = await self._secret(plan.service)
         text = self._render(_Change(path, old, _on_disk(plan), token, secret))
@@ -297,17 +299,21 @@ class NginxEdge:
             except Fault as error:
                 if not await self._switched(service, way.to):
                     raise
-                by = self._switches.path(service)
+                by = self._switches.path(service, way.to)
                 raise Fault(f"{error}; users are back on {way.to} already, by {by}") from error
         return local[-1]
 
     async def _switched(self, service: str, to: str) -> bool:
         """Whether the switch is on and takes users there by the file that nginx serves."""
         header = read_header(read(self.file(service)) or "")
-        if header is None or header.on_disk is None or not self._switches.is_on(service):
+        if header is None or self._leads(service, header) != to:
             return False
-        leads = _active(header.on_disk.back) == {to}
-        return leads and (await self._listener.ask(service)).generation == header.generation
+        return (await self._listener.ask(service)).generation == header.generation
+
+    def _leads(self, service: str, header: Header | None) -> str:
+        """The release to which a switch takes all users where nginx has read a file; '' where none does."""
+        to = _to(header.on_disk.back) if header is not None and header.on_disk else ""
+        return to if self._switches.is_on(service, to) else ""
 
     async def reload(self) -> None:
         """Let nginx read its files again, certificates for example; clients and weights do not notice.
@@ -403,12 +409,11 @@ class NginxEdge:
         async def keep() -> None:
             state.confirmed, state.text, state.shape, state.old_workers = generation, "", "", None
 
-        if not left and (await self._listener.ask(service)).generation is None:
+        shown = Shown(service, None)
+        if not left and shown.by(await self._listener.ask(service)):
             await keep()
             return None
-        return Change(
-            write=lambda: _remove_all(left), put_back=put_back, keep=keep, shown=Shown(service, None)
-        )
+        return Change(write=lambda: _remove_all(left), put_back=put_back, keep=keep, shown=shown)
 
     async def _bury(self, plan: RoutePlan, token: int) -> None:
         """Write a service's tombstone, before its files go."""
@@ -427,10 +432,19 @@ class NginxEdge:
         state.old_workers = (await self._process.workers()).retiring
         state.confirmed, state.text = change.disk.route.generation, text
         state.shape = self._shape(change.service, change.secret) if change.secret else ""
-        leads = _active(change.disk.back)
-        needless = leads in (frozenset(), _active(change.disk.route.servers))
-        if not needless and 0 < self._switches.turned_for(change.service) < change.disk.route.generation:
+        if self._is_replaced(change.service, change.disk):
             self._switches.put_away(change.service)
+
+    def _told_by_a_person(self, service: str, header: Header | None) -> bool:
+        """Whether a person's rollback on this host takes all users where the route does not."""
+        to = self._leads(service, header)
+        return bool(to) and not self._switches.turned_for(service, to)
+
+    def _is_replaced(self, service: str, served: OnDisk) -> bool:
+        """Whether a switch keeps users off the route that is served, for one that is older."""
+        to = _to(served.back)
+        on = self._switches.is_on(service, to) and _active(served.route.servers) != {to}
+        return on and 0 < self._switches.turned_for(service, to) < served.route.generation
 
     async def _secret(self, service: str) -> str:
         """See `Memory.secret`; the balancer does round robin alone, and a mirror is configuration."""
@@ -482,7 +496,10 @@ class NginxEdge:
     async def _take_back(self, plan: RoutePlan, token: int) -> None:
         text = read(self.file(plan.service))
         header = read_header(text) if text is not None else None
-        if header is None or header.on_disk is None or self._switches.is_on(plan.service):
+        if header is None or header.on_disk is None:
+            return
+        on = self._leads(plan.service, header)
+        if on and self._switches.turned_for(plan.service, on) in (0, plan.route.generation):
             return
         if _refused(plan, token, header) is not None:
             return  # told where it is refused
@@ -496,27 +513,28 @@ class NginxEdge:
             await to_the_end(lambda: self._switches.turn_on(plan.service, to, generation))
 
     def _keeps_switch(self, plan: RoutePlan, header: Header | None) -> bool:
-        """Whether the switch stays on until old workers are gone, because it leads where the route does.
+        """Whether a person's `touch` stays until old workers are gone, because it leads where the route does.
 
-        One that was turned on for an older generation goes when this one is served.
+        A switch that the daemon has turned on goes when a newer route is served.
 
         Raises:
-            Fault: It is on and the route leads elsewhere: somebody has rolled back here.
+            Fault: A switch is on and the route leads elsewhere: somebody has rolled back here.
         """
-        if not self._switches.is_on(plan.service):
-            return False
-        older = 0 < self._switches.turned_for(plan.service) < plan.route.generation
+        service, wanted = plan.service, _active(plan.route.servers)
         disk = header.on_disk if header is not None and header.on_disk else OnDisk(route=Route())
-        served = _active(disk.route.servers)
-        to = _active(disk.back) or served
-        if to == _active(plan.route.servers):
-            return True
-        if to == served:
-            self._switches.put_away(plan.service)
-            return False
-        if older:
-            return False
-        on = self._switches.path(plan.service)
+        served, on = _active(disk.route.servers), self._switches.path(service)
+        if self._switches.by_hand(service):
+            leads = _active(disk.back) or served
+            if leads == wanted:
+                return True
+            if leads == served:
+                self._switches.put_away(service)
+                return False
+        else:
+            to = self._leads(service, header)
+            if {to} == wanted or not self._told_by_a_person(service, header):
+                return False
+            on = self._switches.path(service, to)
         raise Fault(f"{on} is there: traffic goes back until that is followed or it is removed")
 
     def _keep_fallback(self, plan: RoutePlan, token: int, secret: str) -> None:
@@ -664,7 +682,8 @@ class NginxEdge:
 
         One that takes no connections is passed over by nginx, as long as there is another.
         """
-        if header is None or header.on_disk is None or not route.servers or self._switches.is_on(service):
+        on = self._switches.by_hand(service) or self._leads(service, header)
+        if header is None or header.on_disk is None or not route.servers or on:
             return True
         stay, served = {s.instance for s in route.servers}, header.on_disk.route.servers
         leaving = [s.address for s in served if s.instance not in stay and not s.backup]
@@ -706,13 +725,13 @@ class NginxEdge:
         retiring = workers.retiring
         drained = not (retiring if state.old_workers is None else state.old_workers & retiring)
         drained = drained and not answer.draining
-        on = self._switches.is_on(service)
-        leads = _active(disk.back) if on else frozenset[str]()
+        to = self._leads(service, header)
+        turned_for = self._switches.turned_for(service, to) if to else 0
         served = header is not None and answer.generation == header.generation
-        turned_for = self._switches.turned_for(service) if on else 0
-        agrees = leads in (frozenset(), _active(disk.route.servers))  # then it is for workers from before
-        replaced = header is not None and 0 < turned_for < header.generation
-        if on and served and (drained if agrees else replaced) and not changing:
+        needless = not to or {to} == _active(disk.route.servers)  # then it is for workers from before
+        changing = changing or self._rounds.changing(service)
+        over = drained if needless else self._is_replaced(service, disk)
+        if self._switches.all(service) and served and over and not changing:
             with contextlib.suppress(Fault):
                 self._switches.put_away(service)
         return Edge(
@@ -723,8 +742,8 @@ class NginxEdge:
             floor=header.generation if header else 0,
             error=state.error,
             on_disk=header.on_disk if header else None,
-            fallback=self._fallback(service, disk, on=on),
-            switched_to="".join(leads),
+            fallback=self._fallback(service, disk),
+            switched_to=to,
             switched_for=turned_for,
             waited=state.waited_until(asyncio.get_running_loop().time()),
             silence="" if text is None or changing else self._silence(service, answer, workers),
@@ -739,15 +758,16 @@ class NginxEdge:
             return "missing"
         return found
 
-    def _fallback(self, service: str, disk: OnDisk, *, on: bool) -> tuple[Server, ...]:
+    def _fallback(self, service: str, disk: OnDisk) -> tuple[Server, ...]:
         """Where a rollback on this host leads: said by a file of its own, and to nginx for the switch.
 
-        While the switch is on that leads there, the served file says nothing more of it.
+        While a person's switch is on that leads there, the served file says nothing more of it.
         """
         kept = read(self.file(service).with_suffix(FALLBACK))
         found = read_header(kept) if kept is not None else None
         servers = found.on_disk.route.servers if found is not None and found.on_disk else ()
-        return servers if servers == disk.back or (on and not disk.back) else ()
+        by_hand = self._switches.by_hand(service)
+        return servers if servers == disk.back or (by_hand and not disk.back) else ()
 
     def _silence(self, service: str, answer: Answer, workers: Workers) -> str:
         """Why nginx does not say what it serves of a service that has a file; empty when it does."""
@@ -800,6 +820,11 @@ def _on_disk(plan: RoutePlan) -> OnDisk:
 def _active(servers: Sequence[Server]) -> frozenset[str]:
     """The releases that have traffic."""
     return frozenset(s.release for s in servers if not s.backup)
+
+
+def _to(back: Sequence[Server]) -> str:
+    """The release to which a rollback leads; '' where it leads nowhere."""
+    return "".join(_active(back))
 
 
 def _same(one: Sequence[Server], other: Sequence[Server]) -> bool:

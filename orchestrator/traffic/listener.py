@@ -14,6 +14,9 @@ from orchestrator.traffic.render import probe_host
 DEADLINE = 1.0
 """Seconds for one request."""
 
+REFUSED = -1
+"""In place of a status, where nobody listens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -27,6 +30,7 @@ class Answer:
         draining: Workers that have requests under way at servers which the route does not name any more, each
             server counted by itself; -1 where nobody counts.
         answered: Whether it has answered at all.
+        refused: Whether nobody listens there: nginx has loaded no service, or does not run.
     """
 
     text: str
@@ -35,6 +39,7 @@ class Answer:
     shape: str = ""
     draining: int = 0
     answered: bool = True
+    refused: bool = False
 
 
 class Listener:
@@ -49,7 +54,7 @@ class Listener:
         status, text = await self._request("GET", "/generation", service)
         name, number, *rest = [*text.split(" "), "", ""][:6]
         if name != service or not number.isascii() or not number.isdecimal():
-            return Answer(text, answered=status != 0)
+            return Answer(text, answered=status > 0, refused=status == REFUSED)
         if rest[1:2] == ["dynamic"]:
             return Answer(text, int(number), rest[2], rest[2], int(rest[3]))
         return Answer(text, int(number), rest[1])
@@ -79,7 +84,10 @@ class Listener:
                 asyncio.timeout(DEADLINE),
                 self._session.request(method, f"{self._url}{path}", headers=headers, **more) as answer,
             ):
-                return answer.status, (await answer.text())[:200]
+                return answer.status, (await answer.text(errors="replace"))[:200]
+        except aiohttp.ClientConnectorError as error:
+            refused = isinstance(error.os_error, ConnectionRefusedError)
+            return REFUSED if refused else 0, f"{self._url}: {error}"
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return 0, f"{self._url}: {error or type(error).__name__}"
 

@@ -33,7 +33,8 @@ class Memory:
             Fault: A file could not be written.
         """
         if self._lua is None:
-            self._lua = self._shared.lua = await self._has_lua()
+            self._lua = await self._has_lua()
+            self._shared.lua = self._lua or False
             await to_the_end(self._shared.repair)
         if not self._lua:
             return ""
@@ -44,11 +45,12 @@ class Memory:
             write(kept, secret, private=True)
         return secret
 
-    async def _has_lua(self) -> bool:
+    async def _has_lua(self) -> bool | None:
+        """Whether nginx has the module; None where it does not say, as with a configuration that is wrong."""
         if self._mode != "auto":
             return self._mode == "dynamic"
         try:
             return await self._process.has_lua()
         except Fault as error:
             log.warning("lua_unknown", reason=str(error))
-            return False
+            return None

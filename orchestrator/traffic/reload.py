@@ -46,7 +46,9 @@ class Shown:
 
     def by(self, answer: Answer) -> bool:
         """Whether an answer shows it."""
-        return answer.generation == self.generation and (self.generation is None or answer.mark == self.mark)
+        if self.generation is None:
+            return answer.generation is None and (answer.answered or answer.refused)
+        return (answer.generation, answer.mark) == (self.generation, self.mark)
 
 
 class Reloader:

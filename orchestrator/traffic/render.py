@@ -62,9 +62,12 @@ def probe_host(service: str) -> str:
     return f"{service}.edge"
 
 
-def switch_path(folder: str, service: str) -> str:
-    """The file that takes a service's traffic back while it is there."""
-    return f"{folder}/switch/{service}"
+def switch_path(folder: str, service: str, to: str = "") -> str:
+    """The file that takes a service's traffic back while it is there.
+
+    `to`: a release; where a rollback leads elsewhere by what nginx serves, that file is not looked for.
+    """
+    return f"{folder}/switch/{service}.to.{to}" if to else f"{folder}/switch/{service}"
 
 
 def maintenance_path(folder: str, service: str) -> str:
@@ -160,7 +163,8 @@ def render(
     words = _words(service, options, listen=listen, folder=folder, secret=secret)
     route = _served(route, options)
     mark = mark_of(service, disk, options, token=token, listen=listen, folder=folder, secret=secret)
-    words |= {"route": route, "back": disk.back or route.servers, "token": int(token), "mark": mark}
+    to = next((server.release for server in disk.back if not server.backup), "")
+    words |= {"route": route, "back": disk.back or route.servers, "to": to, "token": int(token), "mark": mark}
     if secret:
         lines = route_text(disk, options, token=token).split("\n")  # one literal must pass nginx' buffer
         words["text"] = f'table.concat({{{", ".join(f"[==[{line}]==]" for line in lines)}}}, "\\n")'
@@ -214,6 +218,7 @@ def _words(service: str, options: EdgeOptions, *, listen: str, folder: str, secr
         "audience": _audience(options.audience),
         "route": Route(),
         "back": (),
+        "to": "",
         "sides": (),
         "maps": (),
         "split": None,

@@ -16,37 +16,55 @@ log = structlog.get_logger()
 class Switches:
     """The folder `switch` in ours.
 
-    A switch is the quick way, and never the only one: that it can't be turned on is logged.
+    A person's `touch` of a service's switch takes its traffic wherever a rollback leads by what nginx serves.
+    The daemon's own names the release that it leads to, and does nothing in an nginx whose rollback leads
+    elsewhere, as in one that has not read the newest file. It is the quick way, and never the only one: that
+    it can't be turned on is logged.
     """
 
     def __init__(self, directory: Path) -> None:
         self._dir = directory
         self._closing = Path(closing_path(str(directory)))
 
-    def path(self, service: str) -> Path:
-        """The file that takes a service's traffic back while it is there."""
+    def path(self, service: str, to: str = "") -> Path:
+        """The file that takes a service's traffic back, to the given release alone, while it is there."""
         check_service(service)
-        return Path(switch_path(str(self._dir), service))
+        return Path(switch_path(str(self._dir), service, to))
 
-    def is_on(self, service: str) -> bool:
-        """Whether it is there."""
-        return os.path.isfile(self.path(service))  # noqa: PTH113  False too where nobody may look
+    def by_hand(self, service: str) -> bool:
+        """Whether a person has turned it on."""
+        return _is_there(self.path(service))
+
+    def all(self, service: str) -> tuple[Path, ...]:
+        """Those that are on, wherever they lead."""
+        own = self.path(service)
+        return (*([own] if _is_there(own) else []), *own.parent.glob(f"{own.name}.to.*"))
+
+    def is_on(self, service: str, to: str) -> bool:
+        """Whether an nginx whose rollback leads to a release takes all traffic there; '' is nowhere."""
+        return bool(to) and (self.by_hand(service) or _is_there(self.path(service, to)))
 
     def turn_on(self, service: str, to: str, generation: int = 0) -> bool:
-        """Send all traffic where the served file's rollback leads, which is `to`. Whether that worked.
+        """Send all traffic to a release wherever nginx' rollback leads there. Whether that worked.
 
         `generation`: the one that leads there too, where it is no person's word.
         """
-        return _try_to_write(self.path(service), f"{to} {generation}" if generation else to)
+        return _try_to_write(self.path(service, to), str(generation))
 
-    def turned_for(self, service: str) -> int:
+    def turned_for(self, service: str, to: str) -> int:
         """The generation for which a daemon turned it on; 0 where it is a person's word, or off."""
-        _, _, generation = (read(self.path(service)) or "").partition(" ")
+        if self.by_hand(service):
+            return 0
+        try:
+            generation = read(self.path(service, to)) or ""
+        except Fault:
+            return 0
         return int(generation) if generation.isdecimal() else 0
 
     def put_away(self, service: str) -> None:
-        """Turn it off."""
-        remove(self.path(service))
+        """Turn all of them off."""
+        for path in self.all(service):
+            remove(path)
 
     def close_connections(self) -> None:
         """Let answers close their connections."""
@@ -56,6 +74,10 @@ class Switches:
         """Let answers keep their connections again; a failure is left for the next time."""
         with contextlib.suppress(Fault):
             remove(self._closing)
+
+
+def _is_there(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113  False too where nobody may look
 
 
 def _try_to_write(path: Path, text: str) -> bool:

@@ -78,9 +78,10 @@ class Site:
         return (await self.ask(more))[0]
 
     async def settled(self) -> None:
-        """Wait until no old worker is left and the switch has been put away."""
+        """Wait until no old worker is left and all switches have been put away."""
         async with asyncio.timeout(5):
-            while (await self.edge.observe("api")).switched_to:
+            while self.edge._switches.all("api"):
+                await self.edge.observe("api")
                 await asyncio.sleep(0.05)
 
     def change(self, **options: Any) -> None:

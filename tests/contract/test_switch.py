@@ -1,6 +1,7 @@
 """The rollback switch and the gentle end of connections, on a real nginx with two real servers behind it."""
 
 import asyncio
+import os
 
 import pytest
 
@@ -15,10 +16,66 @@ async def test_an_empty_file_takes_the_traffic_back_without_a_daemon(site: Site)
     switch.touch()
     await asyncio.sleep(0.1)  # where Lua looks for it, it does so 100 times a second
     assert await site.answers() == {"api-1"}
-    assert (await site.edge._listener.ask("api")).text.endswith(" back")
     assert (await site.edge.observe("api")).switched_to == "api-1"
     switch.unlink()
     await asyncio.sleep(0.1)
+    assert await site.answers() == {"api-1", "api-2"}
+
+
+@pytest.mark.parametrize("own", [False, True])
+async def test_workers_look_for_a_switch_that_they_may_not_read(site: Site, own: bool) -> None:
+    before = os.umask(0o077)
+    try:
+        if own:
+            site.edge._switches.turn_on("api", "api-1", 3)
+        else:
+            (site.folder / "switch" / "api").touch()
+    finally:
+        os.umask(before)
+    await asyncio.sleep(0.1)
+    assert await site.answers() == {"api-1"}
+
+
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_a_rollback_leads_nobody_where_nginx_led_before_it_read_the_file(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A third release is given up before nginx has read its first step, and the first one is still warm."""
+    await site.edge.apply(site.plan(3, "api-2", back="api-1"), 1)
+    reload, may = site.process.reload, asyncio.Event()
+
+    async def late() -> None:
+        await may.wait()
+        await reload()
+
+    monkeypatch.setattr(site.process, "reload", late)
+    step = asyncio.create_task(site.edge.apply(site.plan(4, "api-2", "api-3", back="api-2"), 1))
+    async with asyncio.timeout(5):
+        while "api-3" not in (site.folder / "api.conf").read_text():
+            await asyncio.sleep(0.01)
+    back = asyncio.create_task(site.edge.apply(site.plan(5, "api-2", back="api-1"), 1))
+    person = NginxEdge(
+        site.process, site.folder, site.edge._options, listen=site.edge._listen, closing_wait=0.0
+    )
+    by_hand = asyncio.create_task(person.retreat("api", "ann", "it burns"))
+    await asyncio.sleep(0.2)
+    assert await site.answers() == {"api-2"}
+    by_hand.cancel()
+    await asyncio.wait({by_hand})
+    may.set()
+    await asyncio.gather(step, back)
+    assert await site.answers() == {"api-2"}
+    await site.settled()
+    assert await site.answers() == {"api-2"}
+    await person.close()
+
+
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_a_switch_that_leads_where_all_users_are_goes_with_the_next_step(site: Site) -> None:
+    await site.edge.apply(site.plan(3, "api-1"), 1)
+    (site.folder / "switch" / "api").touch()
+    await site.edge.apply(site.plan(4, "api-1", "api-2", back="api-1"), 1)
+    assert not site.edge._switches.all("api")
     assert await site.answers() == {"api-1", "api-2"}
 
 
@@ -66,9 +123,9 @@ async def test_a_rollback_waits_for_no_other_service(site: Site) -> None:
 @pytest.mark.parametrize("site", ["reload"], indirect=True)
 async def test_a_switch_that_is_left_over_does_not_hold_the_next_release_back(site: Site) -> None:
     await site.edge.apply(site.plan(3, "api-1"), 1)
-    assert (site.folder / "switch" / "api").read_text() == "api-1 3"
+    assert (site.folder / "switch" / "api.to.api-1").read_text() == "3"
     await site.edge.apply(site.plan(4, "api-1", "api-2", back="api-1"), 1)
-    assert not (site.folder / "switch" / "api").exists()
+    assert not site.edge._switches.all("api")
     assert await site.answers() == {"api-1", "api-2"}
 
 
@@ -95,20 +152,20 @@ async def test_a_switch_of_the_daemons_own_gives_way_to_its_next_word(
         edge = NginxEdge(site.process, site.folder, edge._options, listen=edge._listen, closing_wait=0.0)
     await edge.apply(site.plan(4, "api-1", "api-2", back="api-1"), 1)
     await edge.close()
-    assert not (site.folder / "switch" / "api").exists()
+    assert not edge._switches.all("api")
     assert await site.answers() == {"api-1", "api-2"}
 
 
 @pytest.mark.parametrize("site", ["reload"], indirect=True)
 async def test_a_switch_that_was_left_on_goes_when_a_newer_route_is_served(site: Site) -> None:
     """A daemon was killed between the confirmation of its next word and the end of its last one."""
-    switch = site.folder / "switch" / "api"
-    switch.write_text("api-1 1")
+    switch = site.folder / "switch" / "api.to.api-1"
+    switch.write_text("1")
     assert await site.answers() == {"api-1"}
     await site.edge.observe("api")
     assert not switch.exists()
     assert await site.answers() == {"api-1", "api-2"}
-    switch.write_text("api-1 2")
+    switch.write_text("2")
     seen = await site.edge.observe("api")
     assert (seen.switched_to, seen.switched_for, switch.exists()) == ("api-1", 2, True)
 

@@ -253,31 +253,45 @@ BUGS = (
         SWITCH,
     ),
     Bug(
+        "a rollback leads where nginx led before it read the file",
+        "traffic/switch.py",
+        "        return _try_to_write(self.path(service, to), str(generation))\n",
+        "        return _try_to_write(self.path(service), str(generation))\n",
+        f"{SWITCH} -k led_before",
+    ),
+    Bug(
+        "a switch that workers may not read is none",
+        "traffic/balancer.lua",
+        "on = ffi.C.access(path, 0) == 0",
+        "on = ffi.C.access(path, 4) == 0",
+        f"{SWITCH} -k may_not_read",
+    ),
+    Bug(
         "a switch that is left over holds the next release back",
         "traffic/edge.py",
-        "            self._switches.put_away(plan.service)\n            return False\n",
-        "            return True\n",
+        "                self._switches.put_away(service)\n                return False\n",
+        "                return True\n",
         SWITCH,
     ),
     Bug(
         "a step goes on over a switch that a person has turned",
         "traffic/edge.py",
-        "        if to == served:\n",
-        "        if True:\n",
+        "            if leads == served:\n",
+        "            if True:\n",
         SWITCH,
     ),
     Bug(
         "a switch that was left on keeps users off what is served",
         "traffic/edge.py",
-        "(drained if agrees else replaced)",
-        "drained and agrees",
+        "drained if needless else self._is_replaced(service, disk)",
+        "drained and needless",
         "tests/contract/test_switch.py -k left_on",
     ),
     Bug(
         "a switch is put away before nginx serves what makes it needless",
         "traffic/edge.py",
-        "        if on and served and (drained if agrees else replaced)",
-        "        if on and (drained if agrees else replaced)",
+        "        if self._switches.all(service) and served and over",
+        "        if self._switches.all(service) and over",
         REVERT,
     ),
     Bug(
@@ -479,8 +493,8 @@ BUGS = (
     Bug(
         "a reload is believed by its generation alone",
         "traffic/reload.py",
-        " and (self.generation is None or answer.mark == self.mark)",
-        "",
+        "(answer.generation, answer.mark) == (self.generation, self.mark)",
+        "answer.generation == self.generation",
         CROWD,
     ),
     Bug(
@@ -535,8 +549,8 @@ BUGS = (
     Bug(
         "a switch that can't be turned on keeps users on the candidate",
         "traffic/switch.py",
-        '        return _try_to_write(self.path(service), f"{to} {generation}" if generation else to)\n',
-        "        write(self.path(service), to)\n        return True\n",
+        "        return _try_to_write(self.path(service, to), str(generation))\n",
+        "        write(self.path(service, to), str(generation))\n        return True\n",
         f"{FOLDER} -k keeps_nobody",
     ),
     Bug(
@@ -1146,16 +1160,16 @@ BUGS = (
     Bug(
         "a version cookie outlives the rollback switch",
         "traffic/balancer.lua",
-        """    if pool == "main" and route.pools.back and switched(switch) then
-        servers = route.pools.back
+        """    if back and (switched(switch) or switched(switch .. ".to." .. back[1].release)) then
+        servers = back
     elseif pool == "main" and audience then
         own = named(route.pools, audience.forced) or stuck(route, audience.sticky)
     end""",
         """    if pool == "main" and audience then
         own = named(route.pools, audience.forced) or stuck(route, audience.sticky)
     end
-    if pool == "main" and not own and route.pools.back and switched(switch) then
-        servers = route.pools.back
+    if not own and back and (switched(switch) or switched(switch .. ".to." .. back[1].release)) then
+        servers = back
     end""",
         AUDIENCE,
     ),

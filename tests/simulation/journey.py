@@ -47,6 +47,7 @@ PLAN = ServicePlan(
 )
 PLANS = {
     "revert": replace(PLAN, template=template(instances=2), policies={"": WARM}),
+    "third": replace(PLAN, policies={"": WARM}),
     "newcomer": replace(PLAN, policies={"": replace(POLICY, confirm_deadline=30.0)}),
 }
 """Of stories that need another than `PLAN`."""
@@ -246,6 +247,20 @@ async def revert(run: Run) -> None:
     await run.quiet(500.0)
 
 
+async def third(run: Run) -> None:
+    """A third release is aborted before nginx has read its first step, and the first one is still warm."""
+    world = run.world
+    run.push(1)
+    await run.ended("api-1")
+    run.push(2)
+    await run.ended("api-2")
+    run.push(3)
+    await run.until(lambda: world.nginx.is_written("api", "api-3"), 400.0, "api-3 is in nginx' file")
+    run.push(4, verb="abort")
+    await run.ended("api-3")
+    await run.quiet(500.0)
+
+
 async def newcomer(run: Run) -> None:
     """nginx refuses the first release of a service, and takes the second."""
     run.world.nginx.refuses = "nginx -t: duplicate upstream in another file"
@@ -282,6 +297,7 @@ STORIES = {
     "bad": bad,
     "people": people,
     "revert": revert,
+    "third": third,
     "newcomer": newcomer,
     "removal": removal,
 }

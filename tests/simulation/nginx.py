@@ -89,18 +89,38 @@ class SimNginx:
         header = self.loaded.get(service)
         return header.on_disk if header is not None and not self.dead else None
 
+    def is_written(self, service: str, release: str) -> bool:
+        """Whether its file names a release that has traffic there, whatever it has read."""
+        path = self.folder / f"{service}.conf"
+        header = read_header(path.read_text()) if path.is_file() else None
+        servers = header.on_disk.route.servers if header is not None and header.on_disk else ()
+        return any(server.release == release and not server.backup for server in servers)
+
     def switch(self, service: str) -> Path:
         return self.folder / "switch" / service
 
-    def is_on(self, service: str) -> bool:
-        return os.path.exists(f"{self._path}/switch/{service}")  # noqa: PTH110  at every instant of every run
+    def is_on(self, service: str, to: str) -> bool:
+        """Whether a file is there that takes users back, where a rollback leads to a release."""
+        own = f"{self._path}/switch/{service}"
+        return os.path.exists(own) or os.path.exists(f"{own}.to.{to}")  # noqa: PTH110  at every instant
+
+    def by_hand(self, service: str) -> bool:
+        """Whether a person has turned a switch on, of whose word no generation speaks."""
+        named = [path.read_text() for path in self.switches(service)]
+        return any(text in ("", "0") for text in named)
+
+    def switches(self, service: str) -> list[Path]:
+        own = self.switch(service)
+        return [*([own] if own.exists() else []), *own.parent.glob(f"{service}.to.*")]
 
     def weighted(self, service: str) -> tuple[Server, ...]:
         """The servers that have users' traffic."""
         disk = self.told(service)
         if disk is None:
             return ()
-        servers = disk.back if disk.back and self.is_on(service) else disk.route.servers
+        servers = disk.route.servers
+        if disk.back and self.is_on(service, disk.back[0].release):
+            servers = disk.back
         return tuple(s for s in servers if not s.backup)
 
     def named(self, service: str) -> tuple[Server, ...]:

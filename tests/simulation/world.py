@@ -19,7 +19,7 @@ from orchestrator.rollout.events import (
     ServiceAdopted,
 )
 from orchestrator.rollout.model import FULL, Outcome, Phase, Route, Server, ServiceState
-from orchestrator.rollout.observation import Instance, Sample
+from orchestrator.rollout.observation import Instance, OnDisk, Sample
 from orchestrator.traffic.render import read_header
 from tests.contract.fakes import FakeRuntime, FakeStore
 from tests.journal import NEXT
@@ -271,7 +271,7 @@ class World:
         self.violations.append(f"{self.now:.2f} s, after {self.effects[-1:]}: {what}")
 
     def check(self) -> None:
-        """I1, I2, I3, I5, I6, from outside, at this instant."""
+        """I1, I2, I3, I5, I6 and where users are, from outside, at this instant."""
         disk, state = self.nginx.told("api"), self.state()
         if disk is None:
             return
@@ -288,6 +288,7 @@ class World:
         if self.left & self.users_of():
             self.violated(f"L3: users are on {self.users_of()} again")
         self._check_claims(weighted)
+        self._check_users(state, disk)
         rollout = state.rollout
         if rollout is None or rollout.kind == "revert" or state.stable is None:
             return
@@ -298,6 +299,14 @@ class World:
             share = Route(servers=weighted).share(rollout.release.id)
             if share * FULL > limit + 0.01:
                 self.violated(f"I5: {share} of {limit} %")
+
+    def _check_users(self, state: ServiceState, disk: OnDisk) -> None:
+        """Users are on stable or on what is on its way, unless a person on the host has said otherwise."""
+        if state.stable is None or self.wiped or disk.local or self.nginx.by_hand("api"):
+            return
+        meant = {state.stable.id, *([state.rollout.release.id] if state.rollout else [])}
+        if elsewhere := self.users_of() - meant:
+            self.violated(f"L2: users are on {elsewhere}, and {meant} is meant")
 
     def _check_claims(self, weighted: Sequence[Server]) -> None:
         wrong = [s for s in weighted if not self._claimed(s)]
@@ -325,8 +334,8 @@ class World:
         weighted = self.users_of()
         if state.stable is not None and weighted != {state.stable.id}:
             self.violated(f"I9, L2: {weighted} have traffic, stable is {state.stable.id}")
-        if self.nginx.is_on("api"):
-            self.violated("L2: the switch is on")
+        if on := self.nginx.switches("api"):
+            self.violated(f"L2: {on} are on")
         kept = [r.id for r in (state.stable, state.previous) if r is not None]
         running = {i.release for i in self.runtime.containers.values() if i.running}
         if running != set(kept):

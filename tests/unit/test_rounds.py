@@ -76,7 +76,9 @@ class Nginx:
         """The releases that its users get."""
         disk = self.loaded[service].on_disk
         assert disk is not None
-        switched = (self.folder / "switch" / service).exists()
+        switch = self.folder / "switch" / service
+        named = [switch.with_name(f"{service}.to.{s.release}") for s in disk.back]
+        switched = any(path.exists() for path in (switch, *named))
         servers = disk.back if disk.back and switched else disk.route.servers
         return frozenset(s.release for s in servers)
 
@@ -393,7 +395,9 @@ async def test_a_rollback_that_gets_no_turn_says_that_users_are_back(edge: Nginx
     person = edge_of(nginx)
     person._rounds._patience = 0.05
     async with edge._rounds.alone():
-        with pytest.raises(Fault, match=r"has held .*; users are back on s0-1 already, by .*/switch/s0$"):
+        with pytest.raises(
+            Fault, match=r"has held .*; users are back on s0-1 already, by .*/switch/s0\.to\.s0-1$"
+        ):
             await person.retreat("s0", "ann", "it burns")
         nginx.loaded.clear()
         with pytest.raises(Fault, match=r"has held \S+ for 0 s$"):
