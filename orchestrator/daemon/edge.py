@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import signal
+from functools import partial
 
 import structlog
 
 from orchestrator.daemon.adapters import REDIS_TIMEOUT, make_edge
 from orchestrator.daemon.config import Config
+from orchestrator.engine.tasks import beside, courtesy
 from orchestrator.observability import systemd
 from orchestrator.ports.faults import Fault
 from orchestrator.runtime.client import DockerClient
@@ -54,26 +56,29 @@ async def _until_a_signal(follower: Follower, name: str) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    heartbeat = asyncio.create_task(systemd.heartbeat(), name="heartbeat")
-    follower.make_ready()
-    systemd.notify("READY=1")
-    log.info("edge_ready", edge=name)
-    cut_off = False
     try:
-        while not stopped.is_set():
-            try:
-                await follower.follow()
-            except Fault as error:
-                if not cut_off:
-                    log.warning("edge_cut_off", edge=name, reason=f"{error}; the traffic stays as it is")
-                cut_off = True
-            else:
-                if cut_off:
-                    log.info("edge_caught_up", edge=name)
-                cut_off = False
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PAUSE if cut_off else ROUND):
-                    await stopped.wait()
+        async with beside({"heartbeat": systemd.heartbeat}, partial(courtesy, longest_pause=1.0)):
+            follower.make_ready()
+            systemd.notify("READY=1")
+            log.info("edge_ready", edge=name)
+            await _follow(follower, name, stopped)
     finally:
-        heartbeat.cancel()
         log.info("edge_stopped", edge=name, reason="the traffic stays as it is")
+
+
+async def _follow(follower: Follower, name: str, stopped: asyncio.Event) -> None:
+    cut_off = False
+    while not stopped.is_set():
+        try:
+            await follower.follow()
+        except Fault as error:
+            if not cut_off:
+                log.warning("edge_cut_off", edge=name, reason=f"{error}; the traffic stays as it is")
+            cut_off = True
+        else:
+            if cut_off:
+                log.info("edge_caught_up", edge=name)
+            cut_off = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PAUSE if cut_off else ROUND):
+                await stopped.wait()

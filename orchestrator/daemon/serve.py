@@ -8,6 +8,7 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ from orchestrator.traffic.request_log import RequestLog
 log = structlog.get_logger()
 
 STOP_DEADLINE = 15.0
-"""Seconds for an orderly stop; then the process leaves whatever still hangs."""
+"""Seconds for an orderly end, whatever has begun it; then the process leaves whatever still hangs."""
 
 TARGETS_WITHHELD = 30.0
 """Seconds that a service which has not been looked at yet may hold back the targets of all. Meanwhile
@@ -107,8 +108,11 @@ class Daemon:
         except ConfigError:  # it was right a moment ago
             return config
 
-    async def run(self) -> None:
+    async def run(self, ending: Callable[[], None]) -> None:
         """Start, drive until cancelled, stop.
+
+        Args:
+            ending: Called when the end begins; what runs may hang then, and nothing is driven.
 
         Raises:
             Fault: A part that can't be waited for is missing.
@@ -125,11 +129,9 @@ class Daemon:
         )
         _prepare(settings.state_dir)
         runner = await listen(application(views), host, int(port))
-        beat = courtesy("heartbeat", systemd.heartbeat, self._metrics.task_failed, longest_pause=1.0)
-        heartbeat = asyncio.create_task(beat, name="heartbeat")
         systemd.notify("READY=1\nSTATUS=waiting for the lease")  # a standby is a healthy service too
         try:
-            async with self._redis() as redis:
+            async with self._beside("heartbeat", systemd.heartbeat, 1.0), self._redis() as redis:
                 edge = make_edge(settings, self._docker, self._edge_options)
                 edge.prepare()
                 self._requests.prepare()
@@ -148,14 +150,15 @@ class Daemon:
                     async with beside(doors.works()):
                         self._token = await lease.acquire()
                         log.info("lease_acquired", token=self._token)
-                        await self._drive(redis, lease, edge, runtime, doors)
+                        await self._drive(redis, lease, edge, runtime, doors, ending)
                 finally:
+                    ending()
                     await lease.release()
                     await doors.close()
         finally:
+            ending()
             systemd.notify("STOPPING=1")
             log.info("stopped", reason="the traffic stays as it is")
-            heartbeat.cancel()
             await runner.cleanup()
             self._docker.close()
             self._prometheus.close()
@@ -163,22 +166,26 @@ class Daemon:
     @contextlib.asynccontextmanager
     async def _redis(self) -> AsyncIterator[Client]:
         """The client of a given server, or of a private one that ends with the daemon."""
-        section = self.config.settings.redis
-        private = None if section.url else PrivateRedis(self.config.settings.state_dir)
-        if private is not None:
-            await private.start()
-        redis = connect(section.url or (private.url if private else ""), REDIS_TIMEOUT)
-        keeper = asyncio.create_task(private.keep(), name="private redis") if private else None
-        try:
-            if section.url:
+        async with contextlib.AsyncExitStack() as closing:
+            if url := self.config.settings.redis.url:
+                redis = connect(url, REDIS_TIMEOUT)
+                closing.push_async_callback(redis.aclose)
                 await self._check_redis(redis)
+            else:
+                private = PrivateRedis(self.config.settings.state_dir)
+                await private.start()
+                closing.push_async_callback(private.stop)
+                await closing.enter_async_context(self._beside("private redis", private.keep, 5.0))
+                redis = connect(private.url, REDIS_TIMEOUT)
+                closing.push_async_callback(redis.aclose)
             yield redis
-        finally:
-            if keeper is not None:
-                keeper.cancel()
-            await redis.aclose()
-            if private is not None:
-                await private.stop()
+
+    def _beside(
+        self, name: str, work: Callable[[], Awaitable[object]], longest_pause: float
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        """A courtesy that runs beside a block."""
+        failed = self._metrics.task_failed
+        return beside({name: work}, partial(courtesy, failed=failed, longest_pause=longest_pause))
 
     async def _check_redis(self, redis: Client) -> None:
         problems = await check_settings(redis)
@@ -205,7 +212,13 @@ class Daemon:
         return Doors(self.config.settings, store, tokens, self._clock, lambda: self.config.templates)
 
     async def _drive(
-        self, redis: Client, lease: Lease, edge: NginxEdge, runtime: DockerRuntime, doors: Doors
+        self,
+        redis: Client,
+        lease: Lease,
+        edge: NginxEdge,
+        runtime: DockerRuntime,
+        doors: Doors,
+        ending: Callable[[], None],
     ) -> None:
         settings = self.config.settings
         store = RedisStore(redis, self._keys, self._token)
@@ -220,9 +233,10 @@ class Daemon:
                     group.create_task(eternal(name, work), name=name)
 
                 def courteous(name: str, work: Callable[[], Any], longest_pause: float = 15.0) -> None:
-                    done = courtesy(name, work, self._metrics.task_failed, longest_pause=longest_pause)
-                    group.create_task(done, name=name)
+                    failed = self._metrics.task_failed
+                    group.create_task(courtesy(name, work, failed, longest_pause=longest_pause), name=name)
 
+                courteous("end", lambda: _when_cancelled(ending))  # the group waits for all of its tasks
                 vital("lease", lambda: lease.keep(dispatcher.doubt))
                 await self._await_docker(runtime)
                 self._configure(dispatcher, group)
@@ -247,8 +261,7 @@ class Daemon:
                 courteous("scrapes", self._watch.scrapes)
                 courteous("hooks", Afterwards(runner, store, store, self._hooks).run)
                 for reader in readers(settings, store, store):
-                    dropped = self._metrics.notification_dropped
-                    postman = Postman(reader, store, store, self._clock, dropped)
+                    postman = Postman(reader, store, store, self._clock, self._metrics.notification_dropped)
                     courteous(f"notify {reader.name}", postman.run)
                 asyncio.get_running_loop().add_signal_handler(
                     signal.SIGHUP, lambda: self._want_reload("SIGHUP")
@@ -503,6 +516,13 @@ class Daemon:
             await asyncio.sleep(2.0)
 
 
+async def _when_cancelled(call: Callable[[], None]) -> None:
+    try:
+        await asyncio.Event().wait()
+    finally:
+        call()
+
+
 def _prepare(state_dir: Path) -> None:
     """The folder of all that is kept.
 
@@ -515,6 +535,31 @@ def _prepare(state_dir: Path) -> None:
         raise Fault(f"state_dir {state_dir}: {error.strerror}: create it for uid {os.getuid()}") from error
     if not os.access(state_dir, os.W_OK | os.X_OK):
         raise Fault(f"state_dir {state_dir}: can't be written: chown {os.getuid()} {state_dir}")
+
+
+class _Deadline:
+    """Of the daemon's end: what hangs `STOP_DEADLINE` seconds after it has begun is left by force.
+
+    Attributes:
+        code: What the process then exits with.
+    """
+
+    def __init__(self, writer: LineWriter) -> None:
+        self._writer = writer
+        self._begun = False
+        self.code = 70
+
+    def begin(self) -> None:
+        """The end begins; it may have begun before."""
+        if not self._begun:
+            self._begun = True
+            asyncio.get_running_loop().call_later(STOP_DEADLINE, self._leave)
+
+    def _leave(self) -> None:
+        hang = ", ".join(sorted(task.get_name() for task in asyncio.all_tasks() if task.cancelling()))
+        log.error("stop_overdue", reason=f"{hang or 'the daemon'} did not end within {STOP_DEADLINE:g} s")
+        self._writer.flush()
+        os._exit(self.code)
 
 
 def serve(config: Config, writer: LineWriter) -> int:
@@ -530,8 +575,8 @@ async def _serve(config: Config, writer: LineWriter) -> int:
         log.error("start_failed", reason=str(error))
         writer.flush()
         return 1
-    task = asyncio.create_task(daemon.run(), name="daemon")
     signals: list[int] = []
+    deadline = _Deadline(writer)
 
     def stop(number: int) -> None:
         signals.append(number)
@@ -541,8 +586,10 @@ async def _serve(config: Config, writer: LineWriter) -> int:
             os._exit(128 + number)
         log.info("stopping", signal=signal.Signals(number).name)
         task.cancel()
-        loop.call_later(STOP_DEADLINE, lambda: os._exit(128 + number))
+        deadline.code = 128 + number
+        deadline.begin()
 
+    task = asyncio.create_task(daemon.run(deadline.begin), name="daemon")
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)  # until it drives there is nothing to read again

@@ -132,8 +132,16 @@ def bug(error: Exception) -> str:
 
 
 @contextlib.asynccontextmanager
-async def beside(works: Mapping[str, Callable[[], Awaitable[object]]]) -> AsyncIterator[None]:
-    """Run vital work beside a block; if one of it ends, the block is cancelled and that is raised."""
+async def beside(
+    works: Mapping[str, Callable[[], Awaitable[object]]],
+    run: Callable[[str, Callable[[], Awaitable[object]]], Coroutine[Any, Any, None]] = eternal,
+) -> AsyncIterator[None]:
+    """Run vital work beside a block; if one of it ends, the block is cancelled and that is raised.
+
+    Args:
+        works: The work, by name.
+        run: `courtesy` where it is not vital.
+    """
     owner, ended = asyncio.current_task(), list[asyncio.Task[None]]()
 
     def note(task: asyncio.Task[None]) -> None:
@@ -141,7 +149,7 @@ async def beside(works: Mapping[str, Callable[[], Awaitable[object]]]) -> AsyncI
             ended.append(task)
             owner.cancel()
 
-    tasks = [asyncio.create_task(eternal(name, work), name=name) for name, work in works.items()]
+    tasks = [asyncio.create_task(run(name, work), name=name) for name, work in works.items()]
     for task in tasks:
         task.add_done_callback(note)
     try:

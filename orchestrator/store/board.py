@@ -7,9 +7,8 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from orchestrator.ports.faults import Fault
 from orchestrator.store.keys import Keys
-from orchestrator.store.redis_store import run_script
+from orchestrator.store.redis_store import fault, run_script
 from orchestrator.store.scripts import WANT
 
 VERSION = ""
@@ -50,7 +49,7 @@ class RedisBoard:
                 return None
             found: dict[Any, Any] = await self._redis.hgetall(self._keys.wanted)
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise fault(error) from error
         texts = {str(service): str(text) for service, text in found.items()}
         return texts.pop(VERSION, "0"), texts
 
@@ -67,7 +66,7 @@ class RedisBoard:
                 pipe.sadd(self._keys.edges, edge)
                 await pipe.execute()
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise fault(error) from error
 
     async def about(self, service: str) -> dict[str, str]:
         """See `ports.Board`."""
@@ -80,7 +79,7 @@ class RedisBoard:
                     pipe.hmget(self._keys.edge(name), [VERSION, service])
                 found: list[list[Any]] = await pipe.execute()
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise fault(error) from error
         answers = zip(names, found, strict=True)
         return {name: str(text or "") for name, (there, text) in answers if there is not None}
 
@@ -95,7 +94,7 @@ class RedisBoard:
                     pipe.hgetall(self._keys.edge(name))
                 found: list[dict[Any, Any]] = await pipe.execute()
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise fault(error) from error
         return {
             name: {str(s): str(t) for s, t in texts.items() if s != VERSION}
             for name, texts in zip(names, found, strict=True)
@@ -107,7 +106,7 @@ class RedisBoard:
         try:
             return sorted(str(n) for n in await self._redis.smembers(self._keys.edges))
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise fault(error) from error
 
     async def forget(self, edge: str) -> bool:
         """Forget an edge that is no more. Whether it was known."""
@@ -115,4 +114,4 @@ class RedisBoard:
             await self._redis.delete(self._keys.edge(edge))
             return bool(await self._redis.srem(self._keys.edges, edge))
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise fault(error) from error

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import math
 import os
 from collections.abc import Awaitable, Callable
@@ -14,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from orchestrator.ports.faults import Fault, Stale
+from orchestrator.ports.lock import try_lock
 from orchestrator.store.keys import Keys
 from orchestrator.store.scripts import ACQUIRE, RELEASE, RENEW, RETAKE
 
@@ -60,7 +60,7 @@ class Lease:
         """Wait until this daemon may drive; returns the token.
 
         Raises:
-            Fault: The file beside it can't be written.
+            Fault: The file beside it can't be written or locked.
         """
         try:
             return await self._acquire_when_free()
@@ -75,7 +75,7 @@ class Lease:
             self._file = self._path.open("a+")
         except OSError as error:
             raise Fault(f"{self._path}: {error.strerror}") from error
-        while not self._lock():
+        while not try_lock(self._file.fileno(), self._path):
             if not told:
                 log.info("standby", reason=f"another daemon on this host holds {self._path}")
             told = True
@@ -114,18 +114,11 @@ class Lease:
     async def _highest(self) -> int:
         return 0 if self._floor is None else await self._floor()
 
-    def _lock(self) -> bool:
-        assert self._file is not None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
-
     def fresh(self) -> bool:
         """Whether less than half the time to live has passed since the last renewal was sent.
 
-        Only then may the world be touched: whatever was begun ends before somebody else can get the lease.
+        Only then may anything be begun. What was begun may outlast the lease: a route or a stop may take
+        minutes. It is harmless because of its token, which the resources refuse once they know a higher one.
         """
         return asyncio.get_running_loop().time() - self._renewed < self._ttl / 2
 

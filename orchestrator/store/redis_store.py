@@ -3,12 +3,13 @@
 import asyncio
 import hashlib
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
@@ -28,12 +29,28 @@ CONNECTIONS = 64
 """Connections that share the work; some of them wait for news of a stream. More make Redis no faster."""
 
 
-class Client(Redis):
-    """A client whose calls can be cancelled at any moment, and wait their turn for a connection.
+async def _cancellable(call: Awaitable[Any]) -> Any:
+    """The answer of redis-py; a cancellation that came meanwhile is raised at its end at the latest.
 
-    redis-py sends through `asyncio.wait_for`, which in Python 3.11 drops a cancellation that comes as its
-    work ends; a loop of calls would then go on for ever.
+    It sends through `asyncio.wait_for`, which in Python 3.11 drops a cancellation that comes as its work
+    ends; a loop of calls would then go on for ever.
     """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    answer = await call
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return answer
+
+
+class _Pipeline(Pipeline):
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        found: list[Any] = await _cancellable(super().execute(raise_on_error))
+        return found
+
+
+class Client(Redis):
+    """A client whose calls, pipelines too, can be cancelled at any moment, and wait for a connection."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -49,12 +66,11 @@ class Client(Redis):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """See redis-py; raises `CancelledError` if the task was cancelled meanwhile."""
-        task = asyncio.current_task()
-        before = task.cancelling() if task else 0
-        answer = await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
-        if task is not None and task.cancelling() > before:
-            raise asyncio.CancelledError
-        return answer
+        return await _cancellable(super().execute_command(*args, **options))  # type: ignore[no-untyped-call]
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        """See redis-py; its `execute` raises `CancelledError` if the task was cancelled meanwhile."""
+        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """See redis-py."""
@@ -107,7 +123,7 @@ def fingerprint(fields: Mapping[str, str]) -> str:
     return hashlib.sha256("\0".join(asked).encode()).hexdigest()
 
 
-def _fault(error: RedisError) -> Fault:
+def fault(error: RedisError) -> Fault:
     """`Away` where Redis did not answer; a plain fault where it did, and refused."""
     kind = Fault if isinstance(error, ResponseError) else Away
     return kind(f"Redis: {error}")
@@ -118,16 +134,17 @@ async def run_script(script: Any, keys: Sequence[str], args: Sequence[object]) -
 
     Raises:
         Stale: Another daemon has taken over.
-        Fault: Redis refused or did not answer.
+        Away: Redis did not answer; what was asked may be done or not.
+        Fault: It refused.
     """
     try:
         return int(await script(keys=keys, args=args))
     except ResponseError as error:
         if "STALE" in str(error):
             raise Stale(f"another daemon has taken over: {error}") from error
-        raise Fault(f"Redis: {error}") from error
+        raise fault(error) from error
     except RedisError as error:
-        raise Fault(f"Redis: {error}") from error
+        raise fault(error) from error
 
 
 class RedisStore:
@@ -148,7 +165,7 @@ class RedisStore:
         try:
             data, version = await self._redis.hmget(self._keys.state(service), ["data", "version"])
         except RedisError as error:
-            raise _fault(error) from error
+            raise fault(error) from error
         if data is None:
             return ServiceState(service=service), int(version or 0)
         return load_state(data), int(version or 0)
@@ -212,14 +229,14 @@ class RedisStore:
         try:
             return sorted(str(s) for s in await self._redis.smembers(self._keys.services))
         except RedisError as error:
-            raise _fault(error) from error
+            raise fault(error) from error
 
     async def last_event_id(self) -> str:
         """The id of the newest event, `0-0` when there is none."""
         try:
             newest: Any = await self._redis.xrevrange(self._keys.events, count=1)
         except RedisError as error:
-            raise _fault(error) from error
+            raise fault(error) from error
         return str(newest[0][0]) if newest else "0-0"
 
     async def events(self, after: str, block: float = 1.0) -> AsyncIterator[tuple[str, Event | None]]:
@@ -234,7 +251,7 @@ class RedisStore:
                     {self._keys.events: after}, count=100, block=int(block * 1000)
                 )
             except RedisError as error:
-                raise _fault(error) from error
+                raise fault(error) from error
             if not found:
                 yield after, None
                 continue
@@ -250,7 +267,7 @@ class RedisStore:
             try:
                 page: Any = await self._redis.xrange(self._keys.events, min=f"({after}", count=limit)
             except RedisError as error:
-                raise _fault(error) from error
+                raise fault(error) from error
             read = [(str(entry), self._event(str(entry), fields)) for entry, fields in page]
             found = [(entry, event) for entry, event in read if event is not None]
             if found or not page:
@@ -275,14 +292,14 @@ class RedisStore:
         try:
             return str(await self._redis.get(self._keys.bookmark(reader)) or "")
         except RedisError as error:
-            raise _fault(error) from error
+            raise fault(error) from error
 
     async def set_bookmark(self, reader: str, entry: str) -> None:
         """See `ports.Bookmarks`."""
         try:
             await self._redis.set(self._keys.bookmark(reader), entry)
         except RedisError as error:
-            raise _fault(error) from error
+            raise fault(error) from error
 
     async def told(self, release: str, since: float, until: float = math.inf) -> list[Event]:
         """See `ports.Journal`; oldest first.
@@ -302,7 +319,7 @@ class RedisStore:
             try:
                 page: Any = await self._redis.xrange(self._keys.events, min=after, max=last, count=1000)
             except RedisError as error:
-                raise _fault(error) from error
+                raise fault(error) from error
             for entry, fields in page:
                 after = f"({entry}"
                 event = self._event(entry, fields) if fields.get("release") == release else None
@@ -361,7 +378,7 @@ class RedisStore:
                 ],
             )
         except RedisError as error:
-            raise _fault(error) from error
+            raise fault(error) from error
         if found == "repeated":
             raise Repeated(str(entry))
         if found == "conflict":
@@ -373,7 +390,7 @@ class RedisStore:
         try:
             found: Any = await self._redis.xrange(self._keys.requests, min=request, max=request)
         except RedisError as error:
-            raise _fault(error) from error
+            raise fault(error) from error
         return dict(found[0][1]) if found else None
 
     async def driven(self) -> bool:
@@ -381,7 +398,7 @@ class RedisStore:
         try:
             return bool(await self._redis.exists(self._keys.lease))
         except RedisError as error:
-            raise _fault(error) from error
+            raise fault(error) from error
 
     async def waiting(self) -> int:
         """Requests that nobody has carried out yet: not delivered, or delivered and not acknowledged."""
@@ -390,7 +407,7 @@ class RedisStore:
         except ResponseError:
             return 0
         except RedisError as error:
-            raise _fault(error) from error
+            raise fault(error) from error
         return sum(int(g["pending"]) + int(g["lag"] or 0) for g in groups)
 
 
@@ -406,7 +423,7 @@ class ReadingStore(RedisStore):
         try:
             version = int(await self._redis.hget(self._keys.state(service), "version") or 0)
         except RedisError as error:
-            raise _fault(error) from error
+            raise fault(error) from error
         known = self._known.get(service)
         if known is None or known[1] != version:
             known = self._known[service] = await super().load(service)

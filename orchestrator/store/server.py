@@ -2,16 +2,23 @@
 
 import asyncio
 import contextlib
+import math
 import os
+import re
 import shutil
+import signal
+import socket
+import struct
 from pathlib import Path
+from typing import IO
 
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from orchestrator.ports.faults import Fault
-from orchestrator.store.redis_store import connect
+from orchestrator.ports.lock import try_lock
+from orchestrator.store.redis_store import connect, fault
 
 log = structlog.get_logger()
 
@@ -19,6 +26,17 @@ REQUIRED = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "n
 """Settings without which Redis may lose what it has acknowledged: on a full disk `everysec` lost a write,
 and `allkeys-lru` evicted stream, state and lease alike."""
 
+STARTS = 15.0
+"""Seconds that a server may need until it answers, beside what it loads."""
+
+LOADS = 4 * 1024 * 1024
+"""Bytes of its file that a server loads in a second at the least; from memory it loaded 290 MB."""
+
+SILENCE = 2.0
+"""Seconds after which a server that is alive and does not answer is told of."""
+
+PEER = struct.Struct("iII")
+"""`struct ucred`: pid, uid, gid (unix(7))."""
 
 FULL = 8 * 1024 * 1024
 """Bytes that a disk must have left: below, Redis may not be able to write its file anew."""
@@ -54,78 +72,64 @@ class PrivateRedis:
     """A redis-server of the daemon's own: Unix socket, data in the state folder, every write on the disk.
 
     It outlives a killed daemon and is found again by the next one. A clean stop ends it.
+
+    A server inherits a lock on its folder and holds it for as long as it lives, so there is never a second
+    one: two of them would write one file, and each would acknowledge what the other does not know.
     """
 
     def __init__(self, state_dir: Path) -> None:
         self._dir = state_dir / "redis"
+        self._lock_file = self._dir / "lock"
+        self._log_file = self._dir / "redis.log"
+        self._log_begins = 0
         self.socket = private_socket(state_dir)
         self.url = f"unix://{self.socket}"
         self._process: asyncio.subprocess.Process | None = None
 
-    async def start(self, deadline: float = 15.0) -> None:
-        """Find the server of an earlier daemon, or start one.
+    async def start(self, patience: float | None = None) -> None:
+        """Wait for the server that there is, or start one.
+
+        Args:
+            patience: Seconds until it has to answer; by default what it needs at most to load its data.
 
         Raises:
-            Fault: There is no redis-server program, or it did not come up; the message has its words.
+            Fault: There is no redis-server program, it can't be started, it has ended, or it does not answer
+                in time; the message has its words. A server that is alive is left alone.
         """
-        if await self._answers():
-            log.info("private_redis_found", socket=str(self.socket))
-            return
-        program = shutil.which("redis-server")
-        if program is None:
-            raise Fault("redis-server is not installed: apt-get install redis-server, or set redis.url")
-        self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._dir.chmod(0o700)
-        settings = {
-            "port": "0",
-            "unixsocket": str(self.socket),
-            "unixsocketperm": "700",
-            "dir": str(self._dir),
-            "daemonize": "no",
-            "logfile": str(self._dir / "redis.log"),
-            "save": "",
-            **REQUIRED,
-        }
-        arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
-        self._process = process = await asyncio.create_subprocess_exec(
-            program,
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            async with asyncio.timeout(deadline):
-                while not await self._answers():
-                    if process.returncode is not None:
-                        raise Fault(f"redis-server ended at once: {self._why_gone()}")
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
-            process.kill()
-            raise Fault(f"redis-server did not answer within {deadline:.0f} s") from None
-        log.info("private_redis_started", socket=str(self.socket), pid=process.pid)
+        loop = asyncio.get_running_loop()
+        since, started, told = loop.time(), False, False
+        patience = self._patience() if patience is None else patience
+        while silence := await self._silence():
+            with contextlib.ExitStack() as closing:
+                if lock := self._lock():
+                    closing.enter_context(lock)
+                    if started:
+                        raise Fault(f"redis-server ended: {await self._why_gone()}")
+                    await self._spawn(lock)
+                    since, started = loop.time(), True
+            reason = f"redis-server does not answer ({silence}); {self._who()} is alive"
+            if loop.time() - since > patience:
+                raise Fault(reason)
+            if loop.time() - since > SILENCE and not told:
+                log.warning("private_redis_silent", socket=str(self.socket), reason=reason)
+                told = True
+            await asyncio.sleep(0.05)
+        found = "private_redis_started" if started else "private_redis_found"
+        log.info(found, socket=str(self.socket), pid=self._pid())
 
     async def keep(self) -> None:
-        """Start it again whenever it is gone, for ever."""
+        """Start it again whenever it is gone, for ever; wait for one that is alive and does not answer.
+
+        Raises:
+            Fault: It can't be started.
+        """
         while True:
             await asyncio.sleep(1.0)
-            if await self._answers():
+            if not await self._silence():
                 continue
-            log.warning("private_redis_gone", socket=str(self.socket), reason=self._why_gone())
-            with contextlib.suppress(Fault):
-                await self.start()
-
-    def _why_gone(self) -> str:
-        """A full disk, or its last warning; it ends by itself when it can't keep what it has to."""
-        file = self._dir / "redis.log"
-        try:
-            lines = file.read_text(encoding="utf-8", errors="replace")[-20_000:].splitlines()
-        except OSError:
-            lines = []
-        warnings = [line.partition(" # ")[2] for line in lines if " # " in line]
-        said = f"{warnings[-1]} ({file})" if warnings else f"see {file}"
-        return "; ".join(filter(None, (disk_full(self._dir), said)))
+            if not self._alive():
+                log.warning("private_redis_gone", socket=str(self.socket), reason=await self._why_gone())
+            await self.start(math.inf)
 
     async def stop(self) -> None:
         """End the server; its data stays."""
@@ -133,19 +137,126 @@ class PrivateRedis:
         with contextlib.suppress(RedisError, OSError):
             await client.shutdown(nosave=True)
         await client.aclose()
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(5.0):
+                while self._alive():
+                    await asyncio.sleep(0.05)
                 if self._process is not None:
                     await self._process.wait()
-                while await self._answers():
-                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            log.warning("private_redis_left", socket=str(self.socket), reason=f"{self._who()} is alive")
 
-    async def _answers(self) -> bool:
+    def _lock(self) -> IO[str] | None:
+        """The lock of the folder; None while a server lives there.
+
+        Raises:
+            Fault: It can't be written or locked.
+        """
+        with contextlib.ExitStack() as closing:
+            try:
+                self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._dir.chmod(0o700)
+                file = closing.enter_context(self._lock_file.open("a"))
+            except OSError as error:
+                raise Fault(f"{error.filename}: {error.strerror}") from error
+            if not try_lock(file.fileno(), self._lock_file):
+                return None
+            closing.pop_all()
+            return file
+
+    def _alive(self) -> bool:
+        if not self._lock_file.exists():
+            return False
+        lock = self._lock()
+        if lock is not None:
+            lock.close()
+        return lock is None
+
+    async def _spawn(self, lock: IO[str]) -> None:
+        """Start a server that takes the lock over."""
+        program = shutil.which("redis-server")
+        if program is None:
+            raise Fault("redis-server is not installed: apt-get install redis-server, or set redis.url")
+        settings = {
+            "port": "0",
+            "unixsocket": str(self.socket),
+            "unixsocketperm": "700",
+            "dir": str(self._dir),
+            "daemonize": "no",
+            "logfile": str(self._log_file),
+            "save": "",
+            **REQUIRED,
+        }
+        arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
+        try:
+            with self._log_file.open("a") as said:  # what it says before it has read its settings
+                self._log_begins = said.tell()
+                self._process = await asyncio.create_subprocess_exec(
+                    program,
+                    *arguments,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=said,
+                    start_new_session=True,
+                    pass_fds=(lock.fileno(),),
+                )
+        except OSError as error:
+            why = ": ".join(filter(None, (error.filename, error.strerror)))
+            raise Fault(f"redis-server can't be started: {why}") from error
+
+    async def _why_gone(self) -> str:
+        """A full disk, how it ended, or its last words; it ends by itself when it can't keep what it has to.
+
+        Its earlier warnings are about something else.
+        """
+        file = self._log_file
+        code = None if self._process is None else await self._process.wait()
+        self._process = None
+        try:
+            with file.open("rb") as whole:
+                whole.seek(max(self._log_begins, file.stat().st_size - 20_000))
+                lines = whole.read().decode(errors="replace").split("\n")
+        except OSError:
+            lines = []
+        last = next((line for line in reversed(lines) if line.strip()), "")
+        words = re.sub(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [.*#-] ", "", last)
+        if code is None:
+            how = f"the last line of {file}: {words}"
+        elif code < 0:
+            how = f"killed by {signal.Signals(-code).name}, see {file}"
+        else:
+            how = f"{words} ({file})" if words else f"exit status {code}, see {file}"
+        return "; ".join(filter(None, (disk_full(self._dir), how)))
+
+    def _patience(self) -> float:
+        size = 0
+        with contextlib.suppress(OSError):
+            size = sum(file.stat().st_size for file in (self._dir / "appendonlydir").iterdir())
+        return STARTS + size / LOADS
+
+    def _pid(self) -> int:
+        """Of the server that listens at the socket, from the kernel; 0 where none does."""
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+            connection.setblocking(False)
+            connection.connect(str(self.socket))
+            peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size)
+            return int(PEER.unpack(peer)[0])
+        return 0
+
+    def _who(self) -> str:
+        mine = self._process
+        pid = mine.pid if mine is not None and mine.returncode is None else self._pid()
+        return f"pid {pid}" if pid else f"the process that has locked {self._lock_file}"
+
+    async def _silence(self) -> str:
+        """Why it does not answer; '' where it does."""
         client = connect(self.url, timeout=2.0)
         try:
-            return bool(await client.ping())
-        except (RedisError, OSError):
-            return False
+            await client.ping()
+        except (RedisError, OSError) as error:
+            return str(error) or type(error).__name__
+        else:
+            return ""
         finally:
             await client.aclose()
 
@@ -156,7 +267,7 @@ async def check_settings(redis: Redis) -> list[str]:
     Where CONFIG is not allowed, as on managed servers, INFO tells what it can; the rest can't be checked.
 
     Raises:
-        Fault: It does not answer.
+        Away: It does not answer.
     """
     problems, unknown, why = [], [], ""
     try:
@@ -172,7 +283,7 @@ async def check_settings(redis: Redis) -> list[str]:
             elif found != wanted:
                 problems.append(f"{name} is {found!r}, not {wanted!r}: {mend}")
     except RedisError as error:
-        raise Fault(f"Redis: {error}") from error
+        raise fault(error) from error
     if unknown:
         problems.append(
             f"{', '.join(unknown)} can't be checked, because CONFIG is not allowed ({why})"

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from orchestrator.ports.access import Principal, Token
 from orchestrator.ports.faults import Fault
 from orchestrator.store.keys import Keys
+from orchestrator.store.redis_store import fault
 
 PREFIX = "rot"
 """Secrets begin with it, so that scanners for leaked ones can tell them: `rot_ID_SECRET`."""
@@ -110,7 +111,7 @@ class RedisTokens:
         try:
             return await self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
         except RedisError as error:
-            raise Fault(f"Redis: {error}") from error
+            raise fault(error) from error
 
 
 def _load(text: str) -> _Kept:

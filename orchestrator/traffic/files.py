@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import itertools
 import os
 from collections.abc import AsyncIterator, Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.ports.faults import Fault
+from orchestrator.ports.lock import try_lock
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ async def locked(path: Path, deadline: float) -> AsyncIterator[None]:
     """Hold a lock file against every other process on this host.
 
     Raises:
-        Fault: It can't be written, or somebody else held it for the whole deadline (seconds).
+        Fault: It can't be written or locked, or somebody else held it for the whole deadline (seconds).
     """
     try:
         file = path.open("w")
@@ -42,7 +42,7 @@ async def locked(path: Path, deadline: float) -> AsyncIterator[None]:
         _give(file.fileno(), path.parent)
         try:
             async with asyncio.timeout(deadline):
-                while not _lock(file.fileno()):
+                while not try_lock(file.fileno(), path):
                     await asyncio.sleep(LOCK_INTERVAL)
         except TimeoutError:
             raise Fault(f"another process has held {path} for {deadline:.0f} s") from None
@@ -54,14 +54,6 @@ def _give(file: int, folder: Path) -> None:
     if os.geteuid() == 0:
         owner = folder.stat()
         os.fchown(file, owner.st_uid, owner.st_gid)
-
-
-def _lock(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 async def to_the_end(work: Callable[[], T]) -> T:

@@ -16,6 +16,7 @@ from orchestrator.daemon.config import Config
 from orchestrator.daemon.doctor.files import folders
 from orchestrator.daemon.serve import Daemon
 from orchestrator.daemon.settings import NginxSection, Settings
+from orchestrator.engine.tasks import courtesy
 from orchestrator.observability.logs import LineWriter
 from orchestrator.ports.faults import Fault
 from orchestrator.store.keys import Keys
@@ -59,7 +60,7 @@ async def test_a_private_server_that_ends_on_a_full_disk_says_so_and_comes_back(
     await store.push({"a": "kept"})
     fill(disk)
     with capture_logs() as logs:
-        keeping = asyncio.create_task(server.keep(), name="keep")
+        keeping = asyncio.create_task(courtesy("keep", server.keep, longest_pause=2.0), name="keep")
         async with asyncio.timeout(20):
             while not any(line["event"] == "private_redis_gone" for line in logs):
                 with contextlib.suppress(Fault):

@@ -17,7 +17,7 @@ from orchestrator.daemon.doctor import _redis
 from orchestrator.daemon.serve import Daemon
 from orchestrator.daemon.settings import RedisSection, Settings
 from orchestrator.observability.logs import LineWriter
-from orchestrator.ports.faults import Conflict, Fault, Repeated, Stale
+from orchestrator.ports.faults import Away, Conflict, Fault, Repeated, Stale
 from orchestrator.ports.requests import Once
 from orchestrator.rollout.command import handle
 from orchestrator.rollout.events import ConfigReloaded, EdgeDrifted, RequestRefused
@@ -28,6 +28,7 @@ from orchestrator.store.keys import Keys
 from orchestrator.store.lease import Lease
 from orchestrator.store.redis_store import CONNECTIONS, Client, RedisStore, connect
 from orchestrator.store.server import PrivateRedis, check_settings
+from orchestrator.store.tokens import RedisTokens
 from tests.builders import submit
 from tests.contract.fakes import FakeStore
 
@@ -540,19 +541,20 @@ async def test_the_lease_is_renewed_while_hundreds_of_conductors_load(
     await redis.aclose()
 
 
+@pytest.mark.parametrize("what", ["one call", "several calls at once"])
 async def test_calls_that_are_cancelled_end_and_leave_their_connections_to_others(
-    private: PrivateRedis,
+    private: PrivateRedis, what: str
 ) -> None:
     redis = connect(private.url, timeout=2.0, connections=4)
-    store = RedisStore(redis, Keys("t"))
+    store, board = RedisStore(redis, Keys("t")), RedisBoard(redis, Keys("t"), 60.0)
 
-    async def load_for_ever() -> None:
+    async def call_for_ever() -> None:
         while True:
-            await store.load("api")
+            await (store.load("api") if what == "one call" else board.report("a", {"api": "text"}))
 
     chance = random.Random(7)
     for _ in range(60):
-        tasks = [asyncio.create_task(load_for_ever(), name="load") for _ in range(12)]
+        tasks = [asyncio.create_task(call_for_ever(), name="call") for _ in range(12)]
         await asyncio.sleep(chance.uniform(0, 0.01))
         for task in tasks:
             task.cancel()
@@ -573,21 +575,42 @@ async def test_a_key_is_for_one_request(private_kit: Any) -> None:
     assert await private_kit.xlen("t:requests") == 3
 
 
-async def test_a_server_that_is_gone_is_a_fault(tmp_path: Path) -> None:
+async def test_a_server_that_is_gone_is_away_for_every_call(tmp_path: Path) -> None:
+    """Nobody knows whether what was asked is done; a server that refuses has not done it."""
     redis = connect(f"unix://{tmp_path}/none.sock")
-    store = RedisStore(redis, Keys("t"))
+    store, board = RedisStore(redis, Keys("t")), RedisBoard(redis, Keys("t"), 60.0)
+    told = RequestRefused(service="api", at=1.0, verb="release", actor="ci", request="1-0", reason="")
     for call in (
         store.load("api"),
+        store.commit(ServiceState(service="api"), 0, ()),
+        store.refuse("1-0", {}, told),
+        store.answer("1-0", told),
         store.push({"a": "b"}),
         store.services(),
         store.last_event_id(),
         store.waiting(),
+        board.want("api", "text"),
+        board.news("0"),
+        board.report("a", {}),
+        board.about("api"),
+        board.reports(),
+        board.known(),
+        board.forget("a"),
+        RedisTokens(redis, Keys("t")).tokens(),
+        check_settings(redis),
     ):
-        with pytest.raises(Fault):
+        with pytest.raises(Away, match=r"^Redis: "):
             await call
-    with pytest.raises(Fault):
-        await check_settings(redis)
     await redis.aclose()
+
+
+async def test_a_server_that_refuses_a_write_is_not_away(private_kit: Any) -> None:
+    await private_kit.set(Keys("t").lease, 1)
+    await private_kit.config_set("maxmemory", "1")
+    with pytest.raises(Fault, match=r"^Redis: command not allowed when used memory") as refused:
+        await RedisStore(private_kit, Keys("t"), 1).commit(ServiceState(service="api"), 0, ())
+    assert not isinstance(refused.value, Away)
+    await private_kit.config_set("maxmemory", "0")
 
 
 async def test_redis_that_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ SIMULATION = "tests/simulation -k one_effect"
 REVERT = "tests/simulation -k 'one_effect and revert'"
 BULKHEADS = "tests/unit/test_bulkheads.py"
 SUPERVISION = "tests/unit/test_supervision.py"
+PRIVATE_REDIS = "tests/contract/test_private_redis.py"
 
 BUGS = (
     Bug(
@@ -152,6 +153,62 @@ BUGS = (
         "if tonumber(redis.call('GET', KEYS[2]) or '0') > tonumber(ARGV[1]) then return 0 end",
         "",
         STORE,
+    ),
+    Bug(
+        "a private Redis that is alive and does not answer is doubled",
+        "store/server.py",
+        "                    pass_fds=(lock.fileno(),),\n",
+        "",
+        f"{PRIVATE_REDIS} -k alive_and_does_not_answer",
+    ),
+    Bug(
+        "a warning of long ago is told as the reason why Redis is gone",
+        "store/server.py",
+        "        elif code < 0:",
+        "        elif False:",
+        f"{PRIVATE_REDIS} -k own_words",
+    ),
+    Bug(
+        "whoever looks after the private Redis ends with the first fork that fails",
+        "daemon/serve.py",
+        'await closing.enter_async_context(self._beside("private redis", private.keep, 5.0))',
+        'closing.callback(asyncio.create_task(private.keep(), name="private redis").cancel)',
+        "tests/unit/test_two_classes.py",
+    ),
+    Bug(
+        "a fork that fails is a bug of whoever looks after the private Redis",
+        "store/server.py",
+        "        except OSError as error:\n            why =",
+        "        except FileNotFoundError as error:\n            why =",
+        f"{PRIVATE_REDIS} -k fork",
+    ),
+    Bug(
+        "a daemon that is stale waits for ever for what hangs",
+        "daemon/serve.py",
+        '                courteous("end", lambda: _when_cancelled(ending))',
+        "                pass",
+        "tests/contract/test_ways_to_end.py",
+    ),
+    Bug(
+        "a commit that Redis does not answer is taken for one that it refuses",
+        "store/redis_store.py",
+        "kind = Fault if isinstance(error, ResponseError) else Away",
+        "kind = Fault",
+        f"{STORE} -k is_away",
+    ),
+    Bug(
+        "a pipeline of Redis drops a cancellation",
+        "store/redis_store.py",
+        "await _cancellable(super().execute(raise_on_error))",
+        "await super().execute(raise_on_error)",
+        f"{STORE} -k calls_that_are_cancelled --timeout 30",
+    ),
+    Bug(
+        "a file system without locks is taken for another daemon",
+        "ports/lock.py",
+        "    except BlockingIOError:",
+        "    except OSError:",
+        "tests/unit/test_lock.py",
     ),
     Bug(
         "a lease stays fresh for all its time",
