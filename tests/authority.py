@@ -16,7 +16,7 @@ DAY = dt.timedelta(days=1)
 
 @dataclass
 class Authority:
-    """A private CA that writes certificates for one name into a folder."""
+    """A private CA that writes certificates into a folder."""
 
     folder: Path
 
@@ -28,6 +28,7 @@ class Authority:
     def _certificate(
         self, name: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: int, ca: bool = False
     ) -> x509.Certificate:
+        host = str(name.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
         now = dt.datetime.fromtimestamp(1_700_000_000, dt.UTC)
         builder = (
             x509.CertificateBuilder()
@@ -40,13 +41,18 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
         )
         if not ca:
-            builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
+            builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
         return builder.sign(self._key, hashes.SHA256())
 
-    def issue(self, days: int) -> float:
+    @property
+    def pem(self) -> str:
+        """Its own certificate."""
+        return self._own.public_bytes(serialization.Encoding.PEM).decode()
+
+    def issue(self, days: int, host: str = NAME) -> float:
         """Write a new certificate and key; returns when it ends."""
         key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
         certificate = self._certificate(name, key, days=days)
         pem = serialization.Encoding.PEM
         self.folder.joinpath("chain.pem").write_bytes(certificate.public_bytes(pem))
@@ -57,6 +63,5 @@ class Authority:
     def context(self) -> ssl.SSLContext:
         """A client's that trusts this CA alone."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        pem = self._own.public_bytes(serialization.Encoding.PEM)
-        context.load_verify_locations(cadata=pem.decode())
+        context.load_verify_locations(cadata=self.pem)
         return context

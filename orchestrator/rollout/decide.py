@@ -480,12 +480,13 @@ def _rolling_back(turn: Turn, seen: Observation) -> None:
     named = any(s.release == rollout.release.id for s in state.route.servers)
     confirmed = state.confirmed == state.route.generation
     if (confirmed and not named) or _never_served(rollout, seen):
+        late = "".join(i.logs for i in seen.of(rollout.release.id) if not i.running)
         turn.end(
             retreat.outcome if state.stable is not None else Outcome.FAILED,
             retreat.reason,
             actor=retreat.actor,
             verdict=retreat.verdict,
-            logs=retreat.logs,
+            logs=retreat.logs or late,
         )
     elif named and state.stuck_since is None:
         waited = turn.now - rollout.entered_at

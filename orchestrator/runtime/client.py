@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 import docker
 from docker.errors import APIError, DockerException
@@ -18,7 +19,7 @@ T = TypeVar("T")
 SHARE = 4
 """Threads of a lane that one service may have. Calls that were given up count until they end."""
 
-Lane = Literal["look", "start", "remove", "pull", "usage"]
+Lane = Literal["look", "logs", "start", "remove", "pull", "usage"]
 """Kinds of work, each with threads of its own: a slow registry must keep no instance from starting."""
 
 
@@ -50,13 +51,20 @@ class DockerClient:
         """The SDK's client, connected at first use. Only for code that runs in the executor."""
         with self._connecting:
             if self._client is None:
-                settings: dict[str, Any] = {"timeout": int(self._timeout), "max_pool_size": 64}
-                self._client = (
-                    docker.DockerClient(base_url=self._url, **settings)
-                    if self._url
-                    else docker.from_env(**settings)
-                )
+                self._client = self.connect()
             return self._client
+
+    def connect(self) -> docker.DockerClient:
+        """A new client of the Engine, with the credentials that Docker's own config file has at this moment.
+
+        The address is the URL, else DOCKER_HOST, else the local socket; for each DOCKER_TLS_VERIFY and
+        DOCKER_CERT_PATH count. Only for code that runs in the executor, which closes it.
+
+        Raises:
+            DockerException: Nobody answers there, or a certificate is missing.
+        """
+        named = {**os.environ, "DOCKER_HOST": self._url} if self._url else None
+        return docker.from_env(environment=named, timeout=int(self._timeout), max_pool_size=64)
 
     async def call(
         self,

@@ -20,10 +20,11 @@ from orchestrator.ports.faults import Away, Fault
 from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.model import Release
 from orchestrator.rollout.observation import Image, Instance
-from orchestrator.runtime.client import DockerClient, words
+from orchestrator.runtime.client import DockerClient, Lane, words
 from orchestrator.runtime.env_file import read_env_file
 from orchestrator.runtime.fence import Fence
 from orchestrator.runtime.labels import GRACE, INSTANCE, OWNER, SERVICE, Identity, identify, labels
+from orchestrator.runtime.last_words import LastWords
 from orchestrator.runtime.network import Network
 from orchestrator.runtime.probe import Prober
 
@@ -31,10 +32,6 @@ log = structlog.get_logger()
 
 LOOK_DEADLINE = 5.0
 """Seconds for one look; a rollback must not wait for a Docker that hangs."""
-
-LOG_LINES = 20
-LOG_DELAY, LOG_LOOKS = 0.3, 4
-"""Seconds between looks at the log of a process that has just ended, and how often it is looked for there."""
 
 ENDED = frozenset({"exited", "restarting"})
 """States of a process that ran and ended; a container that is only created, or is being removed, did not."""
@@ -78,7 +75,7 @@ class DockerRuntime:
         self._addresses = threading.Lock()
         self._given: set[str] = set()
         self._living: dict[str, set[tuple[str, str]]] = {}
-        self._last_words: dict[tuple[str, str], str] = {}
+        self._last_words = LastWords(client)
 
     async def prepare(self) -> None:
         """Make sure that Docker answers, the network exists, and nobody newer drives.
@@ -102,27 +99,52 @@ class DockerRuntime:
 
     async def observe(self, service: str) -> tuple[Instance, ...]:
         """See `ports.Runtime`."""
-        found = await self._docker.call(
-            lambda client: self._inspect(client, service), LOOK_DEADLINE, about=service
-        )
-        seen = await asyncio.gather(*(self._probed(identity, attrs) for identity, attrs in found))
+        found = await self._inspected(service)
+        seen = await asyncio.gather(*(self._seen(service, identity, attrs) for identity, attrs in found))
         self._living[service] = {(i.container, i.started_at) for i in seen}
-        known = set().union(*self._living.values())
-        self._prober.forget(known)
-        self._last_words = {p: logs for p, logs in self._last_words.items() if p in known}
-        return tuple([await self._with_logs(i) if i.health != "ready" or not i.running else i for i in seen])
+        self._prober.forget(set().union(*self._living.values()))
+        self._last_words.keep(service, [i for i in seen if not _well(i)])
+        return tuple(seen)
 
-    def _inspect(self, client: docker.DockerClient, service: str) -> list[tuple[Identity, dict[str, Any]]]:
+    async def _seen(self, service: str, identity: Identity, attrs: dict[str, Any]) -> Instance:
+        instance = await self._probed(identity, attrs)
+        return (
+            instance
+            if _well(instance)
+            else replace(instance, logs=await self._last_words.of(service, instance))
+        )
+
+    async def _inspected(self, service: str, lane: Lane = "look") -> list[tuple[Identity, dict[str, Any]]]:
+        """A service's containers, inspected side by side."""
         filters = {"label": [f"{OWNER}={self._owner}", f"{SERVICE}={service}"]}
+
+        async def inspected(container: str) -> tuple[Identity, dict[str, Any]] | None:
+            def work(client: docker.DockerClient) -> tuple[Identity, dict[str, Any]] | None:
+                try:
+                    attrs = client.api.inspect_container(container)
+                except NotFound:
+                    return None
+                identity = identify(attrs["Config"]["Labels"] or {})
+                return (identity, attrs) if identity is not None else None
+
+            return await self._docker.call(work, lane=lane, about=service)
+
+        try:
+            async with asyncio.timeout(LOOK_DEADLINE):
+                listed = await self._docker.call(
+                    lambda client: client.api.containers(all=True, filters=filters), lane=lane, about=service
+                )
+                answers = await asyncio.gather(
+                    *(inspected(summary["Id"]) for summary in listed), return_exceptions=True
+                )
+        except TimeoutError as error:
+            raise Away(f"Docker did not answer within {LOOK_DEADLINE:.0f} s") from error
         found = []
-        for summary in client.api.containers(all=True, filters=filters):
-            try:
-                attrs = client.api.inspect_container(summary["Id"])
-            except NotFound:
-                continue
-            identity = identify(attrs["Config"]["Labels"] or {})
-            if identity is not None:
-                found.append((identity, attrs))
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+            if answer is not None:
+                found.append(answer)
         return self._told_apart(found)
 
     def _told_apart(
@@ -149,9 +171,7 @@ class DockerRuntime:
 
     async def cpu_seconds(self, service: str) -> dict[str, tuple[float, float]]:
         """See `ports.Usage`. The Engine takes up to a second to answer for each."""
-        found = await self._docker.call(
-            lambda client: self._inspect(client, service), LOOK_DEADLINE, "usage", service
-        )
+        found = await self._inspected(service, "usage")
 
         async def used(container: str) -> tuple[float, float]:
             stats = await self._docker.call(
@@ -192,29 +212,6 @@ class DockerRuntime:
         )
         return replace(instance, health=health, detail=detail)
 
-    async def _with_logs(self, instance: Instance) -> Instance:
-        """With the last log lines; those of a process that has ended are read once."""
-
-        def tail(client: docker.DockerClient) -> str:
-            raw = client.api.logs(instance.container, tail=LOG_LINES, stdout=True, stderr=True)
-            return bytes(raw).decode("utf-8", "replace")
-
-        process = (instance.container, instance.started_at)
-        if not instance.running and process in self._last_words:
-            return replace(instance, logs=self._last_words[process])
-        try:
-            logs = await self._docker.call(tail, LOOK_DEADLINE, about=_service(instance.name))
-            for _ in range(LOG_LOOKS):  # Docker tells an exit before its log has been written
-                if logs or instance.exit_code is None:
-                    break
-                await asyncio.sleep(LOG_DELAY)
-                logs = await self._docker.call(tail, LOOK_DEADLINE, about=_service(instance.name))
-        except Fault:
-            return instance
-        if instance.exit_code is not None:
-            self._last_words[process] = logs
-        return replace(instance, logs=logs)
-
     async def resolve(self, image: str) -> Image:
         """See `ports.Runtime`. What a digest names never changes: no registry is asked for what is here.
 
@@ -228,7 +225,7 @@ class DockerRuntime:
 
         def pull(client: docker.DockerClient) -> Image:
             try:
-                self._pull_image(client, image)
+                self._pull_image(image)
                 found = look(client)
             except APIError as error:
                 return Image(error=words(error))
@@ -251,18 +248,15 @@ class DockerRuntime:
         note = f"the registry did not give it, this host's image is taken: {found.error}"
         return replace(_image(here, image), note=note)
 
-    def _pull_image(self, client: docker.DockerClient, image: str) -> None:
-        """Pull with the credentials of Docker's own config file, and with the pull's own deadline.
+    def _pull_image(self, image: str) -> None:
+        """Pull with the credentials that Docker's own config file has at this moment.
 
         Raises:
             APIError: The Engine, the registry or the helper for credentials refuses.
         """
-        puller = docker.APIClient(
-            base_url=client.api.base_url if not client.api.base_url.startswith("http+docker") else None,
-            timeout=int(self._pull_deadline),
-        )
+        puller = self._docker.connect()
         try:
-            lines = puller.pull(image, stream=True, decode=True)
+            lines = puller.api.pull(image, stream=True, decode=True)
         except APIError:
             raise
         except DockerException as error:  # of the helper that ~/.docker/config.json names
@@ -279,21 +273,15 @@ class DockerRuntime:
 
         def work(client: docker.DockerClient) -> None:
             self._fence.check(client, self._token())
-            preferred = self._clear(client, wanted)
-            if preferred is None:
-                return
             for attempt in range(1, START_TRIES + 1):
-                container = self._create(client, wanted, preferred)
-                if container is None:
+                preferred = self._clear(client, wanted)
+                if preferred is None:
                     return
                 try:
-                    container.start()
+                    self._run(client, wanted, preferred)
                 except APIError as error:
-                    container.remove(force=True, v=True)
-                    taken = "address already in use" in words(error).lower()
-                    if not taken or attempt == START_TRIES:
+                    if not _taken_meanwhile(error) or attempt == START_TRIES:
                         raise
-                    preferred = ""
                 else:
                     return
 
@@ -339,8 +327,16 @@ class DockerRuntime:
             dead.remove(force=True, v=True)
         return str(address)
 
-    def _create(self, client: docker.DockerClient, wanted: Wanted, preferred: str) -> Container | None:
-        """Create the container at a free static address; None when it exists and runs already."""
+    def _run(self, client: docker.DockerClient, wanted: Wanted, preferred: str) -> None:
+        container = self._create(client, wanted, preferred)
+        try:
+            container.start()
+        except APIError:
+            container.remove(force=True, v=True)
+            raise
+
+    def _create(self, client: docker.DockerClient, wanted: Wanted, preferred: str) -> Container:
+        """Create the container at a free static address, the preferred one if it can be."""
         with self._addresses:  # not while it is created: that may take long, or hang
             address = self._network.free([*self._taken(client), *self._given], preferred)
             self._given.add(address)
@@ -350,7 +346,7 @@ class DockerRuntime:
             with self._addresses:
                 self._given.discard(address)
 
-    def _create_at(self, client: docker.DockerClient, wanted: Wanted, address: str) -> Container | None:
+    def _create_at(self, client: docker.DockerClient, wanted: Wanted, address: str) -> Container:
         release, template = wanted.release, wanted.release.template
         settings: dict[str, Any] = {
             "name": self._container_name(wanted.name),
@@ -375,14 +371,7 @@ class DockerRuntime:
                 self._network.name: client.api.create_endpoint_config(ipv4_address=address)
             },
         }
-        try:
-            return client.containers.create(
-                release.digest, command=list(template.command) or None, **settings
-            )
-        except APIError as error:
-            if error.status_code == CONFLICT and "name" in words(error):
-                return None
-            raise
+        return client.containers.create(release.digest, command=list(template.command) or None, **settings)
 
     def _taken(self, client: docker.DockerClient) -> list[str]:
         taken = []
@@ -445,7 +434,18 @@ class DockerRuntime:
 
     async def close(self) -> None:
         """Close what is open."""
+        await self._last_words.close()
         await self._prober.close()
+
+
+def _well(instance: Instance) -> bool:
+    return instance.running and instance.health == "ready"
+
+
+def _taken_meanwhile(error: APIError) -> bool:
+    """Whether somebody has taken the address, or the container's name, since it was free."""
+    said = words(error).lower()
+    return "address already in use" in said or (error.status_code == CONFLICT and "name" in said)
 
 
 def _service(instance: str) -> str:

@@ -9,6 +9,9 @@ import aiohttp
 
 from orchestrator.rollout.policy import Probe
 
+PATIENCE = 1.2
+"""Seconds for which a look waits for a probe; its default timeout is shorter."""
+
 CLOSE_DEADLINE = 1.0
 """Seconds for closing connections; aiohttp waits for each of them, for ever if need be."""
 
@@ -19,6 +22,7 @@ class _Streak:
     bad: int = 0
     ready: bool = False
     detail: str = ""
+    asking: asyncio.Task[str] | None = None
 
 
 class Prober:
@@ -31,9 +35,23 @@ class Prober:
     async def probe(
         self, container: str, started_at: str, address: str, probe: Probe
     ) -> tuple[Literal["ready", "unknown", "unhealthy"], str]:
-        """Ask once; returns the health after this answer, and the last failure in words."""
+        """Ask once; returns the health after this answer, and the last failure in words.
+
+        A probe that may take longer than `PATIENCE` goes on meanwhile, and counts when it has ended.
+        """
         streak = self._streaks.setdefault((container, started_at), _Streak())
-        failure = await self._ask(address, probe)
+        asking = streak.asking
+        if asking is None:
+            asking = streak.asking = asyncio.create_task(self._ask(address, probe), name=f"probe-{address}")
+        await asyncio.wait({asking}, timeout=PATIENCE)
+        if asking.done():
+            streak.asking = None
+            self._count(streak, probe, asking.result())
+        if streak.bad >= probe.failures:
+            return "unhealthy", streak.detail
+        return ("ready" if streak.ready else "unknown"), streak.detail
+
+    def _count(self, streak: _Streak, probe: Probe, failure: str) -> None:
         if failure:
             streak.good, streak.bad, streak.detail = 0, streak.bad + 1, failure
         else:
@@ -42,16 +60,20 @@ class Prober:
             streak.ready = True
         if streak.bad >= probe.failures:
             streak.ready = False
-            return "unhealthy", streak.detail
-        return ("ready" if streak.ready else "unknown"), streak.detail
 
     def forget(self, living: set[tuple[str, str]]) -> None:
         """Drop the counts of processes that are gone."""
         for key in self._streaks.keys() - living:
-            del self._streaks[key]
+            asking = self._streaks.pop(key).asking
+            if asking is not None:
+                asking.cancel()
 
     async def close(self) -> None:
-        """Close the connections; one that does not close in time is left."""
+        """Give up what is asked and close the connections; one that does not close in time is left."""
+        asking = [streak.asking for streak in self._streaks.values() if streak.asking is not None]
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
         if self._session is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_DEADLINE):

@@ -20,7 +20,7 @@ from orchestrator.rollout.observation import Instance
 from orchestrator.rollout.policy import Probe
 from orchestrator.runtime.client import DockerClient
 from orchestrator.runtime.docker_runtime import DockerRuntime
-from orchestrator.runtime.labels import OWNER
+from orchestrator.runtime.labels import OWNER, labels
 from orchestrator.runtime.network import Network
 from tests.builders import release, template
 from tests.conftest import Images
@@ -361,6 +361,34 @@ async def test_a_name_that_somebody_else_has_is_a_fault(kit: Any, docker_client:
         await runtime.start(want((await runtime.resolve(image)).digest))
     await runtime.stop("api-1-0")
     other.remove(force=True)
+
+
+@pytest.mark.parametrize("kit", ["docker"], indirect=True)
+@pytest.mark.parametrize("whose", ["somebody else's", "ours"])
+async def test_a_name_that_is_taken_while_the_container_is_made_is_a_fault_unless_it_is_ours_and_runs(
+    kit: Any, docker_client: docker.DockerClient, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    runtime, image, _ = kit
+    wanted, free = want((await runtime.resolve(image)).digest), runtime._network.free
+    made: list[Any] = []
+
+    def just_before(taken: list[str], preferred: str) -> str:
+        if not made:
+            label = labels(wanted, runtime._owner, 1) if whose == "ours" else {}
+            name = f"{runtime._owner}-api-1-0"
+            made.append(docker_client.containers.run(image, name=name, labels=label, detach=True))
+        return str(free(taken, preferred))
+
+    monkeypatch.setattr(runtime._network, "free", just_before)
+    try:
+        if whose == "ours":
+            await runtime.start(wanted)
+            assert [i.container for i in await runtime.observe("api")] == [made[0].id]
+        else:
+            with pytest.raises(Fault, match="is taken by a container that is not ours"):
+                await runtime.start(wanted)
+    finally:
+        made[0].remove(force=True)
 
 
 @pytest.mark.parametrize("kit", ["docker"], indirect=True)

@@ -30,6 +30,8 @@ AUDIENCE = "tests/contract/test_audience.py"
 PLACES = "tests/contract/test_places.py"
 MEMORY = "tests/contract/test_memory.py -k 'not share'"
 RUNTIME = "tests/contract/test_runtime.py"
+LAST_WORDS = "tests/unit/test_last_words.py"
+ENGINE_ADDRESS = "tests/contract/test_engine_address.py"
 SIMULATION = "tests/simulation -k one_effect"
 REVERT = "tests/simulation -k 'one_effect and revert'"
 BULKHEADS = "tests/unit/test_bulkheads.py"
@@ -798,6 +800,72 @@ BUGS = (
         "if highest > token:",
         "if False:",
         RUNTIME,
+    ),
+    Bug(
+        "a look waits for as long as a probe may take",
+        "runtime/probe.py",
+        "asyncio.wait({asking}, timeout=PATIENCE)",
+        "asyncio.wait({asking})",
+        "tests/unit/test_probe.py",
+    ),
+    Bug(
+        "containers are inspected one after the other",
+        "runtime/docker_runtime.py",
+        "                answers = await asyncio.gather(\n"
+        '                    *(inspected(summary["Id"]) for summary in listed), return_exceptions=True\n'
+        "                )\n",
+        '                answers = [await inspected(summary["Id"]) for summary in listed]\n',
+        LAST_WORDS,
+    ),
+    Bug(
+        "a look waits for the logs of what has ended",
+        "runtime/last_words.py",
+        "asyncio.wait({log.reading}, timeout=PATIENCE)",
+        "asyncio.wait({log.reading})",
+        LAST_WORDS,
+    ),
+    Bug(
+        "words that come while the traffic is taken back are lost",
+        "rollout/decide.py",
+        "logs=retreat.logs or late,",
+        "logs=retreat.logs,",
+        "tests/unit/test_release.py -k last_words",
+    ),
+    Bug(
+        "a look that sees a death has none of its words",
+        "runtime/last_words.py",
+        "asyncio.wait({log.reading}, timeout=PATIENCE)",
+        "asyncio.sleep(0)",
+        LAST_WORDS,
+    ),
+    Bug(
+        "a silent death is asked for its log at each look",
+        "runtime/last_words.py",
+        "elif log.reading.done() and instance.running:",
+        "elif log.reading.done():",
+        LAST_WORDS,
+    ),
+    Bug(
+        "a container of the wanted name that is somebody else's passes for the instance",
+        "runtime/docker_runtime.py",
+        "                    if not _taken_meanwhile(error) or attempt == START_TRIES:\n",
+        "                    if error.status_code == CONFLICT:\n                        return\n"
+        "                    if not _taken_meanwhile(error) or attempt == START_TRIES:\n",
+        f"{RUNTIME} -k name_that_is",
+    ),
+    Bug(
+        "pulls go to the Engine at the local socket",
+        "runtime/docker_runtime.py",
+        "puller = self._docker.connect()",
+        'puller = docker.DockerClient("unix:///var/run/docker.sock")',
+        ENGINE_ADDRESS,
+    ),
+    Bug(
+        "the certificates of the environment do not count for an address that is set",
+        "runtime/client.py",
+        'named = {**os.environ, "DOCKER_HOST": self._url}',
+        'named = {"DOCKER_HOST": self._url}',
+        ENGINE_ADDRESS,
     ),
     Bug(
         "one good probe is enough",

@@ -219,6 +219,19 @@ def test_a_dead_candidate_instance_rolls_back_with_its_last_words(sim: Sim) -> N
     assert ended.logs == "last words\n"
 
 
+def test_last_words_that_come_after_the_death_was_seen_are_told_with_the_end(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.kill("api-2-1", code=3)
+    sim.instances["api-2-1"] = replace(sim.instances["api-2-1"], logs="")
+    sim.edge_up = False
+    sim.until_phase(Phase.ROLLING_BACK)
+    sim.instances["api-2-0"] = replace(sim.instances["api-2-0"], logs="of one that runs\n")
+    sim.instances["api-2-1"] = replace(sim.instances["api-2-1"], logs="late words\n")
+    sim.edge_up = True
+    assert sim.until_ended("api-2", 5).logs == "late words\n"
+
+
 @pytest.mark.parametrize("phase", [Phase.PREVIEW, Phase.SHIFTING])
 def test_an_instance_that_neither_runs_nor_has_ended_is_told_without_an_exit_code(
     sim: Sim, phase: Phase

@@ -1,0 +1,74 @@
+"""Probes of instances that answer late or never: the look goes on, and each answer counts once."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from orchestrator.rollout.policy import Probe
+from orchestrator.runtime import probe as module
+from orchestrator.runtime.probe import Prober
+
+
+class Slow:
+    """A server that answers 200 once it is let to."""
+
+    def __init__(self) -> None:
+        self.asked, self.answer, self.address = 0, asyncio.Event(), ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.asked += 1
+        await reader.readuntil(b"\r\n\r\n")
+        await self.answer.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+
+@pytest.fixture
+async def slow() -> AsyncIterator[Slow]:
+    found = Slow()
+    server = await asyncio.start_server(found.serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    found.address = f"{host}:{port}"
+    yield found
+    found.answer.set()
+    server.close()
+    await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def prober(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Prober]:
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    found = Prober()
+    yield found
+    await found.close()
+
+
+async def test_a_look_does_not_wait_as_long_as_a_probe_may_take(prober: Prober, slow: Slow) -> None:
+    patient = Probe(timeout=60.0, successes=1)
+    async with asyncio.timeout(20):
+        for _ in range(3):
+            assert await prober.probe("c", "t", slow.address, patient) == ("unknown", "")
+        assert slow.asked == 1
+        slow.answer.set()
+        while (await prober.probe("c", "t", slow.address, patient))[0] != "ready":
+            pass
+
+
+async def test_a_probe_that_times_out_between_looks_counts_as_one_failure(prober: Prober, slow: Slow) -> None:
+    short = Probe(timeout=0.2, failures=2)
+    said, looks = "", 0
+    async with asyncio.timeout(20):
+        while not said:
+            health, said = await prober.probe("c", "t", slow.address, short)
+            looks += 1
+    assert (health, slow.asked) == ("unknown", 1)
+    assert looks > 1
+    assert said == f"no answer from {slow.address} within 0.2 s"
+
+
+async def test_probes_of_processes_that_are_gone_are_given_up(prober: Prober, slow: Slow) -> None:
+    await prober.probe("c", "t", slow.address, Probe(timeout=60.0))
+    prober.forget(set())
+    await asyncio.sleep(0)
+    assert [t.get_name() for t in asyncio.all_tasks() if t.get_name().startswith("probe")] == []
