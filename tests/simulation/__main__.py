@@ -1,8 +1,8 @@
-"""Tell a story again under given faults, all pairs of faults of a story, or random scripts for some minutes.
+"""Tell a story again with given faults, with all of them or all pairs, or random scripts for some minutes.
 
 `python -m tests.simulation bad 20:lost_reply 23:crash_after` prints the effects and what was violated.
-`python -m tests.simulation pairs STORY [NUMBER [SEED]]` tells it with every pair of faults, on all cores, or
-with so many of them, evenly spread.
+`python -m tests.simulation singles [STORY]` and `pairs [STORY]` tell it, or each, with every fault or every
+pair of them, on all cores; `pairs STORY NUMBER [SEED]` with so many pairs, evenly spread.
 `python -m tests.simulation random MINUTES [SEED]` tells scripts with three to six faults, each from a seed of
 its own, and `python -m tests.simulation script SEED` tells one of them again.
 Exits with 1 when anything was violated.
@@ -13,12 +13,13 @@ import os
 import random
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 
 import structlog
 
 from tests.simulation.chaos import script
-from tests.simulation.journey import simulate
+from tests.simulation.journey import STORIES, simulate
 from tests.simulation.pairs import Faults, every, some_pairs
 from tests.simulation.world import Fault, Mode, World
 
@@ -40,26 +41,39 @@ def many(minutes: float, seed: int) -> bool:
     return bool(wrong)
 
 
-def pairs(name: str, number: int, seed: int) -> bool:
-    """All pairs of a story, on all cores, or so many in this process; whether any violated anything."""
+def some(name: str, number: int, seed: int) -> bool:
+    """So many pairs of a story, in this process; whether any violated anything."""
     began = time.monotonic()
-    if number:
-        found = [(pair, simulate(name, pair).violations) for pair in some_pairs(name, number, seed)]
-    else:
-        with ProcessPoolExecutor(os.cpu_count()) as pool:
-            found = [told for part in pool.map(_pairs, [name] * PARTS, range(PARTS)) for told in part]
+    found = [(pair, simulate(name, pair).violations) for pair in some_pairs(name, number, seed)]
+    return _tell(name, found, began)
+
+
+def whole(depth: int, names: Iterable[str]) -> bool:
+    """All faults of stories, or all pairs of them, on all cores; whether any violated anything."""
+    wrong = False
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for name in names:
+            began = time.monotonic()
+            parts = pool.map(_part, [name] * PARTS, [depth] * PARTS, range(PARTS))
+            wrong |= _tell(name, [told for part in parts for told in part], began)
+    return wrong
+
+
+def _tell(name: str, found: list[tuple[Faults, list[str]]], began: float) -> bool:
     wrong = [
         f"python -m tests.simulation {name} {' '.join(map(str, p))}: {v}" for p, lines in found for v in lines
     ]
-    print(*wrong[:100], sep="\n")
-    told = len(found)
-    print(f"{name}: {told} pairs of faults, {len(wrong)} violations, {time.monotonic() - began:.0f} s")
+    for line in wrong[:100]:
+        print(line)
+    what = "pairs of faults" if found and len(found[0][0]) > 1 else "faults"
+    seconds = time.monotonic() - began
+    print(f"{name}: {len(found)} {what}, {len(wrong)} violations, {seconds:.0f} s", flush=True)
     return bool(wrong)
 
 
-def _pairs(name: str, part: int) -> list[tuple[Faults, list[str]]]:
+def _part(name: str, depth: int, part: int) -> list[tuple[Faults, list[str]]]:
     _quiet()
-    return list(every(name, 2, part, PARTS))
+    return list(every(name, depth, part, PARTS))
 
 
 def _quiet() -> None:
@@ -81,9 +95,10 @@ def main() -> bool:
     what, *given = sys.argv[1:]
     if what == "random":
         return many(float(given[0]), int(given[1]) if len(given) > 1 else random.randrange(2**32))
-    if what == "pairs":
-        name, number, seed = (*given, *("0", "1")[len(given) - 1 :])
-        return pairs(name, int(number), int(seed))
+    if what == "pairs" and len(given) > 1:
+        return some(given[0], int(given[1]), int(given[2]) if given[2:] else 1)
+    if what in ("singles", "pairs"):
+        return whole(1 if what == "singles" else 2, given or STORIES)
     if what == "script":
         return show(script(int(given[0])), [])
     faults = [Fault(int(n), Mode(mode)) for n, _, mode in (g.partition(":") for g in given)]

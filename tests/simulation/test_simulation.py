@@ -17,8 +17,11 @@ from tests.simulation.journey import STORIES, simulate, tell
 from tests.simulation.pairs import every, some_pairs
 from tests.simulation.world import Fault, Mode, World
 
-PAIRS = 40
+PAIRS = 25
 """Of each story; `make pairs` tells them all."""
+
+THIRD = {"flight", "people", "revert", "third"}
+"""Long stories, in which one effect of three goes wrong; `make simulate` begins with all of them."""
 
 
 @pytest.fixture(autouse=True)
@@ -59,8 +62,9 @@ def test_a_story_is_told_in_the_same_words_by_every_process() -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("story", sorted(STORIES))
 def test_any_one_effect_may_go_wrong(story: str) -> None:
-    told = dict(every(story, 1))
-    assert len(told) == len(simulate(story).effects) * len(Mode)
+    parts = 3 if story in THIRD else 1
+    told = dict(every(story, 1, 0, parts))
+    assert len(told) == len(simulate(story).effects[::parts]) * len(Mode)
     wrong = [
         f"python -m tests.simulation {story} {fault}: {v}" for (fault,), found in told.items() for v in found
     ]
@@ -106,7 +110,7 @@ faults_in_scripts = st.dictionaries(st.integers(0, 120), st.sampled_from(Mode), 
 
 @given(script=scripts, faults=faults_in_scripts, seed=st.integers(0, 2**32))
 @settings(
-    max_examples=400,
+    max_examples=150,
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
