@@ -141,6 +141,18 @@ def _back_unseen(state: ServiceState, seen: Observation, now: float) -> Route:
     return Route(generation=generation, servers=servers, changed_at=now)
 
 
+def _as_served(state: ServiceState, seen: Observation, wanted: set[str], now: float) -> Route:
+    """The route as it is; what is served, where it names a release that is not wanted and never was."""
+    route, disk = state.route, seen.edge.on_disk
+    if state.confirmed == route.generation or disk is None or seen.edge.served != disk.route.generation:
+        return route
+    named, served = ({s.release for s in r.servers if not s.backup} for r in (route, disk.route))
+    if not served or named <= wanted or not served <= wanted:
+        return route
+    generation = max(route.generation, seen.edge.floor) + 1
+    return Route(generation=generation, servers=disk.route.servers, changed_at=now)
+
+
 def next_route(state: ServiceState, seen: Observation, now: float) -> Route:
     """The route for this state, with the next generation if it differs from the committed one.
 
@@ -155,7 +167,7 @@ def next_route(state: ServiceState, seen: Observation, now: float) -> Route:
         return _back_unseen(state, seen, now)
     pools = [(release, weight, usable(release, route, seen)) for release, weight in wanted.weights]
     if any(not pool for _, _, pool in pools):
-        return route
+        return _as_served(state, seen, {release.id for release, _, _ in pools}, now)
     counts = math.prod(len(pool) for _, _, pool in pools)
     raw = [weight * counts // len(pool) for _, weight, pool in pools]
     divisor = math.gcd(*raw) if raw else 1

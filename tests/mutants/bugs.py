@@ -352,6 +352,13 @@ BUGS = (
         f"{SWITCH} -k may_not_read",
     ),
     Bug(
+        "a release that ended before it was served is served later",
+        "rollout/route.py",
+        "        return _as_served(state, seen, {release.id for release, _, _ in pools}, now)\n",
+        "        return route\n",
+        "tests/unit/test_revert.py -k ended_before",
+    ),
+    Bug(
         "a switch that is left over holds the next release back",
         "traffic/edge.py",
         "                self._switches.put_away(service)\n                return False\n",

@@ -14,6 +14,7 @@ from orchestrator.rollout.events import (
     ReleaseEnded,
     ReleaseRetired,
     RequestRefused,
+    RouteChanged,
 )
 from orchestrator.rollout.model import Outcome, Phase, Rollout
 from orchestrator.rollout.observation import Edge, Observation
@@ -464,6 +465,22 @@ def test_a_candidate_that_nginx_never_served_does_not_wait_for_who_mends_nginx(s
     assert sim.state.stuck_since is None
     assert sim.share("api-1") == 100
     assert not [n for n in sim.instances if n.startswith("api-2")]
+
+
+def test_a_release_that_ended_before_nginx_served_it_gets_no_traffic_while_stable_is_dead(sim: Sim) -> None:
+    sim.refuses = REFUSES
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING)
+    sim.run(2)
+    seen = sim.observe()
+    assert seen.edge.on_disk is not None
+    state = replace(sim.state, rollout=None)  # as it is left by an abort of what was never served
+    dead = replace(seen, instances=tuple(i for i in seen.instances if i.release != "api-1"))
+    after, events = decide(state, dead, sim.now)
+    assert after.route.servers == seen.edge.on_disk.route.servers
+    assert [e.shares for e in events if isinstance(e, RouteChanged)] == [(("api-1", 100.0),)]
+    loaded = replace(dead, edge=replace(dead.edge, served=state.route.generation))
+    assert decide(state, loaded, sim.now)[0].route == state.route, "nginx may serve it"
 
 
 @pytest.mark.parametrize("hidden", ["edited", "dead", "served"])
