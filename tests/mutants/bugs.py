@@ -47,6 +47,13 @@ BUGS = (
         ENGINE,
     ),
     Bug(
+        "what waits for a service that is dropped stays without an answer",
+        "engine/dispatcher.py",
+        "in conductor.left():",
+        "in conductor.left()[:0]:",
+        f"{ENGINE} -k is_dropped",
+    ),
+    Bug(
         "an image that a container holds is tried once, and never again",
         "engine/converge.py",
         "world.stale_images - self._removed - used",
