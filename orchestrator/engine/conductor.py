@@ -15,6 +15,7 @@ from orchestrator.ports.clock import Clock
 from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.hooks import Hooks
 from orchestrator.ports.metrics import ENGINE, MetricQuery
+from orchestrator.ports.requests import Request
 from orchestrator.ports.runtime import Images, Runtime, Usage
 from orchestrator.ports.service import ServicePlan
 from orchestrator.ports.store import Store
@@ -58,6 +59,9 @@ URGENT = Rollback | Pause | Abort
 
 UNWATCHED = 30.0
 """Seconds between two decisions of a process; after more than that nobody has watched meanwhile."""
+
+Origin = tuple[Request, Mapping[str, str]] | None
+"""The request that a command was made of, and its fields as they were read."""
 
 T = TypeVar("T")
 
@@ -139,7 +143,7 @@ class Conductor:
         self.plan = plan
         self._parts = parts
         self._inbox: deque[Command] = deque()
-        self._waiting: set[str] = set()
+        self._waiting: dict[str, Origin] = {}
         self._wake = asyncio.Event()
         self._pressing = asyncio.Event()
         self._jobs = Jobs(self.wake)
@@ -158,7 +162,7 @@ class Conductor:
         """Something has happened: look now."""
         self._wake.set()
 
-    def submit(self, command: Command) -> bool:
+    def submit(self, command: Command, origin: Origin = None) -> bool:
         """Take a command; False when too many wait already. One that waits already is not taken twice."""
         if command.request in self._waiting:
             return True
@@ -166,11 +170,15 @@ class Conductor:
         if len(self._inbox) >= INBOX * (1 + urgent):
             return False
         self._inbox.append(command)
-        self._waiting.add(command.request)
+        self._waiting[command.request] = origin
         if urgent:
             self._pressing.set()
         self.wake()
         return True
+
+    def left(self) -> list[tuple[Request, Mapping[str, str]]]:
+        """The requests that are not known to be carried out, in their order."""
+        return [origin for origin in self._waiting.values() if origin is not None]
 
     async def run(self) -> None:
         """Drive, for ever. A bug in a turn or a job is this service's own: it is told, and tried again.
@@ -312,7 +320,7 @@ class Conductor:
                 state, events, ahead = *self._refused(command, bug(error)), None
                 await self._commit(state, events, acks=(command.request,))
             self._inbox.popleft()
-            self._waiting.discard(command.request)
+            del self._waiting[command.request]
             if ahead is not None:
                 self._take_back()
         return told

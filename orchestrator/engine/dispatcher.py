@@ -8,6 +8,7 @@ import structlog
 from orchestrator.engine.conductor import Conductor, Parts
 from orchestrator.engine.replies import Replies
 from orchestrator.engine.tasks import bug, eternal
+from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.requests import Request
 from orchestrator.ports.runtime import RuntimeEvents
 from orchestrator.ports.service import ServicePlan
@@ -31,6 +32,9 @@ from orchestrator.rollout.hooks import unchecked
 from orchestrator.rollout.policy import Policy
 
 log = structlog.get_logger()
+
+AGAIN = 1.0
+"""Seconds between tries to answer what waited for a service that is not driven any more."""
 
 
 class Dispatcher:
@@ -69,8 +73,29 @@ class Dispatcher:
             self._tasks[service] = group.create_task(eternal(name, conductor.run), name=name)
         for service in self._conductors.keys() - plans.keys():
             log.warning("service_unconfigured", service=service, reason="its traffic stays as it is")
-            self._tasks.pop(service).cancel()
-            del self._conductors[service]
+            task, conductor = self._tasks.pop(service), self._conductors.pop(service)
+            task.cancel()
+            group.create_task(self._hand_on(task, conductor), name=f"hand on {service}")
+
+    async def _hand_on(self, task: asyncio.Task[None], conductor: Conductor) -> None:
+        """Dispatch again what waited for a conductor that is dropped: whoever drives then answers it.
+
+        Raises:
+            Stale: Another daemon has taken over.
+        """
+        await asyncio.wait({task})
+        for request, fields in conductor.left():
+            while True:
+                try:
+                    await self.dispatch(request, fields)
+                    break
+                except Stale:
+                    raise
+                except Fault as error:
+                    log.warning("request_left", request=request.id, reason=str(error))
+                except Exception:
+                    log.exception("request_failed", service=request.service, request=request.id)
+                await asyncio.sleep(AGAIN)
 
     def doubt(self) -> None:
         """The store may have lost something."""
@@ -103,7 +128,7 @@ class Dispatcher:
             command = bug(error)
         if isinstance(command, str):
             await self._refuse(request, fields, command)
-        elif not conductor.submit(command):
+        elif not conductor.submit(command, (request, fields)):
             await self._refuse(request, fields, "too many requests wait for this service; try again later")
 
     async def _refuse(self, request: Request, fields: Mapping[str, str], reason: str) -> None:

@@ -140,8 +140,11 @@ class Board(Protocol):
         """Say what an edge serves, by service."""
         ...
 
-    async def about(self, service: str) -> Mapping[str, str]:
-        """What they have said of a service, by edge; empty for nothing, absent for those that are away."""
+    async def about(self, service: str) -> Mapping[str, str | None]:
+        """What they have said of a service, by edge; empty for nothing.
+
+        None for those that are silent and may not have been able to speak, absent for those that are away.
+        """
         ...
 
 

@@ -86,7 +86,8 @@ class Edge:
         drained: Whether no nginx worker from before the last confirmed reload is left.
         floor: The highest generation that the disk remembers; what is served never goes below it.
         error: Why the last apply failed; empty when it did not.
-        unread: The edge could not be looked at; nothing else here says anything, but for `error`.
+        unread: The edge could not be looked at; nothing else here says anything, but for `error`. Of several
+            edges: not all could; that there is no trouble, or none any more, is not known.
         on_disk: What the file says of itself; None when there is none or it can't be read.
         fallback: The servers of the file that a rollback on the host would put in place.
         switched_to: The release that has all traffic because the rollback switch is on; empty when it is off.

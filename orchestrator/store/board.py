@@ -1,5 +1,6 @@
 """`ports.Board` on Redis."""
 
+import asyncio
 import socket
 from collections.abc import Mapping
 from typing import Any
@@ -35,6 +36,9 @@ class RedisBoard:
         self._keys = keys
         self._ttl = ttl
         self._token = token
+        self._lost = True
+        self._until: dict[str, float] = {}
+        """By edge: before when, by this host's clock, its silence says nothing."""
         self._want = redis.register_script(WANT)
 
     async def want(self, service: str, text: str) -> None:
@@ -68,20 +72,33 @@ class RedisBoard:
         except RedisError as error:
             raise fault(error) from error
 
-    async def about(self, service: str) -> dict[str, str]:
-        """See `ports.Board`."""
+    async def about(self, service: str) -> dict[str, str | None]:
+        """See `ports.Board`.
+
+        A key that has run out says that an edge is silent only where it could have spoken: not while Redis
+        was away, and not where Redis has lost the key, or let it run out by a clock that was set.
+        """
+        now = asyncio.get_running_loop().time()
         try:
             names = sorted(str(n) for n in await self._redis.smembers(self._keys.edges))
-            if not names:
-                return {}
             async with self._redis.pipeline(transaction=False) as pipe:
                 for name in names:
                     pipe.hmget(self._keys.edge(name), [VERSION, service])
-                found: list[list[Any]] = await pipe.execute()
+                    pipe.pttl(self._keys.edge(name))
+                found: list[Any] = await pipe.execute()
         except RedisError as error:
+            self._lost = True
             raise fault(error) from error
-        answers = zip(names, found, strict=True)
-        return {name: str(text or "") for name, (there, text) in answers if there is not None}
+        if self._lost:
+            self._until = dict.fromkeys((*self._until, *names), now + self._ttl)
+            self._lost = False
+        heard: dict[str, str | None] = {}
+        for name, (there, text), left in zip(names, found[::2], found[1::2], strict=True):
+            if there is not None:
+                heard[name] = str(text or "")
+                self._until[name] = max(self._until.get(name, 0.0), now + left / 1000)
+        self._until = {name: until for name, until in self._until.items() if now < until}
+        return dict.fromkeys(self._until) | heard
 
     async def reports(self) -> dict[str, dict[str, str]]:
         """What all have said, by edge and service; those that are away are absent."""

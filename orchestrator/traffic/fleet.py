@@ -2,7 +2,7 @@
 
 The board says what is wanted of every service; each edge applies that by itself and says there what it
 serves. An edge that has not said anything for a while is away: it is not waited for, and serves what it
-served last until it is back and has caught up.
+served last until it is back and has caught up. Time in which nobody could speak or read there is no silence.
 """
 
 import asyncio
@@ -96,6 +96,10 @@ class Fleet:
         self._wanted: dict[str, int] = {}
         self._hung: set[tuple[str, str]] = set()
         """By edge and service: who let a deadline pass, and has not caught up there."""
+        self._found: dict[str, dict[str, Report]] = {}
+        """By service: what was last heard of each edge that is not away."""
+        self._agreed: dict[str, int] = {}
+        """By service: what all had confirmed when all were last heard."""
 
     async def apply(self, plan: RoutePlan, token: int) -> None:
         """See `ports.Traffic`: every edge that is not away serves it, or was left behind."""
@@ -105,9 +109,10 @@ class Fleet:
         await self._board.want(plan.service, _WANTED.dump_json(wanted).decode())
         self._wanted[plan.service] = generation = plan.route.generation
         self._left[plan.service] = {name: _not_served(name, generation) for name in self._hanging}
+        before = self._followed.get(plan.service, frozenset())
         self._followed[plan.service] = frozenset()
         await self._own.apply(plan, token)
-        await self._others_follow(plan)
+        await self._others_follow(plan, before)
 
     @property
     def _hanging(self) -> set[str]:
@@ -117,31 +122,36 @@ class Fleet:
     async def _see_who_has_caught_up(self) -> None:
         """Wait again for those that serve what is wanted of every service at which they hung."""
         for service in {service for _, service in self._hung}:
-            found = await self._reports(service)
+            found, _ = await self._reports(service)
             wanted = self._wanted[service]
             self._hung -= {(name, service) for name, r in found.items() if r.edge.confirmed == wanted}
 
-    async def _others_follow(self, plan: RoutePlan) -> None:
+    async def _others_follow(self, plan: RoutePlan, before: frozenset[str]) -> None:
         """Wait for the others. One that may be left behind lets one deadline pass, not one a change.
 
+        Args:
+            plan: What they are to serve.
+            before: Who followed the last change.
+
         Raises:
-            Fault: One of them can't follow and is not to be left behind.
+            Fault: One of them can't follow and is not to be left behind, or could not be heard of.
         """
         service, generation, pause = plan.service, plan.route.generation, POLL
         late: dict[str, str] = {}
         failed: set[str] = set()
         found: dict[str, Report] = {}
+        unheard = frozenset[str]()
         try:
             async with asyncio.timeout(self._deadline):
                 while True:
-                    found = await self._reports(service)
+                    found, unheard = await self._reports(service)
                     late = {
                         name: _not_served(name, generation, report.edge.error)
                         for name, report in found.items()
                         if report.edge.confirmed != generation
                     }
                     failed = {n for n in late if _has_failed(found[n], generation)}
-                    if failed | self._hanging >= late.keys():
+                    if failed | self._hanging >= late.keys() | unheard:
                         break
                     await asyncio.sleep(pause)
                     pause = min(1.5 * pause, SLOWEST_POLL)
@@ -149,32 +159,43 @@ class Fleet:
             if self._on_failure == "go_on":
                 self._hung |= {(name, service) for name in late.keys() - failed}
         self._left[service] = late
-        self._followed[service] = frozenset(found.keys() - late.keys())
+        self._followed[service] = frozenset(found.keys() - late.keys()) | (before & unheard)
         if late and self._on_failure == "all_back":
             raise Fault("; ".join(late.values()))
         for why in late.values():
             log.warning("edge_left_behind", service=service, generation=generation, reason=why)
+        if unheard - self._hanging:
+            names = ", ".join(sorted(unheard - self._hanging))
+            raise Fault(f"edge {names} could not be heard of: does it serve generation {generation}?")
 
     async def retreat(self, service: str, actor: str, reason: str, token: int | None = None) -> LocalRollback:
         """See `ports.Traffic`. This host's goes back; the others do as soon as the daemon follows."""
         return await self._own.retreat(service, actor, reason, token)
 
     async def observe(self, service: str) -> Edge:
-        """See `ports.Traffic`: what is true of all edges that are not away or left behind."""
+        """See `ports.Traffic`: what is true of all edges that are not away or left behind.
+
+        Of those that can't be heard it is what they said last; but what all have to agree to is only true
+        as far as all had agreed to it when all were heard.
+        """
         own = await self._own.observe(service)
+        last, followed = self._found.get(service, {}), self._followed.get(service, frozenset())
         try:
-            found = await self._reports(service)
+            heard, unheard = await self._reports(service)
+            whole = not unheard
         except Fault as error:
             log.debug("board_unread", service=service, reason=str(error))
-            return own
+            heard, unheard, whole = {}, followed | last.keys(), False
+        found = self._found[service] = {name: last[name] for name in unheard & last.keys()} | heard
         left = {
             name: why
             for name, why in self._left.get(service, {}).items()
             if name in found and found[name].edge.confirmed != own.confirmed
         }
-        away = self._followed.get(service, frozenset()) - found.keys()
+        away = followed - heard.keys() - unheard
         others = [report.edge for name, report in found.items() if name not in left]
-        failed = [*left.values(), *(f"edge {name} has not been heard of" for name in sorted(away))]
+        failed = [why for name, why in left.items() if name in heard]
+        failed += [f"edge {name} has not been heard of" for name in sorted(away)]
         by_hand = max((e for e in (own, *others) if e.local), key=lambda e: e.floor, default=own)
         behind = next((e.served or 0 for e in others if e.served != own.served), own.served)
         silent = {f"edge {name}: ": r.edge.silence for name, r in found.items() if name not in left}
@@ -183,28 +204,36 @@ class Fleet:
         ]
         switches = {report.edge.switched_to for report in found.values()}
         switched = next((e for e in (own, *others) if e.switched_to), own)
+        confirmed = min([own.confirmed, *(e.confirmed for e in others)])
+        if whole:
+            self._agreed[service] = confirmed
         return replace(
             own,
             served=behind if own.served is not None else None,
-            confirmed=min([own.confirmed, *(e.confirmed for e in others)]),
+            confirmed=min(confirmed, self._agreed.get(service, 0)),
             file=next((e.file for e in (own, *others) if e.file != "ours"), "ours"),
-            drained=own.drained and all(report.edge.drained for report in found.values()),
+            drained=whole and own.drained and all(report.edge.drained for report in found.values()),
             floor=max([own.floor, *(e.floor for e in others)]),
             error=own.error or "; ".join((*left.values(), *unseen)),
-            unread=bool(unseen),
+            unread=own.unread or bool(unseen) or not whole,
             on_disk=by_hand.on_disk,
             switched_to=switched.switched_to,
             switched_for=switched.switched_for,
-            switched_everywhere=not away and switches <= {own.switched_to},
+            switched_everywhere=whole and not away and switches <= {own.switched_to},
             failed="; ".join(failed) if self._on_failure == "all_back" else "",
             waited=max([own.waited, *(e.waited for e in others)]),
             silence="; ".join(f"{who}{why}" for who, why in {"": own.silence, **silent}.items() if why),
         )
 
-    async def _reports(self, service: str) -> dict[str, Report]:
-        """By edge, of those that are not away. One that has said nothing of the service has not served it."""
+    async def _reports(self, service: str) -> tuple[dict[str, Report], frozenset[str]]:
+        """What those say that are heard, and who is silent and is not known to be away.
+
+        One that has said nothing of the service has not served it.
+        """
         said = await self._board.about(service)
-        return {name: _understood(text) if text else Report(edge=Edge()) for name, text in said.items()}
+        heard = {name: text for name, text in said.items() if text is not None}
+        reports = {name: _understood(text) if text else Report(edge=Edge()) for name, text in heard.items()}
+        return reports, frozenset(said.keys() - heard.keys())
 
 
 class Follower:

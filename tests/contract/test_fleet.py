@@ -1,13 +1,16 @@
 """What is true of several edges together, on an own edge and a board that tests write."""
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from orchestrator.ports.faults import Fault, Stale
@@ -70,6 +73,7 @@ class Paper:
     texts: dict[str, str] = field(default_factory=dict)
     version: int = 0
     said: dict[str, dict[str, str]] = field(default_factory=dict)
+    unheard: set[str] = field(default_factory=set)
     torn: bool = False
 
     async def want(self, service: str, text: str) -> None:
@@ -82,10 +86,11 @@ class Paper:
     async def report(self, edge: str, texts: Mapping[str, str]) -> None:
         self.said[edge] = dict(texts)
 
-    async def about(self, service: str) -> Mapping[str, str]:
+    async def about(self, service: str) -> Mapping[str, str | None]:
         if self.torn:
             raise Fault("Redis: connection refused")
-        return {name: texts.get(service, "") for name, texts in self.said.items()}
+        heard = {name: texts.get(service, "") for name, texts in self.said.items()}
+        return dict.fromkeys(self.unheard) | heard
 
     def say(self, edge: str, service: str = "api", **seen: Any) -> None:
         """What another edge says of a service."""
@@ -264,11 +269,136 @@ async def test_a_rollback_on_another_host_is_seen() -> None:
     assert (seen.local, seen.floor) == (by_hand, 3)
 
 
-async def test_without_the_board_this_hosts_edge_is_what_is_seen() -> None:
-    fleet, _, board = together()
-    await fleet.apply(plan(2), 1)
+async def test_what_one_host_serves_is_not_confirmed_for_all_by_a_board_that_cannot_be_read() -> None:
+    fleet, own, board = together()
+    board.say("b", served=1, confirmed=1)
+    own.seen = replace(own.seen, served=1, confirmed=1)
+    assert (await fleet.observe("api")).confirmed == 1
+    own.seen = replace(own.seen, served=2, confirmed=2, switched_to="api-1")
     board.torn = True
+    seen = await fleet.observe("api")
+    assert (seen.confirmed, seen.drained, seen.switched_everywhere, seen.unread) == (1, False, False, True)
+    board.say("b", served=2, confirmed=2)
+    board.torn = False
     assert (await fleet.observe("api")).confirmed == 2
+    board.say("b", served=3, confirmed=3)
+    await fleet.observe("api")
+    own.seen = replace(own.seen, served=3, confirmed=3)
+    board.torn = True
+    assert (await fleet.observe("api")).confirmed == 2, "all have confirmed that before"
+
+
+async def test_without_the_board_this_hosts_file_and_way_back_are_seen() -> None:
+    fleet, own, board = together()
+    board.torn = True
+    by_hand = LocalRollback(to="api-1", actor="ann", reason="it burns")
+    disk = OnDisk(route=plan(3).route, local=by_hand)
+    own.seen = replace(own.seen, on_disk=disk, floor=3, fallback=plan(1).route.servers)
+    seen = await fleet.observe("api")
+    assert (seen.local, seen.floor, seen.fallback) == (by_hand, 3, plan(1).route.servers)
+
+
+async def test_one_that_nobody_could_hear_is_not_away() -> None:
+    fleet, own, board = together()
+    board.say("b", served=2, confirmed=2)
+    await fleet.apply(plan(2), 1)
+    await fleet.observe("api")
+    board.said.clear()
+    board.unheard.add("b")
+    own.seen = replace(own.seen, served=3, confirmed=3)
+    seen = await fleet.observe("api")
+    assert (seen.failed, seen.confirmed, seen.drained, seen.unread) == ("", 2, False, True)
+    board.unheard.clear()
+    assert (await fleet.observe("api")).failed == "edge b has not been heard of"
+
+
+@pytest.mark.parametrize("on_failure", ["all_back", "go_on"])
+async def test_a_change_waits_for_one_that_nobody_could_hear_and_its_silence_fails_nobody(
+    on_failure: OnFailure,
+) -> None:
+    fleet, _, board = together(on_failure)
+    board.unheard.add("b")
+    with pytest.raises(Fault, match="edge b could not be heard of"):
+        await fleet.apply(plan(2), 1)
+    seen = await fleet.observe("api")
+    assert (seen.confirmed, seen.failed, seen.error) == (0, "", "")
+    fleet._deadline = 60.0
+    applying = asyncio.create_task(fleet.apply(plan(2), 1))
+    await asyncio.sleep(0.1)
+    assert not applying.done()
+    board.say("b", served=2, confirmed=2)
+    await applying
+    assert (await fleet.observe("api")).confirmed == 2
+
+
+async def test_one_that_is_lost_while_nobody_can_hear_it_is_lost_in_mid_rollout() -> None:
+    fleet, _, board = together()
+    board.say("b", served=2, confirmed=2)
+    await fleet.apply(plan(2), 1)
+    board.said.clear()
+    board.unheard.add("b")
+    with pytest.raises(Fault, match="edge b could not be heard of"):
+        await fleet.apply(plan(3), 1)
+    board.unheard.clear()
+    assert (await fleet.observe("api")).failed == "edge b has not been heard of"
+
+
+GENERATIONS = st.integers(1, 3)
+EDGES = st.builds(
+    Edge,
+    served=st.none() | GENERATIONS,
+    confirmed=GENERATIONS,
+    file=st.sampled_from(["ours", "edited", "missing"]),
+    drained=st.booleans(),
+    floor=GENERATIONS,
+    error=st.sampled_from(["", "nginx -t: no"]),
+    unread=st.booleans(),
+    switched_to=st.sampled_from(["", "api-1"]),
+    silence=st.sampled_from(["", "nginx does not run"]),
+)
+HEARD = st.dictionaries(st.sampled_from("bcd"), EDGES, max_size=3)
+ACTS = st.sampled_from(["look", "apply 2", "apply 3"])
+LOOKS = st.tuples(ACTS, EDGES, HEARD, st.sets(st.sampled_from("bcd")))
+
+
+@given(
+    looks=st.lists(st.tuples(LOOKS, st.booleans()), min_size=2, max_size=6),
+    on_failure=st.sampled_from(["all_back", "go_on"]),
+)
+def test_a_look_that_missed_an_edge_claims_no_more_than_the_last_that_saw_all(
+    looks: list[tuple[Any, bool]], on_failure: OnFailure
+) -> None:
+    async def tell() -> None:
+        fleet, own, board = together(on_failure)
+        fleet._deadline = 0.0
+        whole, others = Edge(), dict[str, Edge]()
+        for (act, own.seen, heard, unheard), board.torn in looks:
+            board.said.clear()
+            for name, edge in heard.items():
+                board.say(name, **{f.name: getattr(edge, f.name) for f in fields(edge)})
+            board.unheard = unheard - heard.keys()
+            if act != "look":
+                with contextlib.suppress(Fault):
+                    await fleet.apply(plan(int(act[-1])), 1)
+            seen = await fleet.observe("api")
+            if not board.torn:
+                others = {n: e for n, e in others.items() if n in board.unheard} | heard
+            if not board.torn and not board.unheard:
+                whole = seen
+                continue
+            assert seen.unread
+            assert seen.confirmed <= min(whole.confirmed, own.seen.confirmed)
+            assert not seen.drained
+            assert not seen.switched_everywhere
+            assert not (board.torn and seen.failed)
+            assert not any(f"edge {name} has" in seen.failed for name in board.unheard)
+            left = fleet._left.get("api", {})
+            kept = [e for n, e in others.items() if n not in left or e.confirmed == own.seen.confirmed]
+            assert seen.floor >= max([own.seen.floor, *(e.floor for e in kept)])
+            assert bool(seen.silence) == any(e.silence for e in (own.seen, *kept))
+            assert (seen.file == "ours") == all(e.file == "ours" for e in (own.seen, *kept))
+
+    asyncio.run(tell())
 
 
 async def test_an_instance_drains_at_every_edge() -> None:
@@ -648,6 +778,43 @@ async def test_an_edge_that_says_nothing_is_away_until_it_is_forgotten(board: Re
     assert await board.forget("b")
     assert not await board.forget("b")
     assert await board.known() == ["c"]
+
+
+async def test_who_could_not_speak_while_redis_was_away_is_not_away_at_once(board: RedisBoard) -> None:
+    await board.report("b", {"api": "x"})
+    assert await board.about("api") == {"b": "x"}
+    await asyncio.sleep(0.6)
+    assert await board.about("api") == {}
+    await board._redis.rename("t:edges", "t:kept")
+    await board._redis.set("t:edges", "no set: the next look fails")
+    with pytest.raises(Fault):
+        await board.about("api")
+    await board._redis.rename("t:kept", "t:edges")
+    assert await board.about("api") == {"b": None}, "the first look that succeeds"
+    await asyncio.sleep(0.6)
+    assert await board.about("api") == {}
+
+
+async def test_who_could_not_be_heard_before_the_daemon_looked_is_not_away_at_once(board: RedisBoard) -> None:
+    await board._redis.sadd("t:edges", "b")
+    assert await board.about("api") == {"b": None}
+    await asyncio.sleep(0.6)
+    assert await board.about("api") == {}
+
+
+async def test_whose_word_a_redis_has_lost_is_not_away_before_it_would_have_run_out(
+    board: RedisBoard,
+) -> None:
+    await board.report("b", {"api": "x"})
+    assert await board.about("api") == {"b": "x"}
+    await asyncio.sleep(0.4)
+    await board.report("b", {"api": "y"})
+    assert await board.about("api") == {"b": "y"}
+    await asyncio.sleep(0.2)
+    await board._redis.flushall()
+    assert await board.about("api") == {"b": None}
+    await asyncio.sleep(0.6)
+    assert await board.about("api") == {}
 
 
 def test_what_is_wanted_survives_the_way() -> None:

@@ -50,6 +50,13 @@ BUGS = (
         ENGINE,
     ),
     Bug(
+        "what waits for a service that is dropped stays without an answer",
+        "engine/dispatcher.py",
+        "in conductor.left():",
+        "in conductor.left()[:0]:",
+        f"{ENGINE} -k is_dropped",
+    ),
+    Bug(
         "an image that a container holds is tried once, and never again",
         "engine/converge.py",
         "world.stale_images - self._removed - used",
@@ -697,10 +704,10 @@ BUGS = (
     Bug(
         "a look at one service lets an edge that hangs at another be waited for again",
         "traffic/fleet.py",
-        "        away = self._followed",
+        "        away = followed",
         "        same = {n for n, r in found.items() if r.edge.confirmed == own.confirmed}\n"
         "        self._hung = {(n, s) for n, s in self._hung if n not in same}\n"
-        "        away = self._followed",
+        "        away = followed",
         "tests/contract/test_fleet.py -k hangs",
     ),
     Bug(
@@ -709,6 +716,41 @@ BUGS = (
         "self._hung -= {(name, service) for name, r in",
         "self._hung -= {(name, s) for _, s in self._hung for name, r in",
         "tests/contract/test_fleet.py -k hangs",
+    ),
+    Bug(
+        "what some have said last is confirmed for all while the board can't be read",
+        "traffic/fleet.py",
+        "confirmed=min(confirmed, self._agreed.get(service, 0)),",
+        "confirmed=confirmed,",
+        "tests/contract/test_fleet.py -k not_confirmed_for_all",
+    ),
+    Bug(
+        "a board that can't be read leaves this host's word for that of all",
+        "traffic/fleet.py",
+        "heard, unheard, whole = {}, followed | last.keys(), False",
+        "heard, unheard, whole, last = {}, followed | last.keys(), True, {}",
+        "tests/contract/test_fleet.py -k not_confirmed_for_all",
+    ),
+    Bug(
+        "an edge that could not be heard is away",
+        "traffic/fleet.py",
+        "away = followed - heard.keys() - unheard",
+        "away = followed - heard.keys()",
+        "tests/contract/test_fleet.py -k nobody_could_hear",
+    ),
+    Bug(
+        "a change does not wait for an edge that could not be heard",
+        "traffic/fleet.py",
+        ">= late.keys() | unheard:",
+        ">= late.keys():",
+        "tests/contract/test_fleet.py -k nobody_could_hear",
+    ),
+    Bug(
+        "edges whose words ran out while Redis was away are away as soon as it is back",
+        "store/board.py",
+        "            self._lost = True\n            raise fault",
+        "            raise fault",
+        "tests/contract/test_fleet.py -k could_not_speak",
     ),
     Bug(
         "a service that can't be looked at keeps an edge from telling of the others",

@@ -458,6 +458,36 @@ async def test_requests_find_their_conductor_or_the_dead_letters() -> None:
     assert any(isinstance(e, ReleaseEnded) for e in kit.published)
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["refused", "driven again"])
+async def test_what_waits_for_a_service_that_is_dropped_is_answered(
+    again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.engine.dispatcher.AGAIN", 0.01)
+    kit = Kit()
+    dispatcher = Dispatcher(kit.parts, kit.store)
+    async with asyncio.TaskGroup() as group:
+        dispatcher.configure({"api": PLAN}, group)
+        await asyncio.sleep(0.05)
+        kit.store.fail_before = 1000
+        kit.store.pending |= {"1-0", "2-0"}
+        for number in (1, 2):
+            request = Request(id=f"{number}-0", verb="freeze", service="api", who="ann")
+            await dispatcher.dispatch(request, {"service": "api"})
+        await asyncio.sleep(0.05)
+        dispatcher.configure({}, group, {"api": "its file is wrong"})
+        if again:
+            dispatcher.configure({"api": PLAN}, group)
+        await asyncio.sleep(0.05)
+        kit.store.fail_before = 0
+        async with asyncio.timeout(10):
+            while kit.store.pending:
+                await asyncio.sleep(0.01)
+        told = [] if again else ["service: 'api' is not driven: its file is wrong"] * 2
+        assert [letter["error"] for letter in kit.store.dead] == told
+        assert ((await kit.state()).frozen is not None) == again
+        dispatcher.configure({}, group)
+
+
 async def test_a_restart_runs_stables_image_as_the_file_has_it_today(kit: Kit) -> None:
     kit.conductor.submit(small(1))
     await kit.until(ended("api-1"))
