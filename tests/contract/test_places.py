@@ -75,11 +75,11 @@ async def test_services_share_a_server_block_by_path(site: Site) -> None:
 
 async def test_servers_of_the_operator_are_asked_when_no_other_answers(site: Site) -> None:
     site.change(backup=(f"127.0.0.1:{site.backends['api-3']}",))
-    plan = site.plan(3, "api-1", back="api-1")
+    plan = site.plan(3, "api-1")
     dead = replace(plan.route.servers[0], address="127.0.0.1:1")
     await site.edge.apply(replace(plan, route=Route(generation=3, servers=(dead,))), 1)
     assert await site.answers() == {"api-3"}
-    await site.edge.apply(site.plan(4, "api-1", back="api-1"), 1)
+    await site.edge.apply(site.plan(4, "api-1"), 1)
     assert await site.answers() == {"api-1"}
 
 
