@@ -4,7 +4,7 @@
 # make bench  the figures that the documentation quotes
 # make soak MINUTES=30       random faults on real parts under load, as root; MODE=dynamic: weights by Lua
 # make crash MODE=dynamic    a kill before and after each effect, as `make test` does it for reload; ten minutes
-# make simulate MINUTES=10   every fault of every story on a virtual clock, then random schedules of faults
+# make simulate MINUTES=10   random schedules of faults on a virtual clock
 # make pairs                 every pair of faults of every story on it, of which `make test` takes a sample; hours
 # make fuzz CASES=1000000       hostile inputs for each parser that strangers can reach; half an hour
 # make mutants               planted bugs, each of which a test must notice
@@ -58,7 +58,6 @@ crash: setup
 	@$(WITH_DOCKER) $(PYTHON) -m tests.crash $(or $(MODE),dynamic)
 
 simulate: setup
-	@$(PYTHON) -m tests.simulation singles
 	@$(PYTHON) -m tests.simulation random $(or $(MINUTES),10) $(SEED)
 
 pairs: setup
