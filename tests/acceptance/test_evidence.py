@@ -4,6 +4,8 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
+
 from examples.playground.load import Load
 from examples.playground.service import service_file
 from examples.playground.stack import Stack
@@ -68,6 +70,7 @@ async def _explained(s: Stack) -> None:
     assert json.loads(text)["good_releases_rolled_back"] <= 0.02
 
 
+@pytest.mark.timeout(400)
 async def test_twenty_good_releases_are_all_promoted(images: Images) -> None:
     """Five services, each with four releases in a row."""
     names = [f"api{n}" for n in range(5)]
