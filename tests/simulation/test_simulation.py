@@ -106,6 +106,7 @@ faults_in_scripts = st.dictionaries(st.integers(0, 120), st.sampled_from(Mode), 
 @given(script=scripts, faults=faults_in_scripts, seed=st.integers(0, 2**32))
 @settings(
     max_examples=150,
+    derandomize=True,  # `make simulate` tells what nobody has told yet
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
