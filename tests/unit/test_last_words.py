@@ -129,6 +129,7 @@ async def test_a_log_that_is_written_after_the_exit_is_seen(look: Callable[[Engi
     engine = Engine(dead=1)
     engine.log = lambda asked: b"late words" if asked == TRIES else b""
     await until(lambda: look(engine), lambda found: found[0].logs == "late words")
+    assert set(engine.asked.values()) == {TRIES}
 
 
 async def test_a_death_without_words_is_asked_for_them_a_few_times_and_never_again(
