@@ -1,13 +1,11 @@
 """Asking one hook, with its deadline and its retries."""
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 import json
 import os
 import re
-import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from http import HTTPStatus
@@ -21,6 +19,7 @@ import structlog
 from orchestrator.ports.addresses import masked
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.given import read_given
+from orchestrator.ports.program import program
 from orchestrator.rollout.hooks import HookCall, HookResult
 from orchestrator.rollout.policy import Hook
 
@@ -109,28 +108,13 @@ async def _run(hook: Hook, told: dict[str, Any]) -> HookResult:
     """A program: told by its environment and its standard input, it passes with exit code 0."""
     words = [_filled(word, told) for word in hook.command]
     env = {f"RELEASE_{name.upper()}": str(value).replace("\0", "") for name, value in told.items()}
-    process = await asyncio.create_subprocess_exec(
-        *words,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={"PATH": os.environ.get("PATH", os.defpath), **env},
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
+    env["PATH"] = os.environ.get("PATH", os.defpath)
     said = b""
-    try:
-        with contextlib.suppress(ConnectionError):  # it need not listen
-            process.stdin.write(json.dumps(told).encode())
-            process.stdin.close()
+    async with program(words, env=env, told=json.dumps(told).encode()) as process:
+        assert process.stdout is not None
         while chunk := await process.stdout.read(65536):
             said = (said + chunk)[-4 * OUTPUT :]
         code = await process.wait()
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # whatever it has started ends with it
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
     text = said.decode(errors="replace").strip()[-OUTPUT:]
     return HookResult(passed=code == 0, text=text if code == 0 else f"exit code {code}: {text}".rstrip(": "))
 

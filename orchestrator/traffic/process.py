@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.ports.faults import Fault
+from orchestrator.ports.program import program
 from orchestrator.ports.traffic import MASTER, Complaint, Workers, mentions_lua, reason_first
 from orchestrator.traffic.error_log import ErrorLog, error_logs
 
@@ -222,21 +223,12 @@ async def run(command: Sequence[str], deadline: float) -> str:
     """
     shown = " ".join(command)
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-    except OSError as error:
-        raise Fault(f"{shown}: {error}") from error
-    try:
-        async with asyncio.timeout(deadline):
+        async with asyncio.timeout(deadline), program(command) as process:
             output, _ = await process.communicate()
     except TimeoutError:
-        process.kill()
-        await process.wait()
         raise Fault(f"{shown}: no end after {deadline:.0f} s") from None
+    except OSError as error:
+        raise Fault(f"{shown}: {error}") from error
     text = output.decode("utf-8", "replace").strip()
     if process.returncode:
         raise Fault(f"{reason_first(text)} ({shown}: exit code {process.returncode})")

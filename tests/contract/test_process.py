@@ -15,7 +15,7 @@ from examples.playground.stack import free_port
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import Complaint, Workers
 from orchestrator.traffic.error_log import ErrorLog, error_logs
-from orchestrator.traffic.process import HostNginx
+from orchestrator.traffic.process import HostNginx, run
 from tests.contract.conftest import Site
 
 by_reload = pytest.mark.parametrize("site", ["reload"], indirect=True)
@@ -64,6 +64,25 @@ async def test_a_process_that_has_ended_and_that_nobody_has_waited_for_does_not_
     os.waitid(os.P_PID, bystander.pid, os.WEXITED | os.WNOWAIT)
     with pytest.raises(Fault, match="nginx does not run"):
         await HostNginx(pid_file=tmp_path / "nginx.pid", binary="sleep").reload()
+
+
+async def test_a_command_ends_with_whoever_waits_for_it(tmp_path: Path) -> None:
+    marker = tmp_path / "pid"
+    waiting = asyncio.create_task(run(("sh", "-c", f"echo $$ > {marker}; exec sleep 60"), 60.0))
+    async with asyncio.timeout(5):
+        while not (marker.exists() and marker.read_text().endswith("\n")):
+            await asyncio.sleep(0.01)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert not Path(f"/proc/{marker.read_text().strip()}").exists()
+
+
+async def test_a_child_that_a_command_leaves_keeps_nobody_waiting(tmp_path: Path) -> None:
+    marker = tmp_path / "pid"
+    words = ("sh", "-c", f"setsid sh -c 'echo $$ > {marker}; exec sleep 60' & wait")
+    with pytest.raises(Fault, match="no end after 0 s"):
+        await asyncio.wait_for(run(words, 0.5), 5)
+    os.kill(int(marker.read_text()), signal.SIGKILL)
 
 
 @pytest.fixture

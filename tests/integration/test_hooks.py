@@ -4,6 +4,8 @@ import asyncio
 import hashlib
 import hmac
 import json
+import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,14 @@ async def test_a_program_that_is_not_there_or_hangs_is_no_answer(tmp_path: Path)
     await asyncio.sleep(0.2)
     status = Path(f"/proc/{marker.read_text().strip()}/status")
     assert not status.exists() or "zombie" in status.read_text()
+
+
+async def test_a_child_that_has_left_the_group_keeps_nobody_waiting(tmp_path: Path) -> None:
+    marker = tmp_path / "pid"
+    words = f"setsid sh -c 'echo $$ > {marker}; exec sleep 60' & wait"
+    hung = await asyncio.wait_for(ask(program("sh", "-c", words, timeout=0.5)), 5)
+    assert hung == HookResult(passed=False, text="no answer within 0.5 s")
+    os.kill(int(marker.read_text()), signal.SIGKILL)
 
 
 class Service:
