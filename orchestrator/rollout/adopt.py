@@ -16,7 +16,7 @@ from orchestrator.rollout.model import (
     Route,
     ServiceState,
 )
-from orchestrator.rollout.observation import Edge, Instance, LocalRollback, Observation, OnDisk
+from orchestrator.rollout.observation import Edge, LocalRollback, Observation, OnDisk
 from orchestrator.rollout.route import gone_back, may_be_served
 from orchestrator.rollout.turn import DAEMON, Turn
 
@@ -42,8 +42,7 @@ def adopt(turn: Turn, seen: Observation) -> None:
         turn.set(released=max(state.released, _given_out(state, seen)))
     rollout = state.rollout
     own = rollout.release.id if rollout is not None and not may_be_served(rollout, seen.edge) else ""
-    found = [i for i in seen.instances if _credible(i, state.service) and i.release != own]
-    releases = {i.release: i.described for i in found if i.described is not None}
+    releases = {name: found for name, found in seen.described(state.service).items() if name != own}
     leaving = state.removal is not None and state.removal.kind == "removing"
     leaving = leaving and not (disk is not None and disk.released > state.released)  # by then it is over
     nobody = disk is not None and not disk.route.servers
@@ -159,18 +158,6 @@ def _given_out(state: ServiceState, seen: Observation) -> int:
     ids |= {e.release.id for e in state.history}
     form = re.compile(f"{re.escape(state.service)}-({NUMBER.pattern})")
     return max((disk.released, *(int(found[1]) for i in ids if (found := form.fullmatch(i)))))
-
-
-def _credible(instance: Instance, service: str) -> bool:
-    """Whether what a container's labels tell of its release can be: anybody may have written them."""
-    release = instance.described
-    return (
-        release is not None
-        and (release.service, release.id) == (service, instance.release)
-        and bool(release.policy.steps)
-        and release.template.instances > 0
-        and release.template.cpus > 0
-    )
 
 
 def _trust(release: Release, disk: OnDisk, seen: Observation, to: str) -> tuple[bool | float, ...]:

@@ -9,9 +9,9 @@ from orchestrator.rollout.events import (
     InstanceRecovered,
     RouteConfirmed,
 )
-from orchestrator.rollout.model import Outcome, instance_names
+from orchestrator.rollout.model import BEFORE_TRAFFIC, Outcome, instance_names
 from orchestrator.rollout.observation import Edge, Observation
-from orchestrator.rollout.route import lost, may_be_served, unanswered
+from orchestrator.rollout.route import led_to, lost, may_be_served, unanswered
 from orchestrator.rollout.turn import Turn
 
 SILENCE = 10.0
@@ -38,12 +38,14 @@ def notice_host(turn: Turn, seen: Observation) -> None:
     if local is None:
         return
     turn.set(answered=edge.on_disk.route.generation)
-    if state.rollout is not None and state.rollout.release.id != local.to:
-        if state.rollout.one_way:  # two people went back to different releases: the host has the last word
-            turn.end(Outcome.ABORTED, local.reason, actor=local.actor)
-        else:
+    rollout, stable = state.rollout, state.stable.id if state.stable else ""
+    if rollout is not None and rollout.release.id != local.to:
+        if rollout.phase in BEFORE_TRAFFIC or (local.to == stable and not rollout.one_way):
             turn.retreat(Outcome.ROLLED_BACK, local.reason, actor=local.actor)
-    target = state.known(local.to)
+        else:  # the way back leads past the release that the host has left: the host has the last word
+            outcome = Outcome.ABORTED if rollout.kind == "revert" else Outcome.ROLLED_BACK
+            turn.end(outcome, local.reason, actor=local.actor)
+    target = led_to(state, seen, local.to)
     if turn.state.rollout is None and target is not None and turn.state.current != target.id:
         turn.revert(target, local.reason, actor=local.actor)
 

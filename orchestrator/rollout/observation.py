@@ -229,3 +229,18 @@ class Observation:
     def instance(self, name: str) -> Instance | None:
         """The instance with this name, if there is one."""
         return next((i for i in self.instances if i.name == name), None)
+
+    def described(self, service: str) -> dict[str, Release]:
+        """A service's releases as the containers' labels tell them, by id.
+
+        Only those that can be: anybody may have written a label.
+        """
+        found = {i.release: i.described for i in self.instances if i.described is not None}
+        return {
+            name: release
+            for name, release in found.items()
+            if (release.service, release.id) == (service, name)
+            and release.policy.steps
+            and release.template.instances > 0
+            and release.template.cpus > 0
+        }

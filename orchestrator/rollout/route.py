@@ -103,7 +103,12 @@ def unanswered(state: ServiceState, seen: Observation) -> LocalRollback | None:
     disk = seen.edge.on_disk
     if disk is None or disk.local is None or disk.route.generation <= state.answered or state.removal:
         return None
-    return disk.local if state.known(disk.local.to) else None
+    return disk.local if led_to(state, seen, disk.local.to) else None
+
+
+def led_to(state: ServiceState, seen: Observation, release: str) -> Release | None:
+    """A release that somebody has gone back to; a store that has lost commits may not know what runs."""
+    return state.known(release) or seen.described(state.service).get(release)
 
 
 def _host_went_elsewhere(state: ServiceState, seen: Observation, wanted: Shares) -> bool:

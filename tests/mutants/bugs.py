@@ -1703,4 +1703,32 @@ BUGS = (
         "bool(url)",
         "tests/mistakes/test_surroundings.py -k very_daemon",
     ),
+    Bug(
+        "a rollback on the host to what the store has lost is not followed",
+        "rollout/route.py",
+        "return state.known(release) or seen.described(state.service).get(release)",
+        "return state.known(release)",
+        "tests/unit/test_lost.py -k unknown",
+    ),
+    Bug(
+        "a rollback on the host past stable ends at stable",
+        "rollout/notice.py",
+        "if rollout.phase in BEFORE_TRAFFIC or (local.to == stable and not rollout.one_way):",
+        "if not rollout.one_way:",
+        "tests/unit/test_lost.py -k past_stable",
+    ),
+    Bug(
+        "a command outlives whoever waited for it",
+        "ports/program.py",
+        "os.killpg(process.pid, signal.SIGKILL)",
+        "os.killpg(process.pid, 0)",
+        "tests/integration/test_hooks.py -k hangs",
+    ),
+    Bug(
+        "what a command leaves behind is waited for",
+        "ports/program.py",
+        "            transport.close()\n",
+        "",
+        "tests/integration/test_hooks.py tests/contract/test_process.py -k child",
+    ),
 )

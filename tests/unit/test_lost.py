@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.rollout.command import Freeze, Rollback, handle
+from orchestrator.rollout.command import Abort, Freeze, Rollback, handle
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.desired import desired
 from orchestrator.rollout.events import RequestRefused, ServiceAdopted
@@ -119,13 +119,46 @@ def test_a_rollback_on_the_host_to_a_release_that_has_just_been_let_go_is_follow
     assert sim.ends("api-1")[-1].actor == "ann"
 
 
-def test_a_rollback_on_the_host_to_somebody_unknown_is_no_reason(sim: Sim) -> None:
-    promoted(sim)
+def forgotten(sim: Sim) -> None:
+    """Somebody goes back to api-1, which the store has lost."""
     sim.roll_back_on_host()
     sim.state = replace(sim.state, previous=None, history=())
+
+
+def test_a_rollback_on_the_host_to_what_nobody_can_describe_is_no_reason(sim: Sim) -> None:
+    promoted(sim)
+    forgotten(sim)
+    for instance in sim.observe().of("api-1"):
+        sim.instances[instance.name] = replace(instance, described=None)
     sim.run(2)
     assert sim.share("api-2") == 100
     assert sim.state.rollout is None
+
+
+def test_a_rollback_on_the_host_to_what_runs_unknown_is_followed(sim: Sim) -> None:
+    promoted(sim)
+    forgotten(sim)
+    sim.run(3)
+    assert (sim.state.stable and sim.state.stable.id, sim.share("api-1")) == ("api-1", 100)
+    assert sim.ends("api-1")[-1].actor == "ann"
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_rollback_on_the_host_past_stable_ends_the_rollout_over_it(sim: Sim, back: bool) -> None:
+    promoted(sim)
+    past = sim.fallback
+    sim.send(submit(3))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    if back:
+        sim.send(Abort(request="9-0", actor="eve"))
+    sim.fallback = past
+    sim.roll_back_on_host()
+    for _ in range(5):
+        sim.step()
+        assert sim.disk is not None
+        assert {s.release for s in sim.disk.route.servers if not s.backup} == {"api-1"}
+    assert (sim.state.stable and sim.state.stable.id, sim.state.rollout) == ("api-1", None)
+    assert sim.outcomes()["api-3"] is Outcome.ROLLED_BACK
 
 
 def test_nothing_committed_and_nothing_running_is_a_new_service() -> None:
