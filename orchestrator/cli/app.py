@@ -1,10 +1,10 @@
-"""`orchestrator`: the command line."""
+"""`orchestrator`: the command line. What only one verb needs, it imports when it runs."""
 
 import json
 import os
 import sys
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,10 +12,7 @@ import orchestrator
 from orchestrator.cli import config as config_command
 from orchestrator.cli import token as token_command
 from orchestrator.cli import verbs
-from orchestrator.cli.edges import show_edges
 from orchestrator.cli.exits import OK
-from orchestrator.cli.explain import Story, explain, run_again, story_of
-from orchestrator.cli.rehearse import rehearse
 from orchestrator.cli.session import (
     DEFAULT_CONFIG,
     ConfigOption,
@@ -33,15 +30,12 @@ from orchestrator.cli.session import (
     store_of,
 )
 from orchestrator.cli.show import history_rows, history_table, status_table, verdict_lines
-from orchestrator.cli.watch import watch_events, watch_live
 from orchestrator.daemon.config import Config
-from orchestrator.daemon.doctor import examine
-from orchestrator.daemon.edge import run_edge
-from orchestrator.daemon.local import reload_here
-from orchestrator.daemon.serve import serve as serve_daemon
-from orchestrator.observability.logs import configure
 from orchestrator.rollout.model import ServiceState
 from orchestrator.store.codec import dump_state
+
+if TYPE_CHECKING:
+    from orchestrator.cli.explain import Story
 
 app = typer.Typer(
     help="Blue-green and canary releases on Docker behind nginx, judged on Prometheus metrics.",
@@ -70,6 +64,9 @@ def main(
 @app.command()
 def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Run the daemon in the foreground."""
+    from orchestrator.daemon.serve import serve as serve_daemon
+    from orchestrator.observability.logs import configure
+
     found = config_or_exit(config, quiet=True)  # the log has what is wrong
     writer = configure(found.settings.log.format, found.settings.log.level)
     code = serve_daemon(found, writer)
@@ -116,6 +113,8 @@ def watch(
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Follow live. In a pipe, or with --output json, one line an event."""
+    from orchestrator.cli.watch import watch_events, watch_live
+
     found = config_or_exit(config)
 
     async def work() -> None:
@@ -161,6 +160,8 @@ def explain_command(
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Show why a release ended as it did: evidence over time, every look, the queries to paste."""
+    from orchestrator.cli.explain import explain
+
     found = config_or_exit(config)
     explain(run(_story(found, release_id)), found, output, brief=brief)
 
@@ -172,11 +173,15 @@ def replay_command(
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Decide a release again from the measurements that were kept; exit code 1 when a verdict differs."""
+    from orchestrator.cli.explain import run_again
+
     if not run_again(run(_story(config_or_exit(config), release_id)), output):
         raise typer.Exit(1)
 
 
-async def _story(config: Config, release_id: str) -> Story:
+async def _story(config: Config, release_id: str) -> "Story":
+    from orchestrator.cli.explain import story_of
+
     async with store_of(config) as store:
         return await story_of(store, release_id)
 
@@ -191,6 +196,8 @@ def rehearse_command(
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Replay the gates on the service's own past, with nothing wrong: false alarms, and how long it takes."""
+    from orchestrator.cli.rehearse import rehearse
+
     found = config_or_exit(config)
     file_or_exit(found, service)
     run(rehearse(found, service, days=days, replays=replays, seed=seed, output=output))
@@ -204,6 +211,9 @@ def edge(
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Run beside an nginx on another host: serve what the daemon wants, and say that it is served."""
+    from orchestrator.daemon.edge import run_edge
+    from orchestrator.observability.logs import configure
+
     found = config_or_exit(config)
     if not prepare:
         configure(found.settings.log.format, found.settings.log.level)
@@ -217,12 +227,16 @@ def edges(
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """What the nginx of other hosts serve, and which of them are away."""
+    from orchestrator.cli.edges import show_edges
+
     raise typer.Exit(run(show_edges(config_or_exit(config), forget, output)))
 
 
 @app.command(name="reload-nginx")
 def reload_nginx(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Let nginx read its files again, on its host: for a certificate that was renewed, also in a rollout."""
+    from orchestrator.daemon.local import reload_here
+
     found = config_or_exit(config)
 
     async def work() -> int:
@@ -239,6 +253,8 @@ def doctor(
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Check Redis, Docker, nginx, Prometheus and permissions; each problem comes with its mend."""
+    from orchestrator.daemon.doctor import examine
+
     checks = run(examine(config_or_exit(config, quiet=True)))
     if output is Output.JSON:
         rows = [{"check": c.name, "ok": c.ok, "detail": c.detail, "mend": c.mend} for c in checks]

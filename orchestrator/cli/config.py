@@ -22,7 +22,6 @@ from orchestrator.cli.session import (
     gone,
     out,
 )
-from orchestrator.daemon.doctor.files import env_problems
 from orchestrator.daemon.kept import KeptFiles
 from orchestrator.daemon.section import Section
 from orchestrator.daemon.service_file import ServiceFile
@@ -43,6 +42,8 @@ class Which(StrEnum):
 @app.command()
 def check(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Check all files; every problem is printed with its file and path."""
+    from orchestrator.daemon.doctor.files import env_problems
+
     found = config_or_exit(config, quiet=True)
     problems = [*found.problems, *env_problems(found)]
     for problem in problems:

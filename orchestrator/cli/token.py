@@ -26,7 +26,6 @@ from orchestrator.cli.session import (
 )
 from orchestrator.daemon.config import Config
 from orchestrator.daemon.units import seconds
-from orchestrator.intake.views import TokenBody, TokenView
 from orchestrator.ports.access import Principal, Role, Token
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import Client
@@ -45,6 +44,8 @@ def create(
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Make a token. Its secret is printed once, alone on standard output; only a digest is kept."""
+    from orchestrator.intake.views import TokenBody
+
     found = config_or_exit(config)
     for one in service or []:
         check_known(found, one)
@@ -75,6 +76,8 @@ def _tokens(config: Config, redis: Client) -> RedisTokens:
 @app.command("list")
 def list_(output: OutputOption = Output.TEXT, config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Print all tokens, without their secrets."""
+    from orchestrator.intake.views import TokenView
+
     found = config_or_exit(config)
 
     async def work() -> list[Token]:

@@ -24,12 +24,9 @@ from orchestrator.cli.session import (
     store_of,
 )
 from orchestrator.daemon.config import Config
-from orchestrator.daemon.doctor.nginx import named_elsewhere
-from orchestrator.daemon.local import roll_back_here
 from orchestrator.daemon.units import limit, seconds
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.model import ServiceState, instance_names
-from orchestrator.traffic.edge import files_of
 
 app = typer.Typer()
 
@@ -166,6 +163,8 @@ _service_verb("unfreeze", "Start releases again.")
 
 
 def _rollback_on_host(config: Config, service: str, who: str, reason: str, output: Output) -> None:
+    from orchestrator.daemon.local import roll_back_here
+
     done = run(roll_back_here(config, service, who, reason or f"rolled back on the host by {who}"))
     if output is Output.JSON:
         out.print(json.dumps({"service": service, "to": done.to, "actor": who}), markup=False)
@@ -246,6 +245,8 @@ def remove(
     Without --yes nothing is done. Refused while a release is on its way, and where nginx needs the
     service. While nothing is gone, `abort` calls it off, and so does a release.
     """
+    from orchestrator.daemon.doctor.nginx import named_elsewhere
+
     found = config_or_exit(config)
     places = run(named_elsewhere(found, service))
     for place in places:
@@ -260,6 +261,8 @@ def remove(
 
 
 async def _what_would_go(config: Config, service: str) -> None:
+    from orchestrator.traffic.edge import files_of
+
     async with store_of(config) as store:
         check_known(config, service, await store.services())
         state, _ = await store.load(service)

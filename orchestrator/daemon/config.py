@@ -10,8 +10,8 @@ from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.settings import Settings
 from orchestrator.daemon.yaml_file import ConfigError, Problem, check, content, document, read
 from orchestrator.engine.tasks import bug
+from orchestrator.rollout.model import SERVICE_NAME
 from orchestrator.rollout.policy import Template
-from orchestrator.traffic.render import SERVICE
 
 SUFFIXES = (".yaml", ".yml")
 _NAMED = re.compile(r"^service:\s*[\"']?([a-z0-9-]+)", re.MULTILINE)
@@ -170,7 +170,7 @@ def _name(file: _File) -> str:
         name = found[1] if found else ""
     else:
         name = str(file.said.get("service", "")) if isinstance(file.said, dict) else ""
-    return name if SERVICE.fullmatch(name) else ""
+    return name if SERVICE_NAME.fullmatch(name) else ""
 
 
 def _service(file: _File, path: Path, settings: Settings) -> ServiceFile:

@@ -11,7 +11,7 @@ from orchestrator.ports.given import read_given
 class Section(BaseModel):
     """A mapping that knows its keys and refuses others. Numbers are taken where text is wanted."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, defer_build=True)
 
 
 def address(value: str) -> str:

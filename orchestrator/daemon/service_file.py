@@ -13,11 +13,11 @@ from orchestrator.daemon.section import Section
 from orchestrator.daemon.units import Duration, Size
 from orchestrator.ports.metrics import MetricSource
 from orchestrator.ports.service import ServicePlan
+from orchestrator.rollout.model import SERVICE_NAME
 from orchestrator.rollout.plan import ladder, ladder_errors
 from orchestrator.rollout.policy import Policy, Preview, Probe, Step, Template
 from orchestrator.runtime.env_file import NAME
 from orchestrator.traffic.options import EdgeOptions
-from orchestrator.traffic.render import SERVICE
 
 AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00\n]*$")]
 
@@ -289,7 +289,7 @@ class ServiceFile(Section):
 
     @model_validator(mode="after")
     def _right(self) -> "ServiceFile":
-        if not SERVICE.fullmatch(self.service):
+        if not SERVICE_NAME.fullmatch(self.service):
             raise ValueError(
                 f"service: {self.service!r} is not a lower-case DNS label of at most 40 characters"
             )

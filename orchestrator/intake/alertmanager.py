@@ -47,7 +47,7 @@ class AlertRule:
 class Alert(BaseModel):
     """What is read of an alert."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", defer_build=True)
 
     status: Literal["firing", "resolved"]
     labels: Labels = {}
@@ -58,7 +58,7 @@ class Alert(BaseModel):
 class Group(BaseModel):
     """What is read of a notification, version 4 of its format."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", defer_build=True)
 
     status: Literal["firing", "resolved"]
     commonLabels: Labels = {}  # noqa: N815

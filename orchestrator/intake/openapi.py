@@ -153,7 +153,7 @@ def _responses(operation: Operation) -> dict[str, Any]:
     return found
 
 
-_PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
+_PAGE = """\
 <!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -197,9 +197,10 @@ Every request carries <code>Authorization: Bearer rot_…</code>; errors are
 {%- if not loop.last %}; {% endif %}{% endfor %}.</p>
 {% endfor %}
 {% endfor %}
-""")
+"""
 
 
 def page(doc: dict[str, Any]) -> str:
     """The document for people; it loads nothing."""
-    return _PAGE.render(doc=doc)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_PAGE).render(doc=doc)

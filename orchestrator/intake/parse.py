@@ -34,7 +34,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{0,80}\z", max_lengt
 class Fields(BaseModel):
     """What a producer may write. Unknown fields are refused, so that a typing error is not ignored."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     verb: Verb | Literal["reload"] = "release"
     service: Annotated[str, StringConstraints(max_length=40)] = ""

@@ -12,7 +12,7 @@ MEDIA_TYPE = "application/problem+json"
 class ProblemDetails(BaseModel):
     """The body of every error."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     title: str = Field(description="The status in words")
     status: int = Field(ge=400, le=599)

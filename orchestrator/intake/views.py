@@ -1,6 +1,7 @@
 """What the API takes and shows, as pydantic models; the OpenAPI document is made from them. Pure."""
 
 import json
+from functools import cache
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
@@ -11,6 +12,7 @@ from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import (
     FULL,
     NUMBER,
+    SERVICE_NAME,
     Ended,
     Mark,
     Outcome,
@@ -23,8 +25,8 @@ from orchestrator.rollout.plan import current_step, step_count
 from orchestrator.rollout.policy import Template
 from orchestrator.rollout.told import outdated, problems, way_back
 
-SERVICE = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
-RELEASE = rf"{SERVICE[:-1]}-{NUMBER.pattern}$"
+SERVICE = rf"^{SERVICE_NAME.pattern}$"
+RELEASE = rf"^{SERVICE_NAME.pattern}-{NUMBER.pattern}$"
 REQUEST = r"^[0-9]{1,15}-[0-9]{1,10}$"
 TOKEN = r"^[0-9a-f]{8}$"  # noqa: S105  a pattern
 
@@ -36,7 +38,7 @@ Line = Annotated[str, StringConstraints(max_length=2000)]
 class Model(BaseModel):
     """Knows its fields and refuses others."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Wait(Model):
@@ -320,12 +322,14 @@ def fields_of(verb: Verb, service: str, body: Asking, key: str = "") -> dict[str
     return {name: given[name] for name in Fields.model_fields if given.get(name)}
 
 
-_EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+@cache
+def _event() -> TypeAdapter[Event]:
+    return TypeAdapter(Event)
 
 
 def event_json(event: Event) -> bytes:
     """An event as listeners get it."""
-    return _EVENT.dump_json(event)
+    return _event().dump_json(event)
 
 
 def service_view(state: ServiceState, template: Template | None) -> ServiceView:

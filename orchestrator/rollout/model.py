@@ -8,6 +8,8 @@ from typing import Literal
 from orchestrator.rollout.evidence import Evidence, interval
 from orchestrator.rollout.policy import Policy, Template, Unit
 
+SERVICE_NAME = re.compile("[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
+
 NUMBER = re.compile("[0-9]{1,10}")
 """How release ids end."""
 

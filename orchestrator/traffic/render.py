@@ -13,12 +13,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.ports.faults import Fault
-from orchestrator.rollout.model import Route, Server
+from orchestrator.rollout.model import SERVICE_NAME, Route, Server
 from orchestrator.rollout.observation import OnDisk
 from orchestrator.traffic.audience import Sides, choice, sides
 from orchestrator.traffic.options import Audience, EdgeOptions
 
-SERVICE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?", re.ASCII)
 HEADER = re.compile(
     r"# release-orchestrator service=(?P<service>\S+) generation=(?P<generation>[0-9]+)"
     r" token=(?P<token>[0-9]+) sha256=(?P<sha256>[0-9a-f]{64})",
@@ -310,7 +309,7 @@ def check_service(service: str) -> None:
     Raises:
         Fault: It is not.
     """
-    if not SERVICE.fullmatch(service):
+    if not SERVICE_NAME.fullmatch(service):
         raise Fault(f"service name {service!r} is not a lower-case DNS label of at most 40 characters")
 
 
