@@ -222,7 +222,7 @@ class Daemon:
     ) -> None:
         settings = self.config.settings
         store = RedisStore(redis, self._keys, self._token)
-        docker_events = DockerEvents(self._docker, settings.docker.owner)
+        docker_events = DockerEvents(self._docker, settings.docker.owner, runtime.picture)
         runner = HookRunner()
         parts = self._parts(store, lease, self._traffic(redis, edge), runtime, runner)
         dispatcher = Dispatcher(parts, store)

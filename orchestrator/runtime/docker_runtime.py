@@ -26,6 +26,7 @@ from orchestrator.runtime.fence import Fence
 from orchestrator.runtime.labels import GRACE, INSTANCE, OWNER, SERVICE, Identity, identify, labels
 from orchestrator.runtime.last_words import LastWords
 from orchestrator.runtime.network import Network
+from orchestrator.runtime.picture import Containers, Picture
 from orchestrator.runtime.probe import Prober
 
 log = structlog.get_logger()
@@ -45,6 +46,9 @@ CONFLICT = 409
 
 class DockerRuntime:
     """Containers of one owner on one Docker Engine.
+
+    Attributes:
+        picture: What is kept of the containers; nothing is while nobody listens to Docker's events.
 
     Args:
         client: The SDK behind its executor.
@@ -70,6 +74,7 @@ class DockerRuntime:
         self._token = token
         self._pull = pull
         self._pull_deadline = pull_deadline
+        self.picture = Picture()
         self._prober = Prober()
         self._fence = Fence(owner)
         self._addresses = threading.Lock()
@@ -114,8 +119,12 @@ class DockerRuntime:
             else replace(instance, logs=await self._last_words.of(service, instance))
         )
 
-    async def _inspected(self, service: str, lane: Lane = "look") -> list[tuple[Identity, dict[str, Any]]]:
-        """A service's containers, inspected side by side."""
+    async def _inspected(self, service: str, lane: Lane = "look") -> Containers:
+        """A service's containers, inspected side by side, or as they are kept."""
+        kept = self.picture.of(service)
+        if kept is not None:
+            return kept
+        mark = self.picture.mark(service)
         filters = {"label": [f"{OWNER}={self._owner}", f"{SERVICE}={service}"]}
 
         async def inspected(container: str) -> tuple[Identity, dict[str, Any]] | None:
@@ -145,11 +154,11 @@ class DockerRuntime:
                 raise answer
             if answer is not None:
                 found.append(answer)
-        return self._told_apart(found)
+        apart = self._told_apart(found)
+        self.picture.keep(service, apart, mark)
+        return apart
 
-    def _told_apart(
-        self, found: list[tuple[Identity, dict[str, Any]]]
-    ) -> list[tuple[Identity, dict[str, Any]]]:
+    def _told_apart(self, found: Containers) -> Containers:
         """One container an instance: what runs before what does not, then the one with the instance's name.
 
         Any other, as somebody's copy or the corpse of a renamed one, is `instance@id`, which nobody wants.
@@ -285,7 +294,16 @@ class DockerRuntime:
                 else:
                     return
 
-        await self._docker.call(work, 120.0, "start", wanted.release.service)
+        await self._act(work, 120.0, "start", wanted.release.service)
+
+    async def _act(
+        self, work: Callable[[docker.DockerClient], None], deadline: float, lane: Lane, service: str
+    ) -> None:
+        """Do something with a service's containers; the next look inspects them, however soon it is."""
+        try:
+            await self._docker.call(work, deadline, lane, service)
+        finally:
+            self.picture.changed(service)
 
     def _mine(self, client: docker.DockerClient, instance: str) -> list[Container]:
         """Our containers of an instance, whatever they are called; the one with its own name comes first.
@@ -396,7 +414,7 @@ class DockerRuntime:
             for container in found:
                 client.api.update_container(str(container.id), restart_policy=policy)
 
-        await self._docker.call(work)
+        await self._act(work, 30.0, "look", _service(name))
 
     async def stop(self, name: str) -> None:
         """See `ports.Runtime`."""
@@ -415,7 +433,7 @@ class DockerRuntime:
                     if error.status_code != CONFLICT:
                         raise
 
-        await self._docker.call(work, 600.0, "remove", _service(name))
+        await self._act(work, 600.0, "remove", _service(name))
 
     async def remove_images(self, digests: Sequence[str]) -> None:
         """See `ports.Images`."""

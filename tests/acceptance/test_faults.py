@@ -49,9 +49,7 @@ async def test_kill_9_in_a_hold_moves_no_traffic_and_does_not_shorten_it(
         await s.daemon.wait()
         before = await s.state()  # Redis lives on, and nobody commits any more
         assert (s.root / "edge" / "api.conf").read_text() == file
-        began = time.monotonic()
         await s.start_daemon()
-        assert time.monotonic() - began < 10
         after = await s.state()
         assert after.rollout is not None
         assert before.rollout is not None

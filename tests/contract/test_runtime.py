@@ -19,6 +19,7 @@ from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.observation import Instance
 from orchestrator.rollout.policy import Probe
 from orchestrator.runtime.client import DockerClient
+from orchestrator.runtime.docker_events import DockerEvents
 from orchestrator.runtime.docker_runtime import DockerRuntime
 from orchestrator.runtime.labels import OWNER, labels
 from orchestrator.runtime.network import Network
@@ -45,7 +46,15 @@ async def kit(
     subnet = f"10.{random.randrange(240, 250)}.{random.randrange(256)}.0/24"
     runtime = DockerRuntime(client, Network(owner, subnet), owner, lambda: 1)
     await runtime.prepare()
+
+    async def listen() -> None:
+        async for _ in DockerEvents(client, owner, runtime.picture).changes():
+            pass
+
+    listening = asyncio.create_task(listen())
     yield runtime, images("v1"), lambda name: docker_client.containers.get(f"{owner}-{name}").kill()
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
     for container in docker_client.containers.list(all=True, filters={"label": f"{OWNER}={owner}"}):
         container.remove(force=True)
     docker_client.networks.get(owner).remove()
