@@ -91,11 +91,6 @@ class Rounds:
         self._refused: set[str] = set()
         self._shared = False
 
-    @property
-    def busy(self) -> bool:
-        """Whether what comes has to wait."""
-        return self._lock.locked() or self._round is not None
-
     def changing(self, service: str) -> bool:
         """Whether a service's files are being replaced."""
         return any(turn.service == service and not turn.done.done() for turn in self._under_way)

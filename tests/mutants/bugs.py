@@ -340,8 +340,9 @@ BUGS = (
         "a rollback waits for its reload",
         "traffic/edge.py",
         "        state, now = self._state(plan.service), asyncio.get_running_loop().time\n"
-        "        await self.take_back_at_once(plan, token)\n",
-        "        state, now = self._state(plan.service), asyncio.get_running_loop().time\n",
+        "        back = await self.take_back_at_once(plan, token)\n",
+        "        state, now = self._state(plan.service), asyncio.get_running_loop().time\n"
+        "        back = False\n",
         SWITCH,
     ),
     Bug(
@@ -599,8 +600,8 @@ BUGS = (
     Bug(
         "a rollback on the host waits for its turn",
         "traffic/edge.py",
-        "            await to_the_end(lambda: self._switches.turn_on(service, way.to))\n",
-        "",
+        "nginx' memory\" if await self._go_back_at_once(change, way.to) else",
+        "nginx' memory\" if change is None else",
         CROWD,
     ),
     Bug(
@@ -811,9 +812,30 @@ BUGS = (
     Bug(
         "a restarted nginx has forgotten the weights",
         "traffic/edge.py",
-        "            await to_the_end(lambda: write(change.path, text, private=True))\n",
-        "",
+        "                write(change.path, text, private=True)\n",
+        "                pass\n",
         MEMORY,
+    ),
+    Bug(
+        "whatever lies in the place of the secret is taken for it",
+        "traffic/memory.py",
+        'return secret if SECRET.fullmatch(secret) else ""',
+        "return secret",
+        f"{MEMORY[:-1]} and lies_there'",
+    ),
+    Bug(
+        "a route that nginx does not take into its memory has no other way",
+        "traffic/edge.py",
+        "            return False\n        await to_the_end(work)\n",
+        "            raise\n        await to_the_end(work)\n",
+        f"{MEMORY[:-1]} and memory_fails'",
+    ),
+    Bug(
+        "a rollback in memory waits for the folder",
+        "traffic/edge.py",
+        "        if await self._is_taken_at_once(change):\n            return True\n",
+        "",
+        f"{MEMORY[:-1]} and needs_no_disk'",
     ),
     Bug(
         "a server in memory is stopped while it has requests",
