@@ -94,16 +94,17 @@ def is_private(path: Path) -> bool:
         return False
 
 
-def write(path: Path, text: str, *, private: bool = False) -> None:
+def write(path: Path, text: str, *, private: bool = False, modified: int | None = None) -> None:
     """Replace a file so that a reader, a crash or a full disk finds the old one or the new one, whole.
 
-    A private one can be read by its owner and root alone.
+    A private one can be read by its owner and root alone. `modified`: what the file is to give as the time of
+    its last change, in seconds.
 
     Raises:
         Fault: It could not be written; the old file is untouched.
     """
     try:
-        replace(path, text, private=private)
+        replace(path, text, private=private, modified=modified)
     except OSError as error:
         raise Fault(f"{path}: {error.strerror}") from error
 
@@ -120,7 +121,7 @@ def remove(path: Path) -> None:
         raise Fault(f"{path}: {error.strerror}") from error
 
 
-def replace(path: Path, text: str, *, private: bool = False) -> None:
+def replace(path: Path, text: str, *, private: bool = False, modified: int | None = None) -> None:
     """Temporary file, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(_numbers)}.tmp")
     try:
@@ -130,6 +131,8 @@ def replace(path: Path, text: str, *, private: bool = False) -> None:
             _give(file.fileno(), path.parent)
             file.write(text)
             file.flush()
+            if modified is not None:
+                os.utime(file.fileno(), (modified, modified))
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:

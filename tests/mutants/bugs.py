@@ -348,9 +348,16 @@ BUGS = (
     Bug(
         "a rollback leads where nginx led before it read the file",
         "traffic/switch.py",
-        "        return _try_to_write(self.path(service, to), str(generation))\n",
-        "        return _try_to_write(self.path(service), str(generation))\n",
+        "        return _try_to_make(self.path(service, to), generation)\n",
+        "        return _try_to_make(self.path(service), generation)\n",
         f"{SWITCH} -k led_before",
+    ),
+    Bug(
+        "a switch needs room on the disk",
+        "traffic/switch.py",
+        '        write(path, "", modified=modified)\n',
+        "        write(path, str(modified), modified=modified)\n",
+        f"{SWITCH} -k disk_of_the_folder",
     ),
     Bug(
         "a switch that workers may not read is none",
@@ -649,14 +656,14 @@ BUGS = (
     Bug(
         "a switch that can't be turned on keeps users on the candidate",
         "traffic/switch.py",
-        "        return _try_to_write(self.path(service, to), str(generation))\n",
-        "        write(self.path(service, to), str(generation))\n        return True\n",
+        "        return _try_to_make(self.path(service, to), generation)\n",
+        '        write(self.path(service, to), "", modified=generation)\n        return True\n',
         f"{FOLDER} -k keeps_nobody",
     ),
     Bug(
         "a sign to close connections that can't be set stops a release",
         "traffic/switch.py",
-        '        _try_to_write(self._closing, "")\n',
+        "        _try_to_make(self._closing)\n",
         '        write(self._closing, "")\n',
         f"{FOLDER} -k keeps_nobody",
     ),
