@@ -169,6 +169,20 @@ BUGS = (
         f"{PRIVATE_REDIS} -k alive_and_does_not_answer",
     ),
     Bug(
+        "a private Redis that nobody can reach any more is waited for",
+        "store/server.py",
+        "                elif loop.time() - listened > UNREACHABLE:",
+        "                elif False:",
+        f"{PRIVATE_REDIS} -k nobody_can_reach",
+    ),
+    Bug(
+        "a private Redis whose folder was removed is left to whoever has it open",
+        "store/server.py",
+        "                    await _end(lost)\n",
+        "",
+        f"{PRIVATE_REDIS} -k can_reach",
+    ),
+    Bug(
         "a warning of long ago is told as the reason why Redis is gone",
         "store/server.py",
         "        elif code < 0:",
