@@ -64,6 +64,9 @@ async def test_rolling_back_on_the_host_without_redis(
         assert code == 0, text
         assert "nginx sends all traffic to api-1" in text
         assert _weighted(s) == {"api-1"}
+        code, text = await s.cli("rollback", "api", "--local", "--who", "bob")
+        assert code == 0, text
+        assert "ann has gone back to api-1 already: it burns" in " ".join(text.split())
         before = load.seen.good["api-2"]
         await asyncio.sleep(3)
         assert load.seen.good["api-2"] == before

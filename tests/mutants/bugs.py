@@ -183,6 +183,20 @@ BUGS = (
         f"{PRIVATE_REDIS} -k can_reach",
     ),
     Bug(
+        "an abort that calls a removal off is waited for",
+        "cli/ask.py",
+        'answer.verb == "abort" and not answer.release',
+        "False",
+        "tests/integration/test_wait.py -k did_what_was_asked",
+    ),
+    Bug(
+        "requests that nothing counts are waited for",
+        "daemon/service_file.py",
+        'strategy.count_error() if not self.gates else ""',
+        '""',
+        "tests/unit/test_config.py -k problem",
+    ),
+    Bug(
         "a warning of long ago is told as the reason why Redis is gone",
         "store/server.py",
         "        elif code < 0:",
