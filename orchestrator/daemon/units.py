@@ -132,6 +132,11 @@ def as_size(value: int) -> str:
     return f"{value}B"
 
 
+def as_share(value: float) -> str:
+    """A share as `share` takes it: `0.5%`."""
+    return f"{value * 100:g}%"
+
+
 _text = PlainSerializer(float, return_type=float)
 Duration = Annotated[
     float,
