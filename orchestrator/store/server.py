@@ -161,8 +161,8 @@ class PrivateRedis:
             unreachable = self._unreachable()
             if not self._alive():
                 log.warning("private_redis_gone", socket=str(self.socket), reason=await self._why_gone())
-            elif unreachable:
-                pids = " and ".join(map(str, sorted(await self._servers())))
+            elif unreachable and (lost := await self._servers()):
+                pids = " and ".join(map(str, sorted(lost)))
                 self.trouble = f"{unreachable}; redis-server, pid {pids}, is ended, and another one started"
                 log.error("private_redis_unreachable", socket=str(self.socket), reason=self.trouble)
             await self.start(math.inf)

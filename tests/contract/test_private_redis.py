@@ -175,6 +175,26 @@ async def test_a_server_that_nobody_can_reach_any_more_is_ended_and_another_one_
 
 
 @pytest.mark.parametrize("what", ["socket", "folder"])
+async def test_daemons_that_share_a_server_agree_on_the_one_that_follows_it(folder: Path, what: str) -> None:
+    several = [PrivateRedis(folder) for _ in range(3)]
+    for server in several:
+        await server.start()
+    (pid,) = servers(folder)
+    tasks = [asyncio.create_task(server.keep(), name="keep") for server in several]
+    remove(folder, what)
+    await until(lambda: servers(folder) not in ([], [pid]) and not any(s.trouble for s in several))
+    (follows,) = servers(folder)
+    await asyncio.gather(*(server.start() for server in several))
+    assert servers(folder) == [follows]
+    assert [task.done() for task in tasks] == [False] * 3
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for server in several:
+        await server.stop()
+
+
+@pytest.mark.parametrize("what", ["socket", "folder"])
 async def test_a_daemon_that_starts_ends_what_nobody_can_reach_of_the_one_before(
     folder: Path, what: str
 ) -> None:
