@@ -204,7 +204,7 @@ async def test_a_private_redis_that_can_not_be_reached_any_more_is_started_anew_
         shutil.rmtree(place) if place.is_dir() else place.unlink()
 
         async def anew() -> bool:
-            return sum(line["event"] == "private_redis_started" for line in s.lines()) == 2
+            return [line["event"] for line in s.lines()].count("private_redis_started") == 2
 
         await s.until(anew, 30, "another server is started")
         code, text = await s.cli("rollback", "api", "--wait", "--timeout", "30s")
