@@ -32,8 +32,9 @@ async def folders(config: Config) -> list[Check]:
         place = _existing(path)
         made = place in (path, path.parent)
         ok = made and place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+        why, mend = ("", "") if ok else writable_by_us(path, place)
         detail = f"{path} can be written" if ok else f"{path} can't be written by uid {os.getuid()}"
-        checks.append(Check(name, ok, detail, writable_by_us(path)))
+        checks.append(Check(name, ok, ": ".join(filter(None, (detail, why))), mend))
         disk = os.statvfs(place)
         checks.append(
             room(
