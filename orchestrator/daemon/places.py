@@ -9,7 +9,6 @@ from pathlib import Path
 from orchestrator.daemon.nginx_section import IPV4, ServerSection
 from orchestrator.ports.faults import Fault
 from orchestrator.traffic.files import read
-from orchestrator.traffic.render import probe_host
 
 ANY_NAME = "_"
 """Stands for whatever no other block of the address is asked for; nginx knows it as no name at all."""
@@ -116,9 +115,19 @@ def served(folder: Path) -> dict[str, tuple[Place, ...]]:
             text = read(path) if path.is_file() else None
         except Fault:  # another account's
             continue
-        blocks = [block for block in _LISTEN.findall(text or "") if block[1] != probe_host(path.stem)]
+        blocks = _LISTEN.findall(text or "")[1:]  # the first is at the private listener
         found[path.stem] = tuple(place for block in blocks for place in _of(path.stem, *block))
     return found
+
+
+def waiting(folder: Path, files: Mapping[str, ServerSection | None]) -> dict[str, str]:
+    """Services that nginx has elsewhere than their file says, and what applies that."""
+    return {
+        name: f"nginx listens for {name} as {folder / name}.conf says, not as the service's file does; that"
+        f" counts with the next change of its route: orchestrator restart {name}"
+        for name, found in served(folder).items()
+        if name in files and set(found) != set(places(name, files[name]))
+    }
 
 
 def _of(service: str, listen: str, names: str) -> Iterator[Place]:

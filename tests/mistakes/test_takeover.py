@@ -340,6 +340,24 @@ def test_a_place_is_free_when_nginx_no_longer_serves_it_for_another(daemon: Daem
     assert daemon.again(how).problems == ()
 
 
+def test_a_listen_that_nginx_does_not_have_yet_is_told_with_what_applies_it(daemon: Daemon) -> None:
+    daemon.serve("web")
+    assert "nginx listen" not in daemon.place.doctor()
+    daemon.file("web.yaml", said("web", {"listen": "8090"}))
+    daemon.reload()
+    assert "nginx listens for web as" in daemon.place.doctor()
+    assert "orchestrator restart web" in daemon.place.doctor()
+    daemon.serve("web")
+    assert "nginx listen" not in daemon.place.doctor()
+
+
+def test_a_certificate_that_is_gone_is_told_by_its_service(daemon: Daemon) -> None:
+    daemon.file(
+        "web.yaml", said("web", {"listen": "8443", "tls": {"certificate": "/no/c.pem", "key": "/no/k"}})
+    )
+    assert "services/web file: /no/c.pem is not there" in daemon.place.doctor()
+
+
 @WAYS
 def test_what_an_older_daemon_let_in_is_driven_on_and_told(daemon: Daemon, how: str) -> None:
     other = load(daemon.place.config).services["web"]

@@ -1823,4 +1823,18 @@ BUGS = (
         "False",
         TAKEOVER,
     ),
+    Bug(
+        "nobody is told whose certificate it is that nginx does not find",
+        "traffic/rounds.py",
+        "        if not found or any(",
+        "        if True or any(",
+        f"{ROUNDS} -k certificate",
+    ),
+    Bug(
+        "a listen that nginx does not have yet is told nowhere",
+        "daemon/places.py",
+        "if name in files and set(found) != set(places(name, files[name]))",
+        "if False",
+        f"{TAKEOVER} -k does_not_have_yet",
+    ),
 )
