@@ -107,16 +107,20 @@ def places(service: str, server: ServerSection | None) -> tuple[Place, ...]:
     return tuple(found)
 
 
-def served(folder: Path) -> dict[str, tuple[Place, ...]]:
-    """By service, those of the files that nginx has; it may have another `listen` than the service's file."""
+def served(folder: Path, *endings: str) -> dict[str, tuple[Place, ...]]:
+    """By service, those of nginx' files, which may have another `listen` than the service's own file.
+
+    `endings`: of the files; by default also of those that are put back when nginx does not take a change.
+    """
     found: dict[str, tuple[Place, ...]] = {}
-    for path in sorted(folder.glob("*.conf")):
+    for path in sorted(p for p in folder.glob("*.*") if p.suffix in (endings or (".conf", ".good"))):
         try:
             text = read(path) if path.is_file() else None
         except Fault:  # another account's
             continue
         blocks = _LISTEN.findall(text or "")[1:]  # the first is at the private listener
-        found[path.stem] = tuple(place for block in blocks for place in _of(path.stem, *block))
+        more = (place for block in blocks for place in _of(path.stem, *block))
+        found[path.stem] = (*found.get(path.stem, ()), *more)
     return found
 
 
@@ -125,7 +129,7 @@ def waiting(folder: Path, files: Mapping[str, ServerSection | None]) -> dict[str
     return {
         name: f"nginx listens for {name} as {folder / name}.conf says, not as the service's file does; that"
         f" counts with the next change of its route: orchestrator restart {name}"
-        for name, found in served(folder).items()
+        for name, found in served(folder, ".conf").items()
         if name in files and set(found) != set(places(name, files[name]))
     }
 

@@ -358,6 +358,17 @@ def test_a_certificate_that_is_gone_is_told_by_its_service(daemon: Daemon) -> No
     assert "services/web file: /no/c.pem is not there" in daemon.place.doctor()
 
 
+def test_a_place_to_which_nginx_may_be_put_back_is_not_free(daemon: Daemon) -> None:
+    daemon.serve("web")
+    edge = daemon.place.folder / "edge"
+    (edge / "web.good").write_text((edge / "web.conf").read_text())
+    daemon.file("web.yaml", said("web", {"listen": "8090"}))
+    daemon.reload()
+    daemon.serve("web")  # and nginx has not confirmed it
+    daemon.file("zoo.yaml", said("zoo", {"listen": "8082"}))
+    assert "is that of web, until the next change of its route" in daemon.reload().unusable["zoo"]
+
+
 @WAYS
 def test_what_an_older_daemon_let_in_is_driven_on_and_told(daemon: Daemon, how: str) -> None:
     other = load(daemon.place.config).services["web"]
