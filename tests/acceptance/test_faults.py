@@ -22,6 +22,7 @@ from orchestrator.rollout.model import Outcome
 from orchestrator.runtime.labels import INSTANCE
 from tests.acceptance.observer import Observer
 from tests.conftest import QUICK, Images, Stacks
+from tests.forks import ForkedStack
 from tests.nginx_image import NGINX_IMAGE, nginx_image
 
 
@@ -250,7 +251,7 @@ async def test_a_given_redis_must_keep_what_it_acknowledges(
 ) -> None:
     server = RedisServer(tmp_path, DURABLE if safe else ())
     server.start()
-    s = Stack(lambda p: {"api": service_file("api", p("api"))}, {"redis": {"url": server.url}})
+    s = ForkedStack(lambda p: {"api": service_file("api", p("api"))}, {"redis": {"url": server.url}})
     try:
         await asyncio.sleep(0.5)
         s.start_nginx()
@@ -325,7 +326,7 @@ async def test_a_second_signal_forces_the_exit(stack: Stacks) -> None:
         assert await s.daemon.wait() in (0, 130, 143)
 
 
-class ContainerStack(Stack):
+class ContainerStack(ForkedStack):
     """The stack with its nginx in a container on the host's network."""
 
     name = ""
