@@ -1,7 +1,7 @@
 """All files together: orchestrator.yaml and its services, of which a wrong one stops no other."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -233,48 +233,54 @@ def admitted(
         files: Every service that has a file.
         nginx: See `served`.
     """
-    taken = dict(driven)
-
-    def why_not(name: str, others: Mapping[str, ServiceFile]) -> str:
-        return next(_obstacles(name, right[name], others, right, files, nginx, driven.get(name)), "")
-
+    taken, clashes = dict(driven), dict[str, str]()
     waiting = sorted(name for name in right if right[name] != driven.get(name))
-    while found := [name for name in waiting if not why_not(name, taken)][:1]:
-        taken |= {name: right[name] for name in found}
-        waiting = [name for name in waiting if name not in found]
-    clashes = {name: why_not(name, taken) for name in waiting}
+    while waiting:
+        for name in waiting:
+            others = {*taken, *nginx} - {name}
+            why = _obstacle(name, right[name], taken, others, right, files, nginx, driven.get(name))
+            if why:
+                clashes[name] = why
+            else:
+                taken[name] = right[name]
+                clashes.pop(name, None)
+        before, waiting = waiting, sorted(clashes)
+        if waiting == before:  # else what has come in may have made room
+            break
     for name in right.keys() - clashes.keys():  # an older daemon may have let them in
-        before = {other: file for other, file in taken.items() if other < name}
-        text = next(_obstacles(name, right[name], before, right, files, {}, None), "")
-        clashes |= {name: text} if text else {}
+        others = {other for other in taken if other < name}
+        if why := _obstacle(name, right[name], taken, others, right, files, {}, None):
+            clashes[name] = why
     return taken, dict(sorted(clashes.items()))
 
 
-def _obstacles(
+def _obstacle(
     name: str,
     file: ServiceFile,
     taken: Mapping[str, ServiceFile],
+    others: Collection[str],
     right: Mapping[str, ServiceFile],
     files: Collection[str],
     nginx: Mapping[str, tuple[Place, ...]],
     old: ServiceFile | None,
-) -> Iterator[str]:
-    """Why a file can't be beside those that are taken; what holds of the old file too is no reason."""
+) -> str:
+    """Why a file can't be beside others that are taken, or ''; what is so of the old file is no reason."""
     server, was = file.nginx.server, old.nginx.server if old else None
     if server is not None and server.join:
         owner = taken.get(server.join) or right.get(server.join)
         block = owner.nginx.server if owner else None
         if (owner is None and server.join not in files) or (owner and (block is None or block.join)):
-            yield f"nginx/server/join: {server.join!r} is no service with a server block of its own"
+            return f"nginx/server/join: {server.join!r} is no service with a server block of its own"
     if was is not None and not was.join and (server is None or server.join):
         for other, its in taken.items():
             if other != name and its.nginx.server is not None and its.nginx.server.join == name:
-                yield f"nginx/server: {other} joins the block of {name}, which must stay until it does not"
-    for other in sorted({*taken, *nginx} - {name}):
+                return f"nginx/server: {other} joins the block of {name}, which must stay until it does not"
+    for other in sorted(others):
         block = taken[other].nginx.server if other in taken else None
         what = obstacle(name, server, other, block, nginx)
         if what and not (old and obstacle(name, was, other, block, nginx)):
-            yield f"nginx/server: {what}; {_way_out(name, other, server, files)}"
+            return f"nginx/server: {what}; {_way_out(name, other, server, files)}"
+    return ""
 
 
 def _way_out(name: str, other: str, server: ServerSection | None, files: Collection[str]) -> str:

@@ -1,8 +1,9 @@
 """Where nginx takes a service's requests, compared as nginx compares: who would get those of another."""
 
+import functools
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +50,7 @@ class Place:
 
         Where it can't, nginx answers users of one by the other, or speaks to them as they do not expect.
         """
-        if not (self._meets(other) and self._shares_port(other)):
+        if not (self._shares_port(other) and self._meets(other)):
             return ""
         same = self.host == other.host
         if same and self.speaks != other.speaks:
@@ -134,19 +135,13 @@ def waiting(folder: Path, files: Mapping[str, ServerSection | None]) -> dict[str
     }
 
 
-def _of(service: str, listen: str, names: str) -> Iterator[Place]:
+@functools.lru_cache(maxsize=4096)  # each is compared with all others
+def _of(service: str, listen: str, names: str) -> tuple[Place, ...]:
     words = listen.lower().split() or [str(_PORT)]
-    wanted = {part for name in names.lower().split() for part in _name(name)} or {ANY_NAME}
+    wanted = frozenset(part for name in names.lower().split() for part in _name(name)) or {ANY_NAME}
+    speaks, first = frozenset(_HTTP & set(words[1:])), not {"default_server", "default"}.isdisjoint(words[1:])
     hosts, ports = address(words[0])
-    for host in hosts:
-        yield Place(
-            host,
-            ports,
-            frozenset(wanted),
-            frozenset(_HTTP & set(words[1:])),
-            bool({"default_server", "default"} & set(words[1:])),
-            f"{service}.conf",
-        )
+    return tuple(Place(host, ports, frozenset(wanted), speaks, first, f"{service}.conf") for host in hosts)
 
 
 def _name(name: str) -> tuple[str, ...]:

@@ -314,18 +314,21 @@ def test_the_address_at_which_the_daemon_asks_nginx_is_no_services(tmp_path: Pat
 
 
 @WAYS
-def test_a_block_that_others_join_stays_until_they_do_not(daemon: Daemon, how: str) -> None:
-    daemon.file("web.yaml", said("web", {"join": "api", "path": "/web/"}))
+@pytest.mark.parametrize("owner", ["api", "zoo"])
+def test_a_block_that_others_join_stays_until_they_do_not(daemon: Daemon, owner: str, how: str) -> None:
     daemon.file("zoo.yaml", said("zoo", {"listen": "8083"}))
+    daemon.file("web.yaml", said("web", {"join": owner, "path": "/web/"}))
     before = daemon.again(how).driven
-    for server in (None, {"join": "zoo", "path": "/x/"}):
-        daemon.file("api.yaml", said("api", server))
+    for server in (None, {"join": "zoo" if owner == "api" else "api", "path": "/x/"}):
+        daemon.file(f"{owner}.yaml", said(owner, server))
         config = daemon.again(how)
         assert config.driven == before
-        assert "web joins the block of api" in config.wrong("api")
+        assert f"web joins the block of {owner}" in config.wrong(owner)
         assert config.wrong("web") == ""
-    daemon.file("api.yaml", None)
-    assert daemon.again(how).driven == before
+    daemon.file(f"{owner}.yaml", None)
+    config = daemon.again(how)
+    assert config.driven == before
+    assert config.wrong("web") == ""
 
 
 @WAYS

@@ -1798,8 +1798,8 @@ BUGS = (
     Bug(
         "a service whose file is gone holds no place",
         "daemon/config.py",
-        "    taken = dict(driven)\n",
-        "    taken = {name: file for name, file in driven.items() if name in files}\n",
+        "    taken, clashes = dict(driven), ",
+        "    taken, clashes = {name: file for name, file in driven.items() if name in files}, ",
         TAKEOVER,
     ),
     Bug(
