@@ -247,7 +247,7 @@ def admitted(
         before, waiting = waiting, sorted(clashes)
         if waiting == before:  # else what has come in may have made room
             break
-    for name in right.keys() - clashes.keys():  # an older daemon may have let them in
+    for name in (right.keys() & driven.keys()) - clashes.keys():  # an older daemon may have let them in
         others = {other for other in taken if other < name}
         if why := _obstacle(name, right[name], taken, others, right, files, {}, None):
             clashes[name] = why

@@ -97,15 +97,20 @@ def _version(host: str) -> int | None:
         return None
 
 
-def places(service: str, server: ServerSection | None) -> tuple[Place, ...]:
-    """Those of a service's generated blocks."""
+def _listens(server: ServerSection | None) -> tuple[tuple[str, str], ...]:
+    """What nginx' `listen`s say, each with its key."""
     if server is None or server.join:
         return ()
-    tls = server.tls
-    found = [*_of(service, f"{server.listen} ssl" if tls else server.listen, server.server_name)]
-    if tls and tls.redirect_from:
-        found += _of(service, tls.redirect_from, server.server_name)
-    return tuple(found)
+    if server.tls is None:
+        return (("listen", server.listen),)
+    plain = (("tls/redirect_from", server.tls.redirect_from),) if server.tls.redirect_from else ()
+    return (("listen", f"{server.listen} ssl"), *plain)
+
+
+def places(service: str, server: ServerSection | None) -> tuple[Place, ...]:
+    """Those of a service's generated blocks."""
+    names = server.server_name if server else ""
+    return tuple(place for _, listen in _listens(server) for place in _of(service, listen, names))
 
 
 def served(folder: Path, *endings: str) -> dict[str, tuple[Place, ...]]:
@@ -191,12 +196,13 @@ def obstacle(
     """
     if server is None:
         return ""
-    for mine in places(name, server):
+    for key, listen in _listens(server):
         for theirs, still in ((places(other, its), False), (nginx.get(other, ()), True)):
-            why = next(filter(None, map(mine.obstacle, theirs)), "")
+            mine = _of(name, listen, server.server_name)
+            why = next(filter(None, (one.obstacle(two) for one in mine for two in theirs)), "")
             if why:
                 until = ", until the next change of its route" if still else ""
-                return f"listen {server.listen}, server_name {server.server_name} {why.format(other)}{until}"
+                return f"{key} {listen}, server_name {server.server_name} {why.format(other)}{until}"
     if its is not None and (server.join or name) == (its.join or other):
         common = _paths(server) & _paths(its)
         if common:

@@ -238,7 +238,11 @@ TLS = {"certificate": "/c.pem", "key": "/k.pem"}
         ),
         ({"listen": "8080"}, {"listen": "127.0.0.1:8080", "server_name": "b.test"}, "is that of api"),
         ({"listen": "443", "tls": {**TLS, "redirect_from": "80"}}, {"listen": "*:80"}, "is that of api"),
-        ({"listen": "80"}, {"listen": "443", "tls": {**TLS, "redirect_from": "*:80"}}, "is that of api"),
+        (
+            {"listen": "80"},
+            {"listen": "443", "tls": {**TLS, "redirect_from": "*:80"}},
+            "nginx/server: tls/redirect_from *:80, server_name _ is that of api",
+        ),
         (
             {"listen": "8080", "server_name": "a.test"},
             {"listen": "8080", "server_name": "b.test", "tls": TLS},
