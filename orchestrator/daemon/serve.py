@@ -105,7 +105,7 @@ class Daemon:
     def _with_kept(self, config: Config) -> Config:
         """With the services whose files have gone, or gone wrong, since they were driven last."""
         try:
-            return load(config.path, replace(config, services=self._kept.services(), files={}))
+            return load(config.path, self._kept.before(config))
         except ConfigError:  # it was right a moment ago
             return config
 

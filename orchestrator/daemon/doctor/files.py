@@ -83,6 +83,10 @@ async def services(config: Config) -> list[Check]:
         checks += [_seen_by_container(label, Path(s.source), container.user) for s in container.secrets]
         if container.env_file is not None:
             checks.append(_env_file(label, Path(container.env_file)))
+        tls = service.nginx.server.tls if service.nginx.server else None
+        if tls and not config.settings.nginx.container:  # else they are where nginx sees them
+            found = {path: status(path) for path in map(Path, (tls.certificate, tls.key))}
+            checks += [_absent(label, p, s) for p, s in found.items() if not _is_file(s)]
     return checks
 
 
@@ -116,6 +120,10 @@ def _env_file(name: str, path: Path) -> Check:
         mend = f"chown {os.getuid()} {path} && chmod 400 {path}" if denied else "correct the line"
         return Check(name, False, str(error), mend)
     return Check(name, True, f"{path} can be read")
+
+
+def _is_file(found: os.stat_result | OSError) -> bool:
+    return not isinstance(found, OSError) and stat.S_ISREG(found.st_mode)
 
 
 def _absent(name: str, path: Path, found: os.stat_result | OSError) -> Check:
