@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 
 from examples.playground.load import Load
+from examples.playground.stack import Stack
 from tests.authority import NAME, Authority
 from tests.conftest import Images, Stacks
 from tests.door.slack_double import CHANNEL, SIGNING, TEAM, SlackDouble
