@@ -70,6 +70,7 @@ class World:
 MOSTLY = st.sampled_from(("api", "api", "api", "web"))
 
 ACTS = ["changes", "look begins", "look ends", "list", "lost", "silent", "time"]
+QUIET = ["changes without a word", "look begins", "look ends", "list", "time"]
 
 
 @given(st.lists(st.tuples(st.sampled_from(ACTS), MOSTLY), min_size=30, max_size=60))
@@ -83,7 +84,7 @@ def test_what_is_kept_is_as_it_is_whenever_changes_are_told(acts: list[tuple[str
                 assert world.picture.of(one) is None
 
 
-@given(st.lists(st.tuples(st.sampled_from([*ACTS, "changes without a word"]), MOSTLY)))
+@given(st.lists(st.tuples(st.sampled_from(QUIET), MOSTLY), min_size=30, max_size=60))
 def test_a_list_of_all_finds_what_nobody_has_told(acts: list[tuple[str, str]]) -> None:
     world = World()
     for act, service in acts:
