@@ -7,7 +7,7 @@ from pathlib import Path
 import structlog
 
 from orchestrator.ports.faults import Fault
-from orchestrator.traffic.files import remove, write
+from orchestrator.traffic.files import read, remove, write
 from orchestrator.traffic.render import check_service, closing_path, switch_path
 
 log = structlog.get_logger()
@@ -56,14 +56,18 @@ class Switches:
         return _try_to_make(self.path(service, to), generation)
 
     def turned_for(self, service: str, to: str) -> int:
-        """The generation for which a daemon turned it on; 0 where it is a person's word, or off."""
+        """The generation for which a daemon turned it on; 0 where it is a person's word, or off.
+
+        A daemon of an older version has written it into the file.
+        """
+        path = self.path(service, to)
         if self.by_hand(service):
             return 0
         try:
-            generation = int(self.path(service, to).stat().st_mtime)
-        except OSError:
+            generation = int(read(path) or path.stat().st_mtime)
+        except (OSError, Fault, ValueError):
             return 0
-        return generation if generation < A_PERSONS else 0
+        return generation if 0 < generation < A_PERSONS else 0
 
     def put_away(self, service: str) -> None:
         """Turn all of them off."""

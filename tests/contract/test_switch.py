@@ -278,3 +278,23 @@ async def test_a_switch_of_the_daemons_own_that_a_person_touches_is_a_persons(si
     (site.folder / "switch" / "api.to.api-1").touch()
     seen = await site.edge.observe("api")
     assert (seen.switched_to, seen.switched_for) == ("api-1", 0)
+
+
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_a_switch_of_an_older_version_is_a_daemons_word(site: Site) -> None:
+    """It has the generation in the file; the new version was started while it was on."""
+    switch = site.folder / "switch" / "api.to.api-1"
+    switch.write_text("2")
+    seen = await site.edge.observe("api")
+    assert (seen.switched_to, seen.switched_for) == ("api-1", 2)
+    await site.edge.apply(site.plan(3, "api-1", "api-2", back="api-1"), 1)
+    assert not switch.exists()
+    assert await site.answers() == {"api-1", "api-2"}
+
+
+@pytest.mark.parametrize("text", ["0", "x", "-1", "9" * 5000, "9999999999"])
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_a_switch_that_no_daemon_has_written_is_a_persons_word(site: Site, text: str) -> None:
+    (site.folder / "switch" / "api.to.api-1").write_text(text)
+    seen = await site.edge.observe("api")
+    assert (seen.switched_to, seen.switched_for) == ("api-1", 0)

@@ -389,6 +389,20 @@ BUGS = (
         f"{SWITCH} -k disk_of_the_folder",
     ),
     Bug(
+        "the switch of an older version is a person's word",
+        "traffic/switch.py",
+        "            generation = int(read(path) or path.stat().st_mtime)\n",
+        "            generation = int(path.stat().st_mtime)\n",
+        f"{SWITCH} -k older_version",
+    ),
+    Bug(
+        "a switch of the daemon's own that a person touches is the daemon's",
+        "traffic/switch.py",
+        "generation if 0 < generation < A_PERSONS else 0",
+        "generation",
+        f"{SWITCH} -k person_touches",
+    ),
+    Bug(
         "a switch that workers may not read is none",
         "traffic/balancer.lua",
         "on = ffi.C.access(path, 0) == 0",
