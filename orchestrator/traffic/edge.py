@@ -15,7 +15,7 @@ from orchestrator.ports.faults import Fault, Refused, Stale
 from orchestrator.ports.traffic import EdgeProcess, RoutePlan, Workers
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import Edge, LocalRollback, OnDisk
-from orchestrator.traffic.files import is_private, read, remove, to_the_end, write
+from orchestrator.traffic.files import is_private, read, remove, text_of, to_the_end, write
 from orchestrator.traffic.listener import Answer, Listener
 from orchestrator.traffic.memory import Memory, Mode
 from orchestrator.traffic.options import EdgeOptions
@@ -32,7 +32,7 @@ from orchestrator.traffic.render import (
     tombstone,
 )
 from orchestrator.traffic.rounds import Change, Rounds
-from orchestrator.traffic.shared import LUA_MARK, Shared
+from orchestrator.traffic.shared import ASIDE, LUA_MARK, Shared
 from orchestrator.traffic.snippets import Snippets
 from orchestrator.traffic.switch import Switches
 
@@ -66,8 +66,8 @@ def files_of(directory: Path, service: str) -> list[Path]:
     own = directory / f"{service}.conf"
     beside = [own.with_suffix(FALLBACK), own.with_suffix(LAST_GOOD), directory / "snippets" / own.name]
     switch = Path(switch_path(str(directory), service))
-    switches = [switch, *switch.parent.glob(f"{switch.name}.to.*")]
-    return [own, *beside, *directory.glob(f"locations/*/{own.name}"), *switches]
+    switches = [p for p in switch.parent.glob(f"{switch.name}.to.*") if not p.suffix.startswith(ASIDE)]
+    return [own, *beside, *directory.glob(f"locations/*/{own.name}"), switch, *switches]
 
 
 @dataclass(slots=True)
@@ -277,7 +277,6 @@ class NginxEdge:
             return OnDisk(route=way.route, stable=way.stable, local=told, released=way.released)
 
         async def prepare() -> Change | None:
-            await self._repair(service)
             way, secret = self._way_back(service, token), await self._secret(service)
             local.append(LocalRollback(to=way.to, actor=actor, reason=reason))
             if (before := await self._gone_back(service, way, local[-1])) is not None:
@@ -299,6 +298,7 @@ class NginxEdge:
                 return before
             change = _Change(self.file(service), way.old, served(way, told), way.token, self._memory.known())
             by = "nginx' memory" if await self._go_back_at_once(change, way.to) else ""
+            await self._repair(service)
             try:
                 await self._rounds.serve(service, prepare, urgent=True)
             except Stale:
@@ -337,7 +337,7 @@ class NginxEdge:
         await self._rounds.serve("", prepare)
 
     async def _repair(self, service: str = "") -> None:
-        """Make whole what all services share, and let no folder be where a file of this one has to be.
+        """Make whole what all services share, and let nothing else be where a file of this one has to be.
 
         What can't be mended keeps nobody from trying: whether nginx needs it, nginx says.
         """
@@ -839,7 +839,7 @@ class NginxEdge:
     def highest_token(self) -> int:
         """The highest fencing token that the folder knows; 0 for a new one."""
         paths = (*self._dir.glob("*.conf"), *self._dir.glob(f"*{GONE}"))
-        headers = (read_header(read(path) or "") for path in paths)
+        headers = map(read_header, map(text_of, paths))
         return max((header.token for header in headers if header is not None), default=0)
 
 

@@ -11,7 +11,7 @@ import structlog
 
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import EdgeProcess
-from orchestrator.traffic.files import LOCK_INTERVAL, locked, read, remove, to_the_end, uncut
+from orchestrator.traffic.files import LOCK_INTERVAL, locked, remove, text_of, to_the_end, uncut
 from orchestrator.traffic.reload import Reloader, Shown
 
 log = structlog.get_logger()
@@ -294,7 +294,7 @@ class Rounds:
     def _located(self, fault: Fault) -> Fault:
         """With our files that name what it is about: of a certificate nginx tells no place. Blocks."""
         paths = re.findall(r'"(/[^"]+)"', str(fault))
-        texts = {path: read(path) or "" for path in sorted(self._dir.glob("*.conf")) if path.is_file()}
+        texts = {path: text_of(path) for path in sorted(self._dir.glob("*.conf"))}
         found = [path for path, text in texts.items() if any(f" {named};" in text for named in paths)]
         if not found or any(str(path) in str(fault) for path in found):
             return fault

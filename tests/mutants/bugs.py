@@ -711,6 +711,27 @@ BUGS = (
         f"{FOLDER} -k keeps_nobody",
     ),
     Bug(
+        "what is no file is read as one",
+        "ports/given.py",
+        "    if stat.S_ISREG(os.fstat(file).st_mode):\n",
+        "    if True:\n",
+        f"{FOLDER} -k 'moved_aside and pipe'",
+    ),
+    Bug(
+        "a folder in the place of one service's file is the trouble of all",
+        "traffic/shared.py",
+        "(*self._files, *files, *_odd(self._dir))",
+        "(*self._files, *files)",
+        f"{FOLDER} -k 'trouble_of_another and take_the_place'",
+    ),
+    Bug(
+        "a link in the place of the lock keeps every change out",
+        "traffic/shared.py",
+        '        ways |= {path: "is a link" for path in self._files if path.is_symlink()}\n',
+        "",
+        f"{FOLDER} -k no_other_file",
+    ),
+    Bug(
         "what all services share is made whole at a start only",
         "traffic/edge.py",
         "            await to_the_end(lambda: self._shared.repair(files))\n",
