@@ -96,8 +96,8 @@ def read(path: Path) -> str | None:
     except OSError as error:
         if in_the_way(path):
             return None
-        mend = f"; chown --reference={path.parent} {path}" if isinstance(error, PermissionError) else ""
-        raise Fault(f"{path}: {error.strerror}{mend}") from error
+        whose = f" for uid {os.geteuid()}: the owner of {path.parent} has to read it"
+        raise Fault(f"{path}: {error.strerror}{whose * isinstance(error, PermissionError)}") from error
 
 
 def text_of(path: Path) -> str:

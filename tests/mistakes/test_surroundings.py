@@ -389,3 +389,15 @@ def test_what_of_nginx_own_files_names_a_service_is_told_before_it_is_removed(
     assert "warning" not in text
     _, text = place.run("remove", "web")
     assert "warning" not in text
+
+
+@pytest.mark.parametrize("verb", ["rollback api --local", "reload-nginx", "status"])
+@pytest.mark.parametrize("key", ["/edge", "/state"])
+def test_what_the_system_refuses_is_one_line_and_an_exit_code(tmp_path: Path, verb: str, key: str) -> None:
+    """A folder whose name no file system takes stands for whatever it says."""
+    place = Place(tmp_path)
+    place.config.write_text(place.config.read_text().replace(f"{tmp_path}{key}", f"{tmp_path}/{'x' * 300}"))
+    code, text = place.run(*verb.split())
+    assert code == 1
+    assert text.startswith("error: ")
+    assert len(text.replace("\n", "")) < 1000

@@ -711,6 +711,20 @@ BUGS = (
         f"{FOLDER} -k keeps_nobody",
     ),
     Bug(
+        "a folder that can't be written is told by nobody before a release needs it",
+        "daemon/watch.py",
+        "if not os.access(path, os.W_OK | os.X_OK))",
+        "if False)",
+        "tests/contract/test_disk.py -k can_not_be_written_is",
+    ),
+    Bug(
+        "what the system refuses a verb is a traceback",
+        "cli/session.py",
+        "    except OSError as error:\n        raise _told(error) from None\n    except KeyboardInterrupt:\n",
+        "    except KeyboardInterrupt:\n",
+        "tests/mistakes/test_surroundings.py -k one_line",
+    ),
+    Bug(
         "what is no file is read as one",
         "ports/given.py",
         "    if stat.S_ISREG(os.fstat(file).st_mode):\n",
