@@ -184,7 +184,7 @@ class NginxEdge:
             process, self._listener, self._switches, deadline=confirm_deadline, closing_wait=closing_wait
         )
         patience = confirm_deadline + 2 * closing_wait + LOCK_MARGIN
-        self._rounds = Rounds(process, self._reloader, directory, patience)
+        self._rounds = Rounds(process, self._reloader, directory, patience, self._repair)
         self._served: dict[str, _Served] = {}
         self._next_look = 0.0
 
@@ -333,16 +333,16 @@ class NginxEdge:
         async def prepare() -> Change:
             return Change(write=_nothing, put_back=_nothing, keep=_kept)
 
-        await self._repair()
         await self._rounds.serve("", prepare)
 
     async def _repair(self, service: str = "") -> None:
         """Make whole what all services share, and let nothing else be where a file of this one has to be.
 
+        Without a service it looks at all files that nginx would include.
         What can't be mended keeps nobody from trying: whether nginx needs it, nginx says.
         """
-        own = [self.file(service).with_suffix(end) for end in (GONE, EDITED)] if service else []
-        files = [*own, *files_of(self._dir, service)] if service else []
+        beside = [self.file(service).with_suffix(end) for end in (GONE, EDITED)] if service else []
+        files = [*beside, *files_of(self._dir, service)] if service else list(self._shared.odd())
         if self._shared.lacking(files) or self._shared.broken:
             await to_the_end(lambda: self._shared.repair(files))
 

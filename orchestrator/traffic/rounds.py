@@ -77,13 +77,22 @@ class Rounds:
         reloader: Its reloads.
         directory: The folder.
         patience: Seconds that another process may hold it.
+        tidy: Called before each round, with the folder held.
     """
 
-    def __init__(self, process: EdgeProcess, reloader: Reloader, directory: Path, patience: float) -> None:
+    def __init__(
+        self,
+        process: EdgeProcess,
+        reloader: Reloader,
+        directory: Path,
+        patience: float,
+        tidy: Callable[[], Awaitable[None]],
+    ) -> None:
         self._process = process
         self._reloader = reloader
         self._dir = directory
         self._patience = patience
+        self._tidy = tidy
         self._lock = asyncio.Lock()
         self._waiting: list[_Turn] = []
         self._under_way: list[_Turn] = []
@@ -106,6 +115,7 @@ class Rounds:
             for left in self._dir.glob(".*.tmp"):  # by a process that was killed while it wrote
                 with contextlib.suppress(Fault):
                     remove(left)
+            await self._tidy()
             yield
 
     async def serve(

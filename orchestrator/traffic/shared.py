@@ -86,12 +86,20 @@ class Shared:
             files: Further ones in whose place nothing else may be.
         """
         lacking = {path: "is missing" for path in self.folders if not path.is_dir()}
-        ways = {path: in_the_way(path) for path in (*self._files, *files, *_odd(self._dir))}
+        ways = {path: in_the_way(path) for path in (*self._files, *files)}
         ways |= {path: "is a link" for path in self._files if path.is_symlink()}
         requests = Path(requests_path(str(self._dir)))
         ways[requests] = in_the_way(requests, math.inf)
         lacking |= {path: why for path, why in ways.items() if why}
         return lacking | {path: why for path, text in self.texts.items() if (why := _differs(path, text))}
+
+    def odd(self) -> Iterator[Path]:
+        """What nginx would include, whosever it is, and is no plain file: it waits for a pipe, say."""
+        for place in (self._dir, self._dir / "snippets", *self._dir.glob("locations/*")):
+            with contextlib.suppress(OSError), os.scandir(place) as found:
+                for one in found:
+                    if one.name.endswith(".conf") and not one.is_file(follow_symlinks=False):
+                        yield Path(one.path)
 
     def repair(self, files: Iterable[Path] = ()) -> None:
         """Make it whole; what lies in the way is moved aside."""
@@ -137,15 +145,6 @@ def _differs(path: Path, text: str) -> str:
         return "is missing"
     except OSError as error:
         return f"can't be read: {error.strerror}"
-
-
-def _odd(folder: Path) -> Iterator[Path]:
-    """What nginx would include, whosever it is, and is no file: it waits for a pipe, and refuses a folder."""
-    for place in (folder, folder / "snippets", *folder.glob("locations/*")):
-        with contextlib.suppress(OSError), os.scandir(place) as found:
-            for one in found:
-                if one.name.endswith(".conf") and not one.is_file(follow_symlinks=False):
-                    yield Path(one.path)
 
 
 def make_folder(path: Path) -> None:

@@ -733,9 +733,9 @@ BUGS = (
     ),
     Bug(
         "a folder in the place of one service's file is the trouble of all",
-        "traffic/shared.py",
-        "(*self._files, *files, *_odd(self._dir))",
-        "(*self._files, *files)",
+        "traffic/edge.py",
+        "if service else list(self._shared.odd())",
+        "if service else []",
         f"{FOLDER} -k 'trouble_of_another and take_the_place'",
     ),
     Bug(

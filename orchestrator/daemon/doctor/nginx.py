@@ -119,7 +119,7 @@ def folder(config: Config) -> list[Check]:
     shared = Shared(place)
     shared.lua = any(LUA_MARK in text_of(path) for path in place.glob("*.conf"))
     snippets = Snippets(place, str(place))
-    broken = [f"{path} {why}" for path, why in shared.lacking().items()]
+    broken = [f"{path} {why}" for path, why in shared.lacking(shared.odd()).items()]
     for name, service in config.services.items():
         if (place / f"{name}.conf").is_file():
             broken += [f"{path} is missing" for path in snippets.missing(name, service.edge())]
