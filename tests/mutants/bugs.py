@@ -120,6 +120,13 @@ BUGS = (
         SUPERVISION,
     ),
     Bug(
+        "a rollback that names a queued release is refused",
+        "rollout/command.py",
+        "    if _queued(state, command.release) is not None:\n        elsewhere",
+        "    if False:\n        elsewhere",
+        "tests/unit/test_places.py",
+    ),
+    Bug(
         "an abort is offered to keep a service whose stable release is let go",
         "rollout/command.py",
         'if "stable" not in kept(state):',
