@@ -13,7 +13,6 @@ from orchestrator.rollout.model import (
     Release,
     Rollout,
     ServiceState,
-    instance_names,
 )
 from orchestrator.rollout.plan import current_step, step_count
 from orchestrator.rollout.policy import Policy, Template, differences
@@ -503,10 +502,11 @@ def _go_on(turn: Turn, mark: Mark) -> None:
 
 def _promote(turn: Turn, command: Promote) -> str:
     state, rollout = turn.state, turn.state.rollout
-    if rollout is not None and rollout.phase is Phase.ROLLING_BACK and _has_lost_stable(state, rollout):
+    if rollout is not None and rollout.phase is Phase.ROLLING_BACK and state.has_lost_stable:
         previous = turn.state.stable
         turn.set(stable=rollout.release, previous=previous, previous_until=turn.now)
         turn.end(Outcome.PROMOTED, _because(f"kept by {command.actor}", command), actor=command.actor)
+        turn.go_on()
         return ""
     if rollout is None or rollout.phase not in (Phase.PREVIEW, Phase.SHIFTING):
         return f"there is nothing to promote: {_under_way(state)}"
@@ -520,12 +520,6 @@ def _promote(turn: Turn, command: Promote) -> str:
 def _because(what: str, command: Command) -> str:
     """What a person did, and why where that was said."""
     return f"{what}: {command.reason}" if command.reason else what
-
-
-def _has_lost_stable(state: ServiceState, rollout: Rollout) -> bool:
-    """Whether the way back leads to nobody: all of stable is dead, and the candidate has traffic."""
-    names = instance_names(state.stable) if state.stable else ()
-    return bool(names) and set(names) <= set(state.dead) and state.route.share(rollout.release.id) > 0
 
 
 def _abort(turn: Turn, command: Abort) -> str:

@@ -479,7 +479,12 @@ def _rolling_back(turn: Turn, seen: Observation) -> None:
     assert retreat is not None
     named = any(s.release == rollout.release.id for s in state.route.servers)
     confirmed = state.confirmed == state.route.generation
-    if (confirmed and not named) or _never_served(rollout, seen):
+    if confirmed and not named and _leads_to_nobody(state, rollout, seen):
+        if state.stuck_since is None:
+            assert state.stable is not None
+            keep = f"`orchestrator promote {state.service}` sends everybody to {rollout.release.id} instead"
+            turn.stuck(f"all of {state.stable.id} is down; {keep}")
+    elif (confirmed and not named) or _never_served(rollout, seen):
         late = "".join(i.logs for i in seen.of(rollout.release.id) if not i.running)
         turn.end(
             retreat.outcome if state.stable is not None else Outcome.FAILED,
@@ -488,10 +493,17 @@ def _rolling_back(turn: Turn, seen: Observation) -> None:
             verdict=retreat.verdict,
             logs=retreat.logs or late,
         )
+        turn.go_on()
     elif named and state.stuck_since is None:
         waited = turn.now - rollout.entered_at
         if waited >= rollout.release.policy.confirm_deadline:
             turn.stuck("stable has no healthy instance to go back to; the traffic stays where it is")
+
+
+def _leads_to_nobody(state: ServiceState, rollout: Rollout, seen: Observation) -> bool:
+    """Whether all of stable is dead while the candidate, as far as is known, is not: it is not let go yet."""
+    alive = any(i.running and i.health != "unhealthy" for i in seen.of(rollout.release.id))
+    return state.has_lost_stable and (alive or not seen.runtime_ok)
 
 
 def _never_served(rollout: Rollout, seen: Observation) -> bool:

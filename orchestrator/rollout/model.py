@@ -391,6 +391,12 @@ class ServiceState:
         known = {r.id for r in promoted}
         return self.previous if self.previous is not None and self.previous.id not in known else None
 
+    @property
+    def has_lost_stable(self) -> bool:
+        """Whether all instances of stable are known to be dead."""
+        names = instance_names(self.stable) if self.stable is not None else ()
+        return bool(names) and set(names) <= set(self.dead)
+
     def rolling(self, release: str) -> Rollout | None:
         """A release's rollout, while it is under way."""
         return self.rollout if self.rollout is not None and self.rollout.release.id == release else None

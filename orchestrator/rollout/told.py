@@ -211,11 +211,13 @@ def way_back(state: ServiceState) -> str:
         return ""
     stable = state.stable.id if state.stable else "nothing"
     to, leaves = (rollout.release.id, stable) if rollout.one_way else (stable, rollout.release.id)
+    pending = state.confirmed != state.route.generation
     if state.switched is not None and state.switched[0] == to:
         where = f"all users are on {to} by the rollback switch since {_clock(state.switched[1])}"
+    elif not pending and not state.route.share(leaves):
+        where = f"all users are sent to {to}"
     else:
         where = f"some users may still be on {leaves}"
-    pending = state.confirmed != state.route.generation
     said = ("nginx has not confirmed its new configuration yet" if pending else "", state.stuck_why)
     waits = ": ".join(filter(None, said))
     return "; ".join(filter(None, (f"going back to {to} since {_clock(rollout.entered_at)}", where, waits)))

@@ -203,6 +203,12 @@ class Turn:
             )
         )
 
+    def go_on(self) -> None:
+        """Note that nothing is waited for any more, where nginx says that it serves the committed route."""
+        state = self.state
+        if state.confirmed == state.route.generation and state.silent_since is None:
+            self.set(stuck_since=None, stuck_why="")
+
     def end(
         self,
         outcome: Outcome,

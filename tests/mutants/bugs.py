@@ -127,6 +127,13 @@ BUGS = (
         "tests/unit/test_places.py",
     ),
     Bug(
+        "a healthy candidate is stopped though all of stable is dead",
+        "rollout/decide.py",
+        "    return state.has_lost_stable and (alive or",
+        "    return False and (alive or",
+        "tests/unit/test_release.py",
+    ),
+    Bug(
         "an abort is offered to keep a service whose stable release is let go",
         "rollout/command.py",
         'if "stable" not in kept(state):',

@@ -37,7 +37,7 @@ from orchestrator.rollout.events import (
 from orchestrator.rollout.model import Outcome, Phase, Result
 from orchestrator.rollout.observation import Reading
 from orchestrator.rollout.policy import Limit, Preview, Step
-from orchestrator.rollout.told import told
+from orchestrator.rollout.told import problems, told, way_back
 from tests.builders import ERRORS, LADDER, policy, submit, template
 from tests.unit.sim import Behaviour, Sim
 
@@ -426,6 +426,54 @@ def test_rolling_back_waits_for_a_healthy_stable_and_says_so(sim: Sim) -> None:
     assert "no healthy instance" in next(e.reason for e in sim.events if isinstance(e, EdgeStuck))
     sim.behave("api-1").start_error = ""
     assert sim.until_ended("api-2").outcome is Outcome.ROLLED_BACK
+
+
+def _back_to_a_stable_that_hangs(sim: Sim) -> None:
+    """A rollback is asked for before anybody knows that all of stable hangs; that is seen while nginx changes."""
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, 1, held=True)
+    sim.edge_up = False
+    sim.send(Rollback(request="9-0", actor="ann"))
+    sim.step()
+    for name in ("api-1-0", "api-1-1"):
+        sim.instances[name] = replace(sim.instances[name], health="unhealthy")
+    sim.step()
+    sim.edge_up = True
+    sim.run(30)
+
+
+def test_a_rollback_to_a_stable_that_is_dead_by_then_stops_no_healthy_candidate(sim: Sim) -> None:
+    _back_to_a_stable_that_hangs(sim)
+    rollout = sim.state.rollout
+    assert rollout is not None
+    assert (rollout.phase, sim.share("api-1"), sim.state.confirmed) == (
+        Phase.ROLLING_BACK,
+        100,
+        sim.state.route.generation,
+    )
+    assert {"api-2-0", "api-2-1"} <= sim.instances.keys()
+    (stuck,) = [e for e in sim.events if isinstance(e, EdgeStuck) and "api-1" in e.reason]
+    assert "all of api-1 is down; `orchestrator promote api` sends everybody to api-2 instead" in stuck.reason
+    assert "all users are sent to api-1" in way_back(sim.state)
+    for name in ("api-1-0", "api-1-1"):
+        sim.instances[name] = replace(sim.instances[name], health="ready")
+    assert sim.until_ended("api-2").outcome is Outcome.ROLLED_BACK
+    assert (problems(sim.state), sim.share("api-1")) == ([], 100)
+
+
+def test_a_person_may_keep_the_candidate_where_a_rollback_led_to_nobody(sim: Sim) -> None:
+    _back_to_a_stable_that_hangs(sim)
+    sim.send(Promote(request="9-1", actor="bob"))
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+    sim.run(5)
+    assert (sim.share("api-2"), sim.state.stuck_since) == (100, None)
+
+
+def test_a_rollback_to_a_dead_stable_ends_where_the_candidate_is_dead_too(sim: Sim) -> None:
+    _back_to_a_stable_that_hangs(sim)
+    for name in ("api-2-0", "api-2-1"):
+        sim.kill(name)
+    assert sim.until_ended("api-2", 5).outcome is Outcome.ROLLED_BACK
 
 
 def test_a_first_release_that_dies_before_it_is_confirmed_fails_and_leaves_an_empty_route() -> None:
