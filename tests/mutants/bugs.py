@@ -1115,8 +1115,8 @@ BUGS = (
     Bug(
         "a rollout that was never served waits for nginx",
         "rollout/decide.py",
-        "    if (confirmed and not named) or _never_served(rollout, seen):",
-        "    if confirmed and not named:",
+        "    elif (confirmed and not named) or _never_served(rollout, seen):",
+        "    elif confirmed and not named:",
         "tests/unit/test_revert.py",
     ),
     Bug(

@@ -429,7 +429,7 @@ def test_rolling_back_waits_for_a_healthy_stable_and_says_so(sim: Sim) -> None:
 
 
 def _back_to_a_stable_that_hangs(sim: Sim) -> None:
-    """A rollback is asked for before anybody knows that all of stable hangs; that is seen while nginx changes."""
+    """All of stable hangs just after a rollback is asked for; that is seen while nginx changes."""
     sim.send(submit(2))
     sim.until_phase(Phase.SHIFTING, 1, held=True)
     sim.edge_up = False
