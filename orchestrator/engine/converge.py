@@ -145,8 +145,8 @@ class Converger:
         routed = {s.instance for s in (*state.route.servers, *state.route.preview)}
         if seen.edge.on_disk is not None:
             routed |= {s.instance for s in seen.edge.on_disk.route.servers}
-        for name in sorted((found.keys() - names) | ({world.recreate} & found.keys())):
-            if settled and name not in routed:
+        for name in sorted((found.keys() - names) | (world.recreate & found.keys())):
+            if settled and (name not in routed or name in world.recreate):
                 self._jobs.start(f"{STOP}{name}", lambda name=name: self._runtime.stop(name), STOP_DEADLINE)  # type: ignore[misc]
 
     def _one(self, wanted: Wanted, instance: Instance | None) -> None:

@@ -304,6 +304,21 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Anew:
+    """The instance of a release that was made anew last because it hung.
+
+    Attributes:
+        tries: How many in a row have been, while none of those has become well.
+        at: When that began.
+    """
+
+    release: str
+    instance: str
+    tries: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceState:
     """All that is committed for one service. Replaced whole, in one atomic step with its events.
 
@@ -321,6 +336,7 @@ class ServiceState:
         silent_since: When nginx ceased to say what it serves; None when it says so.
         dead: Instances of stable and previous whose death has been told.
         hung: Those that run and fail their probe, each with since when.
+        anew: What is made anew of them, one instance of a release at a time.
         answered: The generation of the last rollback on the host that was followed.
         trouble: The bug that the daemon meets in driving the service; empty where it meets none.
         removal: Set while the service is taken down, and from then on until it is released again.
@@ -349,6 +365,7 @@ class ServiceState:
     silent_since: float | None = None
     dead: tuple[str, ...] = ()
     hung: tuple[tuple[str, float], ...] = ()
+    anew: tuple[Anew, ...] = ()
     answered: int = 0
     trouble: str = ""
     removal: Mark | None = None

@@ -9,10 +9,16 @@ from orchestrator.rollout.events import (
     InstanceRecovered,
     RouteConfirmed,
 )
-from orchestrator.rollout.model import BEFORE_TRAFFIC, Outcome, instance_names
+from orchestrator.rollout.model import BEFORE_TRAFFIC, Anew, Outcome, Release, instance_names
 from orchestrator.rollout.observation import Edge, Observation
 from orchestrator.rollout.route import led_to, lost, may_be_served, unanswered
 from orchestrator.rollout.turn import Turn
+
+HUNG_FOR = 60.0
+"""Seconds for which a running instance fails its probe before another one takes its place."""
+
+MOST = 3600.0
+"""The longest pause between two that are made anew in vain."""
 
 SILENCE = 10.0
 """Seconds for which nginx may be silent: a single look may meet a reload or a busy host."""
@@ -148,6 +154,44 @@ def notice_deaths(turn: Turn, seen: Observation) -> None:
     hung = _hung(turn, seen, names)
     if dead != set(state.dead) or hung != state.hung:
         turn.set(dead=tuple(sorted(dead)), hung=hung)
+    anew = tuple(filter(None, (_anew(turn, release) for release in kept)))
+    if anew != state.anew:
+        turn.set(anew=anew)
+
+
+def pause_after(tries: int) -> float:
+    """Seconds until the next instance of a release is made anew, where that has not helped."""
+    return min(HUNG_FOR * 2.0 ** min(tries - 1, 10), MOST)
+
+
+def _anew(turn: Turn, release: Release) -> Anew | None:
+    """What is made anew of a release whose instances hang, the one that has hung longest first.
+
+    One that has become well helped, and the next one follows at once. Else what is wrong may lie elsewhere, as
+    a probe that asks for what is not there or a database that is away: the pauses grow.
+    """
+    state, now = turn.state, turn.now
+    names, hung = instance_names(release), dict(state.hung)
+    bad = [name for name in names if name in state.dead or name in hung]
+    last = next((a for a in state.anew if a.release == release.id and a.instance in bad), None)
+    slow = [name for name in names if now - hung.get(name, now) >= HUNG_FOR]
+    if not slow or (last is not None and now - last.at < pause_after(last.tries)):
+        return last
+    name = min(slow, key=lambda n: hung[n])
+    tries = last.tries + 1 if last is not None else 1
+    again = f"; {last.tries} in a row have not helped" if last is not None else ""
+    turn.tell(
+        InstanceDied(
+            service=state.service,
+            at=now,
+            release=release.id,
+            instance=name,
+            exit_code=None,
+            reason=f"{name} has failed its health probe for {now - hung[name]:.0f} s and is made anew{again}",
+            logs="",
+        )
+    )
+    return Anew(release=release.id, instance=name, tries=tries, at=now)
 
 
 def _hung(turn: Turn, seen: Observation, names: Iterable[str]) -> tuple[tuple[str, float], ...]:

@@ -142,6 +142,12 @@ def last_logs(events: Iterable[Event]) -> str:
 def problems(state: ServiceState) -> list[str]:
     """What is wrong with a service now."""
     found = [f"{name} is down" for name in state.dead]
+    found += [
+        f"{one.tries} instances of {one.release} in a row were made anew and hang again, {one.instance} last:"
+        " is its probe right, and what it needs there?"
+        for one in state.anew
+        if one.tries > 1
+    ]
     if state.drifted_since is not None:
         edited = f"nginx' file {state.service}.conf was edited or removed by hand"
         found.append(f"{edited}; no step is taken until that is undone")

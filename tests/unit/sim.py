@@ -270,15 +270,15 @@ class Sim:
                     supervised=want.restart,
                     described=want.release,
                 )
-        if world.recreate in self.instances:
-            del wanted[world.recreate]
-        self._stop(wanted)
+        for name in world.recreate & self.instances.keys():
+            del wanted[name]
+        self._stop(wanted, world.recreate)
 
-    def _stop(self, wanted: Mapping[str, Wanted]) -> None:
+    def _stop(self, wanted: Mapping[str, Wanted], recreate: frozenset[str]) -> None:
         """What nobody wants ends, and is gone after a while, whoever wants it again by then."""
         routed = {s.instance for s in (*self.state.route.servers, *self.state.route.preview)}
         if self.state.confirmed == self.state.route.generation:
-            for name in self.instances.keys() - wanted.keys() - routed - self.stopping.keys():
+            for name in self.instances.keys() - wanted.keys() - (routed - recreate) - self.stopping.keys():
                 self.stopping[name] = self.now + self.stop_takes
         for name, until in tuple(self.stopping.items()):
             if self.now >= until:

@@ -395,13 +395,55 @@ def test_an_instance_that_hangs_for_long_is_made_anew_while_the_others_are_well(
     assert (sim.state.dead, sim.state.hung) == ((), ())
 
 
-def test_of_instances_that_all_hang_none_is_stopped(sim: Sim) -> None:
-    before = {i.container for i in sim.instances.values()}
-    for name in ("api-1-0", "api-1-1"):
+def _hang(sim: Sim, *names: str) -> None:
+    for name in names:
         sim.instances[name] = replace(sim.instances[name], health="unhealthy")
-    sim.run(100)
-    assert {i.container for i in sim.instances.values()} == before
-    assert desired(sim.state, sim.now).recreate == ""
+
+
+def _containers(sim: Sim, release: str) -> dict[str, str]:
+    return {i.name: i.container for i in sim.instances.values() if i.release == release}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_instances_that_all_hang_are_made_anew_one_at_a_time(count: int) -> None:
+    sim = Sim()
+    sim.send(submit(1, template=template(instances=count)))
+    sim.until_ended("api-1")
+    before = _containers(sim, "api-1")
+    for name in sorted(before, reverse=True):
+        _hang(sim, name)
+        sim.run(1)
+    sim.run(54)
+    assert _containers(sim, "api-1") == before
+    fresh: list[set[str]] = []
+    for _ in range(20):
+        sim.step()
+        fresh.append({n for n, c in _containers(sim, "api-1").items() if before[n] != c})
+    assert [n for n in (f"api-1-{i}" for i in range(count)) if n in fresh[-1]] == sorted(before)
+    assert all(len(later - earlier) <= 1 for earlier, later in zip(fresh, fresh[1:], strict=False))
+    first = next(names for names in fresh if names)
+    assert first == {f"api-1-{count - 1}"}  # it hung longest
+    assert (sim.state.dead, sim.state.hung, sim.state.anew) == ((), (), ())
+    assert len(sim.state.route.servers) == count
+
+
+def test_what_hangs_again_and_again_is_made_anew_after_growing_pauses(sim: Sim) -> None:
+    made: list[float] = []
+    seen = set(_containers(sim, "api-1").values())
+    for _ in range(7200):
+        _hang(sim, "api-1-0", "api-1-1")  # the probe is wrong for everybody
+        sim.step()
+        fresh = set(_containers(sim, "api-1").values()) - seen
+        seen |= fresh
+        made += [sim.now] * len(fresh)
+    pauses = [round(b - a, -1) for a, b in zip(made, made[1:], strict=False)]
+    assert pauses == sorted(pauses)
+    assert (pauses[:3], len(made)) == ([60.0, 120.0, 240.0], 7)
+    assert [p for p in problems(sim.state) if "7 instances of api-1 in a row were made anew" in p]
+    told_of = [e.reason for e in sim.events if isinstance(e, InstanceDied) and "made anew" in e.reason]
+    assert len(told_of) == len(made)
+    assert told_of[0] == "api-1-0 has failed its health probe for 60 s and is made anew"
+    assert told_of[-1].endswith("; 6 in a row have not helped")
 
 
 def test_the_last_stable_instance_keeps_its_place_when_none_is_left(sim: Sim) -> None:
