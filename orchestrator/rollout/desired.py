@@ -115,7 +115,7 @@ def _instances(state: ServiceState) -> tuple[Wanted, ...]:
 
 
 def _to_recreate(state: ServiceState) -> frozenset[str]:
-    """What is made anew and still hangs; nginx lets it go first, unless it has nobody else to send users to."""
+    """What is made anew and still hangs; nginx lets it go first, unless there is nobody else for users."""
     hung, servers = dict(state.hung), state.route.servers
     bad = {*state.dead, *hung}
     found = set()

@@ -167,8 +167,8 @@ def pause_after(tries: int) -> float:
 def _anew(turn: Turn, release: Release) -> Anew | None:
     """What is made anew of a release whose instances hang, the one that has hung longest first.
 
-    One that has become well helped, and the next one follows at once. Else what is wrong may lie elsewhere, as
-    a probe that asks for what is not there or a database that is away: the pauses grow.
+    Where that one becomes well the next one follows at once. Else what is wrong may lie elsewhere, as in a
+    probe that asks for what is not there or a database that is away: the pauses grow.
     """
     state, now = turn.state, turn.now
     names, hung = instance_names(release), dict(state.hung)

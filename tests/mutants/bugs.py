@@ -1143,8 +1143,8 @@ BUGS = (
     Bug(
         "what is stopped together is stopped in another order by every process",
         "engine/converge.py",
-        "for name in sorted((found.keys() - names) | ({world.recreate} & found.keys())):",
-        "for name in (found.keys() - names) | ({world.recreate} & found.keys()):",
+        "for name in sorted((found.keys() - names) | (world.recreate & found.keys())):",
+        "for name in (found.keys() - names) | (world.recreate & found.keys()):",
         "tests/simulation -k same_words",
     ),
     Bug(
@@ -1157,7 +1157,7 @@ BUGS = (
     Bug(
         "what nginx names may be stopped",
         "engine/converge.py",
-        "if settled and name not in routed:",
+        "if settled and (name not in routed or name in world.recreate):",
         "if True:",
         ENGINE,
     ),

@@ -1,6 +1,7 @@
 """The journey of a release: every phase and every way out of it."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -420,7 +421,7 @@ def test_instances_that_all_hang_are_made_anew_one_at_a_time(count: int) -> None
         sim.step()
         fresh.append({n for n, c in _containers(sim, "api-1").items() if before[n] != c})
     assert [n for n in (f"api-1-{i}" for i in range(count)) if n in fresh[-1]] == sorted(before)
-    assert all(len(later - earlier) <= 1 for earlier, later in zip(fresh, fresh[1:], strict=False))
+    assert all(len(later - earlier) <= 1 for earlier, later in pairwise(fresh))
     first = next(names for names in fresh if names)
     assert first == {f"api-1-{count - 1}"}  # it hung longest
     assert (sim.state.dead, sim.state.hung, sim.state.anew) == ((), (), ())
@@ -436,7 +437,7 @@ def test_what_hangs_again_and_again_is_made_anew_after_growing_pauses(sim: Sim) 
         fresh = set(_containers(sim, "api-1").values()) - seen
         seen |= fresh
         made += [sim.now] * len(fresh)
-    pauses = [round(b - a, -1) for a, b in zip(made, made[1:], strict=False)]
+    pauses = [round(b - a, -1) for a, b in pairwise(made)]
     assert pauses == sorted(pauses)
     assert (pauses[:3], len(made)) == ([60.0, 120.0, 240.0], 7)
     assert [p for p in problems(sim.state) if "7 instances of api-1 in a row were made anew" in p]
