@@ -98,7 +98,7 @@ class Approve(_OfRollout):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promote(_OfRollout):
-    """Skip the rest of the ladder: the candidate gets all traffic, and its gates watch the last step."""
+    """Skip the rest of the ladder: all traffic now, then the bake with its gates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -513,6 +513,7 @@ def _promote(turn: Turn, command: Promote) -> str:
     weight = current_step(state, rollout).weight
     where = f"at {weight} %" if rollout.phase is Phase.SHIFTING else "in the preview"
     reason = _because(f"promoted by {command.actor} {where}", command)
+    turn.roll(skipped=True)
     turn.enter(Phase.BAKING, reason, step=step_count(turn.state, rollout) - 1, actor=command.actor)
     return ""
 

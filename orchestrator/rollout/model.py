@@ -223,6 +223,7 @@ class Rollout:
         verdicts: What the gates said at the last look.
         baselines: Stable's last measured value per gate, for when stable has no traffic.
         approved: Whether the current step has been approved.
+        skipped: Whether a person has skipped the rest of the ladder.
         hooks_for: The step that is entered as soon as its hooks have passed; None before it is its turn.
         mark: Paused, or waiting for approval.
         retreat: Set in `rolling_back`.
@@ -247,6 +248,7 @@ class Rollout:
     verdicts: tuple[Verdict, ...] = ()
     baselines: tuple[tuple[str, float], ...] = ()
     approved: bool = False
+    skipped: bool = False
     hooks_for: int | None = None
     mark: Mark | None = None
     retreat: Retreat | None = None

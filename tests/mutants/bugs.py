@@ -134,6 +134,13 @@ BUGS = (
         "tests/unit/test_release.py",
     ),
     Bug(
+        "what a person promotes past the holdback does not bake",
+        "rollout/plan.py",
+        "hold=step.hold + step.bake, deadline",
+        "hold=step.hold, deadline",
+        "tests/unit/test_release.py",
+    ),
+    Bug(
         "an abort is offered to keep a service whose stable release is let go",
         "rollout/command.py",
         'if "stable" not in kept(state):',

@@ -37,6 +37,7 @@ from orchestrator.rollout.events import (
 )
 from orchestrator.rollout.model import Outcome, Phase, Result
 from orchestrator.rollout.observation import Reading
+from orchestrator.rollout.plan import ladder
 from orchestrator.rollout.policy import Limit, Preview, Step
 from orchestrator.rollout.told import problems, told, way_back
 from tests.builders import ERRORS, LADDER, policy, submit, template
@@ -1189,6 +1190,45 @@ def test_a_promotion_by_a_person_skips_to_the_last_step_and_its_gates_still_watc
     assert sim.share("api-2") == 100
     sim.behaviours["api-2"] = Behaviour(errors=0.5)
     assert sim.until_ended("api-2").outcome is Outcome.ROLLED_BACK
+
+
+HELD_BACK = ladder(
+    (10, 50, 100), holds=(30.0, 30.0), bake=20.0, holdback=5, max_hold=None, min_requests=0, deadline=60.0
+)
+BAKED_WHOLE = ladder(
+    (10, 50, 100), holds=(30.0, 30.0), bake=20.0, holdback=0, max_hold=None, min_requests=0, deadline=60.0
+)
+
+
+@pytest.mark.parametrize("steps", [HELD_BACK, BAKED_WHOLE], ids=["with holdback", "without"])
+def test_after_a_promotion_by_a_person_the_bake_is_held_at_all_traffic(
+    sim: Sim, steps: tuple[Step, ...]
+) -> None:
+    sim.send(submit(2, policy=policy(steps=steps)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.send(Promote(request="9-0", actor="ann"))
+    held = sim.until_phase(Phase.BAKING, len(steps) - 1, held=True).held_since
+    assert held is not None
+    ended = sim.until_ended("api-2")
+    assert (ended.outcome, sim.share("api-2")) == (Outcome.PROMOTED, 100)
+    assert 20 <= ended.at - held < 25
+    assert [e for e in sim.events if isinstance(e, GateJudged) and e.at > held]
+
+
+def test_the_gates_of_the_bake_take_back_what_a_person_promoted_past_the_holdback(sim: Sim) -> None:
+    sim.send(submit(2, policy=policy(steps=HELD_BACK)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.send(Promote(request="9-0", actor="ann"))
+    sim.until_phase(Phase.BAKING, len(HELD_BACK) - 1, held=True)
+    sim.run(10)
+    sim.behaviours["api-2"] = Behaviour(errors=0.5)
+    assert sim.until_ended("api-2").outcome is Outcome.ROLLED_BACK
+
+
+def test_a_ladder_that_nobody_skips_bakes_once(sim: Sim) -> None:
+    sim.send(submit(2, policy=policy(steps=HELD_BACK)))
+    held = sim.until_phase(Phase.BAKING, len(HELD_BACK) - 1).entered_at
+    assert sim.until_ended("api-2").at - held < 5
 
 
 def test_a_promotion_is_refused_where_there_is_nothing_to_skip(sim: Sim) -> None:
