@@ -114,7 +114,7 @@ class Converger:
         if edge.switched_to and edge.local is None and active != {edge.switched_to} and not older:
             self.retreat(world.service, "host", "the rollback switch was turned on by hand")
             return
-        if not route.generation or edge.floor > route.generation:
+        if not route.generation or edge.floor > route.generation or state.unknown is not None:
             return
         pending = state.confirmed < route.generation
         other = edge.served is not None and edge.served != route.generation
@@ -141,7 +141,7 @@ class Converger:
         for wanted in world.instances:
             self._one(wanted, found.get(wanted.name))
         names = {w.name for w in world.instances}
-        settled = state.confirmed == state.route.generation
+        settled = state.confirmed == state.route.generation and state.unknown is None
         routed = {s.instance for s in (*state.route.servers, *state.route.preview)}
         if seen.edge.on_disk is not None:
             routed |= {s.instance for s in seen.edge.on_disk.route.servers}

@@ -155,7 +155,7 @@ def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceSt
             actor=command.actor,
             request=command.request,
             reason=command.reason,
-            note=_called_off(state, turn.state) or _without_traffic(state, command),
+            note=_called_off(state, turn.state) or _said_of_rollback(state, command),
         )
         turn.events.insert(0, accepted)
     return turn.state, tuple(turn.events)
@@ -168,13 +168,15 @@ def _called_off(before: ServiceState, after: ServiceState) -> str:
     return f"the removal by {before.removal.actor} is called off: {after.stable.id} stays"
 
 
-def _without_traffic(state: ServiceState, command: Command) -> str:
-    """That what a rollback ends has had no traffic; '' where it has, or where something else is asked."""
+def _said_of_rollback(state: ServiceState, command: Command) -> str:
+    """That what a rollback ends has had no traffic, or where it leads from an unknown route; or ''."""
     if not isinstance(command, Rollback):
         return ""
     if _queued(state, command.release) is not None:
         return f"{command.release} was still queued and has had no traffic"
     rollout = state.rollout
+    if rollout is None and state.unknown is not None and command.to in ("", state.current):
+        return f"all users are sent to {state.current}"
     if rollout is None or rollout.phase not in BEFORE_TRAFFIC:
         return ""
     return f"{rollout.release.id} was in {in_words(rollout.phase)} and has had no traffic"
@@ -383,6 +385,9 @@ def _rollback(turn: Turn, command: Rollback) -> str:
         return why
     if _queued(state, command.release) is not None:
         return _take_out(turn, command.release, reason, command.actor)
+    if state.unknown is not None and state.rollout is None and command.to in ("", state.current):
+        turn.overrule()
+        return ""
     target = _earlier(state, command.to) if state.rollout is None else None
     if isinstance(target, str):
         return target

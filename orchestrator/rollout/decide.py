@@ -29,7 +29,7 @@ from orchestrator.rollout.model import (
     ServiceState,
     instance_names,
 )
-from orchestrator.rollout.notice import notice_deaths, notice_edge, notice_host
+from orchestrator.rollout.notice import notice_deaths, notice_edge, notice_host, notice_unknown
 from orchestrator.rollout.observation import Image, Instance, Observation
 from orchestrator.rollout.plan import current_step, is_fast
 from orchestrator.rollout.policy import differences
@@ -55,6 +55,7 @@ def decide(state: ServiceState, seen: Observation, now: float) -> tuple[ServiceS
     notice_removal(turn, seen)
     adopt(turn, seen)
     notice_host(turn, seen)
+    notice_unknown(turn, seen)
     notice_edge(turn, seen)
     notice_deaths(turn, seen)
     notice_blindness(turn, seen)
@@ -62,7 +63,7 @@ def decide(state: ServiceState, seen: Observation, now: float) -> tuple[ServiceS
     _end_late(turn)
     if turn.state.rollout is None:
         _take_from_queue(turn)
-    elif not _overdue_mark(turn):
+    elif not (turn.state.unknown and turn.state.stuck_since is None) and not _overdue_mark(turn):
         _advance(turn, seen)
     reroute(turn, seen)
     let_go(turn, seen)

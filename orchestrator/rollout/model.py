@@ -339,6 +339,8 @@ class ServiceState:
         dead: Instances of stable and previous whose death has been told.
         hung: Those that run and fail their probe, each with since when.
         anew: What is made anew of them, one instance of a release at a time.
+        unknown: The generation that nginx serves where its file and the store are older, and since when.
+        overruled: The last such generation that somebody has put another route over.
         answered: The generation of the last rollback on the host that was followed.
         trouble: The bug that the daemon meets in driving the service; empty where it meets none.
         removal: Set while the service is taken down, and from then on until it is released again.
@@ -368,6 +370,8 @@ class ServiceState:
     dead: tuple[str, ...] = ()
     hung: tuple[tuple[str, float], ...] = ()
     anew: tuple[Anew, ...] = ()
+    unknown: tuple[int, float] | None = None
+    overruled: int = 0
     answered: int = 0
     trouble: str = ""
     removal: Mark | None = None

@@ -56,6 +56,33 @@ def notice_host(turn: Turn, seen: Observation) -> None:
         turn.revert(target, local.reason, actor=local.actor)
 
 
+def notice_unknown(turn: Turn, seen: Observation) -> None:
+    """Hold the traffic where nginx serves what neither its file nor the store knows, and tell that.
+
+    Both have been put back to an earlier time while nginx ran on. What rolls out by that store is over.
+    """
+    state, edge = turn.state, seen.edge
+    if edge.unread or edge.served is None or edge.on_disk is None:
+        return
+    if edge.served <= max(state.route.generation, edge.floor, state.overruled):
+        if state.unknown is not None:
+            turn.set(unknown=None, stuck_since=None, stuck_why="")
+        return
+    if state.unknown is None or state.unknown[0] != edge.served:
+        turn.set(unknown=(edge.served, turn.now), stuck_since=None, stuck_why="")
+        return
+    if state.stuck_since is not None or turn.now - state.unknown[1] < SILENCE:
+        return
+    why = (
+        f"nginx serves route {edge.served}, and its file and Redis are from an earlier time: which releases"
+        " have the users is not known, they stay there, and nothing is stopped"
+    )
+    if state.rollout is not None:
+        turn.end(Outcome.ABORTED, why)
+    stable = state.stable.id if state.stable else "stable"
+    turn.stuck(f"{why}; `orchestrator rollback {state.service}` sends all of them to {stable}")
+
+
 def notice_edge(turn: Turn, seen: Observation) -> None:
     """Tell a confirmation, a change that is not confirmed, and a file that somebody edited.
 
@@ -73,7 +100,7 @@ def notice_edge(turn: Turn, seen: Observation) -> None:
     elif pending and state.stuck_since is not None:
         if edge.error not in ("", state.stuck_why) and not edge.unread:  # the next mistake
             turn.set(stuck_why=edge.error)
-    elif pending:
+    elif pending and state.unknown is None:
         patience = state.rollout.release.policy.confirm_deadline if state.rollout else 60.0
         waited = now - state.route.changed_at - edge.waited
         reason = edge.error or (f"not confirmed after {waited:.0f} s" if waited > patience else "")

@@ -154,7 +154,7 @@ def problems(state: ServiceState) -> list[str]:
     if state.trouble:
         found.append(state.trouble)
     if state.stuck_since is not None:
-        found.append(way_back(state) or _unconfirmed(state))
+        found.append(state.stuck_why if state.unknown else way_back(state) or _unconfirmed(state))
     if state.rollout is not None and state.rollout.blind_since is not None:
         found.append(f"{state.rollout.blind_to or 'Prometheus'} does not answer; the rollout is held")
     return found
@@ -220,7 +220,7 @@ def way_back(state: ServiceState) -> str:
     pending = state.confirmed != state.route.generation
     if state.switched is not None and state.switched[0] == to:
         where = f"all users are on {to} by the rollback switch since {_clock(state.switched[1])}"
-    elif not pending and not state.route.share(leaves):
+    elif not pending and state.route.share(to) == 1.0:
         where = f"all users are sent to {to}"
     else:
         where = f"some users may still be on {leaves}"

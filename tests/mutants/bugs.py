@@ -141,6 +141,20 @@ BUGS = (
         "tests/unit/test_release.py",
     ),
     Bug(
+        "a generation is given out that is not above what nginx serves",
+        "rollout/observation.py",
+        "return max(self.floor, self.served or 0)",
+        "return self.floor",
+        "tests/unit/test_older_file.py",
+    ),
+    Bug(
+        "users are moved from a route that nobody knows",
+        "rollout/route.py",
+        "if state.unknown is not None or _host",
+        "if _host",
+        "tests/unit/test_older_file.py",
+    ),
+    Bug(
         "an abort is offered to keep a service whose stable release is let go",
         "rollout/command.py",
         'if "stable" not in kept(state):',

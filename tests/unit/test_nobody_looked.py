@@ -532,6 +532,7 @@ OTHERS = {
     "overlooked": "seconds, which are taken out of the clocks of the queue",
     "stuck_since": "told",
     "switched": "told",
+    "unknown": "told after a while",
     "frozen.since": "told",
     "removal.since": "told",
     "rollout.began_at": "told",
