@@ -22,6 +22,7 @@ from examples.playground.service import service_file
 from examples.playground.stack import Stack
 from orchestrator.observability.logs import configure
 from tests.acceptance.observer import Observer
+from tests.forks import ForkedStack
 
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")  # a machine that does other things is slow, and no test is wrong for that
@@ -122,7 +123,7 @@ async def stack(docker_client: docker.DockerClient) -> AsyncIterator[Stacks]:
             scrape: str = "1s",
             **service: Any,
         ) -> Stack:
-            found = Stack(
+            found = ForkedStack(
                 lambda port: {"api": service_file("api", port("api"), **{**QUICK, **service})},
                 settings,
                 scrape,

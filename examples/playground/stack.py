@@ -71,6 +71,14 @@ def free_port() -> int:
             return port
 
 
+def _ended(pid: int) -> bool:
+    """Whether a process has ended; init may take seconds to see it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 class Process(Protocol):
     """A daemon's process, as asyncio shows one."""
 
@@ -209,12 +217,12 @@ class Stack:
             await self.stop_daemon()
         if self._redis is not None:
             await self._redis.aclose()
-        await PrivateRedis(self.root / "state").stop()
-        self.stop_nginx()
-        self.stop_prometheus()
-        await asyncio.to_thread(self._remove_containers)
+        await asyncio.gather(
+            PrivateRedis(self.root / "state").stop(),
+            *map(asyncio.to_thread, (self.stop_nginx, self.stop_prometheus, self._remove_containers)),
+        )
         self.docker.close()
-        shutil.rmtree(self.root, ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, self.root, ignore_errors=True)
 
     def _remove_containers(self) -> None:
         def remove(container: Any) -> None:
@@ -259,10 +267,10 @@ class Stack:
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-        for _ in range(100):
-            if not Path(f"/proc/{pid}").exists():
+        for _ in range(250):
+            if _ended(pid):
                 return
-            time.sleep(0.05)
+            time.sleep(0.02)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 

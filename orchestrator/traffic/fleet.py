@@ -6,6 +6,7 @@ served last until it is back and has caught up. Time in which nobody could speak
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -26,6 +27,9 @@ POLL, SLOWEST_POLL = 0.05, 0.25
 
 SAY_EVERY = 1.0
 """Seconds between reports of an edge for which nothing changes, and between tries of one generation."""
+
+ROUNDS = 20
+"""Rounds in which an edge has looked at all services; they take less than `SAY_EVERY`."""
 
 LOOK_DEADLINE = 3.0
 """Seconds for one look at a service; less than `edges/ttl`, after which an edge that says nothing is away."""
@@ -261,6 +265,7 @@ class Follower:
         self._again: dict[str, tuple[int, float]] = {}
         self._pauses: dict[str, float] = {}
         self._next = 0.0
+        self._due: dict[str, float] = {}
 
     def make_ready(self) -> None:
         """See `NginxEdge.prepare`."""
@@ -289,21 +294,32 @@ class Follower:
     async def follow(self) -> None:
         """One round: begin to serve what is not served, and say what is, at once after a change.
 
-        What nothing has happened to is looked at every `SAY_EVERY` seconds; none is waited for by another.
+        What nothing has happened to is looked at every `SAY_EVERY` seconds, few of them in one round, which a
+        rollback would have to wait for.
 
         Raises:
             Fault: The board can't be reached; what is served stays.
         """
-        look = await self._read() | {name for name, (_, task) in self._serving.items() if task.done()}
+        fresh = await self._read()
+        await asyncio.gather(*(self._take_back(self._wanted[service]) for service in fresh))
+        news = fresh | {name for name, (_, task) in self._serving.items() if task.done()}
         now = asyncio.get_running_loop().time()
-        if now >= self._next:
-            look, self._next = set(self._wanted), now + SAY_EVERY
-        elif not look:
-            return
+        self._due |= dict.fromkeys(fresh, now)
+        due = sorted(s for s in self._wanted if now >= self._due[s])
+        look = news | set(due[: 1 + len(self._wanted) // ROUNDS])
+        self._due |= dict.fromkeys(look, now + SAY_EVERY)
         self._serving = {name: trying for name, trying in self._serving.items() if not trying[1].done()}
         await asyncio.gather(*(self._look(self._wanted[service], now) for service in look))
-        said = {service: self._said(service, edge) for service, edge in self._seen.items()}
-        await self._board.report(self._name, said)
+        if news or now >= self._next:
+            self._next = now + SAY_EVERY
+            said = {service: self._said(service, edge) for service, edge in self._seen.items()}
+            await self._board.report(self._name, said)
+
+    async def _take_back(self, wanted: WantedRoute) -> None:
+        """Send users back before any look, where that is what is wanted."""
+        with contextlib.suppress(Exception):  # it is told of the try that follows
+            async with asyncio.timeout(LOOK_DEADLINE):
+                await self._edge.take_back_at_once(wanted.plan, wanted.token)
 
     async def _look(self, wanted: WantedRoute, now: float) -> None:
         """See what is served of a service, and begin to serve what is wanted if that is seen not to be."""

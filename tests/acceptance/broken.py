@@ -1,9 +1,9 @@
-"""The daemon with a bug in all that no release waits for: `python -m tests.acceptance.broken serve …`."""
+"""The daemon with a bug in all that no release waits for."""
 
 from collections.abc import AsyncIterator
 from typing import Any
 
-from orchestrator.__main__ import main
+from orchestrator import __main__
 from orchestrator.daemon.serve import Daemon
 from orchestrator.daemon.watch import Watch
 from orchestrator.hooks.afterwards import Afterwards
@@ -36,7 +36,8 @@ async def changes(_: DockerEvents) -> AsyncIterator[str]:
     raise ZeroDivisionError("a bug")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command line."""
     for owner, name, bug in (
         (systemd, "heartbeat", breaks),
         (RequestLog, "run", breaks),
@@ -49,4 +50,4 @@ if __name__ == "__main__":
         (DaemonMetrics, "show", breaks_at_once),
     ):
         setattr(owner, name, bug)
-    main()
+    __main__.main()

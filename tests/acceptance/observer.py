@@ -16,7 +16,7 @@ from examples.playground.stack import Stack
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.events import PhaseEntered, ReleaseAccepted, ReleaseEnded, RouteChanged
 from orchestrator.rollout.model import FULL, Outcome, Phase
-from orchestrator.runtime.labels import INSTANCE, RELEASE
+from orchestrator.runtime.labels import INSTANCE, OWNER, RELEASE
 from orchestrator.traffic.render import probe_host
 from tests.journal import NEXT
 
@@ -154,16 +154,17 @@ class Observer:
 
     def _running(self) -> dict[str, tuple[str, str]] | None:
         """Running instances: name to (release, ip); None when Docker does not answer."""
-        try:
-            found = self.stack.containers()
+        owned = {"label": f"{OWNER}={self.stack.owner}"}
+        try:  # one question, where the SDK's list asks for each container again
+            found = self.stack.docker.api.containers(filters=owned)
         except Exception:  # noqa: BLE001  a test may have stopped Docker; then there is nothing to compare
             return None
         running = {}
         for container in found:
-            if container.status == "running":
-                endpoint = container.attrs["NetworkSettings"]["Networks"].get(self.stack.owner) or {}
+            if container["State"] == "running":
+                endpoint = container["NetworkSettings"]["Networks"].get(self.stack.owner) or {}
                 ip = str(endpoint.get("IPAddress") or "")
-                running[container.labels[INSTANCE]] = (container.labels[RELEASE], ip)
+                running[container["Labels"][INSTANCE]] = (container["Labels"][RELEASE], ip)
         return running
 
     async def _identity(

@@ -17,11 +17,12 @@ import yaml
 
 from examples.playground.redis import DURABLE
 from examples.playground.service import service_file
-from examples.playground.stack import NGINX, ROOT, Stack, free_port
+from examples.playground.stack import NGINX, ROOT, free_port
 from orchestrator.rollout.model import Outcome
 from orchestrator.runtime.network import Network
 from tests.acceptance.observer import Observer
 from tests.conftest import Images
+from tests.forks import ForkedStack
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces are root's")
 TTL = 5.0
@@ -132,7 +133,7 @@ class Host:
         return set(done.stdout.split())
 
 
-class Fleet(Stack):
+class Fleet(ForkedStack):
     """The stack with a Redis that namespaces reach, and hosts beside the daemon's own."""
 
     def __init__(self, on_failure: str, **service: Any) -> None:
@@ -167,12 +168,15 @@ class Fleet(Stack):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for host in self.hosts:
-            await host.stop()
-            host.down()
-        await super().__aexit__()
-        self._redis_server.kill()
-        self._redis_server.wait()
+        try:
+            for host in self.hosts:
+                await host.stop()
+        finally:
+            for host in self.hosts:
+                host.down()
+            await super().__aexit__()
+            self._redis_server.kill()
+            self._redis_server.wait()
 
     async def all_serve(self, release: str) -> None:
         """Every host's users are answered by one release."""

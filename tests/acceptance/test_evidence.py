@@ -12,6 +12,7 @@ from examples.playground.stack import Stack
 from orchestrator.rollout.events import GatesLooked
 from orchestrator.rollout.model import Outcome
 from tests.conftest import Images, Stacks
+from tests.forks import ForkedStack
 
 COMPARED: list[dict[str, Any]] = [
     {"metric": "error_rate"},
@@ -81,7 +82,7 @@ async def test_twenty_good_releases_are_all_promoted(images: Images) -> None:
         "keep_previous": "1s",
     }
     versions = [images("v1"), images("v2")]
-    async with Stack(lambda port: {n: service_file(n, port(n), **quick) for n in names}) as s:
+    async with ForkedStack(lambda port: {n: service_file(n, port(n), **quick) for n in names}) as s:
 
         async def row(name: str) -> list[str]:
             await s.push(name, versions[0])

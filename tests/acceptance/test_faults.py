@@ -19,9 +19,10 @@ from examples.playground.service import service_file
 from examples.playground.stack import NGINX, ROOT, Stack, free_port
 from orchestrator.rollout.events import EdgeDrifted, EdgeRepaired, EdgeStuck
 from orchestrator.rollout.model import Outcome
-from orchestrator.runtime.labels import INSTANCE
+from orchestrator.runtime.labels import INSTANCE, RELEASE
 from tests.acceptance.observer import Observer
 from tests.conftest import QUICK, Images, Stacks
+from tests.forks import ForkedStack
 from tests.nginx_image import NGINX_IMAGE, nginx_image
 
 
@@ -119,7 +120,7 @@ async def test_a_second_daemon_stands_by_and_takes_over(stack: Stacks, images: I
 
 
 async def test_an_edited_file_is_noticed_and_repaired_only_when_idle(stack: Stacks, images: Images) -> None:
-    s = await stack(strategy={"steps": [20, 100], "first_hold": "3s", "bake": "1s"})
+    s = await stack(strategy={"steps": [20, 100], "first_hold": "2s", "bake": "1s"})
     await s.push("api", images("v1"))
     await s.ended("api-1")
     file = s.root / "edge" / "api.conf"
@@ -133,7 +134,7 @@ async def test_an_edited_file_is_noticed_and_repaired_only_when_idle(stack: Stac
             return any(isinstance(e, EdgeDrifted) for e in await s.events())
 
         await s.until(told, 10, "the edit is noticed")
-        await asyncio.sleep(6)
+        await asyncio.sleep(4)  # twice its hold
         state = await s.state()
         assert state.rollout is not None
         assert state.rollout.step == 0
@@ -141,6 +142,13 @@ async def test_an_edited_file_is_noticed_and_repaired_only_when_idle(stack: Stac
         assert code == 0, text
     assert "keepalive 33;" in file.with_suffix(".edited").read_text()
     assert "keepalive 32;" in file.read_text()
+
+    async def quiet() -> bool:
+        state = await s.state()
+        served = not state.retiring and state.confirmed == state.route.generation
+        return served and {c.labels[RELEASE] for c in s.containers()} == {"api-1"}
+
+    await s.until(quiet, 30, "nothing is left to do")
     file.write_text(ours + "# mine\n")
 
     async def repaired() -> bool:
@@ -250,7 +258,7 @@ async def test_a_given_redis_must_keep_what_it_acknowledges(
 ) -> None:
     server = RedisServer(tmp_path, DURABLE if safe else ())
     server.start()
-    s = Stack(lambda p: {"api": service_file("api", p("api"))}, {"redis": {"url": server.url}})
+    s = ForkedStack(lambda p: {"api": service_file("api", p("api"))}, {"redis": {"url": server.url}})
     try:
         await asyncio.sleep(0.5)
         s.start_nginx()
@@ -325,7 +333,7 @@ async def test_a_second_signal_forces_the_exit(stack: Stacks) -> None:
         assert await s.daemon.wait() in (0, 130, 143)
 
 
-class ContainerStack(Stack):
+class ContainerStack(ForkedStack):
     """The stack with its nginx in a container on the host's network."""
 
     name = ""

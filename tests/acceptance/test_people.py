@@ -19,7 +19,7 @@ from tests.conftest import QUICK, Images, Stacks
 
 async def test_rolling_back_a_promoted_release(stack: Stacks, images: Images) -> None:
     """Warm: one flip. Gone: deployed again on the fast path. And back again."""
-    s = await stack(keep_previous="20s", deadlines={"drain": "2s"})  # a command may need seconds to start
+    s = await stack(keep_previous="10s", deadlines={"drain": "2s"})  # a command may need seconds to start
     await s.push("api", images("v1"))
     await s.ended("api-1")
     async with Load(s.url("api"), 100) as load:

@@ -21,7 +21,16 @@ from orchestrator.store.board import RedisBoard
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import connect
 from orchestrator.store.server import PrivateRedis
-from orchestrator.traffic.fleet import _REPORT, _WANTED, Fleet, Follower, OnFailure, Report, WantedRoute
+from orchestrator.traffic.fleet import (
+    _REPORT,
+    _WANTED,
+    ROUNDS,
+    Fleet,
+    Follower,
+    OnFailure,
+    Report,
+    WantedRoute,
+)
 from orchestrator.traffic.options import EdgeOptions
 from tests.builders import server
 
@@ -500,7 +509,7 @@ async def test_what_is_to_be_gone_is_taken_away_everywhere_once() -> None:
     applying = asyncio.create_task(fleet.apply(gone, 1))
     for _ in range(6):
         await asyncio.sleep(0.02)
-        follower._next = 0.0
+        follower._due["api"] = 0.0
         await follower.follow()
     await applying
     assert (edge.applied, own.applied) == ([3], [3])
@@ -578,7 +587,7 @@ async def test_an_edge_that_cannot_look_at_one_service_serves_and_tells_the_othe
         await want(board, 2, service)
     with capture_logs() as logs:
         for _ in range(4):
-            follower._next = 0.0
+            follower._due["api"] = 0.0
             await rounds(follower, 1)
     reports = {service: _REPORT.validate_json(text) for service, text in board.said["b"].items()}
     assert {service: report.edge.error for service, report in reports.items()} == {
@@ -674,11 +683,11 @@ async def test_what_is_served_and_does_not_show_is_not_served_again_at_once() ->
     await rounds(follower)
     edge.seen = replace(edge.seen, file="missing")
     for _ in range(10):
-        follower._next = 0.0
+        follower._due["api"] = 0.0
         await rounds(follower, 1)
     assert edge.applied == [2]
     follower._again["api"] = 2, 0.0
-    follower._next = 0.0
+    follower._due["api"] = 0.0
     await rounds(follower)
     assert edge.applied == [2, 2]
     await follower.close()
@@ -820,3 +829,50 @@ async def test_whose_word_a_redis_has_lost_is_not_away_before_it_would_have_run_
 def test_what_is_wanted_survives_the_way() -> None:
     wanted = WantedRoute(plan=plan(3), token=7, options=EdgeOptions(backup=("10.0.0.9:80",)))
     assert _WANTED.validate_json(_WANTED.dump_json(wanted)) == wanted
+
+
+class Leads:
+    """An edge whose looks take until they are let go, and which notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+
+    async def take_back_at_once(self, plan: RoutePlan, token: int) -> None:
+        self.order.append(f"take back {plan.service}")
+        raise Fault("the folder is read-only")
+
+    async def observe(self, service: str) -> Edge:
+        self.order.append(f"look {service}")
+        return Edge(unread=True)
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_users_are_taken_back_before_anything_is_looked_at() -> None:
+    edge = Leads()
+    follower, board = following(edge)  # type: ignore[arg-type]
+    await want(board, 7)
+    await want(board, 7, "web")
+    await follower.follow()
+    begin = edge.order[:2]
+    assert sorted(begin) == ["take back api", "take back web"]
+    assert sorted(edge.order[2:]) == ["look api", "look web"]
+    await follower.close()
+
+
+async def test_few_services_are_looked_at_in_one_round_and_all_within_a_second() -> None:
+    edge = Leads()
+    follower, board = following(edge)  # type: ignore[arg-type]
+    names = [f"s{n}" for n in range(100)]
+    for name in names:
+        await want(board, 7, name)
+    await follower.follow()
+    edge.order.clear()
+    follower._due = dict.fromkeys(names, 0.0)
+    for _ in range(ROUNDS):
+        before = len(edge.order)
+        await follower.follow()
+        assert len(edge.order) - before <= 1 + len(names) // ROUNDS
+    assert {line.removeprefix("look ") for line in edge.order} == set(names)
+    await follower.close()

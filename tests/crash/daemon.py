@@ -1,16 +1,12 @@
 """The daemon with named effects: `CRASH_AT=NAME:before|after` kills it there, `CRASH_LOG` lists what it did.
 
-NAME is an effect, or `any N` for the N-th effect whatever it is. `python -m tests.crash.daemon serve --config
-FILE` imports once what a daemon imports, most of what a start costs, and forks one daemon after the other:
-for each line, the daemon's further environment as JSON, it says the pid, and at its end the exit code.
+NAME is an effect, or `any N` for the N-th effect whatever it is.
 """
 
 import functools
 import inspect
-import json
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +14,7 @@ from typing import Any
 
 from docker.api.client import APIClient
 
-from orchestrator.__main__ import main
+from orchestrator import __main__
 from orchestrator.rollout.events import Event, PhaseEntered, ReleaseEnded
 from orchestrator.runtime.docker_runtime import DockerRuntime
 from orchestrator.store.lease import Lease
@@ -28,6 +24,7 @@ from orchestrator.traffic.listener import Listener
 from orchestrator.traffic.process import HostNginx
 from orchestrator.traffic.reload import Reloader
 
+main = __main__.main
 _lock = threading.Lock()
 _count = 0
 
@@ -110,22 +107,3 @@ effect(APIClient, "start", fixed("docker start"))
 effect(APIClient, "update_container", fixed("docker supervise"))
 effect(APIClient, "stop", fixed("docker stop"))
 effect(APIClient, "remove_container", fixed("docker remove"))
-
-
-def fork() -> None:
-    """Start a daemon for each line of input, one after the other."""
-    for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            os.setsid()
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.dup2(2, 1)
-            os.environ.update(json.loads(line))
-            main()
-            return
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-
-
-if __name__ == "__main__":
-    fork()

@@ -1,10 +1,11 @@
-"""Record what the daemon does in each story; then kill it there, and again while it recovers."""
+"""Record what the daemon does in each story; then kill it there, and again while it recovers.
+
+A kill is independent of the others, and most of its time is waiting: there are several stacks side by side.
+"""
 
 import asyncio
-import json
-import os
-import signal
-from collections.abc import Callable, Coroutine
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from examples.playground.service import service_file
 from examples.playground.stack import Stack
 from orchestrator.rollout.model import Ended, Outcome
 from tests.acceptance.observer import DEATH_LIMIT, Observer
+from tests.forks import ForkedStack
 
 SERVICE = {
     "container": {"port": 8080, "memory": "64MiB", "stop_grace": "3s", "probe": {"successes": 2}},
@@ -24,57 +26,16 @@ SERVICE = {
 RECOVERY = 15.0
 """Seconds within which a daemon that is started again must drive."""
 
-
 RESTART = 5.0
 """Seconds for one of the two starts of a daemon that may lie between a death and its end of traffic."""
+LANES = 2
+"""Stacks side by side, each of which takes the next kill when it is done with one."""
 
 
-class Forked:
-    """A daemon that `tests.crash.daemon` has forked, with what it says of its end."""
-
-    def __init__(self, pid: int, says: asyncio.StreamReader) -> None:
-        self.pid = pid
-        self.returncode: int | None = None
-        self._end = asyncio.create_task(self._read(says), name="exit code")
-
-    async def _read(self, says: asyncio.StreamReader) -> int:
-        self.returncode = int(await says.readline())
-        return self.returncode
-
-    async def wait(self) -> int:
-        return await asyncio.shield(self._end)
-
-    def send_signal(self, number: int) -> None:
-        if self.returncode is None:
-            os.kill(self.pid, number)
-
-    def terminate(self) -> None:
-        self.send_signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
-
-
-class CrashStack(Stack):
-    """The stack whose daemon can be told where to die; each is forked from one process."""
+class CrashStack(ForkedStack):
+    """The stack whose daemon can be told where to die."""
 
     module = "tests.crash.daemon"
-    _parent: asyncio.subprocess.Process | None = None
-
-    async def launch(self, **env: str) -> None:
-        if self._parent is None:
-            self._parent = await self.serve({}, asyncio.subprocess.PIPE, asyncio.subprocess.PIPE)
-        assert self._parent.stdin is not None
-        assert self._parent.stdout is not None
-        self._parent.stdin.write(f"{json.dumps(env)}\n".encode())
-        self.daemon = Forked(int(await self._parent.stdout.readline()), self._parent.stdout)
-
-    async def __aexit__(self, *_: object) -> None:
-        await super().__aexit__()
-        if self._parent is not None:
-            assert self._parent.stdin is not None
-            self._parent.stdin.close()
-            await self._parent.wait()
 
 
 @dataclass(slots=True)
@@ -111,10 +72,12 @@ class Teller:
     async def idle(self) -> None:
         async def look() -> bool:
             state = await self.stack.state()
-            names = {c.labels["io.release-orchestrator.release"] for c in self.stack.containers()}
             done = not (state.rollout or state.queue or state.retiring or state.previous)
             served = state.confirmed == state.route.generation
-            return done and served and state.stable is not None and names == {state.stable.id}
+            if not done or not served or state.stable is None:
+                return False
+            running = await asyncio.to_thread(self.stack.containers)
+            return {c.labels["io.release-orchestrator.release"] for c in running} == {state.stable.id}
 
         await self.stack.until(look, 60, "nothing is left to do")
 
@@ -170,20 +133,39 @@ async def run(moment: str, image: Callable[..., str], mode: str = "reload") -> R
 
     `mode`: how weights change, `reload` or `dynamic`.
     """
+    report = Report()
+    recorded: asyncio.Future[Iterator[tuple[int, tuple[str, str]]]] = (
+        asyncio.get_running_loop().create_future()
+    )
+
+    async def lane(number: int) -> None:
+        async with _teller(image, mode) as teller:
+            if number == 0:
+                recorded.set_result(enumerate(await _record(teller)))
+            points = await recorded
+            async with Load(teller.stack.url("api"), 40) as load:
+                for index, (story, point) in points:
+                    await _kill(teller, story, f"{point}:{moment}", 1 + index % 7, report)
+            report.lost += load.seen.lost + load.seen.bad_gateway
+            report.requests += load.seen.total
+
+    async with asyncio.TaskGroup() as lanes:
+        for number in range(LANES):
+            lanes.create_task(lane(number), name=f"lane {number}")
+    return report
+
+
+@contextlib.asynccontextmanager
+async def _teller(image: Callable[..., str], mode: str) -> AsyncIterator[Teller]:
+    """A stack of its own with a stable release, observed to its end."""
     settings = {"nginx": {"mode": mode}}
     stack = CrashStack(lambda port: {"api": service_file("api", port("api"), **SERVICE)}, settings)
-    report = Report()
     async with stack, Observer(stack, limit=DEATH_LIMIT + 2 * RESTART) as observer:
         teller = Teller(stack, image)
         await teller.push(teller.good())
         await teller.idle()
-        points = await _record(teller)
-        async with Load(stack.url("api"), 40) as load:
-            for number, (story, point) in enumerate(points):
-                await _kill(teller, story, f"{point}:{moment}", 1 + number % 7, report)
-        report.lost, report.requests = load.seen.lost + load.seen.bad_gateway, load.seen.total
+        yield teller
         await observer.finish()
-    return report
 
 
 async def _record(teller: Teller) -> list[tuple[str, str]]:

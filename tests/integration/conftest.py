@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,18 @@ class Exporter:
 class Kit:
     """A Prometheus, its exporters, and all that was read."""
 
-    def __init__(self, folder: Path, exporters: dict[str, Exporter]) -> None:
-        self.folder, self.port, self.exporters = folder, free_port(), exporters
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.exporters = {name: Exporter() for name in ("api-1-0", "api-2-0")}
+        self._listening = {name: socket.socket() for name in self.exporters}
+        targets = ""
+        for name, listening in self._listening.items():
+            listening.bind(("127.0.0.1", 0))
+            port = listening.getsockname()[1]
+            for track in ("stable", "candidate") if name == "api-1-0" else ("candidate",):
+                labels = f"{{service: api, release: {name[:-2]}, instance: {name}, track: {track}}}"
+                targets += f"      - {{targets: ['127.0.0.1:{port}'], labels: {labels}}}\n"
+        (folder / "prometheus.yml").write_text(CONFIG.format(targets=targets))
         self.prometheus = Prometheus(
             f"http://127.0.0.1:{self.port}",
             SystemClock(),
@@ -67,6 +78,25 @@ class Kit:
             self._process.kill()
             self._process.wait()
 
+    def close(self) -> None:
+        self.prometheus.close()
+        self.kill()
+        for listening in self._listening.values():
+            listening.close()
+
+    @contextlib.asynccontextmanager
+    async def exporting(self) -> AsyncIterator[None]:
+        """The exporters answer."""
+        async with contextlib.AsyncExitStack() as exits:
+            for name, exporter in self.exporters.items():
+                app = web.Application()
+                app.router.add_get("/metrics", exporter.metrics)
+                runner = web.AppRunner(app)
+                await runner.setup()
+                exits.push_async_callback(runner.cleanup)
+                await web.SockSite(runner, self._listening[name]).start()
+            yield
+
     async def read(self, query: MetricQuery) -> Reading:
         reading = (await self.prometheus.read([query]))[query.service]
         self.readings.append(reading)
@@ -82,34 +112,34 @@ class Kit:
         raise AssertionError(f"never seen; last: {self.readings[-1]}")
 
 
+@pytest.fixture(scope="session")
+def kits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Kit]]:
+    """Kits whose Prometheus is running, each started a test ahead: in its first 5 s it scrapes nothing."""
+    ahead: list[Kit] = []
+
+    def take() -> Kit:
+        while len(ahead) < 2:
+            ahead.append(Kit(tmp_path_factory.mktemp("prometheus")))
+            ahead[-1].start()
+        return ahead.pop(0)
+
+    yield take
+    for found in ahead:
+        found.close()
+
+
 @pytest.fixture
-async def kit(tmp_path: Path) -> AsyncIterator[Kit]:
+async def kit(kits: Callable[[], Kit]) -> AsyncIterator[Kit]:
     """One exporter for an instance of stable, one for an instance of the candidate; a scrape a second.
 
     Stable's has just changed its track: it is scraped under both, as in the seconds after a promotion.
     """
-    exporters = {"api-1-0": Exporter(), "api-2-0": Exporter()}
-    async with contextlib.AsyncExitStack() as exits:
-        targets = ""
-        for name, exporter in exporters.items():
-            port = free_port()
-            app = web.Application()
-            app.router.add_get("/metrics", exporter.metrics)
-            runner = web.AppRunner(app)
-            await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", port).start()
-            exits.push_async_callback(runner.cleanup)
-            for track in ("stable", "candidate") if name == "api-1-0" else ("candidate",):
-                labels = f"{{service: api, release: {name[:-2]}, instance: {name}, track: {track}}}"
-                targets += f"      - {{targets: ['127.0.0.1:{port}'], labels: {labels}}}\n"
-        (tmp_path / "prometheus.yml").write_text(CONFIG.format(targets=targets))
-        found = Kit(tmp_path, exporters)
-        found.start()
-        try:
+    found = kits()
+    try:
+        async with found.exporting():
             yield found
-        finally:
-            found.prometheus.close()
-            found.kill()
+    finally:
+        found.close()
 
 
 def requests(total: int, errors: int | None = None, path: str = "/ping") -> str:
