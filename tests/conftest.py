@@ -121,9 +121,10 @@ async def stack(docker_client: docker.DockerClient) -> AsyncIterator[Stacks]:
             settings: dict[str, Any] | None = None,
             observe: bool = True,
             scrape: str = "1s",
+            parts: type[Stack] = ForkedStack,
             **service: Any,
         ) -> Stack:
-            found = ForkedStack(
+            found = parts(
                 lambda port: {"api": service_file("api", port("api"), **{**QUICK, **service})},
                 settings,
                 scrape,

@@ -31,6 +31,7 @@ from orchestrator.cli.session import (
 )
 from orchestrator.cli.show import history_rows, history_table, status_table, verdict_lines
 from orchestrator.daemon.config import Config
+from orchestrator.daemon.places import waiting
 from orchestrator.rollout.model import ServiceState
 from orchestrator.store.codec import dump_state
 
@@ -95,7 +96,10 @@ def status(
     """Show what every service is doing."""
     found = config_or_exit(config)
     states = run(_states(found, service))
-    for why in filter(None, (gone(found, s.service) for s in states)):
+    servers = {name: file.nginx.server for name, file in found.services.items()}
+    later = waiting(found.settings.nginx.directory, servers)
+    missing = (gone(found, s.service) for s in states if s.service not in found.gone)  # those are told
+    for why in filter(None, (*missing, *(later.get(s.service) for s in states))):
         err.print(f"[yellow]warning[/]: {escape(why)}")
     if output is Output.JSON:
         out.print(json.dumps([json.loads(dump_state(s)) for s in states], indent=2), markup=False)

@@ -78,7 +78,7 @@ async def carry_out(
             await errand.send()
             answer = await errand.answer(patient=wait)
             code = errand.report(answer, configured)
-            if wait and isinstance(answer, ReleaseAccepted | CommandAccepted):
+            if wait and isinstance(answer, ReleaseAccepted | CommandAccepted) and not _is_over(answer):
                 return await errand.follow(answer)
             return code
     except TimeoutError:
@@ -226,6 +226,8 @@ class _Errand:
         match self._fields.get("verb"):
             case "rollback":
                 going = f"the rollback{what} goes on until nginx has confirmed it"
+            case "abort":
+                going = f"the way back{what} goes on until nginx has confirmed it"
             case "remove":
                 return (
                     f"the removal of {self.service} goes on; while nothing of it is gone"
@@ -285,6 +287,11 @@ class _Errand:
 def _calls_off(event: Event) -> bool:
     """Whether a removal ends with an event. A key that is sent again is accepted too, and changes nothing."""
     return isinstance(event, CommandAccepted) or (isinstance(event, ReleaseAccepted) and not event.duplicate)
+
+
+def _is_over(answer: ReleaseAccepted | CommandAccepted) -> bool:
+    """Whether nothing is left to wait for: a removal is called off at once, and leaves no release to end."""
+    return isinstance(answer, CommandAccepted) and answer.verb == "abort" and not answer.release
 
 
 def _code(answer: ReleaseAccepted | CommandAccepted, ended: ReleaseEnded) -> int:

@@ -17,8 +17,8 @@ from rich import markup
 from rich.console import Console
 
 from orchestrator.cli.exits import REFUSED, TIMED_OUT, UNREACHABLE, USAGE
-from orchestrator.daemon.config import Config, load
-from orchestrator.daemon.kept import KeptFiles
+from orchestrator.daemon.config import Config
+from orchestrator.daemon.kept import KeptFiles, load_as_driven
 from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.yaml_file import ConfigError
 from orchestrator.ports.faults import Conflict, Fault
@@ -65,7 +65,7 @@ def me() -> str:
 def config_or_exit(path: Path, *, quiet: bool = False) -> Config:
     """The configuration; exits when orchestrator.yaml is wrong, and warns of what else is."""
     try:
-        found = load(path)
+        found = load_as_driven(path)
     except ConfigError as error:
         for problem in error.problems:
             err.print(f"[red]error[/]: {escape(str(problem))}")

@@ -90,7 +90,11 @@ def _checks(given: list[str]) -> str:
     """What was said for the checklist, as a request carries it."""
     found: dict[str, bool | float] = {}
     for line in given:
-        name, _, value = line.partition("=")
+        name, sign, value = line.partition("=")
+        if not name:
+            raise typer.BadParameter(f"{line}: has no name; write NAME, or NAME=0.99")
+        if sign and not value:
+            raise typer.BadParameter(f"{line}: has no value; write {name}, or {name}=0.99")
         try:
             found[name] = value in ("", "true") if value in ("", "true", "false") else limit(value)
         except ValueError as error:
@@ -163,8 +167,11 @@ _service_verb("unfreeze", "Start releases again.")
 def _rollback_on_host(config: Config, service: str, who: str, reason: str, output: Output) -> None:
     from orchestrator.daemon.local import roll_back_here
 
-    done = run(roll_back_here(config, service, who, reason or f"rolled back on the host by {who}"))
-    if output is Output.JSON:
+    done, before = run(roll_back_here(config, service, who, reason or f"rolled back on the host by {who}"))
+    if before and output is Output.TEXT:
+        words = f"{done.actor} has gone back to {done.to} already: {done.reason}"
+        out.print(f"{service}: {escape(words)}; nginx sends all traffic there, nothing changes")
+    elif output is Output.JSON:
         out.print(json.dumps({"service": service, "to": done.to, "actor": who}), markup=False)
     else:
         out.print(f"{service}: nginx sends all traffic to {done.to}; the daemon follows when it can")
@@ -219,12 +226,14 @@ def abort(
     release_id: Annotated[str, typer.Option("--release", help="A queued release")] = "",
     reason: ReasonOption = "",
     who: WhoOption = "",
+    wait: WaitOption = False,
+    timeout: TimeoutOption = "0",
     output: OutputOption = Output.TEXT,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """End the rollout that is under way, or a queued release, or call a removal off while nothing is gone."""
     fields = {"verb": "abort", "service": service, "who": who or me(), "why": reason, "release": release_id}
-    _send(config_or_exit(config), fields, wait=False, timeout=0.0, output=output)
+    _send(config_or_exit(config), fields, wait=wait, timeout=_seconds(timeout), output=output)
 
 
 @app.command()

@@ -4,17 +4,24 @@ A daemon that starts again drives a service whose file has gone, or is wrong, as
 comes to an end, its instances are kept up, and people can roll back.
 """
 
+import contextlib
+import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
-from orchestrator.daemon.config import Config
+from orchestrator.daemon.config import Config, load
 from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.yaml_file import ConfigError, read
 from orchestrator.ports.faults import Fault
 from orchestrator.traffic.files import remove, write
 
 log = structlog.get_logger()
+
+_FROM = "# kept from: "
+"""Begins a kept file; the name of the file follows, which holds the service."""
 
 
 class KeptFiles:
@@ -26,6 +33,25 @@ class KeptFiles:
     def path(self, service: str) -> Path:
         """Where a service's file is kept."""
         return self._folder / f"{service}.yaml"
+
+    @property
+    def readable(self) -> bool:
+        """Whether this account may read all of them."""
+        return all(os.access(path, os.R_OK) for path in self._folder.glob("*.yaml"))
+
+    def held(self, folder: Path) -> dict[str, Path]:
+        """Which file in a folder each service was kept from; not those that a kept file does not tell."""
+        found: dict[str, Path] = {}
+        for path in sorted(self._folder.glob("*.yaml")):
+            with contextlib.suppress(OSError, ValueError):
+                first = path.read_text(encoding="utf-8").partition("\n")[0]
+                if first.startswith(_FROM):
+                    found[path.stem] = folder / str(json.loads(first.removeprefix(_FROM)))
+        return found
+
+    def before(self, config: Config) -> Config:
+        """What was driven last, for a daemon that starts."""
+        return replace(config, services=self.services(), files={}, gone={}, held=self.held(config.folder))
 
     def services(self) -> dict[str, ServiceFile]:
         """Those that can be read; one that can't be is of another version, and as good as none."""
@@ -46,7 +72,8 @@ class KeptFiles:
             if service in config.services and not config.wrong(service):
                 try:
                     self._folder.mkdir(parents=True, exist_ok=True)
-                    self._keep(self.path(service), body.decode("utf-8-sig"))
+                    origin = f"{_FROM}{json.dumps(config.files[service].name)}\n"
+                    self._keep(self.path(service), origin + body.decode("utf-8-sig"))
                 except (OSError, Fault) as error:
                     log.warning("files_not_kept", service=service, reason=str(error))
 
@@ -61,3 +88,18 @@ class KeptFiles:
             remove(self.path(service))
         except Fault as error:
             log.warning("files_not_kept", reason=str(error))
+
+
+def load_as_driven(path: Path) -> Config:
+    """The files as the daemon on this host takes them, as far as what it keeps can be read; right ones alone.
+
+    Raises:
+        ConfigError: orchestrator.yaml is wrong.
+    """
+    found = load(path)
+    kept = KeptFiles(found.settings.state_dir)
+    same = not found.problems and all(found.files.get(n) == p for n, p in kept.held(found.folder).items())
+    if same or not kept.readable:
+        return found
+    driven = load(path, kept.before(found))
+    return replace(driven, services={n: s for n, s in driven.services.items() if not driven.wrong(n)})

@@ -6,8 +6,9 @@ from orchestrator.daemon.kept import KeptFiles
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.observation import LocalRollback
 from orchestrator.runtime.client import DockerClient
+from orchestrator.traffic.files import read
 from orchestrator.traffic.options import EdgeOptions
-from orchestrator.traffic.render import switch_path
+from orchestrator.traffic.render import read_header, switch_path
 
 
 async def reload_here(config: Config) -> None:
@@ -25,8 +26,11 @@ async def reload_here(config: Config) -> None:
         docker.close()
 
 
-async def roll_back_here(config: Config, service: str, actor: str, reason: str) -> LocalRollback:
+async def roll_back_here(config: Config, service: str, actor: str, reason: str) -> tuple[LocalRollback, bool]:
     """Go back at this host's nginx alone; neither Redis nor a running daemon is needed.
+
+    Returns:
+        The rollback that holds, and whether it is one that was made before.
 
     Raises:
         Fault: There is nothing to go back to, or nginx does not serve it; or the service's file is wrong, so
@@ -40,7 +44,9 @@ async def roll_back_here(config: Config, service: str, actor: str, reason: str) 
     docker = DockerClient(config.settings.docker.url)
     edge = make_edge(config.settings, docker, lambda name: services[name].edge())
     try:
-        return await edge.retreat(service, actor, reason)
+        header = read_header(read(edge.file(service)) or "")
+        done = await edge.retreat(service, actor, reason)
+        return done, header is not None and header.on_disk is not None and header.on_disk.local == done
     finally:
         await edge.close()
         docker.close()

@@ -85,6 +85,7 @@ class Daemon:
         self._clock = SystemClock()
         self._metrics = DaemonMetrics()
         self._unready = "starting"
+        self._private: PrivateRedis | None = None
         self._token = 0
         self._targets: dict[str, list[Target]] = {}
         self._plans: dict[str, ServicePlan] = {}
@@ -104,7 +105,7 @@ class Daemon:
     def _with_kept(self, config: Config) -> Config:
         """With the services whose files have gone, or gone wrong, since they were driven last."""
         try:
-            return load(config.path, replace(config, services=self._kept.services(), files={}))
+            return load(config.path, self._kept.before(config))
         except ConfigError:  # it was right a moment ago
             return config
 
@@ -174,6 +175,7 @@ class Daemon:
             else:
                 private = PrivateRedis(self.config.settings.state_dir)
                 await private.start()
+                self._private = private
                 closing.push_async_callback(private.stop)
                 await closing.enter_async_context(self._beside("private redis", private.keep, 5.0))
                 redis = connect(private.url, REDIS_TIMEOUT)
@@ -502,7 +504,8 @@ class Daemon:
         return seen_by_nginx(self._requests.counts(name, addresses[name]))
 
     def _why_unready(self) -> str:
-        return "; ".join(filter(None, (self._watch.full, self._unready)))
+        store = self._private.trouble if self._private else ""
+        return "; ".join(filter(None, (self._watch.full, store, self._unready)))
 
     async def _count(self, store: RedisStore) -> None:
         while True:

@@ -212,6 +212,20 @@ class StrategySection(Section):
             )
         return ""
 
+    def count_error(self) -> str:
+        """That requests are wanted, where nothing counts them; '' where none are."""
+        wanted = {"min_requests": self.min_requests} | {
+            f"steps/{n}/min_requests": s.min_requests
+            for n, s in enumerate(self.steps)
+            if isinstance(s, StepSection)
+        }
+        if self.kind == "blue-green" or not (found := next((k for k, n in wanted.items() if n), "")):
+            return ""
+        return (
+            f"{found}: requests are counted where there are gates, and there are none; remove it, or add"
+            " one that only reports: {metric: error_rate, max: 5%, dry_run: true}"
+        )
+
     @model_validator(mode="after")
     def _right(self) -> "StrategySection":
         weights = [s if isinstance(s, int) else s.weight for s in self.steps]
@@ -296,6 +310,7 @@ class ServiceFile(Section):
         strategies = {"strategy": self.strategy, **{f"overrides/{n}": s for n, s in self.overrides.items()}}
         for place, strategy in strategies.items():
             wrong = strategy.advance_error(compared=self.compared)
+            wrong = wrong or (strategy.count_error() if not self.gates else "")
             if wrong:
                 raise ValueError(f"{place}/{wrong}")
         checks(self.checklist)

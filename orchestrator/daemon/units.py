@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?", re.ASCII)
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)", re.ASCII)
 
 
@@ -39,9 +40,11 @@ def limit(value: Any) -> float:
     if isinstance(value, bool):
         raise ValueError(f"{value!r} is not a number")  # noqa: TRY004  pydantic reports ValueError
     if isinstance(value, str):
-        text = value.strip()
+        text, percent = value.strip().removesuffix("%"), value.strip().endswith("%")
         try:
-            found = float(text.removesuffix("%")) / 100 if text.endswith("%") else seconds(text)
+            found = (
+                float(text) / (100 if percent else 1) if percent or _NUMBER.fullmatch(text) else seconds(text)
+            )
         except ValueError:
             raise ValueError(f"{value!r} is not a limit; write 0.5%, 300ms or a plain number") from None
     else:
@@ -107,6 +110,31 @@ def size(value: Any) -> int:
     if not match[2] and found < _BYTES["m"]:
         raise ValueError(f"{value} would be bytes; write {value}MiB or {value}GiB")
     return found
+
+
+def as_duration(value: float) -> str:
+    """Seconds as `seconds` takes them: `1h30m`, `250ms`."""
+    rest, parts = round(value * 1000, 6), []
+    for unit, length in reversed(_SECONDS.items()):
+        whole = round(length * 1000)
+        number = rest if unit == "ms" else rest // whole
+        rest -= number * whole
+        if number:
+            parts.append(f"{number:g}{unit}")
+    return "".join(parts) or "0s"
+
+
+def as_size(value: int) -> str:
+    """Bytes as `size` takes them: `512MiB`."""
+    for unit in ("g", "m", "k"):
+        if value and value % _BYTES[unit] == 0:
+            return f"{value // _BYTES[unit]}{unit.upper()}iB"
+    return f"{value}B"
+
+
+def as_share(value: float) -> str:
+    """A share as `share` takes it: `0.5%`."""
+    return f"{value * 100:g}%"
 
 
 _text = PlainSerializer(float, return_type=float)

@@ -1,5 +1,7 @@
 """Addresses as they may be shown."""
 
+import errno
+import os
 import re
 
 _USER = re.compile(r"(://)\S*@")
@@ -14,3 +16,16 @@ def masked(text: str) -> str:
     if "://" not in text:
         return text
     return _QUERY.sub(r"\1***", _USER.sub(r"\1***@", text))
+
+
+def unreached(error: Exception, address: str) -> str:
+    """Why there is no connection to an address, by an exception of asyncio or aiohttp.
+
+    Their own words name the address twice and what is of no use to people, such as `ssl:default`.
+    """
+    cause = getattr(error, "os_error", error)
+    number = getattr(cause, "errno", None) or 0
+    if number == errno.ECONNREFUSED:
+        return f"nothing listens on {address}"
+    known = os.strerror(number) if number in errno.errorcode else getattr(cause, "strerror", None)
+    return f"{address}: {known or str(error) or type(error).__name__}"

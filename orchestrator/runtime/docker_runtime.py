@@ -40,6 +40,9 @@ ENDED = frozenset({"exited", "restarting"})
 NOBODY = "65534:65534"
 """Who runs what says nothing, or root."""
 
+NOWHERE = "; nor is it on this host"
+"""What is added to the words of a registry where no image is here either."""
+
 START_TRIES = 3
 CONFLICT = 409
 
@@ -248,9 +251,13 @@ class DockerRuntime:
         try:
             found = await self._docker.call(pull, self._pull_deadline, "pull", _repository(image))
         except Away as error:
-            if here is None or self._pull == "always":
+            if here is None:
+                raise Away(f"{error}{NOWHERE}") from error
+            if self._pull == "always":
                 raise
             found = Image(error=str(error))
+        if found.error and here is None:
+            return replace(found, error=f"{found.error}{NOWHERE}")
         if not found.error or here is None or self._pull == "always":
             return found
         log.warning("image_not_asked", image=image, reason=found.error)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import aiohttp
 
+from orchestrator.ports.addresses import unreached
 from orchestrator.rollout.policy import Probe
 
 PATIENCE = 1.2
@@ -98,4 +99,4 @@ class Prober:
         except TimeoutError:
             return f"no answer from {address} within {probe.timeout:g} s"
         except (OSError, aiohttp.ClientError) as error:
-            return f"{address}: {error}"
+            return unreached(error, f"{address} (container/port)")

@@ -5,10 +5,12 @@ import contextlib
 import math
 import os
 import re
+import select
 import shutil
 import signal
 import socket
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -17,7 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from orchestrator.ports.faults import Fault
-from orchestrator.ports.lock import try_lock
+from orchestrator.ports.lock import holders, try_lock
 from orchestrator.store.redis_store import connect, fault
 
 log = structlog.get_logger()
@@ -34,6 +36,14 @@ LOADS = 4 * 1024 * 1024
 
 SILENCE = 2.0
 """Seconds after which a server that is alive and does not answer is told of."""
+
+UNREACHABLE = 5.0
+"""Seconds that one which is alive may have until it listens: it does as soon as it has read its settings."""
+
+ENDS = 5.0
+"""Seconds that one may need to end when it is told to, and again when it is killed."""
+
+PROGRAM = "redis-server"
 
 PEER = struct.Struct("iII")
 """`struct ucred`: pid, uid, gid (unix(7))."""
@@ -75,6 +85,11 @@ class PrivateRedis:
 
     A server inherits a lock on its folder and holds it for as long as it lives, so there is never a second
     one: two of them would write one file, and each would acknowledge what the other does not know.
+    One that nobody can reach any more, because its socket or its folder was removed, is ended, and another
+    one is started: whoever has a connection to it would commit what nobody else can see.
+
+    Attributes:
+        trouble: Why it does not answer; '' while it does.
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -84,7 +99,9 @@ class PrivateRedis:
         self._log_begins = 0
         self.socket = private_socket(state_dir)
         self.url = f"unix://{self.socket}"
+        self.trouble = ""
         self._process: asyncio.subprocess.Process | None = None
+        self._known: tuple[int, int] | None = None
 
     async def start(self, patience: float | None = None) -> None:
         """Wait for the server that there is, or start one.
@@ -94,57 +111,89 @@ class PrivateRedis:
 
         Raises:
             Fault: There is no redis-server program, it can't be started, it has ended, or it does not answer
-                in time; the message has its words. A server that is alive is left alone.
+                in time; the message has its words. A server that is alive and listens is left alone.
         """
         loop = asyncio.get_running_loop()
         since, started, told = loop.time(), False, False
+        listened = since
         patience = self._patience() if patience is None else patience
         while silence := await self._silence():
             with contextlib.ExitStack() as closing:
                 if lock := self._lock():
                     closing.enter_context(lock)
-                    if started:
+                    lost = await self._servers()
+                    if started and not lost:
                         raise Fault(f"redis-server ended: {await self._why_gone()}")
+                    await _end(lost)
                     await self._spawn(lock)
                     since, started = loop.time(), True
-            reason = f"redis-server does not answer ({silence}); {self._who()} is alive"
+                    listened = since
+                elif not self._unreachable():
+                    listened = loop.time()
+                elif loop.time() - listened > UNREACHABLE:
+                    await _end(await self._servers())
+                    listened = loop.time()
             if loop.time() - since > patience:
-                raise Fault(reason)
+                raise Fault(await self._words(silence))
             if loop.time() - since > SILENCE and not told:
+                reason = await self._words(silence)
                 log.warning("private_redis_silent", socket=str(self.socket), reason=reason)
                 told = True
             await asyncio.sleep(0.05)
         found = "private_redis_started" if started else "private_redis_found"
-        log.info(found, socket=str(self.socket), pid=self._pid())
+        pid = self._pid()
+        self._know(pid)
+        self.trouble = ""
+        log.info(found, socket=str(self.socket), pid=pid)
 
     async def keep(self) -> None:
-        """Start it again whenever it is gone, for ever; wait for one that is alive and does not answer.
+        """Start it again whenever it is gone, or can't be reached, for ever; wait for one that is silent.
 
         Raises:
             Fault: It can't be started.
         """
         while True:
             await asyncio.sleep(1.0)
-            if not await self._silence():
+            if not (silence := await self._silence()):
+                self.trouble = ""
                 continue
+            self.trouble = f"the private Redis does not answer: {silence}"
+            unreachable = self._unreachable()
             if not self._alive():
                 log.warning("private_redis_gone", socket=str(self.socket), reason=await self._why_gone())
+            elif unreachable and (lost := await self._servers()):
+                pids = " and ".join(map(str, sorted(lost)))
+                self.trouble = f"{unreachable}; redis-server, pid {pids}, is ended, and another one started"
+                log.error("private_redis_unreachable", socket=str(self.socket), reason=self.trouble)
             await self.start(math.inf)
+
+    async def wrong(self) -> str:
+        """What is wrong with the one that runs; '' where it answers, or none runs. Changes nothing."""
+        silence = await self._silence()
+        unreachable = self._unreachable()
+        if not silence or (unreachable and not await self._servers()):
+            return ""
+        return "; ".join(filter(None, (unreachable, await self._words(silence))))
 
     async def stop(self) -> None:
         """End the server; its data stays."""
-        client = connect(self.url)
-        with contextlib.suppress(RedisError, OSError):
-            await client.shutdown(nosave=True)
-        await client.aclose()
         try:
-            async with asyncio.timeout(5.0):
+            if self._unreachable():
+                await _end(await self._servers())
+            client = connect(self.url)
+            with contextlib.suppress(RedisError, OSError):
+                await client.shutdown(nosave=True)
+            await client.aclose()
+            async with asyncio.timeout(ENDS):
                 while self._alive():
                     await asyncio.sleep(0.05)
                 if self._process is not None:
                     await self._process.wait()
         except TimeoutError:
-            log.warning("private_redis_left", socket=str(self.socket), reason=f"{self._who()} is alive")
+            log.warning("private_redis_left", socket=str(self.socket), reason=await self._who())
+        except Fault as error:
+            log.warning("private_redis_left", socket=str(self.socket), reason=str(error))
+        self._know(0)
 
     def _lock(self) -> IO[str] | None:
         """The lock of the folder; None while a server lives there.
@@ -165,6 +214,8 @@ class PrivateRedis:
             return file
 
     def _alive(self) -> bool:
+        if self._known is not None and not _ended(self._known[1]):
+            return True
         if not self._lock_file.exists():
             return False
         lock = self._lock()
@@ -174,7 +225,7 @@ class PrivateRedis:
 
     async def _spawn(self, lock: IO[str]) -> None:
         """Start a server that takes the lock over."""
-        program = shutil.which("redis-server")
+        program = shutil.which(PROGRAM)
         if program is None:
             raise Fault("redis-server is not installed: apt-get install redis-server, or set redis.url")
         settings = {
@@ -203,6 +254,7 @@ class PrivateRedis:
         except OSError as error:
             why = ": ".join(filter(None, (error.filename, error.strerror)))
             raise Fault(f"redis-server can't be started: {why}") from error
+        self._know(self._process.pid)
 
     async def _why_gone(self) -> str:
         """A full disk, how it ended, or its last words; it ends by itself when it can't keep what it has to.
@@ -210,7 +262,10 @@ class PrivateRedis:
         Its earlier warnings are about something else.
         """
         file = self._log_file
-        code = None if self._process is None else await self._process.wait()
+        code = None
+        if self._process is not None:
+            with contextlib.suppress(TimeoutError):
+                code = await asyncio.wait_for(self._process.wait(), ENDS)
         self._process = None
         try:
             with file.open("rb") as whole:
@@ -243,10 +298,46 @@ class PrivateRedis:
             return int(PEER.unpack(peer)[0])
         return 0
 
-    def _who(self) -> str:
-        mine = self._process
-        pid = mine.pid if mine is not None and mine.returncode is None else self._pid()
-        return f"pid {pid}" if pid else f"the process that has locked {self._lock_file}"
+    def _unreachable(self) -> str:
+        """That nobody listens at the socket, and why; '' where somebody does, who may be silent."""
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.setblocking(False)
+                connection.connect(str(self.socket))
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
+            gone = not self._log_file.parent.is_dir()
+            return f"{self._dir} was removed" if gone else f"nothing listens at {self.socket}"
+        except OSError:  # as with more connections than it has taken yet
+            pass
+        return ""
+
+    def _know(self, pid: int) -> None:
+        """Remember a server, so that no later process with its pid is taken for it; 0 for none."""
+        if self._known is not None:
+            os.close(self._known[1])
+        self._known = None
+        with contextlib.suppress(ProcessLookupError):
+            self._known = (pid, os.pidfd_open(pid)) if pid else None
+
+    async def _servers(self) -> set[int]:
+        """Those that live: the one that is known, and whoever has the lock, or one that was removed."""
+        found = await asyncio.to_thread(holders, self._lock_file)
+        pids = {pid for pid, name in found.items() if name == PROGRAM}
+        if self._known is not None and not _ended(self._known[1]):
+            pids.add(self._known[0])
+        return pids
+
+    async def _words(self, silence: str) -> str:
+        return f"redis-server does not answer ({silence}); {await self._who()}"
+
+    async def _who(self) -> str:
+        """Who is alive, and what a person can do."""
+        if pid := min(await self._servers(), default=self._pid()):
+            return f"pid {pid} is alive: if it stays silent, kill -9 {pid}"
+        for pid, name in (await asyncio.to_thread(holders, self._lock_file)).items():
+            return f"{self._lock_file} is locked by pid {pid} ({name}): end it: kill {pid}"
+        find = f"fuser -v {self._lock_file}"
+        return f"{self._lock_file} is locked by a process of another account: end it, as root ({find})"
 
     async def _silence(self) -> str:
         """Why it does not answer; '' where it does."""
@@ -259,6 +350,41 @@ class PrivateRedis:
             return ""
         finally:
             await client.aclose()
+
+
+def _ended(process: int) -> bool:
+    """Whether a process has ended, by its pidfd (pidfd_open(2))."""
+    return bool(select.select([process], [], [], 0)[0])
+
+
+async def _end(pids: Iterable[int]) -> None:
+    """End servers, by force if need be; what they have acknowledged is on the disk.
+
+    Raises:
+        Fault: One does not end, or may not be ended by this account.
+    """
+    loop = asyncio.get_running_loop()
+    for pid in pids:
+        try:
+            process = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                signal.pidfd_send_signal(process, number)
+                until = loop.time() + ENDS
+                while loop.time() < until and not _ended(process):
+                    await asyncio.sleep(0.02)
+            if not _ended(process):
+                raise Fault(f"redis-server, pid {pid}, does not end: its disk may hang")
+        except ProcessLookupError:
+            pass
+        except OSError as error:
+            raise Fault(
+                f"redis-server, pid {pid}, can't be ended: {error.strerror}: kill -9 {pid}"
+            ) from error
+        finally:
+            os.close(process)
 
 
 async def check_settings(redis: Redis) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 
+from orchestrator.ports.addresses import unreached
 from orchestrator.ports.faults import Fault
 from orchestrator.traffic.render import probe_host
 
@@ -87,9 +88,9 @@ class Listener:
                 return answer.status, (await answer.text(errors="replace"))[:200]
         except aiohttp.ClientConnectorError as error:
             refused = isinstance(error.os_error, ConnectionRefusedError)
-            return REFUSED if refused else 0, f"{self._url}: {error}"
+            return REFUSED if refused else 0, unreached(error, self._url)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            return 0, f"{self._url}: {error or type(error).__name__}"
+            return 0, unreached(error, self._url)
 
     async def close(self) -> None:
         """Close the connections; one that does not close in time is left."""

@@ -145,9 +145,13 @@ class HostNginx:
 
     def _named(self) -> int:
         try:
-            return int(self._pid_file.read_text(encoding="ascii").strip())
-        except (OSError, ValueError) as error:
-            raise Fault(f"nginx does not run: {self._pid_file}: {error}") from error
+            text = self._pid_file.read_text(encoding="utf-8", errors="replace").strip()
+        except OSError as error:
+            raise Fault(f"nginx does not run: {self._pid_file}: {error.strerror}") from error
+        if not (text.isascii() and text.isdecimal()):
+            wrong = f"{text[:40]!r} is no process id" if text else "is empty"
+            raise Fault(f"nginx does not run: {self._pid_file}: {wrong}")
+        return int(text)
 
 
 @contextlib.contextmanager

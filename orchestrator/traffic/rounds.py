@@ -11,7 +11,7 @@ import structlog
 
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import EdgeProcess
-from orchestrator.traffic.files import LOCK_INTERVAL, locked, remove, to_the_end, uncut
+from orchestrator.traffic.files import LOCK_INTERVAL, locked, read, remove, to_the_end, uncut
 from orchestrator.traffic.reload import Reloader, Shown
 
 log = structlog.get_logger()
@@ -280,6 +280,7 @@ class Rounds:
 
     async def _blame(self, turns: Sequence[_Turn], fault: Fault, unsound: Fault | None) -> None:
         """Tell those that nginx names, or all where it takes nothing else either; the rest waits again."""
+        fault = await to_the_end(lambda: self._located(fault))
         guilty = [turn for turn in turns if self._names(fault, turn)]
         alone = not guilty
         if alone and len(turns) == 1:
@@ -294,6 +295,16 @@ class Rounds:
             turn.alone = alone
         self._waiting[:0] = rest
         self._under_way = [turn for turn in self._under_way if turn not in rest]
+
+    def _located(self, fault: Fault) -> Fault:
+        """With our files that name what it is about: of a certificate nginx tells no place. Blocks."""
+        paths = re.findall(r'"(/[^"]+)"', str(fault))
+        texts = {path: read(path) or "" for path in sorted(self._dir.glob("*.conf")) if path.is_file()}
+        found = [path for path, text in texts.items() if any(f" {named};" in text for named in paths)]
+        if not found or any(str(path) in str(fault) for path in found):
+            return fault
+        places = ", ".join(f"{path}: {path.stem}" for path in found)
+        return Fault(f"{fault} (named in {places}; until it is right nginx takes no change of any service)")
 
     @staticmethod
     def _names(fault: Fault, turn: _Turn) -> bool:

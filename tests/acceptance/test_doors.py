@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 
 from examples.playground.load import Load
+from examples.playground.stack import Stack
 from tests.authority import NAME, Authority
 from tests.conftest import Images, Stacks
 from tests.door.slack_double import CHANNEL, SIGNING, TEAM, SlackDouble
@@ -144,6 +145,7 @@ async def test_no_secret_is_found_anywhere(stack: Stacks, images: Images, tmp_pa
 
     hook = {"name": "h", "at": "preflight", "url": f"http://127.0.0.1:{double.port}/x", "on_failure": "go_on"}
     s = await stack(
+        parts=Stack,  # /proc shows how a process was started, not what a fork has become
         settings={
             "prometheus": {"bearer_file": secret("bearer")},
             "webhooks": [{"id": "k", "name": "k", "role": "operator", "secret_file": secret("hook")}],

@@ -1,6 +1,7 @@
 """Redis is gone, silent, or has forgotten everything: traffic stays, bad candidates still go back."""
 
 import asyncio
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -64,6 +65,9 @@ async def test_rolling_back_on_the_host_without_redis(
         assert code == 0, text
         assert "nginx sends all traffic to api-1" in text
         assert _weighted(s) == {"api-1"}
+        code, text = await s.cli("rollback", "api", "--local", "--who", "bob")
+        assert code == 0, text
+        assert "ann has gone back to api-1 already: it burns" in " ".join(text.split())
         before = load.seen.good["api-2"]
         await asyncio.sleep(3)
         assert load.seen.good["api-2"] == before
@@ -182,3 +186,33 @@ async def test_a_daemon_that_slept_longer_than_its_lease_is_refused(
         assert (await s.ended("api-2")).outcome is Outcome.PROMOTED
     assert load.seen.failed == 0, load.seen
     assert any(x["event"] == "superseded" for x in s.lines())
+
+
+@pytest.mark.parametrize("what", ["redis", "redis/redis.sock"])
+async def test_a_private_redis_that_can_not_be_reached_any_more_is_started_anew_and_told_again_what_was(
+    stack: Stacks, images: Images, what: str
+) -> None:
+    s = await stack(
+        {"redis": {"lease_ttl": "3s"}}, observe=False, strategy={**LONG_HOLD, "first_hold": "60s"}
+    )
+    await s.push("api", images("v1"))
+    await s.ended("api-1")
+    async with Load(s.url("api"), 100) as load:
+        await s.push("api", images("v2"))
+        await _shifting(s, "api-2")
+        place = s.root / "state" / what
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+        async def anew() -> bool:
+            return [line["event"] for line in s.lines()].count("private_redis_started") == 2
+
+        await s.until(anew, 30, "another server is started")
+        code, text = await s.cli("rollback", "api", "--wait", "--timeout", "30s")
+        assert code == 0, text
+        assert _weighted(s) == {"api-1"}
+    events = [line["event"] for line in s.lines()]
+    assert "private_redis_unreachable" in events
+    assert ("store_lost_commits" in events) == (what == "redis")
+    assert load.seen.failed == 0, load.seen
+    code, text = await s.cli("history", "api")
+    assert "api-2" in text

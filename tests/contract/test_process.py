@@ -56,6 +56,13 @@ async def test_a_pid_file_that_names_nobody_says_so(
         await HostNginx(pid_file=tmp_path / "nginx.pid").reload()
 
 
+@pytest.mark.parametrize(("text", "says"), [("", "is empty"), ("soon\n", "'soon' is no process id")])
+async def test_a_pid_file_without_a_pid_says_so(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "nginx.pid").write_text(text)
+    with pytest.raises(Fault, match=rf"nginx does not run: {tmp_path}/nginx\.pid: {says}"):
+        await HostNginx(pid_file=tmp_path / "nginx.pid").reload()
+
+
 async def test_a_process_that_has_ended_and_that_nobody_has_waited_for_does_not_run(
     tmp_path: Path, bystander: subprocess.Popen[bytes]
 ) -> None:

@@ -153,10 +153,14 @@ async def test_while_the_registry_is_away_what_this_host_has_counts_where_the_po
     assert (without.digest, without.error) == (found.digest, "")
     assert without.note.startswith("the registry did not give it, this host's image is taken: ")
     assert "connection refused" in without.note
-    assert "connection refused" in (await runtimes("always").resolve(image)).error
+    always = (await runtimes("always").resolve(image)).error
+    assert "connection refused" in always
+    assert "on this host" not in always
     for policy in ("missing", "newer", "always"):  # a digest never changes
         assert (await runtimes(policy).resolve(found.digest)).digest == found.digest
-    assert "connection refused" in (await runtimes("newer").resolve(f"{registry.repository}:2.0")).error
+    nowhere = (await runtimes("newer").resolve(f"{registry.repository}:2.0")).error
+    assert "connection refused" in nowhere
+    assert nowhere.endswith("; nor is it on this host")
 
 
 async def test_no_registry_is_asked_for_what_was_built_on_this_host(

@@ -19,7 +19,7 @@ from orchestrator.ports.faults import Away, Fault
 from orchestrator.ports.requests import Request
 from orchestrator.rollout.command import Abort, Freeze, Remove, Rollback, handle
 from orchestrator.rollout.events import ConfigReloaded, ReleaseEnded, ServiceRemoved
-from orchestrator.rollout.model import Ended, Outcome, Phase, Rollout, ServiceState
+from orchestrator.rollout.model import Ended, Mark, Outcome, Phase, Retiring, Rollout, ServiceState
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import RedisStore, connect
 from orchestrator.store.server import PrivateRedis
@@ -499,3 +499,27 @@ async def test_a_release_that_begins_anew_what_has_been_let_go_ends_the_wait_for
     state, events = handle(state, submit(1, request="9-9"), 1001.0)
     await bench.daemon.commit(state, version, events)
     assert await waiting == exits.OUTCOMES[Outcome.ABORTED]
+
+
+ABORT = {"verb": "abort", "service": "api", "who": "bob"}
+
+
+@pytest.mark.parametrize("what", ["rollout", "queued", "removal"])
+async def test_an_abort_that_did_what_was_asked_is_a_success(bench: Bench, what: str) -> None:
+    rollout = Rollout(
+        release=release(2), began_at=1.0, entered_at=1.0, phase=Phase.SHIFTING, actor="ci", reason=""
+    )
+    state = ServiceState(service="api", stable=release(1), rollout=rollout, queue=(release(3),))
+    named = {"release": "api-3"} if what == "queued" else {}
+    if what == "removal":
+        retiring = (Retiring(release=release(1), was="stable"),)
+        mark = Mark(kind="removing", actor="ann", reason="unused", since=1.0)
+        state = ServiceState(service="api", removal=mark, retiring=retiring)
+    await bench.put(state)
+    waiting = bench.carry_out(ABORT | named)
+    await bench.answer(lambda entry: Abort(request=entry, actor="bob", release=named.get("release", "")))
+    if what == "rollout":
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        await bench.put(state, ended(2, outcome=Outcome.ABORTED))
+    assert await waiting == exits.OK

@@ -231,6 +231,62 @@ def test_what_holds_is_shown_with_where_it_is_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("more", "rows"),
+    [
+        (
+            "",
+            {
+                "container/memory": "512MiB default",
+                "container/stop_grace": "30s default",
+                "container/user": "unset: the image's own user, or 65534:65534 where that is root default",
+                "keep_previous": "1h default",
+                "metrics/requests": '"http_requests_total" preset client_golang',
+                "metrics/port": "8080 container/port",
+                "metrics/latency_unit": "1s preset client_golang",
+                "strategy/advance": '"on_hold" default',
+                "strategy/first_hold": "30m default",
+                "strategy/hold": "15m default",
+                "strategy/bake": "15m default",
+                "deadlines/queue": "1d default",
+                "evidence/alpha": "1% default",
+            },
+        ),
+        (
+            """\
+  memory: 1g
+metrics: {preset: go-gin-prometheus, latency_unit: 1ms, requests: mine}
+gates: [{metric: latency}]
+strategy: {steps: [{weight: 5, hold: 90s}, {weight: 20}, {weight: 100}]}
+""",
+            {
+                "container/memory": "1GiB file",
+                "metrics/requests": '"mine" file',
+                "metrics/latency_unit": "1ms file",
+                "metrics/status_label": '"code" preset go-gin-prometheus',
+                "strategy/advance": '"on_evidence" default',
+                "strategy/first_hold": "unset default",
+                "strategy/bake": "2m default",
+                "strategy/steps/0/hold": "1m30s file",
+                "strategy/steps/0/deadline": "1h1m30s default",
+                "strategy/steps/1/hold": "30s default",
+                "gates/0/warm_up": "30s default",
+                "gates/0/budget": "2% default",
+            },
+        ),
+    ],
+)
+def test_what_holds_where_nothing_is_written_is_shown_as_it_would_be_written(
+    more: str, rows: dict[str, str], tmp_path: Path
+) -> None:
+    place = Place(tmp_path)
+    place.service(more)
+    code, text = place.run("config", "show", "api")
+    assert code == 0, text
+    found = dict(line.split(maxsplit=1) for line in text.splitlines() if " " in line)
+    assert {key: " ".join(found[key].split()) for key in rows} == rows
+
+
+@pytest.mark.parametrize(
     "more",
     [
         "  env: {PASSWORD: hunter2}",

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import pytest
 from orchestrator.daemon.config import Config, load
 from orchestrator.daemon.doctor import answered, credentials, files, guarded
 from orchestrator.daemon.doctor.check import Check
+from orchestrator.daemon.doctor.files import folders
 from orchestrator.daemon.doctor.prometheus import discovers, unscraped
 from orchestrator.daemon.settings import HttpSection
 from orchestrator.traffic.shared import Shared
@@ -285,6 +287,37 @@ def test_a_target_that_prometheus_can_not_scrape_is_told_in_its_own_words(tmp_pa
         "[]",
     ):
         assert unscraped(config, other) == []
+
+
+def test_a_target_that_the_daemon_serves_itself_is_mended_by_starting_it(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.service("metrics: {preset: nginx}\ngates: [{metric: error_rate}]")
+    (found,) = unscraped(load(place.config), target(lastError="connection refused"))
+    assert "metrics/" not in found.mend
+    assert "systemctl start orchestrator" in found.mend
+
+
+async def test_a_folder_that_the_file_system_keeps_from_being_written_has_a_mend_that_helps(
+    tmp_path: Path,
+) -> None:
+    if os.geteuid():
+        pytest.skip("only root can mount, and make a folder immutable")
+    place = Place(tmp_path)
+    config = load(place.config)
+    for path, shut, cure in (
+        (config.settings.state_dir, ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs"], "remount,rw"),
+        (config.settings.nginx.directory, ["chattr", "+i"], "chattr -i"),
+    ):
+        path.mkdir(parents=True, exist_ok=True)
+        subprocess.run([*shut, str(path)], check=True)
+        try:
+            (found,) = [c for c in await folders(config) if not c.ok and "written" in c.detail]
+        finally:
+            opens = ["umount"] if shut[0] == "mount" else ["chattr", "-i"]
+            subprocess.run([*opens, str(path)], check=True)
+        assert cure in found.mend
+        assert "chown" not in found.mend
+        assert ("read-only" if cure == "remount,rw" else "immutable") in found.detail
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ FOLDER = "tests/contract/test_folder.py"
 SWITCH = "tests/contract/test_switch.py"
 CROWD = "tests/contract/test_crowd.py"
 KEPT = "tests/contract/test_kept.py"
+TAKEOVER = "tests/mistakes/test_takeover.py"
 ROUNDS = "tests/unit/test_rounds.py"
 PROCESS = "tests/contract/test_process.py"
 AUDIENCE = "tests/contract/test_audience.py"
@@ -202,6 +203,34 @@ BUGS = (
         "                    pass_fds=(lock.fileno(),),\n",
         "",
         f"{PRIVATE_REDIS} -k alive_and_does_not_answer",
+    ),
+    Bug(
+        "a private Redis that nobody can reach any more is waited for",
+        "store/server.py",
+        "                elif loop.time() - listened > UNREACHABLE:",
+        "                elif False:",
+        f"{PRIVATE_REDIS} -k nobody_can_reach",
+    ),
+    Bug(
+        "a private Redis whose folder was removed is left to whoever has it open",
+        "store/server.py",
+        "                    await _end(lost)\n",
+        "",
+        f"{PRIVATE_REDIS} -k can_reach",
+    ),
+    Bug(
+        "an abort that calls a removal off is waited for",
+        "cli/ask.py",
+        'answer.verb == "abort" and not answer.release',
+        "False",
+        "tests/integration/test_wait.py -k did_what_was_asked",
+    ),
+    Bug(
+        "requests that nothing counts are waited for",
+        "daemon/service_file.py",
+        'strategy.count_error() if not self.gates else ""',
+        '""',
+        "tests/unit/test_config.py -k problem",
     ),
     Bug(
         "a warning of long ago is told as the reason why Redis is gone",
@@ -1814,5 +1843,75 @@ BUGS = (
         "            self._open = False\n            self._picture.lost()\n",
         "",
         "tests/contract/test_picture.py -k no_event_can_come",
+    ),
+    Bug(
+        "of two files for one service the first by name has it, whoever held it",
+        "daemon/config.py",
+        "key=lambda c: (held.get(c[1]) != c[0], c[0].stem != c[1], c[0])",
+        "key=lambda c: (c[0].stem != c[1], c[0])",
+        TAKEOVER,
+    ),
+    Bug(
+        "a file that names another's service leaves its own to whoever names that",
+        "daemon/config.py",
+        "    winners |= stay  #",
+        "    #",
+        TAKEOVER,
+    ),
+    Bug(
+        "a daemon that starts does not know which file held a service",
+        "daemon/kept.py",
+        "held=self.held(config.folder))",
+        "held={})",
+        TAKEOVER,
+    ),
+    Bug(
+        "a known file takes a service over whose file is gone",
+        "daemon/config.py",
+        "if held.get(name) == path or name not in driven or path not in own:",
+        "if True:",
+        TAKEOVER,
+    ),
+    Bug(
+        "a service whose file is gone holds no place",
+        "daemon/config.py",
+        "    taken, clashes = dict(driven), ",
+        "    taken, clashes = {name: file for name, file in driven.items() if name in files}, ",
+        TAKEOVER,
+    ),
+    Bug(
+        "a place that nginx still serves for another is taken",
+        "daemon/config.py",
+        "served(settings.nginx.directory))",
+        "{})",
+        TAKEOVER,
+    ),
+    Bug(
+        "the names of two blocks are compared as they are written",
+        "daemon/places.py",
+        "names.lower().split()",
+        "names.split()",
+        f"{TAKEOVER} tests/contract/test_listens.py",
+    ),
+    Bug(
+        "a new block becomes the first of an address, and has another's other names",
+        "daemon/places.py",
+        "ANY_NAME in other.names and not other.before(self)",
+        "False",
+        TAKEOVER,
+    ),
+    Bug(
+        "nobody is told whose certificate it is that nginx does not find",
+        "traffic/rounds.py",
+        "        if not found or any(",
+        "        if True or any(",
+        f"{ROUNDS} -k certificate",
+    ),
+    Bug(
+        "a listen that nginx does not have yet is told nowhere",
+        "daemon/places.py",
+        "if name in files and set(found) != set(places(name, files[name]))",
+        "if False",
+        f"{TAKEOVER} -k does_not_have_yet",
     ),
 )

@@ -116,6 +116,14 @@ def test_bare_and_full_steps_mix(tmp_path: Path) -> None:
             {"overrides": {"slow": {"first_hold": "5m"}}, "gates": [{"metric": "error_rate"}]},
             "overrides/slow/first_hold: is for advance: on_hold",
         ),
+        (
+            {"strategy": {"min_requests": 3}},
+            "strategy/min_requests: requests are counted where there are gates, and there are none",
+        ),
+        (
+            {"overrides": {"slow": {"steps": [{"weight": 5, "min_requests": 3}, 100]}}},
+            "overrides/slow/steps/0/min_requests: requests are counted where there are gates",
+        ),
         ({"strategy": {"max_step": "1s"}}, "strategy: max_step: 1 s is shorter than min_step, 30 s"),
         ({"gates": [{"metric": "error_rate", "max": float("nan")}]}, "gates/0/max"),
         ({"gates": [{"metric": "latency", "max": 1}] * 2}, "gates: 'p99_limit' is there twice"),

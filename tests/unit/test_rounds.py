@@ -12,7 +12,7 @@ from orchestrator.rollout.model import Route
 from orchestrator.traffic import files, reload
 from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.listener import Answer
-from orchestrator.traffic.options import EdgeOptions
+from orchestrator.traffic.options import EdgeOptions, ServerBlock, Tls
 from orchestrator.traffic.render import Header, read_header
 from tests.builders import server
 from tests.simulation.nginx import MARK
@@ -27,6 +27,7 @@ class Nginx:
     Attributes:
         refused: Services whose second generation it refuses without a word.
         named: Services whose second generation its test refuses by name.
+        lost: A certificate that is gone.
         hides: It shows nothing of what it serves.
         seen: The releases of each service that had traffic after each reload.
         gentle: Of each reload, whether answers closed their connections.
@@ -38,6 +39,7 @@ class Nginx:
         self.marks: dict[str, str] = {}
         self.refused: Collection[str] = ()
         self.named: Collection[str] = ()
+        self.lost = ""
         self.hides = False
         self.tests = 0
         self.gentle: list[bool] = []
@@ -57,6 +59,8 @@ class Nginx:
     async def test(self) -> None:
         self.tests += 1
         self.at_test()
+        if self.lost:
+            raise Fault(f'nginx: [emerg] cannot load certificate "{self.lost}": no such file')
         for service in self.named:
             if self.generation(service) == 2:
                 raise Fault(f"nginx: [emerg] bad in {self.folder}/{service}.conf:1")
@@ -416,3 +420,24 @@ async def test_a_switch_that_is_turned_while_its_service_changes_is_seen(
     assert (await edge.observe("s0")).switched_to == "s0-1"
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_certificate_that_is_gone_is_told_to_all_with_the_service_whose_it_is(
+    nginx: Nginx, edge: NginxEdge
+) -> None:
+    await asyncio.gather(*(edge.apply(plan(name, 1), 1) for name in NAMES))
+    tls = Tls(certificate="/tls/of-s1.pem", key="/tls/key.pem")
+    edge._options = lambda name: EdgeOptions(server=ServerBlock(tls=tls) if name == "s1" else None)
+    await edge.apply(plan("s1", 2), 1)
+    nginx.lost = tls.certificate
+    with pytest.raises(
+        Fault, match=rf'"/tls/of-s1.pem".* \(named in {nginx.folder}/s1.conf: s1; until it is right'
+    ):
+        await edge.apply(plan("s0", 2), 1)
+    done = await asyncio.gather(
+        *(edge.apply(plan(name, 3), 1) for name in ("s0", "s1", "s2")), return_exceptions=True
+    )
+    assert [f"{nginx.folder}/s1.conf: s1" in str(error) for error in done] == [True] * 3
+    nginx.lost = ""
+    await edge.apply(plan("s0", 4), 1)
+    assert nginx.served("s0") == 4

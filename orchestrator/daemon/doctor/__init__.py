@@ -19,7 +19,7 @@ from orchestrator.ports.faults import Fault
 from orchestrator.ports.given import read_given
 from orchestrator.runtime.client import DockerClient
 from orchestrator.store.redis_store import connect
-from orchestrator.store.server import check_settings, private_socket
+from orchestrator.store.server import PrivateRedis, check_settings, private_socket
 
 Examination = Callable[[Config], Awaitable[list[Check]]]
 
@@ -62,6 +62,9 @@ async def _redis(config: Config) -> list[Check]:
     section = config.settings.redis
     if not section.url:
         socket = private_socket(config.settings.state_dir)
+        if wrong := await PrivateRedis(config.settings.state_dir).wrong():
+            mend = "where no daemon runs: systemctl start orchestrator, which ends one that can't be reached"
+            return [Check("redis", False, f"private redis-server: {wrong}", mend)]
         found = shutil.which("redis-server") is not None
         mend = "apt-get install redis-server, or set redis/url"
         running = "running" if os.access(socket, os.F_OK) else "started by the daemon"

@@ -1,10 +1,17 @@
 """What the doctor finds."""
 
+import contextlib
+import fcntl
 import os
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
+
+GET_FLAGS, FLAGS, IMMUTABLE, APPEND = 0x80086601, struct.Struct("l"), 0x10, 0x20
+"""`FS_IOC_GETFLAGS` and two of its flags (ioctl_iflags(2))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +24,38 @@ class Check:
     mend: str = ""
 
 
-def writable_by_us(folder: Path) -> str:
-    """What lets this process write to a folder."""
-    return f"mkdir -p {folder} && chown {os.getuid()} {folder}"
+def writable_by_us(folder: Path, place: Path) -> tuple[str, str]:
+    """What keeps this process from writing to a folder, if that is known, and what lets it.
+
+    Args:
+        folder: What is to be written.
+        place: It, or the nearest folder above it that there is.
+    """
+    if os.statvfs(place).f_flag & os.ST_RDONLY:
+        mend = f"mount -o remount,rw $(findmnt -no TARGET -T {place}); why it is so: dmesg, /etc/fstab"
+        return "its file system is read-only", mend
+    if kept := _attributes(place) & (IMMUTABLE | APPEND):
+        return "it is immutable (chattr)", f"chattr -{'i' if kept & IMMUTABLE else 'a'} {place}"
+    return "", f"mkdir -p {folder} && chown {os.getuid()} {folder}"
+
+
+def _attributes(folder: Path) -> int:
+    """Those of chattr(1); 0 where there are none."""
+    try:
+        with opened(folder) as file:
+            return int(FLAGS.unpack(fcntl.ioctl(file, GET_FLAGS, bytes(FLAGS.size)))[0])
+    except OSError:
+        return 0
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[int]:
+    """A folder as a file descriptor. Raises OSError."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
 def status(path: Path) -> os.stat_result | OSError:

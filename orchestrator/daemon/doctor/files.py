@@ -32,8 +32,9 @@ async def folders(config: Config) -> list[Check]:
         place = _existing(path)
         made = place in (path, path.parent)
         ok = made and place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+        why, mend = ("", "") if ok else writable_by_us(path, place)
         detail = f"{path} can be written" if ok else f"{path} can't be written by uid {os.getuid()}"
-        checks.append(Check(name, ok, detail, writable_by_us(path)))
+        checks.append(Check(name, ok, ": ".join(filter(None, (detail, why))), mend))
         disk = os.statvfs(place)
         checks.append(
             room(
@@ -82,6 +83,10 @@ async def services(config: Config) -> list[Check]:
         checks += [_seen_by_container(label, Path(s.source), container.user) for s in container.secrets]
         if container.env_file is not None:
             checks.append(_env_file(label, Path(container.env_file)))
+        tls = service.nginx.server.tls if service.nginx.server else None
+        if tls and not config.settings.nginx.container:  # else they are where nginx sees them
+            found = {path: status(path) for path in map(Path, (tls.certificate, tls.key))}
+            checks += [_absent(label, p, s) for p, s in found.items() if not _is_file(s)]
     return checks
 
 
@@ -115,6 +120,10 @@ def _env_file(name: str, path: Path) -> Check:
         mend = f"chown {os.getuid()} {path} && chmod 400 {path}" if denied else "correct the line"
         return Check(name, False, str(error), mend)
     return Check(name, True, f"{path} can be read")
+
+
+def _is_file(found: os.stat_result | OSError) -> bool:
+    return not isinstance(found, OSError) and stat.S_ISREG(found.st_mode)
 
 
 def _absent(name: str, path: Path, found: os.stat_result | OSError) -> Check:

@@ -15,6 +15,7 @@ from orchestrator.daemon.doctor.nginx_text import (
     unasked,
     uses,
 )
+from orchestrator.daemon.places import waiting
 from orchestrator.daemon.settings import NginxSection
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import RoutePlan, mentions_lua
@@ -57,6 +58,9 @@ async def nginx(config: Config) -> list[Check]:
         checks.append(Check("nginx -t", False, str(error), PUTS_BACK if ours else "correct what it names"))
     finally:
         client.close()
+    servers = {name: service.nginx.server for name, service in config.services.items()}
+    for name, text in waiting(section.directory, servers).items():
+        checks.append(Check("nginx listen", False, text, f"orchestrator restart {name}"))
     if section.container:
         return checks
     running = bool((await process.workers()).accepting)

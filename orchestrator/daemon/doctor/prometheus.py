@@ -59,6 +59,9 @@ def unscraped(config: Config, answer: str) -> list[Check]:
         mend = (
             "let the service answer there, correct metrics/path or metrics/port, or set metrics/preset: nginx"
         )
+        if service.metrics.preset == "nginx":
+            ours = f"http/listen, {config.settings.http.listen}"
+            mend = f"the daemon serves it: systemctl start orchestrator, and let Prometheus reach {ours}"
         needed = "" if service.gates else "; no gate needs it"
         checks.append(Check("prometheus target", not service.gates, detail + needed, mend))
     return checks
