@@ -417,7 +417,7 @@ def _await_confirmation(turn: Turn, seen: Observation) -> None:
         why += f": {seen.edge.error}" if seen.edge.error else ""
         if state.stable and step.weight < FULL and not usable(state.stable, state.route, seen):
             why = f"{state.stable.id} has no healthy instance to share the traffic with"
-            why += f"; promote {rollout.release.id} to send it all there"
+            why += "; release it again and promote it at once to send all of it there"
         turn.retreat(Outcome.ROLLED_BACK, why)
 
 
@@ -502,7 +502,13 @@ def _rolling_back(turn: Turn, seen: Observation) -> None:
 
 
 def _leads_to_nobody(state: ServiceState, rollout: Rollout, seen: Observation) -> bool:
-    """Whether all of stable is dead while the candidate, as far as is known, is not: it is not let go yet."""
+    """Whether all of stable is dead while the candidate, as far as is known, is not: it is not let go yet.
+
+    A candidate that has never had users is: it has nothing to give back, and what is released next must not
+    wait behind it.
+    """
+    if rollout.exposed_since is None:
+        return False
     alive = any(i.running and i.health != "unhealthy" for i in seen.of(rollout.release.id))
     return state.has_lost_stable and (alive or not seen.runtime_ok)
 
