@@ -175,7 +175,7 @@ def _said_of_rollback(state: ServiceState, command: Command) -> str:
     if _queued(state, command.release) is not None:
         return f"{command.release} was still queued and has had no traffic"
     rollout = state.rollout
-    if rollout is None and state.unknown is not None and command.to in ("", state.current):
+    if _overrules(state, command):
         return f"all users are sent to {state.current}"
     if rollout is None or rollout.phase not in BEFORE_TRAFFIC:
         return ""
@@ -383,9 +383,11 @@ def _rollback(turn: Turn, command: Rollback) -> str:
     why = _no_way_back(state, command)
     if why:
         return why
-    if _queued(state, command.release) is not None:
-        return _take_out(turn, command.release, reason, command.actor)
-    if state.unknown is not None and state.rollout is None and command.to in ("", state.current):
+    queued = _queued(state, command.release)
+    if queued is not None:
+        _take_out(turn, queued, reason, command.actor)
+        return ""
+    if _overrules(state, command):
         turn.overrule()
         return ""
     target = _earlier(state, command.to) if state.rollout is None else None
@@ -418,13 +420,16 @@ def _queued(state: ServiceState, release: str) -> Release | None:
     return next((r for r in state.queue if r.id == release), None)
 
 
-def _take_out(turn: Turn, release: str, reason: str, actor: str) -> str:
-    """End a release that waits in the queue; ''."""
-    queued = [r for r in turn.state.queue if r.id == release]
-    turn.set(queue=tuple(r for r in turn.state.queue if r not in queued))
-    for found in queued:
-        turn.conclude(found, Outcome.ABORTED, reason, actor=actor)
-    return ""
+def _take_out(turn: Turn, release: Release, reason: str, actor: str) -> None:
+    """End a release that waits in the queue."""
+    turn.set(queue=tuple(r for r in turn.state.queue if r is not release))
+    turn.conclude(release, Outcome.ABORTED, reason, actor=actor)
+
+
+def _overrules(state: ServiceState, command: Rollback) -> bool:
+    """Whether a rollback leads from an unknown route to stable."""
+    idle = state.unknown is not None and state.rollout is None
+    return idle and state.stable is not None and command.to in ("", state.stable.id)
 
 
 def _not_served(state: ServiceState, release: str) -> str:
@@ -511,7 +516,7 @@ def _promote(turn: Turn, command: Promote) -> str:
         previous = turn.state.stable
         turn.set(stable=rollout.release, previous=previous, previous_until=turn.now)
         turn.end(Outcome.PROMOTED, _because(f"kept by {command.actor}", command), actor=command.actor)
-        turn.go_on()
+        turn.unstuck()
         return ""
     if rollout is None or rollout.phase not in (Phase.PREVIEW, Phase.SHIFTING):
         return f"there is nothing to promote: {_under_way(state)}"
@@ -531,15 +536,17 @@ def _because(what: str, command: Command) -> str:
 def _abort(turn: Turn, command: Abort) -> str:
     reason = command.reason or f"aborted by {command.actor}"
     rollout = turn.state.rollout
-    if _queued(turn.state, command.release) is not None:
-        return _take_out(turn, command.release, reason, command.actor)
+    queued = _queued(turn.state, command.release)
+    if queued is not None:
+        _take_out(turn, queued, reason, command.actor)
+        return ""
     if rollout is None or command.release not in ("", rollout.release.id):
         if command.release:
             ways = [*([rollout.release] if rollout else []), *turn.state.queue]
             names = ", ".join(r.id for r in ways) or "none"
             return f"{command.release} is neither rolling out nor queued; there are: {names}"
-        queued = ", ".join(r.id for r in turn.state.queue)
-        which = f"; name the queued one that is meant: {queued}" if queued else ""
+        waiting = ", ".join(r.id for r in turn.state.queue)
+        which = f"; name the queued one that is meant: {waiting}" if waiting else ""
         return f"{turn.state.service} has no release in progress{which}"
     if rollout.one_way or rollout.phase is Phase.ROLLING_BACK:
         return _on_its_way_back(turn.state, rollout)
@@ -570,6 +577,7 @@ def _remove(turn: Turn, command: Remove) -> str:
         return f"{ahead} is on its way; abort it first"
     mark = Mark(kind="removing", actor=command.actor, reason=command.reason, since=turn.now)
     begin(turn, mark)
+    turn.overrule()
     return ""
 
 

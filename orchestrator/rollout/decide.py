@@ -61,10 +61,7 @@ def decide(state: ServiceState, seen: Observation, now: float) -> tuple[ServiceS
     notice_blindness(turn, seen)
     retire_previous(turn)
     _end_late(turn)
-    if turn.state.rollout is None:
-        _take_from_queue(turn)
-    elif not (turn.state.unknown and turn.state.stuck_since is None) and not _overdue_mark(turn):
-        _advance(turn, seen)
+    _proceed(turn, seen)
     reroute(turn, seen)
     let_go(turn, seen)
     take_down(turn, seen)
@@ -93,6 +90,17 @@ def _end_late(turn: Turn) -> None:
     for release in late:
         why = f"waited {release.policy.queue_deadline:.0f} s in the queue"
         turn.conclude(release, Outcome.FAILED, why, actor=DAEMON)
+
+
+def _proceed(turn: Turn, seen: Observation) -> None:
+    """Begin what is next, or go on with what rolls out; with neither before an unknown route is told."""
+    state = turn.state
+    if state.unknown is not None and state.stuck_since is None:
+        return
+    if state.rollout is None:
+        _take_from_queue(turn)
+    elif not _overdue_mark(turn):
+        _advance(turn, seen)
 
 
 def _take_from_queue(turn: Turn) -> None:
@@ -494,7 +502,7 @@ def _rolling_back(turn: Turn, seen: Observation) -> None:
             verdict=retreat.verdict,
             logs=retreat.logs or late,
         )
-        turn.go_on()
+        turn.unstuck()
     elif named and state.stuck_since is None:
         waited = turn.now - rollout.entered_at
         if waited >= rollout.release.policy.confirm_deadline:

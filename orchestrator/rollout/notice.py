@@ -12,7 +12,7 @@ from orchestrator.rollout.events import (
 from orchestrator.rollout.model import BEFORE_TRAFFIC, Anew, Outcome, Release, instance_names
 from orchestrator.rollout.observation import Edge, Observation
 from orchestrator.rollout.route import led_to, lost, may_be_served, unanswered
-from orchestrator.rollout.turn import Turn
+from orchestrator.rollout.turn import DAEMON, Turn
 
 HUNG_FOR = 60.0
 """Seconds for which a running instance fails its probe before another one takes its place."""
@@ -59,7 +59,8 @@ def notice_host(turn: Turn, seen: Observation) -> None:
 def notice_unknown(turn: Turn, seen: Observation) -> None:
     """Hold the traffic where nginx serves what neither its file nor the store knows, and tell that.
 
-    Both have been put back to an earlier time while nginx ran on. What rolls out by that store is over.
+    Both have been put back to an earlier time while nginx ran on. What rolls out or waits by that store has
+    ended since.
     """
     state, edge = turn.state, seen.edge
     if edge.unread or edge.served is None or edge.on_disk is None:
@@ -77,10 +78,17 @@ def notice_unknown(turn: Turn, seen: Observation) -> None:
         f"nginx serves route {edge.served}, and its file and Redis are from an earlier time: which releases"
         " have the users is not known, they stay there, and nothing is stopped"
     )
-    if state.rollout is not None:
+    since = state.unknown[1]
+    if state.rollout is not None and state.rollout.began_at < since:
         turn.end(Outcome.ABORTED, why)
-    stable = state.stable.id if state.stable else "stable"
-    turn.stuck(f"{why}; `orchestrator rollback {state.service}` sends all of them to {stable}")
+    over = [release for release in state.queue if release.submitted_at < since]
+    turn.set(queue=tuple(release for release in state.queue if release not in over))
+    for release in over:
+        turn.conclude(release, Outcome.ABORTED, why, actor=DAEMON)
+    way = "release an image to send them there"
+    if state.stable is not None:
+        way = f"`orchestrator rollback {state.service}` sends all of them to {state.stable.id}"
+    turn.stuck(f"{why}; {way}")
 
 
 def notice_edge(turn: Turn, seen: Observation) -> None:
@@ -135,6 +143,8 @@ def _notice_silence(turn: Turn, edge: Edge) -> None:
             turn.set(silent_since=None)
         if state.silent_since is not None and state.stuck_since and state.confirmed == state.route.generation:
             turn.set(stuck_since=None, stuck_why="")
+            if state.unknown is not None:
+                return
             about = state.rollout.release.id if state.rollout else ""
             turn.tell(
                 RouteConfirmed(service=state.service, at=turn.now, release=about, generation=state.confirmed)

@@ -210,7 +210,7 @@ class Turn:
         if self.state.unknown is not None:
             self.set(overruled=self.state.unknown[0], unknown=None, stuck_since=None, stuck_why="")
 
-    def go_on(self) -> None:
+    def unstuck(self) -> None:
         """Note that nothing is waited for any more, where nginx says that it serves the committed route."""
         state = self.state
         if state.confirmed == state.route.generation and state.silent_since is None:

@@ -1,12 +1,22 @@
 """nginx' folder and the store are put back to an earlier time together, while nginx runs on."""
 
+from dataclasses import replace
+
 import pytest
 
-from orchestrator.rollout.command import Rollback
-from orchestrator.rollout.events import CommandAccepted, EdgeStuck, ReleaseEnded, RouteChanged
+from orchestrator.rollout.command import Freeze, Remove, Rollback, Unfreeze
+from orchestrator.rollout.events import (
+    CommandAccepted,
+    EdgeStuck,
+    ReleaseEnded,
+    RequestRefused,
+    RouteChanged,
+    RouteConfirmed,
+    ServiceRemoved,
+)
 from orchestrator.rollout.model import Outcome, Phase, ServiceState
 from orchestrator.rollout.told import problems
-from tests.builders import submit
+from tests.builders import policy, submit
 from tests.unit.sim import Sim
 
 
@@ -74,3 +84,65 @@ def test_a_route_that_nginx_has_for_a_moment_before_its_file_is_not_told(sim: Si
     sim.run(20)
     assert sim.state.unknown is None
     assert not [e for e in sim.events if isinstance(e, EdgeStuck | RouteChanged)][1:]
+
+
+def test_what_waited_by_the_old_store_is_over_and_what_is_asked_for_since_is_not(sim: Sim) -> None:
+    sim.send(Freeze(request="f-0", actor="ann"))
+    sim.send(submit(2, policy=policy(queue_deadline=9e9)))
+    old, disk = sim.state, sim.disk
+    sim.send(Unfreeze(request="f-1", actor="ann"))
+    sim.until_ended("api-2")
+    assert disk is not None
+    sim.elder, sim.disk, sim.served = sim.served, disk, disk.route.generation
+    sim.store_goes_back(replace(old, frozen=None))
+    sim.step()
+    sim.send(submit(4, policy=policy(on_new_release="queue")))
+    sim.run(9)
+    assert [r.id for r in sim.state.queue] == ["api-2", "api-3"]
+    sim.run(200)
+    assert sim.outcomes() == {"api-2": Outcome.ABORTED, "api-3": Outcome.PROMOTED}
+
+
+def test_a_rollback_that_is_asked_for_before_it_is_told_goes_on(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.elder = sim.served + 5
+    sim.step()
+    sim.send(Rollback(request="9-0", actor="ann", to="api-1"))
+    sim.run(20)
+    assert sim.ends("api-1")[-1].journey == "revert"
+    assert (sim.share("api-1"), problems(sim.state)) == (100, [])
+
+
+def test_an_nginx_that_was_silent_meanwhile_has_confirmed_nothing(sim: Sim) -> None:
+    _put_back(sim, wiped=False)
+    sim.run(20)
+    sim.edge_up, sim.silence = False, "nginx does not answer"
+    sim.run(20)
+    sim.edge_up, sim.silence = True, ""
+    sim.run(5)
+    assert not [e for e in sim.events if isinstance(e, RouteConfirmed)]
+    assert "its file and Redis are from an earlier time" in problems(sim.state)[0]
+
+
+def test_a_removal_goes_over_a_route_that_nobody_knows(sim: Sim) -> None:
+    _put_back(sim, wiped=False)
+    sim.run(20)
+    sim.send(Remove(request="9-0", actor="ann", reason="unused"))
+    sim.run(60)
+    assert [e for e in sim.events if isinstance(e, ServiceRemoved)]
+
+
+def test_a_removal_that_the_old_store_was_at_names_a_way_that_there_is(sim: Sim) -> None:
+    sim.drained = False
+    sim.send(Remove(request="8-0", actor="ann", reason="unused"))
+    sim.step()
+    sim.elder = sim.served + 5
+    sim.run(20)
+    (stuck,) = [e for e in sim.events if isinstance(e, EdgeStuck)]
+    assert stuck.reason.endswith("; release an image to send them there")
+    first, *_ = sim.send(Rollback(request="9-0", actor="ann"))
+    assert isinstance(first, RequestRefused)
+    sim.send(submit(2))
+    sim.run(200)
+    assert sim.outcomes()["api-2"] is Outcome.PROMOTED
