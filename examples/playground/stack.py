@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import fcntl
+import functools
 import json
 import os
 import random
@@ -15,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, BinaryIO, Protocol, Self
 
 import aiohttp
 import docker
@@ -62,11 +64,30 @@ scrape_configs:
 """
 
 
+PORTS = Path(tempfile.gettempdir()) / f"orchestrator-ports-{os.getuid()}"
+"""Each of its bytes is a port, locked by the process that was given it for as long as that lives."""
+
+_given: set[int] = set()
+
+
+@functools.cache
+def _ports() -> BinaryIO:
+    """Open for as long as the process lives: its locks end with the first descriptor that is closed."""
+    return PORTS.open("ab")
+
+
 def free_port() -> int:
-    """A loopback port that nobody listens on, below those that outgoing connections get by themselves."""
+    """A loopback port, below those of outgoing connections, where nobody listens.
+
+    It was given to nobody before: not in this process, nor by this to another process that lives.
+    """
     while True:
         port = random.randrange(15_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
+        if port in _given:
+            continue
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            fcntl.lockf(_ports(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+            _given.add(port)
             probe.bind(("127.0.0.1", port))
             return port
 

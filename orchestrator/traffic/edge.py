@@ -776,7 +776,7 @@ class NginxEdge:
         if answer.answered or workers.accepting:
             include = f"include {self._folder}/*.conf;"
             return f"nginx runs and does not serve {service}: is `{include}` in its http {{}}?"
-        return f"nginx does not answer at {answer.text}"
+        return f"nginx does not answer: {answer.text}"
 
     def highest_token(self) -> int:
         """The highest fencing token that the folder knows; 0 for a new one."""

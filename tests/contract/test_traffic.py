@@ -338,7 +338,7 @@ async def test_an_nginx_that_is_gone_is_told_while_idle(kit: Kit) -> None:
     await kit.traffic.apply(plan(1), 1)
     assert (await kit.traffic.observe("api")).silence == ""
     os.kill(kit.pid, signal.SIGTERM)
-    await _told(kit, r"nginx does not answer at http://127\.0\.0\.1:")
+    await _told(kit, r"nginx does not answer: (nothing listens on )?http://127\.0\.0\.1:")
     seen = await kit.traffic.observe("api")
     assert (seen.served, seen.confirmed, seen.error) == (None, 1, "")
 

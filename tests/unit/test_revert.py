@@ -513,7 +513,7 @@ def test_nginx_that_is_silent_while_nothing_rolls_out_is_told_once_and_that_it_s
     sim.silence = ""
     sim.step()
     assert sim.state.silent_since is None
-    sim.silence = "nginx does not answer at http://127.0.0.1:18100"
+    sim.silence = "nginx does not answer: nothing listens on http://127.0.0.1:18100"
     sim.run(30)
     (stuck,) = [e for e in sim.events if isinstance(e, EdgeStuck)]
     assert stuck.reason == sim.silence
