@@ -621,7 +621,7 @@ BUGS = (
     Bug(
         "connections are not closed before a reload",
         "traffic/reload.py",
-        "                await to_the_end(self._switches.close_connections)\n",
+        "            await to_the_end(self._switches.close_connections)\n",
         "",
         SWITCH,
     ),
@@ -733,9 +733,16 @@ BUGS = (
     Bug(
         "connections stay closed after a reload",
         "traffic/reload.py",
-        "            self._switches.keep_connections()\n",
-        "            pass\n",
+        "            raise\n        self._switches.keep_connections()\n",
+        "            raise\n",
         SWITCH,
+    ),
+    Bug(
+        "connections are kept again while nginx still tries a reload that was given up",
+        "traffic/reload.py",
+        "TAKEN_UP = 4.0\n",
+        "TAKEN_UP = 1.0\n",
+        KEPT,
     ),
     Bug(
         "a switch that can't be turned on keeps users on the candidate",
