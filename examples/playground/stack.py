@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, Protocol, Self
 
 import aiohttp
 import docker
@@ -71,9 +71,9 @@ _given: set[int] = set()
 
 
 @functools.cache
-def _ports() -> BinaryIO:
-    """Open for as long as the process lives: its locks end with the first descriptor that is closed."""
-    return PORTS.open("ab")
+def _ports() -> int:
+    """A descriptor for as long as the process lives: its locks end with the first one that is closed."""
+    return os.open(PORTS, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def free_port() -> int:

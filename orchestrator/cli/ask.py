@@ -19,6 +19,7 @@ from orchestrator.rollout.events import (
     ReleaseAccepted,
     ReleaseEnded,
     RequestRefused,
+    RouteConfirmed,
     ServiceRemoved,
 )
 from orchestrator.rollout.model import Outcome
@@ -182,7 +183,7 @@ class _Errand:
                 self._show(event)
                 if isinstance(event, ReleaseEnded) and (self.release or event.journey == "revert"):
                     return _code(answer, event)
-                if isinstance(event, ServiceRemoved):
+                if isinstance(event, ServiceRemoved) or self._leads_back(event):
                     return OK
                 if self._fields.get("verb") == "remove" and _calls_off(event):
                     return OUTCOMES[Outcome.ABORTED]
@@ -200,6 +201,11 @@ class _Errand:
             f"[yellow]unknown[/]: {self.release} ended too long ago to be in the history of {self.service}"
         )
         return TIMED_OUT
+
+    def _leads_back(self, event: Event) -> bool:
+        """Whether a rollback is over without a rollout: from a route that nobody knows it leads to stable."""
+        confirmed = isinstance(event, RouteConfirmed) and not event.release
+        return confirmed and self._fields.get("verb") == "rollback"
 
     def _show(self, event: Event) -> None:
         if self._output is Output.JSON:

@@ -159,9 +159,7 @@ def _rollout_verb(verb: str, doc: str) -> None:
 _rollout_verb("pause", "Let the rollout stand still; its gates go on watching.")
 _rollout_verb("resume", "Go on after a pause.")
 _rollout_verb("approve", "Let a rollout go on that waits for a person.")
-_rollout_verb(
-    "promote", "Skip the rest of the ladder: all traffic now, watched by the gates of the last step."
-)
+_rollout_verb("promote", "Skip the rest of the ladder: all traffic now, then the bake with its gates.")
 _service_verb("freeze", "Start no further release of a service; rollbacks still work.")
 _service_verb("unfreeze", "Start releases again.")
 

@@ -114,7 +114,7 @@ class Converger:
         if edge.switched_to and edge.local is None and active != {edge.switched_to} and not older:
             self.retreat(world.service, "host", "the rollback switch was turned on by hand")
             return
-        if not route.generation or edge.floor > route.generation:
+        if not route.generation or edge.floor > route.generation or state.unknown is not None:
             return
         pending = state.confirmed < route.generation
         other = edge.served is not None and edge.served != route.generation
@@ -141,12 +141,12 @@ class Converger:
         for wanted in world.instances:
             self._one(wanted, found.get(wanted.name))
         names = {w.name for w in world.instances}
-        settled = state.confirmed == state.route.generation
+        settled = state.confirmed == state.route.generation and state.unknown is None
         routed = {s.instance for s in (*state.route.servers, *state.route.preview)}
         if seen.edge.on_disk is not None:
             routed |= {s.instance for s in seen.edge.on_disk.route.servers}
-        for name in sorted((found.keys() - names) | ({world.recreate} & found.keys())):
-            if settled and name not in routed:
+        for name in sorted((found.keys() - names) | (world.recreate & found.keys())):
+            if settled and (name not in routed or name in world.recreate):
                 self._jobs.start(f"{STOP}{name}", lambda name=name: self._runtime.stop(name), STOP_DEADLINE)  # type: ignore[misc]
 
     def _one(self, wanted: Wanted, instance: Instance | None) -> None:

@@ -69,7 +69,7 @@ SUMMARIES: dict[Verb, str] = {
     "release": "Release an image",
     "restart": "Release stable's own image again, as the service's file has it today",
     "rollback": "Go back: from the rollout that is under way, else from stable to the last good release",
-    "promote": "Skip the rest of the ladder; the gates watch the last step",
+    "promote": "Skip the rest of the ladder: all traffic now, then the bake with its gates",
     "approve": "Let a rollout go on that waits for a person",
     "pause": "Let the rollout stand still; its gates go on watching",
     "resume": "Go on after a pause",

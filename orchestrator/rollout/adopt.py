@@ -60,7 +60,8 @@ def adopt(turn: Turn, seen: Observation) -> None:
     if to == stable.id:
         previous = _left(stable, list(releases.values()), disk, seen) or previous
     weighted = [r for r in others if r is not None and r != previous and disk.route.share(r.id) > 0]
-    candidate = weighted[0] if weighted and blank else None
+    stale = disk.route.generation < (seen.edge.served or 0)  # then it does not tell who rolls out
+    candidate = weighted[0] if weighted and blank and not stale else None
     _end_what_was_over(turn, previous, stable, back)
     turn.set(
         stable=stable,

@@ -5,6 +5,7 @@ from typing import assert_never
 
 from orchestrator.rollout.events import CommandAccepted, Event, ReleaseAccepted, RequestRefused
 from orchestrator.rollout.model import (
+    BEFORE_TRAFFIC,
     Mark,
     Outcome,
     Phase,
@@ -12,12 +13,11 @@ from orchestrator.rollout.model import (
     Release,
     Rollout,
     ServiceState,
-    instance_names,
 )
 from orchestrator.rollout.plan import current_step, step_count
 from orchestrator.rollout.policy import Policy, Template, differences
 from orchestrator.rollout.removal import begin, call_off, is_going, kept, waits_for
-from orchestrator.rollout.told import in_words
+from orchestrator.rollout.told import in_words, not_remembered
 from orchestrator.rollout.turn import DAEMON, Turn
 
 HANDLED = 200
@@ -66,8 +66,8 @@ class Restart(_Command):
 class Rollback(_Command):
     """Go back: from the active rollout, else from stable to the last good release, or `to` one of them.
 
-    `release`: what to roll back; refused when that is neither rolling out nor stable any more, so that two
-    people who press the button at once do not go back twice.
+    `release`: what to roll back; refused when that is not queued, rolling out or stable any more, so that two
+    people who press the button at once do not go back twice. What has no traffic yet ends as if aborted.
     """
 
     release: str = ""
@@ -98,7 +98,7 @@ class Approve(_OfRollout):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promote(_OfRollout):
-    """Skip the rest of the ladder: the candidate gets all traffic, and its gates watch the last step."""
+    """Skip the rest of the ladder: all traffic now, then the bake with its gates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,8 +144,9 @@ def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceSt
         return state, (refusal(state.service, command, why, now),)
     if not isinstance(command, Submit | Restart):
         about = state.rollout.release.id if state.rollout else ""
-        if isinstance(command, Abort) and any(r.id == command.release for r in state.queue):
-            about = command.release
+        named = command.release if isinstance(command, Abort | Rollback) else ""
+        if _queued(state, named) is not None:
+            about = named
         accepted = CommandAccepted(
             service=state.service,
             at=now,
@@ -154,7 +155,7 @@ def handle(state: ServiceState, command: Command, now: float) -> tuple[ServiceSt
             actor=command.actor,
             request=command.request,
             reason=command.reason,
-            note=_called_off(state, turn.state),
+            note=_called_off(state, turn.state) or _said_of_rollback(state, command),
         )
         turn.events.insert(0, accepted)
     return turn.state, tuple(turn.events)
@@ -165,6 +166,20 @@ def _called_off(before: ServiceState, after: ServiceState) -> str:
     if before.removal is None or before.stable is not None or after.stable is None:
         return ""
     return f"the removal by {before.removal.actor} is called off: {after.stable.id} stays"
+
+
+def _said_of_rollback(state: ServiceState, command: Command) -> str:
+    """That what a rollback ends has had no traffic, or where it leads from an unknown route; or ''."""
+    if not isinstance(command, Rollback):
+        return ""
+    if _queued(state, command.release) is not None:
+        return f"{command.release} was still queued and has had no traffic"
+    rollout = state.rollout
+    if _overrules(state, command):
+        return f"all users are sent to {state.current}"
+    if rollout is None or rollout.phase not in BEFORE_TRAFFIC:
+        return ""
+    return f"{rollout.release.id} was in {in_words(rollout.phase)} and has had no traffic"
 
 
 def refusal(service: str, command: Command, reason: str, now: float) -> RequestRefused:
@@ -210,6 +225,8 @@ def _wrong_target(state: ServiceState, command: Command) -> str:
     """Why a command about a rollout does not mean the one that is under way, or ''."""
     if not isinstance(command, _OfRollout) or not command.release or state.rolling(command.release):
         return ""
+    if _queued(state, command.release) is not None:
+        return f"{command.release} is still queued: {_under_way(state)}"
     return f"{command.release} is not rolling out: {_under_way(state)}"
 
 
@@ -361,19 +378,19 @@ def _make_way(turn: Turn, release: Release) -> None:
 
 
 def _rollback(turn: Turn, command: Rollback) -> str:
-    state, rollout = turn.state, turn.state.rollout
+    state = turn.state
     reason = command.reason or f"rolled back by {command.actor}"
-    active = rollout.release.id if rollout else ""
-    stable = state.stable.id if state.stable else ""
-    if rollout is not None and (rollout.kind == "revert" or rollout.phase is Phase.ROLLING_BACK):
-        return _on_its_way_back(state, rollout)
-    if command.release and command.release not in (active, stable):
-        return (
-            f"{command.release} has no traffic any more: stable is {stable or 'empty'}; nothing to roll back"
-        )
-    if rollout is not None and (command.release not in ("", active) or command.to not in ("", stable)):
-        return f"{active} is rolling out over {stable or 'nothing'}; roll that back first, or abort it"
-    target = _earlier(state, command.to) if rollout is None else None
+    why = _no_way_back(state, command)
+    if why:
+        return why
+    queued = _queued(state, command.release)
+    if queued is not None:
+        _take_out(turn, queued, reason, command.actor)
+        return ""
+    if _overrules(state, command):
+        turn.overrule()
+        return ""
+    target = _earlier(state, command.to) if state.rollout is None else None
     if isinstance(target, str):
         return target
     if target is None:
@@ -381,6 +398,50 @@ def _rollback(turn: Turn, command: Rollback) -> str:
     else:
         turn.revert(target, reason, actor=command.actor)
     return ""
+
+
+def _no_way_back(state: ServiceState, command: Rollback) -> str:
+    """Why what a rollback names does not fit what there is, or ''."""
+    rollout, stable = state.rollout, state.stable.id if state.stable else ""
+    active = rollout.release.id if rollout else ""
+    if _queued(state, command.release) is not None:
+        elsewhere = command.to not in ("", stable)
+        return f"{command.release} is still queued; roll that back first, or abort it" if elsewhere else ""
+    if command.release and command.release not in (active, stable):
+        return _not_served(state, command.release)
+    if rollout is not None and (rollout.kind == "revert" or rollout.phase is Phase.ROLLING_BACK):
+        return _on_its_way_back(state, rollout)
+    if rollout is not None and (command.release not in ("", active) or command.to not in ("", stable)):
+        return f"{active} is rolling out over {stable or 'nothing'}; roll that back first, or abort it"
+    return ""
+
+
+def _queued(state: ServiceState, release: str) -> Release | None:
+    return next((r for r in state.queue if r.id == release), None)
+
+
+def _take_out(turn: Turn, release: Release, reason: str, actor: str) -> None:
+    """End a release that waits in the queue."""
+    turn.set(queue=tuple(r for r in turn.state.queue if r is not release))
+    turn.conclude(release, Outcome.ABORTED, reason, actor=actor)
+
+
+def _overrules(state: ServiceState, command: Rollback) -> bool:
+    """Whether a rollback leads from an unknown route to stable."""
+    idle = state.unknown is not None and state.rollout is None
+    return idle and state.stable is not None and command.to in ("", state.stable.id)
+
+
+def _not_served(state: ServiceState, release: str) -> str:
+    """Why a release that is neither rolling out nor stable nor queued is not rolled back."""
+    stable = state.stable.id if state.stable else "empty"
+    ended = next(iter(state.journeys(release)), None)
+    if ended is None and state.known(release) is None:
+        return not_remembered(state, release)
+    if ended is None or ended.outcome in (Outcome.PROMOTED, Outcome.ROLLED_BACK):
+        return f"{release} has no traffic any more: stable is {stable}; nothing to roll back"
+    how = f"it has ended ({in_words(ended.outcome)}: {ended.reason})"
+    return f"{release} has no traffic: {how}, and stable is {stable}; nothing to roll back"
 
 
 def _on_its_way_back(state: ServiceState, rollout: Rollout) -> str:
@@ -451,16 +512,18 @@ def _go_on(turn: Turn, mark: Mark) -> None:
 
 def _promote(turn: Turn, command: Promote) -> str:
     state, rollout = turn.state, turn.state.rollout
-    if rollout is not None and rollout.phase is Phase.ROLLING_BACK and _has_lost_stable(state, rollout):
+    if rollout is not None and rollout.phase is Phase.ROLLING_BACK and state.has_lost_stable:
         previous = turn.state.stable
         turn.set(stable=rollout.release, previous=previous, previous_until=turn.now)
         turn.end(Outcome.PROMOTED, _because(f"kept by {command.actor}", command), actor=command.actor)
+        turn.unstuck()
         return ""
     if rollout is None or rollout.phase not in (Phase.PREVIEW, Phase.SHIFTING):
         return f"there is nothing to promote: {_under_way(state)}"
     weight = current_step(state, rollout).weight
     where = f"at {weight} %" if rollout.phase is Phase.SHIFTING else "in the preview"
     reason = _because(f"promoted by {command.actor} {where}", command)
+    turn.roll(skipped=True)
     turn.enter(Phase.BAKING, reason, step=step_count(turn.state, rollout) - 1, actor=command.actor)
     return ""
 
@@ -470,26 +533,21 @@ def _because(what: str, command: Command) -> str:
     return f"{what}: {command.reason}" if command.reason else what
 
 
-def _has_lost_stable(state: ServiceState, rollout: Rollout) -> bool:
-    """Whether the way back leads to nobody: all of stable is dead, and the candidate has traffic."""
-    names = instance_names(state.stable) if state.stable else ()
-    return bool(names) and set(names) <= set(state.dead) and state.route.share(rollout.release.id) > 0
-
-
 def _abort(turn: Turn, command: Abort) -> str:
     reason = command.reason or f"aborted by {command.actor}"
     rollout = turn.state.rollout
-    queued = next((r for r in turn.state.queue if r.id == command.release), None)
+    queued = _queued(turn.state, command.release)
     if queued is not None:
-        turn.set(queue=tuple(r for r in turn.state.queue if r is not queued))
-        turn.conclude(queued, Outcome.ABORTED, reason, actor=command.actor)
+        _take_out(turn, queued, reason, command.actor)
         return ""
     if rollout is None or command.release not in ("", rollout.release.id):
         if command.release:
             ways = [*([rollout.release] if rollout else []), *turn.state.queue]
             names = ", ".join(r.id for r in ways) or "none"
             return f"{command.release} is neither rolling out nor queued; there are: {names}"
-        return f"{turn.state.service} has no release in progress"
+        waiting = ", ".join(r.id for r in turn.state.queue)
+        which = f"; name the queued one that is meant: {waiting}" if waiting else ""
+        return f"{turn.state.service} has no release in progress{which}"
     if rollout.one_way or rollout.phase is Phase.ROLLING_BACK:
         return _on_its_way_back(turn.state, rollout)
     turn.retreat(Outcome.ABORTED, reason, actor=command.actor)
@@ -519,6 +577,7 @@ def _remove(turn: Turn, command: Remove) -> str:
         return f"{ahead} is on its way; abort it first"
     mark = Mark(kind="removing", actor=command.actor, reason=command.reason, since=turn.now)
     begin(turn, mark)
+    turn.overrule()
     return ""
 
 

@@ -29,7 +29,7 @@ from orchestrator.rollout.model import (
     ServiceState,
     instance_names,
 )
-from orchestrator.rollout.notice import notice_deaths, notice_edge, notice_host
+from orchestrator.rollout.notice import notice_deaths, notice_edge, notice_host, notice_unknown
 from orchestrator.rollout.observation import Image, Instance, Observation
 from orchestrator.rollout.plan import current_step, is_fast
 from orchestrator.rollout.policy import differences
@@ -55,15 +55,13 @@ def decide(state: ServiceState, seen: Observation, now: float) -> tuple[ServiceS
     notice_removal(turn, seen)
     adopt(turn, seen)
     notice_host(turn, seen)
+    notice_unknown(turn, seen)
     notice_edge(turn, seen)
     notice_deaths(turn, seen)
     notice_blindness(turn, seen)
     retire_previous(turn)
     _end_late(turn)
-    if turn.state.rollout is None:
-        _take_from_queue(turn)
-    elif not _overdue_mark(turn):
-        _advance(turn, seen)
+    _proceed(turn, seen)
     reroute(turn, seen)
     let_go(turn, seen)
     take_down(turn, seen)
@@ -92,6 +90,17 @@ def _end_late(turn: Turn) -> None:
     for release in late:
         why = f"waited {release.policy.queue_deadline:.0f} s in the queue"
         turn.conclude(release, Outcome.FAILED, why, actor=DAEMON)
+
+
+def _proceed(turn: Turn, seen: Observation) -> None:
+    """Begin what is next, or go on with what rolls out; with neither before an unknown route is told."""
+    state = turn.state
+    if state.unknown is not None and state.stuck_since is None:
+        return
+    if state.rollout is None:
+        _take_from_queue(turn)
+    elif not _overdue_mark(turn):
+        _advance(turn, seen)
 
 
 def _take_from_queue(turn: Turn) -> None:
@@ -416,7 +425,7 @@ def _await_confirmation(turn: Turn, seen: Observation) -> None:
         why += f": {seen.edge.error}" if seen.edge.error else ""
         if state.stable and step.weight < FULL and not usable(state.stable, state.route, seen):
             why = f"{state.stable.id} has no healthy instance to share the traffic with"
-            why += f"; promote {rollout.release.id} to send it all there"
+            why += "; release it again and promote it at once to send all of it there"
         turn.retreat(Outcome.ROLLED_BACK, why)
 
 
@@ -479,7 +488,12 @@ def _rolling_back(turn: Turn, seen: Observation) -> None:
     assert retreat is not None
     named = any(s.release == rollout.release.id for s in state.route.servers)
     confirmed = state.confirmed == state.route.generation
-    if (confirmed and not named) or _never_served(rollout, seen):
+    if confirmed and not named and _leads_to_nobody(state, rollout, seen):
+        if state.stuck_since is None:
+            assert state.stable is not None
+            keep = f"`orchestrator promote {state.service}` sends everybody to {rollout.release.id} instead"
+            turn.stuck(f"all of {state.stable.id} is down; {keep}")
+    elif (confirmed and not named) or _never_served(rollout, seen):
         late = "".join(i.logs for i in seen.of(rollout.release.id) if not i.running)
         turn.end(
             retreat.outcome if state.stable is not None else Outcome.FAILED,
@@ -488,10 +502,23 @@ def _rolling_back(turn: Turn, seen: Observation) -> None:
             verdict=retreat.verdict,
             logs=retreat.logs or late,
         )
+        turn.unstuck()
     elif named and state.stuck_since is None:
         waited = turn.now - rollout.entered_at
         if waited >= rollout.release.policy.confirm_deadline:
             turn.stuck("stable has no healthy instance to go back to; the traffic stays where it is")
+
+
+def _leads_to_nobody(state: ServiceState, rollout: Rollout, seen: Observation) -> bool:
+    """Whether all of stable is dead while the candidate, as far as is known, is not: it is not let go yet.
+
+    A candidate that has never had users is: it has nothing to give back, and what is released next must not
+    wait behind it.
+    """
+    if rollout.exposed_since is None:
+        return False
+    alive = any(i.running and i.health != "unhealthy" for i in seen.of(rollout.release.id))
+    return state.has_lost_stable and (alive or not seen.runtime_ok)
 
 
 def _never_served(rollout: Rollout, seen: Observation) -> bool:

@@ -1,5 +1,6 @@
 """`desired`: which world a state wants. The engine makes the world so, and nothing else does."""
 
+import math
 from dataclasses import dataclass
 from itertools import islice
 
@@ -12,15 +13,11 @@ from orchestrator.rollout.model import (
     Route,
     ServiceState,
     instance_name,
-    instance_names,
 )
 from orchestrator.rollout.route import alone
 
 REPAIR_AFTER = 30.0
 """Seconds that a hand-edited file is left alone, so that a person in an emergency is not fought."""
-
-HUNG_FOR = 60.0
-"""Seconds for which a running instance fails its probe before another one takes its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +43,8 @@ class World:
     Attributes:
         image: The reference that must be resolved, if any.
         instances: The containers; any other labelled one of the service is to be stopped.
-        recreate: The instance that is to be stopped although it is wanted, to be made anew; '' for none.
+        recreate: The instances that are to be stopped although they are wanted, to be made anew; nginx may
+            still name one where no instance of its release is well.
         route: What nginx must serve.
         stable: The id of the stable release; empty when there is none.
         fallback: The route that a rollback on the host puts in place; it lies on the disk before the
@@ -61,7 +59,7 @@ class World:
     route: Route
     image: str = ""
     instances: tuple[Wanted, ...] = ()
-    recreate: str = ""
+    recreate: frozenset[str] = frozenset()
     stable: str = ""
     fallback: Route | None = None
     repair: bool = False
@@ -83,7 +81,7 @@ def desired(state: ServiceState, now: float) -> World:
         service=state.service,
         image=image,
         instances=_instances(state),
-        recreate=_to_recreate(state, now),
+        recreate=_to_recreate(state),
         route=state.route,
         stable=state.stable.id if state.stable else "",
         fallback=_fallback(state),
@@ -116,15 +114,17 @@ def _instances(state: ServiceState) -> tuple[Wanted, ...]:
     return tuple(wanted.values())
 
 
-def _to_recreate(state: ServiceState, now: float) -> str:
-    """One instance of stable or previous that has hung for long, while the others of its release are well."""
-    hung = dict(state.hung)
-    for release in (state.stable, state.previous):
-        names = instance_names(release) if release is not None else ()
-        bad = [name for name in names if name in state.dead or name in hung]
-        if len(bad) == 1 < len(names) and now - hung.get(bad[0], now) >= HUNG_FOR:
-            return bad[0]
-    return ""
+def _to_recreate(state: ServiceState) -> frozenset[str]:
+    """What is made anew and still hangs; nginx lets it go first, unless there is nobody else for users."""
+    hung, servers = dict(state.hung), state.route.servers
+    bad = {*state.dead, *hung}
+    found = set()
+    for one in state.anew:
+        served = [s.instance for s in servers if s.release == one.release]
+        free = one.instance not in served or bad.issuperset(served)
+        if free and hung.get(one.instance, math.inf) <= one.at:
+            found.add(one.instance)
+    return frozenset(found)
 
 
 def _fallback(state: ServiceState) -> Route | None:

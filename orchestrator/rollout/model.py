@@ -223,6 +223,7 @@ class Rollout:
         verdicts: What the gates said at the last look.
         baselines: Stable's last measured value per gate, for when stable has no traffic.
         approved: Whether the current step has been approved.
+        skipped: Whether a person has skipped the rest of the ladder.
         hooks_for: The step that is entered as soon as its hooks have passed; None before it is its turn.
         mark: Paused, or waiting for approval.
         retreat: Set in `rolling_back`.
@@ -247,6 +248,7 @@ class Rollout:
     verdicts: tuple[Verdict, ...] = ()
     baselines: tuple[tuple[str, float], ...] = ()
     approved: bool = False
+    skipped: bool = False
     hooks_for: int | None = None
     mark: Mark | None = None
     retreat: Retreat | None = None
@@ -304,6 +306,21 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Anew:
+    """The instance of a release that was made anew last because it hung.
+
+    Attributes:
+        tries: How many in a row have been, while none of those has become well.
+        at: When that began.
+    """
+
+    release: str
+    instance: str
+    tries: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceState:
     """All that is committed for one service. Replaced whole, in one atomic step with its events.
 
@@ -321,6 +338,9 @@ class ServiceState:
         silent_since: When nginx ceased to say what it serves; None when it says so.
         dead: Instances of stable and previous whose death has been told.
         hung: Those that run and fail their probe, each with since when.
+        anew: What is made anew of them, one instance of a release at a time.
+        unknown: The generation that nginx serves where its file and the store are older, and since when.
+        overruled: The last such generation that somebody has put another route over.
         answered: The generation of the last rollback on the host that was followed.
         trouble: The bug that the daemon meets in driving the service; empty where it meets none.
         removal: Set while the service is taken down, and from then on until it is released again.
@@ -349,6 +369,9 @@ class ServiceState:
     silent_since: float | None = None
     dead: tuple[str, ...] = ()
     hung: tuple[tuple[str, float], ...] = ()
+    anew: tuple[Anew, ...] = ()
+    unknown: tuple[int, float] | None = None
+    overruled: int = 0
     answered: int = 0
     trouble: str = ""
     removal: Mark | None = None
@@ -390,6 +413,12 @@ class ServiceState:
             return below[-1]
         known = {r.id for r in promoted}
         return self.previous if self.previous is not None and self.previous.id not in known else None
+
+    @property
+    def has_lost_stable(self) -> bool:
+        """Whether all instances of stable are known to be dead."""
+        names = instance_names(self.stable) if self.stable is not None else ()
+        return bool(names) and set(names) <= set(self.dead)
 
     def rolling(self, release: str) -> Rollout | None:
         """A release's rollout, while it is under way."""

@@ -9,10 +9,16 @@ from orchestrator.rollout.events import (
     InstanceRecovered,
     RouteConfirmed,
 )
-from orchestrator.rollout.model import BEFORE_TRAFFIC, Outcome, instance_names
+from orchestrator.rollout.model import BEFORE_TRAFFIC, Anew, Outcome, Release, instance_names
 from orchestrator.rollout.observation import Edge, Observation
 from orchestrator.rollout.route import led_to, lost, may_be_served, unanswered
-from orchestrator.rollout.turn import Turn
+from orchestrator.rollout.turn import DAEMON, Turn
+
+HUNG_FOR = 60.0
+"""Seconds for which a running instance fails its probe before another one takes its place."""
+
+MOST = 3600.0
+"""The longest pause between two that are made anew in vain."""
 
 SILENCE = 10.0
 """Seconds for which nginx may be silent: a single look may meet a reload or a busy host."""
@@ -50,6 +56,41 @@ def notice_host(turn: Turn, seen: Observation) -> None:
         turn.revert(target, local.reason, actor=local.actor)
 
 
+def notice_unknown(turn: Turn, seen: Observation) -> None:
+    """Hold the traffic where nginx serves what neither its file nor the store knows, and tell that.
+
+    Both have been put back to an earlier time while nginx ran on. What rolls out or waits by that store has
+    ended since.
+    """
+    state, edge = turn.state, seen.edge
+    if edge.unread or edge.served is None or edge.on_disk is None:
+        return
+    if edge.served <= max(state.route.generation, edge.floor, state.overruled):
+        if state.unknown is not None:
+            turn.set(unknown=None, stuck_since=None, stuck_why="")
+        return
+    if state.unknown is None or state.unknown[0] != edge.served:
+        turn.set(unknown=(edge.served, turn.now), stuck_since=None, stuck_why="")
+        return
+    if state.stuck_since is not None or turn.now - state.unknown[1] < SILENCE:
+        return
+    why = (
+        f"nginx serves route {edge.served}, and its file and Redis are from an earlier time: which releases"
+        " have the users is not known, they stay there, and nothing is stopped"
+    )
+    since = state.unknown[1]
+    if state.rollout is not None and state.rollout.began_at < since:
+        turn.end(Outcome.ABORTED, why)
+    over = [release for release in state.queue if release.submitted_at < since]
+    turn.set(queue=tuple(release for release in state.queue if release not in over))
+    for release in over:
+        turn.conclude(release, Outcome.ABORTED, why, actor=DAEMON)
+    way = "release an image to send them there"
+    if state.stable is not None:
+        way = f"`orchestrator rollback {state.service}` sends all of them to {state.stable.id}"
+    turn.stuck(f"{why}; {way}")
+
+
 def notice_edge(turn: Turn, seen: Observation) -> None:
     """Tell a confirmation, a change that is not confirmed, and a file that somebody edited.
 
@@ -67,7 +108,7 @@ def notice_edge(turn: Turn, seen: Observation) -> None:
     elif pending and state.stuck_since is not None:
         if edge.error not in ("", state.stuck_why) and not edge.unread:  # the next mistake
             turn.set(stuck_why=edge.error)
-    elif pending:
+    elif pending and state.unknown is None:
         patience = state.rollout.release.policy.confirm_deadline if state.rollout else 60.0
         waited = now - state.route.changed_at - edge.waited
         reason = edge.error or (f"not confirmed after {waited:.0f} s" if waited > patience else "")
@@ -102,6 +143,8 @@ def _notice_silence(turn: Turn, edge: Edge) -> None:
             turn.set(silent_since=None)
         if state.silent_since is not None and state.stuck_since and state.confirmed == state.route.generation:
             turn.set(stuck_since=None, stuck_why="")
+            if state.unknown is not None:
+                return
             about = state.rollout.release.id if state.rollout else ""
             turn.tell(
                 RouteConfirmed(service=state.service, at=turn.now, release=about, generation=state.confirmed)
@@ -148,6 +191,44 @@ def notice_deaths(turn: Turn, seen: Observation) -> None:
     hung = _hung(turn, seen, names)
     if dead != set(state.dead) or hung != state.hung:
         turn.set(dead=tuple(sorted(dead)), hung=hung)
+    anew = tuple(filter(None, (_anew(turn, release) for release in kept)))
+    if anew != state.anew:
+        turn.set(anew=anew)
+
+
+def pause_after(tries: int) -> float:
+    """Seconds until the next instance of a release is made anew, where that has not helped."""
+    return min(HUNG_FOR * 2.0 ** min(tries - 1, 10), MOST)
+
+
+def _anew(turn: Turn, release: Release) -> Anew | None:
+    """What is made anew of a release whose instances hang, the one that has hung longest first.
+
+    Where that one becomes well the next one follows at once. Else what is wrong may lie elsewhere, as in a
+    probe that asks for what is not there or a database that is away: the pauses grow.
+    """
+    state, now = turn.state, turn.now
+    names, hung = instance_names(release), dict(state.hung)
+    bad = [name for name in names if name in state.dead or name in hung]
+    last = next((a for a in state.anew if a.release == release.id and a.instance in bad), None)
+    slow = [name for name in names if now - hung.get(name, now) >= HUNG_FOR]
+    if not slow or (last is not None and now - last.at < pause_after(last.tries)):
+        return last
+    name = min(slow, key=lambda n: hung[n])
+    tries = last.tries + 1 if last is not None else 1
+    again = f"; {last.tries} in a row have not helped" if last is not None else ""
+    turn.tell(
+        InstanceDied(
+            service=state.service,
+            at=now,
+            release=release.id,
+            instance=name,
+            exit_code=None,
+            reason=f"{name} has failed its health probe for {now - hung[name]:.0f} s and is made anew{again}",
+            logs="",
+        )
+    )
+    return Anew(release=release.id, instance=name, tries=tries, at=now)
 
 
 def _hung(turn: Turn, seen: Observation, names: Iterable[str]) -> tuple[tuple[str, float], ...]:

@@ -115,6 +115,11 @@ class Edge:
     waited: float = 0.0
 
     @property
+    def highest(self) -> int:
+        """The highest generation that the disk remembers or nginx serves, which takes only one above it."""
+        return max(self.floor, self.served or 0)
+
+    @property
     def local(self) -> LocalRollback | None:
         """The rollback on the host that the file stands for; None when the daemon wrote it."""
         return self.on_disk.local if self.on_disk else None

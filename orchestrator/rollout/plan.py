@@ -42,7 +42,7 @@ def ladder(
         for i, weight in enumerate(sorted(partial))
     ]
     last = 0.0 if holdback else bake
-    whole = Step(weight=FULL, hold=last, max_hold=max_hold)
+    whole = Step(weight=FULL, hold=last, max_hold=max_hold, bake=bake - last)
     return tuple(replace(s, deadline=s.hold + deadline) for s in (*steps, whole))
 
 
@@ -82,7 +82,10 @@ def current_step(state: ServiceState, rollout: Rollout) -> Step:
     policy: Policy = rollout.release.policy
     if is_fast(state, rollout):
         return Step(weight=FULL, hold=0.0, deadline=policy.confirm_deadline)
-    return policy.steps[min(rollout.step, len(policy.steps) - 1)]
+    step = policy.steps[min(rollout.step, len(policy.steps) - 1)]
+    if not rollout.skipped:
+        return step
+    return replace(step, hold=step.hold + step.bake, deadline=step.deadline + step.bake)
 
 
 def step_count(state: ServiceState, rollout: Rollout) -> int:

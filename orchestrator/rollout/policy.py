@@ -89,6 +89,8 @@ class Step:
         min_requests: Requests that the candidate must have answered in this step.
         deadline: Seconds that the step may take in all, `hold` included.
         approve: Whether a person must approve before the next step.
+        bake: Seconds that `hold` and `deadline` are longer where a person's `promote` has skipped the step in
+            which the release would have baked.
     """
 
     weight: int
@@ -97,6 +99,7 @@ class Step:
     min_requests: int = 0
     deadline: float = 3600.0
     approve: bool = False
+    bake: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

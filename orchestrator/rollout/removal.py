@@ -108,7 +108,7 @@ def take_down(turn: Turn, seen: Observation) -> None:
             ServiceRemoved(service=state.service, at=turn.now, actor=removal.actor, reason=removal.reason)
         )
     elif seen.runtime_ok and not (seen.instances or state.retiring or state.route.servers):
-        generation = max(state.route.generation, seen.edge.floor) + 1
+        generation = max(state.route.generation, seen.edge.highest) + 1
         turn.set(route=Route(generation=generation, changed_at=turn.now, gone=True))
         turn.tell(
             RouteChanged(

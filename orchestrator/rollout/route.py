@@ -142,7 +142,7 @@ def _back_unseen(state: ServiceState, seen: Observation, now: float) -> Route:
     servers = alone(route, target.id) if target else ()
     if not servers or all(s.release == servers[0].release for s in route.servers):
         return route
-    generation = max(route.generation, seen.edge.floor) + 1
+    generation = max(route.generation, seen.edge.highest) + 1
     return Route(generation=generation, servers=servers, changed_at=now)
 
 
@@ -154,7 +154,7 @@ def _as_served(state: ServiceState, seen: Observation, wanted: set[str], now: fl
     named, served = ({s.release for s in r.servers if not s.backup} for r in (route, disk.route))
     if not served or named <= wanted or not served <= wanted:
         return route
-    generation = max(route.generation, seen.edge.floor) + 1
+    generation = max(route.generation, seen.edge.highest) + 1
     return Route(generation=generation, servers=disk.route.servers, changed_at=now)
 
 
@@ -166,7 +166,7 @@ def next_route(state: ServiceState, seen: Observation, now: float) -> Route:
     answer nothing is known of the instances, and the only change is back to those that nginx knows already.
     """
     route, wanted = state.route, shares(state)
-    if _host_went_elsewhere(state, seen, wanted):
+    if state.unknown is not None or _host_went_elsewhere(state, seen, wanted):
         return route
     if not seen.runtime_ok:
         return _back_unseen(state, seen, now)
@@ -185,8 +185,8 @@ def next_route(state: ServiceState, seen: Observation, now: float) -> Route:
         servers += [_server(i, 1, backup=True) for i in usable(wanted.backup, route, seen)]
     preview = tuple(_server(i, 1) for i in usable(wanted.preview, route, seen)) if wanted.preview else ()
     ours = bool(servers) or (state.removal is not None and not route.gone)
-    ahead = ours and seen.edge.floor >= route.generation + (0 if seen.edge.local else 1)
+    ahead = ours and seen.edge.highest >= route.generation + (0 if seen.edge.local else 1)
     if tuple(servers) == route.servers and preview == route.preview and not ahead:
         return route
-    generation = max(route.generation, seen.edge.floor) + 1
+    generation = max(route.generation, seen.edge.highest) + 1
     return Route(generation=generation, servers=tuple(servers), preview=preview, changed_at=now)

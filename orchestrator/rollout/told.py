@@ -142,13 +142,19 @@ def last_logs(events: Iterable[Event]) -> str:
 def problems(state: ServiceState) -> list[str]:
     """What is wrong with a service now."""
     found = [f"{name} is down" for name in state.dead]
+    found += [
+        f"{one.tries} instances of {one.release} in a row were made anew and hang again, {one.instance} last:"
+        " is its probe right, and what it needs there?"
+        for one in state.anew
+        if one.tries > 1
+    ]
     if state.drifted_since is not None:
         edited = f"nginx' file {state.service}.conf was edited or removed by hand"
         found.append(f"{edited}; no step is taken until that is undone")
     if state.trouble:
         found.append(state.trouble)
     if state.stuck_since is not None:
-        found.append(way_back(state) or _unconfirmed(state))
+        found.append(state.stuck_why if state.unknown else way_back(state) or _unconfirmed(state))
     if state.rollout is not None and state.rollout.blind_since is not None:
         found.append(f"{state.rollout.blind_to or 'Prometheus'} does not answer; the rollout is held")
     return found
@@ -211,11 +217,13 @@ def way_back(state: ServiceState) -> str:
         return ""
     stable = state.stable.id if state.stable else "nothing"
     to, leaves = (rollout.release.id, stable) if rollout.one_way else (stable, rollout.release.id)
+    pending = state.confirmed != state.route.generation
     if state.switched is not None and state.switched[0] == to:
         where = f"all users are on {to} by the rollback switch since {_clock(state.switched[1])}"
+    elif not pending and state.route.share(to) == 1.0:
+        where = f"all users are sent to {to}"
     else:
         where = f"some users may still be on {leaves}"
-    pending = state.confirmed != state.route.generation
     said = ("nginx has not confirmed its new configuration yet" if pending else "", state.stuck_why)
     waits = ": ".join(filter(None, said))
     return "; ".join(filter(None, (f"going back to {to} since {_clock(rollout.entered_at)}", where, waits)))

@@ -100,6 +100,8 @@ class Turn:
         """
         if self.rollout.kind == "revert":
             reason = self.rollout.reason
+        if phase not in BEFORE_TRAFFIC:
+            self.overrule()
         self.roll(
             phase=phase,
             step=step,
@@ -202,6 +204,17 @@ class Turn:
                 reason=reason,
             )
         )
+
+    def overrule(self) -> None:
+        """Let the route go by the state again, over one that nginx serves and nobody knows."""
+        if self.state.unknown is not None:
+            self.set(overruled=self.state.unknown[0], unknown=None, stuck_since=None, stuck_why="")
+
+    def unstuck(self) -> None:
+        """Note that nothing is waited for any more, where nginx says that it serves the committed route."""
+        state = self.state
+        if state.confirmed == state.route.generation and state.silent_since is None:
+            self.set(stuck_since=None, stuck_why="")
 
     def end(
         self,

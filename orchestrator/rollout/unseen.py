@@ -32,6 +32,7 @@ def exclude_unwatched(turn: Turn, seconds: float) -> None:
         drifted_since=None if state.drifted_since is None else later(state.drifted_since),
         silent_since=None if state.silent_since is None else later(state.silent_since),
         hung=tuple((name, later(since)) for name, since in state.hung),
+        anew=tuple(replace(a, at=later(a.at)) for a in state.anew),
     )
     if state.rollout is None:
         return

@@ -21,8 +21,9 @@ WATCHING = 0.005
 RUN, RUN_WATCHED = 8, 2
 """Fresh requests in a row that must show what is wanted; the second is for when no old worker accepts."""
 
-TAKEN_UP = 1.0
-"""Seconds in which a reload that nobody confirms has taken effect, or answers are closed no longer for it."""
+TAKEN_UP = 4.0
+"""Seconds in which nginx has taken a reload up or has refused it: it tries for 2.5 s to listen at a port that
+somebody else has. Then answers are closed no longer for it, and the next may be asked for."""
 
 TAKES_CONNECTIONS = 0.25
 """Seconds in which a server that runs takes a connection."""
@@ -79,6 +80,8 @@ class Reloader:
         self._switches = switches
         self._deadline = deadline
         self._closing_wait = closing_wait
+        self._before = frozenset[int]()
+        self._until = 0.0
         self.asked = False
 
     @contextlib.asynccontextmanager
@@ -88,18 +91,25 @@ class Reloader:
         """Reload, and let answers keep their connections again when the block is left.
 
         Yields the workers that accepted before. A gentle one lets clients close their connections; `first` is
-        done when they have, while nothing has been asked for.
+        done when they have, while nothing has been asked for. Where the block fails after nginx may have been
+        asked, answers go on closing connections, until `put_back` has done what is left to do.
 
         Raises:
             Fault: nginx could not be asked, or a master is there that does not hear of it.
         """
         self.asked = False
-        before = await self._accepting()
-        async with self._closing(gently=gently):
+        await self._accepting()
+        try:
+            await self._close_connections(gently=gently)
             await first()
             self.asked = True
-            await self._process.reload()
-            yield before
+            await self._ask()
+            yield self._before
+        except BaseException:
+            if not self.asked:
+                self._switches.keep_connections()
+            raise
+        self._switches.keep_connections()
 
     async def put_back(self, *, gently: bool) -> None:
         """Reload once more, after a reload that has come to nothing; nobody confirms this one.
@@ -107,27 +117,42 @@ class Reloader:
         Raises:
             Fault: nginx could not be asked, or has refused it.
         """
-        async with self._closing(gently=gently):
-            before = frozenset[int]()
-            with contextlib.suppress(Fault):  # they are looked at for no more than how long it takes
-                before = (await self._process.workers()).accepting
-            await self._process.reload()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TAKEN_UP):
-                    while before & (await self._process.workers()).accepting:
-                        await self._refused()
-                        await asyncio.sleep(WATCHING)
-
-    @contextlib.asynccontextmanager
-    async def _closing(self, *, gently: bool) -> AsyncIterator[None]:
-        """Answers close their connections, for a while before the block if gently, and to its end."""
         try:
-            if gently and self._closing_wait:
-                await to_the_end(self._switches.close_connections)
-                await asyncio.sleep(self._closing_wait)
-            yield
+            await self._close_connections(gently=gently)
+            await self._ask()
+            if not await self._is_over():
+                await self._refused()
         finally:
             self._switches.keep_connections()
+
+    async def _close_connections(self, *, gently: bool) -> None:
+        """Let answers close their connections for a while, if gently."""
+        if gently and self._closing_wait:
+            await to_the_end(self._switches.close_connections)
+            await asyncio.sleep(self._closing_wait)
+
+    async def _ask(self) -> None:
+        """Ask for a reload when the one before is over: what is seen from then on is of this one.
+
+        Raises:
+            Fault: nginx could not be asked.
+        """
+        await self._is_over()
+        self._before = (await self._process.workers()).accepting
+        self._until = asyncio.get_running_loop().time() + TAKEN_UP
+        try:
+            await self._process.reload()
+        except Fault:
+            self._before = frozenset()
+            raise
+
+    async def _is_over(self) -> bool:
+        """Wait for nginx to take up the reload that was asked for last. False where it did not in time."""
+        while self._before & (await self._process.workers()).accepting:
+            if asyncio.get_running_loop().time() >= self._until or (await self._process.complaint()).final:
+                return False
+            await asyncio.sleep(WATCHING)
+        return True
 
     async def confirm(
         self, wanted: Sequence[Shown], before: frozenset[int] | None = None

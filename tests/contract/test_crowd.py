@@ -254,8 +254,8 @@ async def test_a_reload_that_nginx_ignores_is_not_believed_for_a_known_generatio
     async def ignore() -> None:
         return
 
-    site.edge._reloader._deadline = 1.0
     with monkeypatch.context() as patched:
+        patched.setattr(site.edge._reloader, "_deadline", 1.0)
         patched.setattr(site.process, "reload", ignore)
         patched.setattr(site.process, "workers", _unseen)
         with pytest.raises(Fault, match="does not show generation 2"):

@@ -195,3 +195,29 @@ async def test_no_connection_is_cut_when_a_change_is_not_confirmed(
             await site.edge.apply(site.plan(3, "api-2", "api-1", back="api-1"), 1)
     assert seen.answered > 100
     assert (seen.lost, seen.cut) == ({}, 0)
+
+
+async def test_no_connection_is_cut_when_a_change_is_given_up_that_nginx_still_tries(
+    site: Site,
+) -> None:
+    """nginx tries for 2.5 s to listen at a port that another program has; then it is asked to go back."""
+    options = site.edge._options("api")
+    assert options.server is not None
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        elsewhere = replace(options, server=replace(options.server, listen=listen))
+        site.edge._options = lambda service: elsewhere if service == "web" else options
+        async with load(site) as seen:
+            applying = asyncio.create_task(site.edge.apply(replace(site.plan(1, "api-1"), service="web"), 1))
+            async with asyncio.timeout(5):
+                while not (await site.process.complaint()).words:
+                    await asyncio.sleep(0.01)
+            before = (await site.process.workers()).accepting
+            applying.cancel()
+            await asyncio.gather(applying, return_exceptions=True)
+            async with asyncio.timeout(10):
+                while before & (await site.process.workers()).accepting:
+                    await asyncio.sleep(0.01)
+    assert seen.answered > 100
+    assert (seen.lost, seen.cut) == ({}, 0)
+    assert not (site.folder / "switch" / ".closing").exists()

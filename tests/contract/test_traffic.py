@@ -268,6 +268,21 @@ async def test_a_new_daemon_knows_an_edited_file_by_its_header(kit: Kit) -> None
     await fresh.close()
 
 
+@pytest.mark.parametrize("kit", ["host", "lua"], indirect=True)
+async def test_a_folder_from_an_earlier_time_is_seen_and_the_next_generation_goes_over_it(kit: Kit) -> None:
+    await kit.traffic.apply(plan(3), 3)
+    file = kit.folder / "api.conf"
+    old = file.read_text()
+    await kit.traffic.apply(plan(5), 3)
+    file.write_text(old)
+    fresh = NginxEdge(kit.process, kit.folder, lambda _: EdgeOptions(), listen=kit.traffic._listen)
+    seen = await fresh.observe("api")
+    assert (seen.served, seen.floor, seen.highest, seen.file) == (5, 3, 5, "ours")
+    await fresh.apply(plan(6), 3)
+    assert (await fresh.observe("api")).confirmed == 6
+    await fresh.close()
+
+
 @pytest.mark.parametrize("kit", ["host"], indirect=True)
 async def test_a_reload_that_returns_and_is_not_applied_is_not_a_success(kit: Kit) -> None:
     """A listen port that is taken: `nginx -t` and the reload both return 0, and the old config serves on."""

@@ -18,7 +18,7 @@ from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.ports.faults import Away, Fault
 from orchestrator.ports.requests import Request
 from orchestrator.rollout.command import Abort, Freeze, Remove, Rollback, handle
-from orchestrator.rollout.events import ConfigReloaded, ReleaseEnded, ServiceRemoved
+from orchestrator.rollout.events import ConfigReloaded, ReleaseEnded, RouteConfirmed, ServiceRemoved
 from orchestrator.rollout.model import Ended, Mark, Outcome, Phase, Retiring, Rollout, ServiceState
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import RedisStore, connect
@@ -502,6 +502,17 @@ async def test_a_release_that_begins_anew_what_has_been_let_go_ends_the_wait_for
 
 
 ABORT = {"verb": "abort", "service": "api", "who": "bob"}
+
+
+async def test_a_rollback_from_a_route_that_nobody_knows_is_over_when_nginx_confirms(bench: Bench) -> None:
+    state = ServiceState(service="api", stable=release(1), unknown=(9, 1.0))
+    await bench.put(state)
+    waiting = bench.carry_out(ROLLBACK)
+    await bench.answer(lambda entry: Rollback(request=entry, actor="ann"))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    await bench.put(state, RouteConfirmed(service="api", at=2.0, generation=10))
+    assert await waiting == exits.OK
 
 
 @pytest.mark.parametrize("what", ["rollout", "queued", "removal"])

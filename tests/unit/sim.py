@@ -70,6 +70,7 @@ class Sim:
     image_note: str = ""
     image_there: bool = True
     served: int = 0
+    elder: int = 0
     disk: OnDisk | None = None
     fallback: Route | None = None
     starts: int = 0
@@ -105,8 +106,10 @@ class Sim:
             runtime_ok=self.runtime_ok,
             runtime_error="" if self.runtime_ok else "timed out",
             edge=Edge(
-                served=self.served if self.edge_up and not (self.disk and self.disk.route.gone) else None,
-                confirmed=self.served,
+                served=(self.elder or self.served)
+                if self.edge_up and not (self.disk and self.disk.route.gone)
+                else None,
+                confirmed=self.elder or self.served,
                 file=self.file,  # type: ignore[arg-type]
                 drained=self.drained,
                 failed=self.failed,
@@ -237,7 +240,8 @@ class Sim:
     def _converge(self) -> None:
         world = desired(self.state, self.now)
         ahead = self.disk is not None and self.disk.route.generation > world.route.generation
-        if self.edge_up and not self.refuses and world.route.generation and not ahead:
+        if self.edge_up and not self.refuses and world.route.generation > self.elder and not ahead:
+            self.elder = 0
             self.served = world.route.generation
             same = world.fallback and world.fallback.servers, self.fallback and self.fallback.servers
             if self.disk is None or world.route.generation > self.disk.route.generation or same[0] != same[1]:
@@ -270,15 +274,15 @@ class Sim:
                     supervised=want.restart,
                     described=want.release,
                 )
-        if world.recreate in self.instances:
-            del wanted[world.recreate]
-        self._stop(wanted)
+        for name in world.recreate & self.instances.keys():
+            del wanted[name]
+        self._stop(wanted, world.recreate)
 
-    def _stop(self, wanted: Mapping[str, Wanted]) -> None:
+    def _stop(self, wanted: Mapping[str, Wanted], recreate: frozenset[str]) -> None:
         """What nobody wants ends, and is gone after a while, whoever wants it again by then."""
         routed = {s.instance for s in (*self.state.route.servers, *self.state.route.preview)}
-        if self.state.confirmed == self.state.route.generation:
-            for name in self.instances.keys() - wanted.keys() - routed - self.stopping.keys():
+        if self.state.confirmed == self.state.route.generation and self.state.unknown is None:
+            for name in self.instances.keys() - wanted.keys() - (routed - recreate) - self.stopping.keys():
                 self.stopping[name] = self.now + self.stop_takes
         for name, until in tuple(self.stopping.items()):
             if self.now >= until:

@@ -27,7 +27,7 @@ from orchestrator.rollout.events import (
     ServiceRemoved,
     ServiceTroubled,
 )
-from orchestrator.rollout.model import Outcome, Phase, Route, ServiceState
+from orchestrator.rollout.model import Anew, Outcome, Phase, Route, ServiceState
 from orchestrator.rollout.observation import Edge, Observation, Sample
 from orchestrator.rollout.policy import Comparison, Limit, Step
 from orchestrator.store.codec import dump_event, dump_state, load_event, load_state
@@ -636,9 +636,16 @@ async def test_an_image_is_removed_once_its_containers_are_gone_and_again_when_t
     await jobs.stop()
 
 
-@pytest.mark.parametrize(("routed", "stopped"), [(False, True), (True, False)])
+@pytest.mark.parametrize(
+    ("routed", "hung", "stopped"),
+    [
+        (False, ("api-1-0",), True),
+        (True, ("api-1-0",), False),
+        (True, ("api-1-0", "api-1-1"), True),  # nobody else is there to send users to
+    ],
+)
 async def test_an_instance_that_hangs_is_stopped_once_nginx_has_let_it_go(
-    routed: bool, stopped: bool
+    routed: bool, hung: tuple[str, ...], stopped: bool
 ) -> None:
     kit = Kit()
     stable = release(1, template=template(instances=2))
@@ -649,7 +656,9 @@ async def test_an_instance_that_hangs_is_stopped_once_nginx_has_let_it_go(
     names = ["api-1-0", "api-1-1"] if routed else ["api-1-1"]
     servers = tuple(server("api-1", i.address, instance=i.name) for i in instances if i.name in names)
     route = Route(generation=7, servers=servers)
-    state = ServiceState(service="api", stable=stable, route=route, confirmed=7, hung=(("api-1-0", 0.0),))
+    state = ServiceState(service="api", stable=stable, route=route, confirmed=7)
+    anew = (Anew(release="api-1", instance="api-1-0", tries=1, at=61.0),)
+    state = replace(state, hung=tuple((name, 0.0) for name in hung), anew=anew)
     jobs = Jobs(lambda: None)
     converger = Converger(kit.runtime, kit.runtime, kit.traffic, kit.hooks, kit.store, jobs)
     seen = Observation(instances=instances, edge=Edge(served=7, confirmed=7))

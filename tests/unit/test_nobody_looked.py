@@ -12,6 +12,7 @@ from orchestrator.rollout.decide import decide, watch
 from orchestrator.rollout.events import EdgeStuck, GateJudged, ReleaseEnded
 from orchestrator.rollout.evidence import Evidence
 from orchestrator.rollout.model import (
+    Anew,
     Breach,
     Mark,
     Outcome,
@@ -517,6 +518,7 @@ POSTPONED = {
     "drifted_since",
     "silent_since",
     "hung",
+    "anew.at",
     "rollout.entered_at",
     "rollout.held_since",
     "rollout.blind_since",
@@ -530,6 +532,7 @@ OTHERS = {
     "overlooked": "seconds, which are taken out of the clocks of the queue",
     "stuck_since": "told",
     "switched": "told",
+    "unknown": "told after a while",
     "frozen.since": "told",
     "removal.since": "told",
     "rollout.began_at": "told",
@@ -591,6 +594,7 @@ def test_time_in_which_nobody_looked_is_taken_out_of_every_clock(sim: Sim) -> No
         drifted_since=since,
         silent_since=since,
         hung=(("api-1-0", since),),
+        anew=(Anew(release="api-1", instance="api-1-0", tries=1, at=since),),
         rollout=rollout,
     )
     for seconds, expected in ((40.0, since + 40.0), (600.0, sim.now)):

@@ -1,6 +1,7 @@
 """The journey of a release: every phase and every way out of it."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -36,8 +37,9 @@ from orchestrator.rollout.events import (
 )
 from orchestrator.rollout.model import Outcome, Phase, Result
 from orchestrator.rollout.observation import Reading
+from orchestrator.rollout.plan import ladder
 from orchestrator.rollout.policy import Limit, Preview, Step
-from orchestrator.rollout.told import told
+from orchestrator.rollout.told import problems, told, way_back
 from tests.builders import ERRORS, LADDER, policy, submit, template
 from tests.unit.sim import Behaviour, Sim
 
@@ -395,13 +397,55 @@ def test_an_instance_that_hangs_for_long_is_made_anew_while_the_others_are_well(
     assert (sim.state.dead, sim.state.hung) == ((), ())
 
 
-def test_of_instances_that_all_hang_none_is_stopped(sim: Sim) -> None:
-    before = {i.container for i in sim.instances.values()}
-    for name in ("api-1-0", "api-1-1"):
+def _hang(sim: Sim, *names: str) -> None:
+    for name in names:
         sim.instances[name] = replace(sim.instances[name], health="unhealthy")
-    sim.run(100)
-    assert {i.container for i in sim.instances.values()} == before
-    assert desired(sim.state, sim.now).recreate == ""
+
+
+def _containers(sim: Sim, release: str) -> dict[str, str]:
+    return {i.name: i.container for i in sim.instances.values() if i.release == release}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_instances_that_all_hang_are_made_anew_one_at_a_time(count: int) -> None:
+    sim = Sim()
+    sim.send(submit(1, template=template(instances=count)))
+    sim.until_ended("api-1")
+    before = _containers(sim, "api-1")
+    for name in sorted(before, reverse=True):
+        _hang(sim, name)
+        sim.run(1)
+    sim.run(54)
+    assert _containers(sim, "api-1") == before
+    fresh: list[set[str]] = []
+    for _ in range(20):
+        sim.step()
+        fresh.append({n for n, c in _containers(sim, "api-1").items() if before[n] != c})
+    assert [n for n in (f"api-1-{i}" for i in range(count)) if n in fresh[-1]] == sorted(before)
+    assert all(len(later - earlier) <= 1 for earlier, later in pairwise(fresh))
+    first = next(names for names in fresh if names)
+    assert first == {f"api-1-{count - 1}"}  # it hung longest
+    assert (sim.state.dead, sim.state.hung, sim.state.anew) == ((), (), ())
+    assert len(sim.state.route.servers) == count
+
+
+def test_what_hangs_again_and_again_is_made_anew_after_growing_pauses(sim: Sim) -> None:
+    made: list[float] = []
+    seen = set(_containers(sim, "api-1").values())
+    for _ in range(7200):
+        _hang(sim, "api-1-0", "api-1-1")  # the probe is wrong for everybody
+        sim.step()
+        fresh = set(_containers(sim, "api-1").values()) - seen
+        seen |= fresh
+        made += [sim.now] * len(fresh)
+    pauses = [round(b - a, -1) for a, b in pairwise(made)]
+    assert pauses == sorted(pauses)
+    assert (pauses[:3], len(made)) == ([60.0, 120.0, 240.0], 7)
+    assert [p for p in problems(sim.state) if "7 instances of api-1 in a row were made anew" in p]
+    told_of = [e.reason for e in sim.events if isinstance(e, InstanceDied) and "made anew" in e.reason]
+    assert len(told_of) == len(made)
+    assert told_of[0] == "api-1-0 has failed its health probe for 60 s and is made anew"
+    assert told_of[-1].endswith("; 6 in a row have not helped")
 
 
 def test_the_last_stable_instance_keeps_its_place_when_none_is_left(sim: Sim) -> None:
@@ -426,6 +470,54 @@ def test_rolling_back_waits_for_a_healthy_stable_and_says_so(sim: Sim) -> None:
     assert "no healthy instance" in next(e.reason for e in sim.events if isinstance(e, EdgeStuck))
     sim.behave("api-1").start_error = ""
     assert sim.until_ended("api-2").outcome is Outcome.ROLLED_BACK
+
+
+def _back_to_a_stable_that_hangs(sim: Sim) -> None:
+    """All of stable hangs just after a rollback is asked for; that is seen while nginx changes."""
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, 1, held=True)
+    sim.edge_up = False
+    sim.send(Rollback(request="9-0", actor="ann"))
+    sim.step()
+    for name in ("api-1-0", "api-1-1"):
+        sim.instances[name] = replace(sim.instances[name], health="unhealthy")
+    sim.step()
+    sim.edge_up = True
+    sim.run(30)
+
+
+def test_a_rollback_to_a_stable_that_is_dead_by_then_stops_no_healthy_candidate(sim: Sim) -> None:
+    _back_to_a_stable_that_hangs(sim)
+    rollout = sim.state.rollout
+    assert rollout is not None
+    assert (rollout.phase, sim.share("api-1"), sim.state.confirmed) == (
+        Phase.ROLLING_BACK,
+        100,
+        sim.state.route.generation,
+    )
+    assert {"api-2-0", "api-2-1"} <= sim.instances.keys()
+    (stuck,) = [e for e in sim.events if isinstance(e, EdgeStuck) and "api-1" in e.reason]
+    assert "all of api-1 is down; `orchestrator promote api` sends everybody to api-2 instead" in stuck.reason
+    assert "all users are sent to api-1" in way_back(sim.state)
+    for name in ("api-1-0", "api-1-1"):
+        sim.instances[name] = replace(sim.instances[name], health="ready")
+    assert sim.until_ended("api-2").outcome is Outcome.ROLLED_BACK
+    assert (problems(sim.state), sim.share("api-1")) == ([], 100)
+
+
+def test_a_person_may_keep_the_candidate_where_a_rollback_led_to_nobody(sim: Sim) -> None:
+    _back_to_a_stable_that_hangs(sim)
+    sim.send(Promote(request="9-1", actor="bob"))
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+    sim.run(5)
+    assert (sim.share("api-2"), sim.state.stuck_since) == (100, None)
+
+
+def test_a_rollback_to_a_dead_stable_ends_where_the_candidate_is_dead_too(sim: Sim) -> None:
+    _back_to_a_stable_that_hangs(sim)
+    for name in ("api-2-0", "api-2-1"):
+        sim.kill(name)
+    assert sim.until_ended("api-2", 5).outcome is Outcome.ROLLED_BACK
 
 
 def test_a_first_release_that_dies_before_it_is_confirmed_fails_and_leaves_an_empty_route() -> None:
@@ -1098,6 +1190,45 @@ def test_a_promotion_by_a_person_skips_to_the_last_step_and_its_gates_still_watc
     assert sim.share("api-2") == 100
     sim.behaviours["api-2"] = Behaviour(errors=0.5)
     assert sim.until_ended("api-2").outcome is Outcome.ROLLED_BACK
+
+
+HELD_BACK = ladder(
+    (10, 50, 100), holds=(30.0, 30.0), bake=20.0, holdback=5, max_hold=None, min_requests=0, deadline=60.0
+)
+BAKED_WHOLE = ladder(
+    (10, 50, 100), holds=(30.0, 30.0), bake=20.0, holdback=0, max_hold=None, min_requests=0, deadline=60.0
+)
+
+
+@pytest.mark.parametrize("steps", [HELD_BACK, BAKED_WHOLE], ids=["with holdback", "without"])
+def test_after_a_promotion_by_a_person_the_bake_is_held_at_all_traffic(
+    sim: Sim, steps: tuple[Step, ...]
+) -> None:
+    sim.send(submit(2, policy=policy(steps=steps)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.send(Promote(request="9-0", actor="ann"))
+    held = sim.until_phase(Phase.BAKING, len(steps) - 1, held=True).held_since
+    assert held is not None
+    ended = sim.until_ended("api-2")
+    assert (ended.outcome, sim.share("api-2")) == (Outcome.PROMOTED, 100)
+    assert 20 <= ended.at - held < 25
+    assert [e for e in sim.events if isinstance(e, GateJudged) and e.at > held]
+
+
+def test_the_gates_of_the_bake_take_back_what_a_person_promoted_past_the_holdback(sim: Sim) -> None:
+    sim.send(submit(2, policy=policy(steps=HELD_BACK)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.send(Promote(request="9-0", actor="ann"))
+    sim.until_phase(Phase.BAKING, len(HELD_BACK) - 1, held=True)
+    sim.run(10)
+    sim.behaviours["api-2"] = Behaviour(errors=0.5)
+    assert sim.until_ended("api-2").outcome is Outcome.ROLLED_BACK
+
+
+def test_a_ladder_that_nobody_skips_bakes_once(sim: Sim) -> None:
+    sim.send(submit(2, policy=policy(steps=HELD_BACK)))
+    held = sim.until_phase(Phase.BAKING, len(HELD_BACK) - 1).entered_at
+    assert sim.until_ended("api-2").at - held < 5
 
 
 def test_a_promotion_is_refused_where_there_is_nothing_to_skip(sim: Sim) -> None:

@@ -341,8 +341,13 @@ def test_a_step_that_stable_cannot_share_says_so_and_names_the_way_out(sim: Sim)
     for name in ("api-1-0", "api-1-1"):
         sim.kill(name)
     assert sim.until_ended("api-2").reason == (
-        "api-1 has no healthy instance to share the traffic with; promote api-2 to send it all there"
+        "api-1 has no healthy instance to share the traffic with; release it again and promote it at once to"
+        " send all of it there"
     )
+    sim.send(submit(3))
+    sim.until_phase(Phase.SHIFTING)
+    sim.send(Promote(request="9-0", actor="ann"))
+    assert sim.until_ended("api-3").outcome is Outcome.PROMOTED
 
 
 def test_what_waits_behind_a_pause_ends_at_the_queue_deadline(sim: Sim) -> None:
