@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import typer
 
+from orchestrator.cli.session import run
 from orchestrator.daemon.config import Config, load
 from orchestrator.daemon.doctor import answered, credentials, files, guarded
 from orchestrator.daemon.doctor.check import Check
@@ -401,3 +403,16 @@ def test_what_the_system_refuses_is_one_line_and_an_exit_code(tmp_path: Path, ve
     assert code == 1
     assert text.startswith("error: ")
     assert len(text.replace("\n", "")) < 1000
+
+
+def test_what_the_system_refuses_while_a_verb_runs_is_one_line_and_an_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def work() -> None:
+        (tmp_path / ("x" * 300)).touch()
+
+    with pytest.raises(typer.Exit) as ended:
+        run(work())
+    assert ended.value.exit_code == 1
+    told = capsys.readouterr().err.replace("\n", "")
+    assert told == f"error: {tmp_path}/{'x' * 300}: File name too long"
