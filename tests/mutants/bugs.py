@@ -1923,6 +1923,13 @@ BUGS = (
         "tests/integration/test_hooks.py tests/contract/test_process.py -k child",
     ),
     Bug(
+        "a command that can't be killed is waited for",
+        "ports/program.py",
+        "KILLED = 1.0\n",
+        "KILLED = 60.0\n",
+        "tests/contract/test_process.py -k killed",
+    ),
+    Bug(
         "what changes during a look is kept as it was",
         "runtime/picture.py",
         "if self._changes.get(service) is not mark:",
