@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 from orchestrator.ports.faults import Fault
 from orchestrator.traffic import shared
 from orchestrator.traffic.files import locked
