@@ -39,7 +39,7 @@ from orchestrator.intake.views import (
     releases_of,
     service_view,
 )
-from orchestrator.ports.access import Principal, Verb
+from orchestrator.ports.access import Principal, Token, Verb
 from orchestrator.ports.clock import WallClock
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.requests import Inbox
@@ -170,8 +170,16 @@ class Api:
                 handler=self._reload,
                 answers={200: Reloaded, 202: Accepted},
                 admin=True,
+                everywhere=True,
             ),
-            _get("listTokens", "/v1/tokens", "All tokens", self._list_tokens, TokenList, admin=True),
+            _get(
+                "listTokens",
+                "/v1/tokens",
+                "All tokens for services of one's own",
+                self._list_tokens,
+                TokenList,
+                admin=True,
+            ),
             Operation(
                 name="createToken",
                 method="POST",
@@ -321,11 +329,18 @@ class Api:
             return _json(Accepted(request=request), HTTPStatus.ACCEPTED)
         return _json(Reloaded(changes=list(event.changes), problems=list(event.problems)))
 
-    async def _list_tokens(self, _: Call) -> web.Response:
-        return _json(TokenList(tokens=[TokenView.of(t) for t in await self._tokens.tokens()]))
+    async def _within(self, who: Principal) -> list[Token]:
+        """The tokens that are an admin's to give out and to take back."""
+        return [t for t in await self._tokens.tokens() if who.covers(t.principal.services)]
+
+    async def _list_tokens(self, call: Call) -> web.Response:
+        return _json(TokenList(tokens=[TokenView.of(t) for t in await self._within(call.who)]))
 
     async def _create_token(self, call: Call) -> web.Response:
         body: TokenBody = call.body
+        if not call.who.covers(body.services):
+            why = f"{call.who.name} gives out tokens for some or all of: {', '.join(call.who.services)}"
+            raise Problem(HTTPStatus.FORBIDDEN, why)
         now = self._clock.wall()
         principal = Principal(name=body.name, role=body.role, services=tuple(body.services))
         expires = now + body.days * DAY if body.days else None
@@ -335,7 +350,8 @@ class Api:
 
     async def _revoke_token(self, call: Call) -> web.Response:
         token = call.path("token")
-        if not await self._tokens.revoke(token):
+        known = any(found.id == token for found in await self._within(call.who))
+        if not known or not await self._tokens.revoke(token):
             raise Problem(HTTPStatus.NOT_FOUND, f"there is no token {token[:20]!r}")
         log.info("token_revoked", token=token, actor=call.who.name)
         return web.Response(status=HTTPStatus.NO_CONTENT)

@@ -62,6 +62,7 @@ class Operation:
         path: With `{name}` for each part that varies; `parts` says what those look like.
         verb: What is put down; None where nothing is.
         admin: Whether it is for admins only.
+        everywhere: Whether it concerns all services, so that it is for those alone who have all.
         query: Model of the parameters.
         body: Model of the body; None where none is taken.
         optional: Whether the body may be left out.
@@ -78,6 +79,7 @@ class Operation:
     answers: Mapping[int, type[BaseModel] | str]
     verb: Verb | None = None
     admin: bool = False
+    everywhere: bool = False
     query: type[BaseModel] = Nothing
     body: type[BaseModel] | None = None
     optional: bool = False
@@ -117,6 +119,9 @@ class Guard:
                 service = request.match_info.get("service", "")
                 if operation.admin and who.role != "admin":
                     raise Problem(HTTPStatus.FORBIDDEN, f"{who.name} is {who.role}; this is for admins")
+                if operation.everywhere and not who.covers(()):
+                    why = f"{who.name} is {who.role} of {', '.join(who.services)}"
+                    raise Problem(HTTPStatus.FORBIDDEN, f"{why}; this is for {who.role}s of all services")
                 if service and not who.sees(service):
                     raise Problem(HTTPStatus.FORBIDDEN, f"{who.name} has nothing to do with {service}")
                 if operation.verb is not None and not who.may(operation.verb, service):

@@ -1,6 +1,6 @@
 """Who may ask for what."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -28,7 +28,8 @@ MAY: Mapping[Role, frozenset[Verb]] = {
     "operator": frozenset(get_args(Verb)) - {"remove"},
     "admin": frozenset(get_args(Verb)),
 }
-"""What a role may ask for; everyone may look, and an admin takes services down and gives out tokens too."""
+"""What a role may ask for; everyone may look, and an admin takes services down and gives out tokens too,
+within the services that their own is for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,10 @@ class Principal:
     def sees(self, service: str) -> bool:
         """Whether a service is any of their business."""
         return not self.services or service in self.services
+
+    def covers(self, services: Collection[str]) -> bool:
+        """Whether all services that a role is given for are theirs; none named is all that there are."""
+        return not self.services or (bool(services) and set(services) <= set(self.services))
 
     def may(self, verb: Verb, service: str) -> bool:
         """Whether they may ask for this."""

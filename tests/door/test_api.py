@@ -158,6 +158,44 @@ async def test_tokens_are_made_and_taken_back_over_the_api(house: House) -> None
     assert (await house.ask("GET", "/v1/me", made["secret"]))[0] == 401
 
 
+async def test_an_admin_of_some_services_gives_out_sees_and_takes_back_only_what_is_within_them(
+    house: House,
+) -> None:
+    mine, all_of_them = await house.secret("admin", "api"), await house.secret("admin")
+    body = {"name": "more", "role": "viewer"}
+    for services in ([], ["web"], ["api", "web"]):
+        status, told, _ = await house.ask("POST", "/v1/tokens", mine, {**body, "services": services})
+        assert (status, told["detail"]) == (403, "the admin gives out tokens for some or all of: api"), (
+            services
+        )
+    status, made, _ = await house.ask("POST", "/v1/tokens", mine, {**body, "services": ["api"]})
+    assert (status, made["services"]) == (201, ["api"])
+    everything = (await house.ask("GET", "/v1/tokens", all_of_them))[1]["tokens"]
+    seen = (await house.ask("GET", "/v1/tokens", mine))[1]["tokens"]
+    assert [t["services"] for t in seen] == [["api"], ["api"]]
+    assert len(everything) == 3
+    (foreign,) = [t["id"] for t in everything if t["services"] != ["api"]]
+    status, told, _ = await house.ask("DELETE", f"/v1/tokens/{foreign}", mine)
+    assert (status, told["detail"]) == (404, f"there is no token {foreign!r}")
+    assert (await house.ask("DELETE", f"/v1/tokens/{made['id']}", mine))[0] == 204
+    assert (await house.ask("GET", "/v1/me", made["secret"]))[0] == 401
+    assert (await house.ask("GET", "/v1/me", all_of_them))[0] == 200
+
+
+@pytest.mark.parametrize("role", get_args(Role))
+async def test_what_concerns_all_services_is_for_nobody_who_has_only_some(house: House, role: Role) -> None:
+    secret = await house.secret(role, "api", "web")
+    everywhere = [o for o in house.api.operations() if o.everywhere]
+    assert [o.name for o in everywhere] == ["reload"]
+    for operation in everywhere:
+        status, told, _ = await house.ask(operation.method, operation.path, secret)
+        assert status == 403
+        if role == "admin":
+            assert told["detail"] == "the admin is admin of api, web; this is for admins of all services"
+    entry = await house.store.push({"verb": "reload"})
+    assert (await house.ask("GET", f"/v1/requests/{entry}", secret))[0] == 403
+
+
 async def test_a_token_that_is_taken_back_elsewhere_works_for_a_second_at_the_most(house: House) -> None:
     secret = await house.secret("viewer")
     assert (await house.ask("GET", "/v1/me", secret))[0] == 200
