@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -213,7 +213,7 @@ class Api:
         view: V = known[2]
         return view
 
-    def _asking(self, verb: Verb) -> Callable[[Call], Awaitable[web.StreamResponse]]:
+    def _asking(self, verb: Verb) -> Callable[[Call], Coroutine[Any, Any, web.StreamResponse]]:
         async def ask(call: Call) -> web.Response:
             key = call.request.headers.get("Idempotency-Key", "") if verb == "release" else ""
             if not re.fullmatch(r"[ -~]{0,200}", key):
@@ -361,7 +361,7 @@ def _get(
     name: str,
     path: str,
     summary: str,
-    handler: Callable[[Call], Awaitable[web.StreamResponse]],
+    handler: Callable[[Call], Coroutine[Any, Any, web.StreamResponse]],
     answer: type[BaseModel] | str,
     **more: Any,
 ) -> Operation:

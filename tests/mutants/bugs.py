@@ -1580,6 +1580,27 @@ BUGS = (
         DOOR + "test_api.py -k within_them",
     ),
     Bug(
+        "one token takes every place of a lane",
+        "intake/limits.py",
+        "if self._busy[name] >= self._each:",
+        "if False:",
+        DOOR + "test_api.py -k 'lane or share'",
+    ),
+    Bug(
+        "who left goes on to wait",
+        "intake/door.py",
+        "if request.transport is None:",
+        "if False:",
+        DOOR + "test_api.py -k frees",
+    ),
+    Bug(
+        "who does not wait needs a place among those who do",
+        "intake/door.py",
+        'if not operation.endless and not getattr(query, "wait", 0):',
+        "if not operation.endless and operation.query is Nothing:",
+        DOOR + "test_api.py -k share",
+    ),
+    Bug(
         "an expired token works on",
         "store/tokens.py",
         "kept.token.expires_at <= now",
