@@ -41,7 +41,7 @@ from orchestrator.intake.views import (
 )
 from orchestrator.ports.access import Principal, Token, Verb
 from orchestrator.ports.clock import WallClock
-from orchestrator.ports.faults import Fault
+from orchestrator.ports.faults import Conflict, Fault
 from orchestrator.ports.requests import Inbox
 from orchestrator.ports.store import Journal, Tail
 from orchestrator.rollout.events import ConfigReloaded, Event, ReleaseAccepted, RequestRefused
@@ -116,6 +116,7 @@ class Api:
                 body=body,
                 optional=verb not in ("release", "remove"),
                 keyed=verb == "release",
+                conflict="The key was used for something else" if verb == "release" else "",
             )
             for verb, body in BODIES.items()
         ]
@@ -187,6 +188,7 @@ class Api:
                 summary="Make a token; its secret is in the answer, and nowhere else",
                 handler=self._create_token,
                 answers={201: NewToken},
+                conflict="There is a token of this name",
                 admin=True,
                 body=TokenBody,
             ),
@@ -344,7 +346,10 @@ class Api:
         now = self._clock.wall()
         principal = Principal(name=body.name, role=body.role, services=tuple(body.services))
         expires = now + body.days * DAY if body.days else None
-        token, secret = await self._tokens.create(principal, call.who.name, now, expires)
+        try:
+            token, secret = await self._tokens.create(principal, call.who.name, now, expires)
+        except Conflict as error:
+            raise Problem(HTTPStatus.CONFLICT, str(error)) from None
         log.info("token_created", token=token.id, name=body.name, role=body.role, actor=call.who.name)
         return _json(NewToken.made(token, secret), HTTPStatus.CREATED)
 

@@ -75,6 +75,7 @@ class Operation:
         optional: Whether the body may be left out.
         answers: What each good status means: a model, or a media type.
         endless: Whether the answer goes on for ever.
+        conflict: What a 409 says; '' where there is none.
         keyed: Whether it takes an Idempotency-Key.
     """
 
@@ -91,6 +92,7 @@ class Operation:
     body: type[BaseModel] | None = None
     optional: bool = False
     endless: bool = False
+    conflict: str = ""
     keyed: bool = False
 
 

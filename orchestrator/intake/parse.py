@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -17,7 +18,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from orchestrator.intake import strict_json
-from orchestrator.ports.access import Verb
+from orchestrator.ports.access import Verb, somebody
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.requests import Request
 from orchestrator.rollout.told import CONTROL
@@ -28,6 +29,10 @@ IMAGE = (
     r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?$"
 )
 Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=2000)]
+Known = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.@/-]{0,79}$"), AfterValidator(somebody)
+]
+"""Whom a token, a key or a chat stands for, in the audit trail."""
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{0,80}\z", max_length=80)]
 
 
@@ -39,7 +44,9 @@ class Fields(BaseModel):
     verb: Verb | Literal["reload"] = "release"
     service: Annotated[str, StringConstraints(max_length=40)] = ""
     image: Annotated[str, StringConstraints(max_length=512)] = ""
-    who: Annotated[Text, Field(description="who asks; the account of the CI job, or a person")] = "unknown"
+    who: Annotated[
+        Text, AfterValidator(somebody), Field(description="who asks; the account of the CI job, or a person")
+    ] = "unknown"
     why: Text = ""
     link: Annotated[str, StringConstraints(max_length=2000, pattern=r"^(https?://\S+)?\z")] = ""
     key: Annotated[str, StringConstraints(max_length=200)] = ""

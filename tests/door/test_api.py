@@ -32,6 +32,7 @@ from tests.conftest import LogLines
 from tests.door.conftest import House, until
 from tests.samples import ended
 
+OURS = "is the daemon's own name in the audit trail; choose another"
 IMAGE = {"image": "registry.example.com/team/api:1.2"}
 
 
@@ -197,6 +198,38 @@ async def test_what_concerns_all_services_is_for_nobody_who_has_only_some(house:
             assert told["detail"] == "the admin is admin of api, web; this is for admins of all services"
     entry = await house.store.push({"verb": "reload"})
     assert (await house.ask("GET", f"/v1/requests/{entry}", secret))[0] == 403
+
+
+async def test_no_two_tokens_have_one_name(house: House) -> None:
+    admin = await house.secret("admin")
+    body = {"name": "ci", "role": "viewer"}
+    answers = await asyncio.gather(*(house.ask("POST", "/v1/tokens", admin, body) for _ in range(5)))
+    assert sorted(a[0] for a in answers) == [201, 409, 409, 409, 409]
+    told = next(a[1]["detail"] for a in answers if a[0] == 409)
+    assert told == "there is a token 'ci' already; revoke it first, or choose another name"
+    made = next(a[1]["id"] for a in answers if a[0] == 201)
+    await house.redis.hset(house.keys.tokens, "damaged", "{")
+    assert (await house.ask("POST", "/v1/tokens", admin, body))[0] == 409
+    await house.redis.hdel(house.keys.tokens, "damaged")
+    assert (await house.ask("DELETE", f"/v1/tokens/{made}", admin))[0] == 204
+    assert (await house.ask("POST", "/v1/tokens", admin, body))[0] == 201
+
+
+@pytest.mark.parametrize("name", ["orchestrator", "Orchestrator", "ORCHESTRATOR "])
+async def test_nobody_gets_the_daemons_own_name(house: House, name: str) -> None:
+    admin = await house.secret("admin")
+    status, told, _ = await house.ask("POST", "/v1/tokens", admin, {"name": name, "role": "viewer"})
+    assert (status, told["detail"]) == (422, f"name: {name.strip()!r} {OURS}")
+    status, told, _ = await house.ask("POST", path_of("pause"), admin, {"who": name})
+    assert (status, told["detail"]) == (422, f"who: {name.strip()!r} {OURS}")
+    assert await house.asked() == []
+    user = {"name": name, "role": "viewer"}
+    for section in (
+        {"slack": {"team": "T1", "signing_secret_file": "/x", "users": {"U1": user}}},
+        {"webhooks": [{"id": "k", "secret_file": "/x", **user}]},
+    ):
+        with pytest.raises(ValidationError, match=OURS):
+            Settings.model_validate(section)
 
 
 async def test_a_token_that_is_taken_back_elsewhere_works_for_a_second_at_the_most(house: House) -> None:

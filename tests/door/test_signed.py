@@ -189,3 +189,10 @@ async def test_bytes_that_are_no_text_in_a_header_make_no_signature(signing: Hou
     async with asyncio.timeout(5):
         assert b" 401 " in await reader.readline()
     writer.close()
+
+
+async def test_nobody_signs_as_the_daemon_itself(signing: House) -> None:
+    body = json.dumps({**ROLLBACK, "who": "orchestrator"}).encode()
+    status, told = await send(signing, body, signed_headers(body))
+    assert (status, told["detail"][:22]) == (422, "who: 'orchestrator' is"), told
+    assert await signing.asked() == []

@@ -1622,6 +1622,20 @@ BUGS = (
         DOOR + "test_alertmanager.py -k before_it",
     ),
     Bug(
+        "somebody is taken for the daemon",
+        "ports/access.py",
+        "if looks.casefold() == DAEMON:",
+        "if name == DAEMON:",
+        "tests/unit/test_parse.py",
+    ),
+    Bug(
+        "two tokens have one name",
+        "store/scripts.py",
+        "if good and name == ARGV[2] then return 0 end",
+        "",
+        DOOR + "test_api.py -k one_name",
+    ),
+    Bug(
         "an expired token works on",
         "store/tokens.py",
         "kept.token.expires_at <= now",

@@ -66,6 +66,16 @@ def test_what_is_wrong_is_named(change: dict[str, str], words: str) -> None:
         parse("1-0", {**GOOD, **change})
 
 
+@pytest.mark.parametrize(
+    "name", ["orchestrator", " Orchestrator", "orchestrator\x00", "orche\u200bstrator", "\uff4frchestrator"]
+)
+def test_nobody_is_the_daemon_itself(name: str) -> None:
+    says = r"^who: '\w+' is the daemon's own name in the audit trail; choose another$"
+    with pytest.raises(Fault, match=says):
+        parse("1-0", {**GOOD, "who": name})
+    assert parse("1-0", {**GOOD, "who": "orchestrator via ci"}).who == "orchestrator via ci"
+
+
 def test_control_characters_and_bidi_are_taken_out() -> None:
     request = parse("1-0", {**GOOD, "why": "a\x1b[31mred\u202e\r\nb"})
     assert request.why == "a[31mred\nb"
