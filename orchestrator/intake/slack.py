@@ -19,6 +19,7 @@ from orchestrator.intake import strict_json
 from orchestrator.intake.answers import Answers
 from orchestrator.intake.desk import Desk
 from orchestrator.intake.door import form_of, read_bytes
+from orchestrator.intake.parse import LONGEST
 from orchestrator.intake.problems import Problem
 from orchestrator.intake.signatures import REMEMBER, check_time, fits, hmac_of, octets, one_header, refused
 from orchestrator.intake.views import RELEASE, ServiceView, service_view
@@ -210,7 +211,7 @@ def _words(text: str) -> tuple[str, str, str]:
     known = ["status", *sorted(VERBS)]
     if verb not in known or (verb != "status" and not service):
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"write: {'|'.join(known)} SERVICE [why]")
-    return verb, service, why
+    return verb, service, why[:LONGEST]  # what is asked gets through, whatever is said of it
 
 
 def _line(view: ServiceView) -> str:
