@@ -427,8 +427,8 @@ def _take_out(turn: Turn, release: Release, reason: str, actor: str) -> None:
 
 
 def _overrules(state: ServiceState, command: Rollback) -> bool:
-    """Whether a rollback leads from an unknown route to stable."""
-    idle = state.unknown is not None and state.rollout is None
+    """Whether a rollback leads from an unknown route to stable, which it does once that has been told."""
+    idle = state.unknown is not None and state.stuck_since is not None and state.rollout is None
     return idle and state.stable is not None and command.to in ("", state.stable.id)
 
 

@@ -10,8 +10,8 @@ from orchestrator.rollout.events import (
     RouteConfirmed,
 )
 from orchestrator.rollout.model import BEFORE_TRAFFIC, Anew, Outcome, Release, instance_names
-from orchestrator.rollout.observation import Edge, Observation
-from orchestrator.rollout.route import led_to, lost, may_be_served, unanswered
+from orchestrator.rollout.observation import Edge, LocalRollback, Observation
+from orchestrator.rollout.route import cut_off, led_to, lost, may_be_served, unanswered
 from orchestrator.rollout.turn import DAEMON, Turn
 
 HUNG_FOR = 60.0
@@ -44,6 +44,12 @@ def notice_host(turn: Turn, seen: Observation) -> None:
     if local is None:
         return
     turn.set(answered=edge.on_disk.route.generation)
+    _follow(turn, seen, local)
+
+
+def _follow(turn: Turn, seen: Observation, local: LocalRollback) -> None:
+    """Take the state to where a rollback on the host leads."""
+    state = turn.state
     rollout, stable = state.rollout, state.stable.id if state.stable else ""
     if rollout is not None and rollout.release.id != local.to:
         if rollout.phase in BEFORE_TRAFFIC or (local.to == stable and not rollout.one_way):
@@ -60,7 +66,7 @@ def notice_unknown(turn: Turn, seen: Observation) -> None:
     """Hold the traffic where nginx serves what neither its file nor the store knows, and tell that.
 
     Both have been put back to an earlier time while nginx ran on. What rolls out or waits by that store has
-    ended since.
+    ended since. A rollback on the host is followed once its file has had its time.
     """
     state, edge = turn.state, seen.edge
     if edge.unread or edge.served is None or edge.on_disk is None:
@@ -73,6 +79,11 @@ def notice_unknown(turn: Turn, seen: Observation) -> None:
         turn.set(unknown=(edge.served, turn.now), stuck_since=None, stuck_why="")
         return
     if state.stuck_since is not None or turn.now - state.unknown[1] < SILENCE:
+        return
+    local = cut_off(state, seen)
+    if local is not None:
+        turn.overrule()
+        _follow(turn, seen, local)
         return
     why = (
         f"nginx serves route {edge.served}, and its file and Redis are from an earlier time: which releases"

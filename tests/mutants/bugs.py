@@ -177,6 +177,20 @@ BUGS = (
         "tests/unit/test_revert.py",
     ),
     Bug(
+        "a rollback on the host that was cut off is taken for a route that nobody knows",
+        "rollout/notice.py",
+        "    if local is not None:\n        turn.overrule()",
+        "    if False:\n        turn.overrule()",
+        "tests/unit/test_cut_off.py",
+    ),
+    Bug(
+        "a rollback beside one on the host leads back to what somebody fled from",
+        "rollout/command.py",
+        "state.unknown is not None and state.stuck_since is not None and",
+        "state.unknown is not None and",
+        "tests/unit/test_cut_off.py",
+    ),
+    Bug(
         "users are moved from a route that nobody knows",
         "rollout/route.py",
         "if state.unknown is not None or _host",

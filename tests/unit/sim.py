@@ -198,14 +198,18 @@ class Sim:
             self.instances[name], running=False, exit_code=code, health="unknown", logs="last words\n"
         )
 
-    def roll_back_on_host(self) -> None:
-        """What `orchestrator rollback --local` does to the edge."""
+    def roll_back_on_host(self, *, written: bool = True) -> None:
+        """What `orchestrator rollback --local` does to the edge, to its end or only to nginx' memory."""
         assert self.fallback is not None
         assert self.disk is not None
         to = self.fallback.servers[0].release
         route = replace(self.fallback, generation=self.disk.route.generation + 1)
-        self.disk = replace(self.disk, route=route, local=LocalRollback(to=to, actor="ann", reason="by hand"))
-        self.served = route.generation
+        if not written:
+            self.elder = route.generation
+            return
+        local = LocalRollback(to=to, actor="ann", reason="by hand")
+        self.disk = replace(self.disk, route=route, local=local, back=())
+        self.elder, self.served = 0, route.generation
 
     def share(self, release: str) -> float:
         return round(self.state.route.share(release) * FULL, 3)
@@ -245,7 +249,12 @@ class Sim:
             self.served = world.route.generation
             same = world.fallback and world.fallback.servers, self.fallback and self.fallback.servers
             if self.disk is None or world.route.generation > self.disk.route.generation or same[0] != same[1]:
-                self.disk = OnDisk(route=world.route, stable=world.stable, released=self.state.released)
+                self.disk = OnDisk(
+                    route=world.route,
+                    stable=world.stable,
+                    back=world.fallback.servers if world.fallback else (),
+                    released=self.state.released,
+                )
             self.fallback = world.fallback
             if world.repair:
                 self.file = "ours"
