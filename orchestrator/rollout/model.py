@@ -307,15 +307,17 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anew:
-    """The instance of a release that was made anew last because it hung.
+    """The instance of a release that is made anew, or was last, because it hung.
 
     Attributes:
-        tries: How many in a row have been, while none of those has become well.
-        at: When that began.
+        container: The one that hung; the one in its place once that is seen.
+        tries: How many in a row are there anew, while none of those has become well.
+        at: When the last of them began.
     """
 
     release: str
     instance: str
+    container: str = ""
     tries: int
     at: float
 

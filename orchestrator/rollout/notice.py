@@ -1,6 +1,7 @@
 """What has changed outside since the last look: the edge and the instances that hold stable's traffic."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from orchestrator.rollout.events import (
     EdgeDrifted,
@@ -10,7 +11,7 @@ from orchestrator.rollout.events import (
     RouteConfirmed,
 )
 from orchestrator.rollout.model import BEFORE_TRAFFIC, Anew, Outcome, Release, instance_names
-from orchestrator.rollout.observation import Edge, LocalRollback, Observation
+from orchestrator.rollout.observation import Edge, Instance, LocalRollback, Observation
 from orchestrator.rollout.route import cut_off, led_to, lost, may_be_served, unanswered
 from orchestrator.rollout.turn import DAEMON, Turn
 
@@ -202,32 +203,38 @@ def notice_deaths(turn: Turn, seen: Observation) -> None:
     hung = _hung(turn, seen, names)
     if dead != set(state.dead) or hung != state.hung:
         turn.set(dead=tuple(sorted(dead)), hung=hung)
-    anew = tuple(filter(None, (_anew(turn, release) for release in kept)))
+    anew = tuple(filter(None, (_anew(turn, seen, release) for release in kept)))
     if anew != state.anew:
         turn.set(anew=anew)
 
 
 def pause_after(tries: int) -> float:
     """Seconds until the next instance of a release is made anew, where that has not helped."""
-    return min(HUNG_FOR * 2.0 ** min(tries - 1, 10), MOST)
+    return min(HUNG_FOR * 2.0 ** min(max(tries - 1, 0), 10), MOST)
 
 
-def _anew(turn: Turn, release: Release) -> Anew | None:
+def _anew(turn: Turn, seen: Observation, release: Release) -> Anew | None:
     """What is made anew of a release whose instances hang, the one that has hung longest first.
 
-    Where that one becomes well the next one follows at once. Else what is wrong may lie elsewhere, as in a
-    probe that asks for what is not there or a database that is away: the pauses grow.
+    None is begun with before nginx has confirmed its route. Where the new one becomes well the next one
+    follows at once. Else what is wrong may lie elsewhere, as in a probe that asks for what is not there or a
+    database that is away: the pauses grow.
     """
     state, now = turn.state, turn.now
     names, hung = instance_names(release), dict(state.hung)
     bad = [name for name in names if name in state.dead or name in hung]
     last = next((a for a in state.anew if a.release == release.id and a.instance in bad), None)
+    if last is not None:
+        last = _counted(last, seen.instance(last.instance))
+        if hung.get(last.instance, now) <= last.at or now - last.at < pause_after(last.tries):
+            return last
     slow = [name for name in names if now - hung.get(name, now) >= HUNG_FOR]
-    if not slow or (last is not None and now - last.at < pause_after(last.tries)):
+    if not slow or state.confirmed != state.route.generation or state.unknown is not None:
         return last
     name = min(slow, key=lambda n: hung[n])
-    tries = last.tries + 1 if last is not None else 1
-    again = f"; {last.tries} in a row have not helped" if last is not None else ""
+    found, tries = seen.instance(name), last.tries if last is not None else 0
+    assert found is not None
+    again = f"; {tries} in a row have not helped" if tries else ""
     turn.tell(
         InstanceDied(
             service=state.service,
@@ -239,7 +246,14 @@ def _anew(turn: Turn, release: Release) -> Anew | None:
             logs="",
         )
     )
-    return Anew(release=release.id, instance=name, tries=tries, at=now)
+    return Anew(release=release.id, instance=name, container=found.container, tries=tries, at=now)
+
+
+def _counted(last: Anew, found: Instance | None) -> Anew:
+    """What is made anew, with one more try once another container of it is there."""
+    if found is None or found.container == last.container or not last.container:
+        return last
+    return replace(last, container=found.container, tries=last.tries + 1)
 
 
 def _hung(turn: Turn, seen: Observation, names: Iterable[str]) -> tuple[tuple[str, float], ...]:

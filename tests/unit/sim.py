@@ -75,6 +75,7 @@ class Sim:
     fallback: Route | None = None
     starts: int = 0
     hooks: dict[str, HookResult] = field(default_factory=dict)
+    runtime_stops: bool = True
     stop_takes: float = 0.0
     stopping: dict[str, float] = field(default_factory=dict)
     lost: bool = False
@@ -290,7 +291,8 @@ class Sim:
     def _stop(self, wanted: Mapping[str, Wanted], recreate: frozenset[str]) -> None:
         """What nobody wants ends, and is gone after a while, whoever wants it again by then."""
         routed = {s.instance for s in (*self.state.route.servers, *self.state.route.preview)}
-        if self.state.confirmed == self.state.route.generation and self.state.unknown is None:
+        settled = self.state.confirmed == self.state.route.generation and self.state.unknown is None
+        if settled and self.runtime_stops:
             for name in self.instances.keys() - wanted.keys() - (routed - recreate) - self.stopping.keys():
                 self.stopping[name] = self.now + self.stop_takes
         for name, until in tuple(self.stopping.items()):

@@ -448,6 +448,44 @@ def test_what_hangs_again_and_again_is_made_anew_after_growing_pauses(sim: Sim) 
     assert told_of[-1].endswith("; 6 in a row have not helped")
 
 
+def test_nothing_is_told_as_made_anew_while_nginx_does_not_let_go_of_what_hangs(sim: Sim) -> None:
+    before = _containers(sim, "api-1")
+    _hang(sim, "api-1-0")
+    sim.refuses = "nginx refuses"
+    sim.run(600)
+    assert (_containers(sim, "api-1"), sim.state.anew) == (before, ())
+    assert not [e for e in sim.events if isinstance(e, InstanceDied) and "made anew" in e.reason]
+    sim.refuses = ""
+    sim.run(5)
+    (told,) = [e.reason for e in sim.events if isinstance(e, InstanceDied) and "made anew" in e.reason]
+    assert told.endswith(" s and is made anew")
+    assert (_containers(sim, "api-1") != before, problems(sim.state)) == (True, [])
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_what_is_to_be_made_anew_counts_once_another_container_is_seen(sim: Sim, unknown: bool) -> None:
+    _hang(sim, "api-1-0", "api-1-1")
+    sim.run(60)
+    sim.runtime_stops = False
+    sim.run(600)
+    (told,) = [e for e in sim.events if isinstance(e, InstanceDied) and "made anew" in e.reason]
+    assert [(a.instance, a.tries) for a in sim.state.anew] == [(told.instance, 0)]
+    sim.elder = sim.served + 5 if unknown else 0
+    sim.runtime_stops = True
+    sim.run(3)
+    assert [(a.instance, a.tries) for a in sim.state.anew] == ([(told.instance, 0)] if unknown else [])
+
+
+def test_an_instance_that_cannot_be_started_again_keeps_no_other_from_being_made_anew(sim: Sim) -> None:
+    _hang(sim, "api-1-0", "api-1-1")
+    sim.behave("api-1").start_error = "docker is full"
+    sim.run(200)
+    assert [i for i in sim.instances if i.startswith("api-1")] == []
+    told_of = [e.reason for e in sim.events if isinstance(e, InstanceDied) and "made anew" in e.reason]
+    assert len(told_of) == 2
+    assert not [reason for reason in told_of if "in a row" in reason]
+
+
 def test_the_last_stable_instance_keeps_its_place_when_none_is_left(sim: Sim) -> None:
     route = sim.state.route
     sim.behave("api-1").start_error = "docker is full"
