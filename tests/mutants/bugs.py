@@ -130,8 +130,8 @@ BUGS = (
     Bug(
         "a healthy candidate is stopped though all of stable is dead",
         "rollout/decide.py",
-        "    return state.has_lost_stable and (alive or",
-        "    return False and (alive or",
+        "and state.has_lost_stable and rollout.lives\n",
+        "and False\n",
         "tests/unit/test_release.py",
     ),
     Bug(
@@ -172,8 +172,8 @@ BUGS = (
     Bug(
         "a candidate that never had users is kept for a stable that is dead",
         "rollout/decide.py",
-        "    if rollout.exposed_since is None:\n        return False\n    alive",
-        "    alive",
+        "    return rollout.exposed_since is not None and state.has",
+        "    return state.has",
         "tests/unit/test_revert.py",
     ),
     Bug(
@@ -189,6 +189,41 @@ BUGS = (
         "state.unknown is not None and state.stuck_since is not None and",
         "state.unknown is not None and",
         "tests/unit/test_cut_off.py",
+    ),
+    Bug(
+        "a fix waits behind what has nowhere to go back to",
+        "rollout/decide.py",
+        "if fix is not None and state.leads_nowhere",
+        "if fix is not None and False",
+        "tests/unit/test_release.py",
+    ),
+    Bug(
+        "what waited before a rollback ends a candidate that somebody may keep",
+        "rollout/decide.py",
+        "if r.submitted_at >= retreat.at",
+        "if True",
+        "tests/unit/test_release.py",
+    ),
+    Bug(
+        "a fix is rejected because of what has nowhere to go back to",
+        "rollout/command.py",
+        "is not None and not turn.state.leads_nowhere",
+        "is not None",
+        "tests/unit/test_release.py",
+    ),
+    Bug(
+        "a candidate of which nothing lives is kept",
+        "rollout/command.py",
+        "        if not rollout.lives:",
+        "        if False:",
+        "tests/unit/test_release.py",
+    ),
+    Bug(
+        "a way out is named that a later step does not have",
+        "rollout/decide.py",
+        "if rollout.exposed_since is None:  # then",
+        "if True:  # then",
+        "tests/unit/test_release.py",
     ),
     Bug(
         "users are moved from a route that nobody knows",
