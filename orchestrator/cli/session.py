@@ -74,6 +74,8 @@ def config_or_exit(path: Path, *, quiet: bool = False) -> Config:
                 "       orchestrator init writes an example; --config or ORCHESTRATOR_CONFIG names another"
             )
         raise typer.Exit(USAGE) from None
+    except OSError as error:
+        raise _told(error) from None
     for problem in () if quiet else found.problems:
         err.print(f"[yellow]warning[/]: {escape(str(problem))}")
     return found
@@ -144,5 +146,16 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     except TimeoutError:
         err.print("[red]error[/]: timed out")
         raise typer.Exit(TIMED_OUT) from None
+    except BrokenPipeError:  # whoever read what it prints has enough
+        raise
+    except OSError as error:
+        raise _told(error) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def _told(error: OSError) -> typer.Exit:
+    """The exit of a verb that the system has refused something: a disk, a folder, a permission."""
+    words = filter(None, (error.filename, error.strerror or str(error)))
+    err.print(f"[red]error[/]: {escape(': '.join(map(str, words)))}")
+    return typer.Exit(UNREACHABLE)

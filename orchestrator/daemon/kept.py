@@ -16,7 +16,8 @@ from orchestrator.daemon.config import Config, load
 from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.yaml_file import ConfigError, read
 from orchestrator.ports.faults import Fault
-from orchestrator.traffic.files import remove, write
+from orchestrator.ports.given import read_given
+from orchestrator.traffic.files import LARGEST, remove, text_of, write
 
 log = structlog.get_logger()
 
@@ -44,7 +45,7 @@ class KeptFiles:
         found: dict[str, Path] = {}
         for path in sorted(self._folder.glob("*.yaml")):
             with contextlib.suppress(OSError, ValueError):
-                first = path.read_text(encoding="utf-8").partition("\n")[0]
+                first = read_given(path, LARGEST).decode().partition("\n")[0]
                 if first.startswith(_FROM):
                     found[path.stem] = folder / str(json.loads(first.removeprefix(_FROM)))
         return found
@@ -79,7 +80,7 @@ class KeptFiles:
 
     @staticmethod
     def _keep(path: Path, text: str) -> None:
-        if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
+        if text_of(path) != text:
             write(path, text, private=True)
 
     def forget(self, service: str) -> None:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.daemon.nginx_section import IPV4, ServerSection
-from orchestrator.ports.faults import Fault
-from orchestrator.traffic.files import read
+from orchestrator.traffic.files import text_of
 
 ANY_NAME = "_"
 """Stands for whatever no other block of the address is asked for; nginx knows it as no name at all."""
@@ -120,11 +119,7 @@ def served(folder: Path, *endings: str) -> dict[str, tuple[Place, ...]]:
     """
     found: dict[str, tuple[Place, ...]] = {}
     for path in sorted(p for p in folder.glob("*.*") if p.suffix in (endings or (".conf", ".good"))):
-        try:
-            text = read(path) if path.is_file() else None
-        except Fault:  # another account's
-            continue
-        blocks = _LISTEN.findall(text or "")[1:]  # the first is at the private listener
+        blocks = _LISTEN.findall(text_of(path))[1:]  # the first is at the private listener
         more = (place for block in blocks for place in _of(path.stem, *block))
         found[path.stem] = (*found.get(path.stem, ()), *more)
     return found

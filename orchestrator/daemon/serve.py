@@ -505,7 +505,7 @@ class Daemon:
 
     def _why_unready(self) -> str:
         store = self._private.trouble if self._private else ""
-        return "; ".join(filter(None, (self._watch.full, store, self._unready)))
+        return "; ".join(filter(None, (self._watch.unwritten, store, self._unready)))
 
     async def _count(self, store: RedisStore) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 
 import structlog
@@ -13,6 +14,7 @@ from orchestrator.observability.certificates import ends_at
 from orchestrator.observability.metrics import DaemonMetrics
 from orchestrator.ports.metrics import Target
 from orchestrator.store.server import disk_full, free_bytes
+from orchestrator.traffic.shared import Shared
 
 log = structlog.get_logger()
 
@@ -27,10 +29,10 @@ CERTIFICATES_EVERY = 60.0
 
 
 class Watch:
-    """The disks, what Prometheus scrapes, and the certificates that nginx shows.
+    """Where the daemon writes, what Prometheus scrapes, and the certificates that nginx shows.
 
     Attributes:
-        full: Which disk is full; '' while none is.
+        unwritten: Which disk is full, or which folder can't be written; '' while there is none.
     """
 
     def __init__(
@@ -46,21 +48,19 @@ class Watch:
         self._prometheus = prometheus
         self._driven = driven
         self._targets = targets
-        self.full = ""
+        self.unwritten = ""
 
     async def disks(self) -> None:
-        """Tell when a disk that the daemon writes to is full: nothing can be committed then."""
+        """Tell when the daemon can't write where it has to: nothing can be committed, or no route changed."""
         settings = self._settings
         while True:
-            full = []
             for path in (settings.state_dir, settings.nginx.directory):
-                full.append(await asyncio.to_thread(disk_full, path))
                 with contextlib.suppress(OSError):
                     self._metrics.disk.labels(str(path)).set(await asyncio.to_thread(free_bytes, path))
-            found = "; ".join(filter(None, full))
-            if bool(found) != bool(self.full):
-                log.error("disk_full", reason=found) if found else log.info("disk_has_room")
-            self.full = found
+            found = await asyncio.to_thread(_unwritten, settings)
+            if bool(found) != bool(self.unwritten):
+                log.error("can_not_write", reason=found) if found else log.info("can_write_again")
+            self.unwritten = found
             await asyncio.sleep(DISKS_EVERY)
 
     async def scrapes(self) -> None:
@@ -102,3 +102,13 @@ class Watch:
                 else:
                     self._metrics.certificate.labels(name).set(ends)
             await asyncio.sleep(CERTIFICATES_EVERY)
+
+
+def _unwritten(settings: Settings) -> str:
+    """Where the daemon has to write and can't, and why; '' if there is no such place."""
+    edge = settings.nginx.directory
+    found = [disk_full(path) for path in (settings.state_dir, edge)]
+    places = [path for path in (settings.state_dir, *Shared(edge).folders) if path.is_dir()]
+    shut = (path for path in places if not os.access(path, os.W_OK | os.X_OK))
+    found += (f"{path}: can't be written by uid {os.getuid()}: orchestrator doctor says why" for path in shut)
+    return "; ".join(filter(None, found))

@@ -10,6 +10,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 LIMIT = 2**16
 """Bytes of its output that are held until they are read; then it has to wait."""
 
+KILLED = 1.0
+"""Seconds in which a program that was killed is gone, unless the kernel holds it or it is another user's."""
+
 
 @contextlib.asynccontextmanager
 async def program(
@@ -48,6 +51,7 @@ async def program(
     finally:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-        with contextlib.suppress(PermissionError):  # another user's, as by sudo, ends by itself
+        with contextlib.suppress(PermissionError, TimeoutError):  # another user's, as by sudo, ends by itself
             transport.close()
-            await process.wait()
+            async with asyncio.timeout(KILLED):
+                await process.wait()

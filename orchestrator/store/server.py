@@ -354,7 +354,9 @@ class PrivateRedis:
 
 def _ended(process: int) -> bool:
     """Whether a process has ended, by its pidfd (pidfd_open(2))."""
-    return bool(select.select([process], [], [], 0)[0])
+    waiting = select.poll()
+    waiting.register(process, select.POLLIN)
+    return bool(waiting.poll(0))
 
 
 async def _end(pids: Iterable[int]) -> None:

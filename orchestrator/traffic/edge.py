@@ -11,11 +11,11 @@ from typing import Literal
 
 import structlog
 
-from orchestrator.ports.faults import Fault, Stale
+from orchestrator.ports.faults import Fault, Refused, Stale
 from orchestrator.ports.traffic import EdgeProcess, RoutePlan, Workers
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import Edge, LocalRollback, OnDisk
-from orchestrator.traffic.files import is_private, read, remove, to_the_end, write
+from orchestrator.traffic.files import is_private, read, remove, text_of, to_the_end, write
 from orchestrator.traffic.listener import Answer, Listener
 from orchestrator.traffic.memory import Memory, Mode
 from orchestrator.traffic.options import EdgeOptions
@@ -32,7 +32,7 @@ from orchestrator.traffic.render import (
     tombstone,
 )
 from orchestrator.traffic.rounds import Change, Rounds
-from orchestrator.traffic.shared import LUA_MARK, Shared
+from orchestrator.traffic.shared import ASIDE, LUA_MARK, Shared
 from orchestrator.traffic.snippets import Snippets
 from orchestrator.traffic.switch import Switches
 
@@ -53,6 +53,9 @@ EDITED = ".edited"
 LOOK_EVERY = 1.0
 """Seconds between looks at what all services share."""
 
+AT_ONCE = 1.0
+"""Seconds in which nginx takes a route back into its memory, or the switch is turned on instead."""
+
 LOCK_MARGIN = 5.0
 """Seconds beyond a confirmation and two gentle reloads that another process may hold the folder."""
 
@@ -63,8 +66,8 @@ def files_of(directory: Path, service: str) -> list[Path]:
     own = directory / f"{service}.conf"
     beside = [own.with_suffix(FALLBACK), own.with_suffix(LAST_GOOD), directory / "snippets" / own.name]
     switch = Path(switch_path(str(directory), service))
-    switches = [switch, *switch.parent.glob(f"{switch.name}.to.*")]
-    return [own, *beside, *directory.glob(f"locations/*/{own.name}"), *switches]
+    switches = [p for p in switch.parent.glob(f"{switch.name}.to.*") if not p.suffix.startswith(ASIDE)]
+    return [own, *beside, *directory.glob(f"locations/*/{own.name}"), switch, *switches]
 
 
 @dataclass(slots=True)
@@ -181,7 +184,7 @@ class NginxEdge:
             process, self._listener, self._switches, deadline=confirm_deadline, closing_wait=closing_wait
         )
         patience = confirm_deadline + 2 * closing_wait + LOCK_MARGIN
-        self._rounds = Rounds(process, self._reloader, directory, patience)
+        self._rounds = Rounds(process, self._reloader, directory, patience, self._repair)
         self._served: dict[str, _Served] = {}
         self._next_look = 0.0
 
@@ -204,14 +207,15 @@ class NginxEdge:
     async def apply(self, plan: RoutePlan, token: int) -> None:
         """See `ports.Traffic`. Services that change at the same time share a reload.
 
-        Users go back at once where the rollback switch leads there, however long others are waited for.
+        Users go back at once where a rollback leads there, however long others are waited for.
 
         Raises:
             Stale: The disk holds a newer token.
             Fault: The disk holds a newer generation; or it is not served, and the last good file is back.
         """
         state, now = self._state(plan.service), asyncio.get_running_loop().time
-        await self.take_back_at_once(plan, token)
+        back = await self.take_back_at_once(plan, token)
+        await self._repair(plan.service)
 
         async def prepare() -> Change | None:
             return await (self._clear if plan.route.gone else self._apply)(plan, token, state)
@@ -223,7 +227,7 @@ class NginxEdge:
         if state.wanted != plan.route.generation:
             state.wanted, state.waited, state.waits_since = plan.route.generation, 0.0, None
         with self._telling(plan.service):
-            urgent = bool(self._switches.all(plan.service))
+            urgent = back or bool(self._switches.all(plan.service))
             await self._rounds.serve(plan.service, prepare, waits=waits, urgent=urgent)
 
     async def put_down(self, plan: RoutePlan, token: int) -> None:
@@ -269,37 +273,41 @@ class NginxEdge:
         """
         state, local = self._state(service), list[LocalRollback]()
 
+        def served(way: _Way, told: LocalRollback) -> OnDisk:
+            return OnDisk(route=way.route, stable=way.stable, local=told, released=way.released)
+
         async def prepare() -> Change | None:
             way, secret = self._way_back(service, token), await self._secret(service)
             local.append(LocalRollback(to=way.to, actor=actor, reason=reason))
             if (before := await self._gone_back(service, way, local[-1])) is not None:
                 local.append(before)
                 return None
-            disk = OnDisk(route=way.route, stable=way.stable, local=local[-1], released=way.released)
-            change = _Change(self.file(service), way.old, disk, way.token, secret)
-            if not await self._takes_routes(service, way.header, secret, state):
+            change = _Change(self.file(service), way.old, served(way, local[-1]), way.token, secret)
+            direct = await self._takes_routes(service, way.header, secret, state)
+            if not direct or not await self._put(change, state):
                 keep, options = self._snippets.keep, self._options(service)
                 return await self._change(
                     change, state, partial(keep, service, options, dynamic=bool(secret))
                 )
-            await self._put(change, state)
             return None
 
-        await self._repair(service)
         with self._telling(service):
             way = self._way_back(service, token)
             told = LocalRollback(to=way.to, actor=actor, reason=reason)
             if (before := await self._gone_back(service, way, told)) is not None:
                 return before
-            await to_the_end(lambda: self._switches.turn_on(service, way.to))
+            change = _Change(self.file(service), way.old, served(way, told), way.token, self._memory.known())
+            by = "nginx' memory" if await self._go_back_at_once(change, way.to) else ""
+            await self._repair(service)
             try:
                 await self._rounds.serve(service, prepare, urgent=True)
             except Stale:
                 raise
             except Fault as error:
-                if not await self._switched(service, way.to):
+                if not by and await self._switched(service, way.to):
+                    by = str(self._switches.path(service, way.to))
+                if not by:
                     raise
-                by = self._switches.path(service, way.to)
                 raise Fault(f"{error}; users are back on {way.to} already, by {by}") from error
         return local[-1]
 
@@ -325,16 +333,16 @@ class NginxEdge:
         async def prepare() -> Change:
             return Change(write=_nothing, put_back=_nothing, keep=_kept)
 
-        await self._repair()
         await self._rounds.serve("", prepare)
 
     async def _repair(self, service: str = "") -> None:
-        """Make whole what all services share, and let no folder be where a file of this one has to be.
+        """Make whole what all services share, and let nothing else be where a file of this one has to be.
 
+        Without a service it looks at all files that nginx would include.
         What can't be mended keeps nobody from trying: whether nginx needs it, nginx says.
         """
-        own = [self.file(service).with_suffix(end) for end in (GONE, EDITED)] if service else []
-        files = [*own, *files_of(self._dir, service)] if service else []
+        beside = [self.file(service).with_suffix(end) for end in (GONE, EDITED)] if service else []
+        files = [*beside, *files_of(self._dir, service)] if service else list(self._shared.odd())
         if self._shared.lacking(files) or self._shared.broken:
             await to_the_end(lambda: self._shared.repair(files))
 
@@ -376,13 +384,10 @@ class NginxEdge:
         if self._keeps_switch(plan, header):
             disk = dataclasses.replace(disk, back=())
         change = _Change(path, old, disk, token, secret)
-        if not direct:
-            return await self._change(change, state, lambda: self._lay_beside(plan, token, secret))
-        try:
-            await self._put(change, state)
-        finally:  # only an nginx that starts again reads them
-            await to_the_end(lambda: self._lay_beside(plan, token, secret))
-        return None
+        lay_beside = partial(self._lay_beside, plan, token, secret)
+        if direct and await self._put(change, state, lay_beside):
+            return None
+        return await self._change(change, state, lay_beside)
 
     async def _clear(self, plan: RoutePlan, token: int, state: _Served) -> Change | None:
         """Take away a service's files, write its tombstone, and wait until nginx does not know it any more.
@@ -467,50 +472,103 @@ class NginxEdge:
         shape = self._shape(service, secret)
         return state.shape == shape or (await self._listener.ask(service)).shape == shape
 
-    async def _put(self, change: _Change, state: _Served) -> None:
+    async def _put(
+        self, change: _Change, state: _Served, lay_beside: Callable[[], None] = lambda: None
+    ) -> bool:
         """Hand the route to nginx, which serves it from the next request on; then write the file.
 
-        It is written when the outcome is not known too: it is what a restarted nginx ought to serve.
+        It is written too when the wait for nginx' word is cancelled: a restarted nginx ought to serve it.
+        Returns whether nginx has taken it; where it has not, or has not said so, a reload is left.
+
+        Raises:
+            Refused: nginx serves a newer one.
+            Fault: The file could not be written.
         """
+        text, state.shape = self._render(change), ""
+
+        def work() -> None:
+            try:
+                write(change.path, text, private=True)
+            finally:  # only an nginx that starts again reads them
+                lay_beside()
+
+        try:
+            await self._hand_over(change)
+        except asyncio.CancelledError:
+            await to_the_end(work)
+            state.text = text
+            raise
+        except Refused:
+            raise
+        except Fault as error:
+            log.warning("route_not_taken", service=change.service, reason=str(error))
+            return False
+        await to_the_end(work)
+        state.text = text
+        await self._keep(change, text, state)
+        return True
+
+    async def _hand_over(self, change: _Change) -> None:
+        """Let nginx take a route into its memory. Raises `Fault` where it does not."""
         service = change.service
         route = route_text(change.disk, self._options(service), token=change.token)
-        text = self._render(change)
-        shape, state.shape = self._shape(service, change.secret), ""
-        try:
-            await self._listener.put(service, route, secret=change.secret, shape=shape)
-        finally:
-            await to_the_end(lambda: write(change.path, text, private=True))
-            state.text = text
-        await self._keep(change, text, state)
+        shape = self._shape(service, change.secret)
+        await self._listener.put(service, route, secret=change.secret, shape=shape)
 
-    async def take_back_at_once(self, plan: RoutePlan, token: int) -> None:
-        """Turn the rollback switch on where it leads to the route that is wanted, and that is not served.
+    async def take_back_at_once(self, plan: RoutePlan, token: int) -> bool:
+        """Send users back at once where a rollback leads to the route that is wanted, and that is not served.
 
-        It waits for nobody: the switch is one file, which nginx looks for at each request. What goes
-        wrong with it is told of the way that is sure.
+        It waits for nobody. What goes wrong with it is told of the way that is sure. Returns whether that is
+        the route.
         """
-        await self._repair(plan.service)
-        with contextlib.suppress(Fault):
-            await self._take_back(plan, token)
+        try:
+            if not (to := self._way_of(plan, token)):
+                return False
+            path, disk, secret = self.file(plan.service), _on_disk(plan), self._memory.known()
+            await self._go_back_at_once(_Change(path, None, disk, token, secret), to, plan.route.generation)
+        except Exception as error:  # noqa: BLE001  as above
+            log.warning("not_back_at_once", service=plan.service, reason=str(error))
+        return True
 
-    async def _take_back(self, plan: RoutePlan, token: int) -> None:
+    def _way_of(self, plan: RoutePlan, token: int) -> str:
+        """The release that all users are to go back to, and are not on; '' where it is not for us to do."""
         text = read(self.file(plan.service))
         header = read_header(text) if text is not None else None
         if header is None or header.on_disk is None:
-            return
+            return ""
         on = self._leads(plan.service, header)
         if on and self._switches.turned_for(plan.service, on) in (0, plan.route.generation):
-            return
+            return ""
         if _refused(plan, token, header) is not None:
-            return  # told where it is refused
+            return ""  # told where it is refused
         wanted, served = _active(plan.route.servers), _active(header.on_disk.route.servers)
-        if wanted and wanted != served and wanted == _active(header.on_disk.back):
-            secret = await self._secret(plan.service)
-            direct = await self._takes_routes(plan.service, header, secret, self._state(plan.service))
-            if direct and not self._rounds.busy:
-                return  # a route in memory is as fast, once it is its turn
-            to, generation = "".join(wanted), plan.route.generation
-            await to_the_end(lambda: self._switches.turn_on(plan.service, to, generation))
+        return "".join(wanted) if wanted != served and wanted == _active(header.on_disk.back) else ""
+
+    async def _go_back_at_once(self, change: _Change, to: str, generation: int = 0) -> bool:
+        """Send users back by nginx' memory, which needs neither the disk nor a turn; else by the switch.
+
+        Returns whether it was by nginx' memory.
+        """
+        if await self._is_taken_at_once(change):
+            return True
+        await self._repair(change.service)
+        await to_the_end(lambda: self._switches.turn_on(change.service, to, generation))
+        return False
+
+    async def _is_taken_at_once(self, change: _Change) -> bool:
+        """Whether nginx has taken a route into its memory; whatever keeps it from that is logged."""
+        service, secret = change.service, change.secret
+        try:
+            async with asyncio.timeout(AT_ONCE):
+                if not secret or (await self._listener.ask(service)).shape != self._shape(service, secret):
+                    return False
+                if (await self._process.workers()).outdated:
+                    return False
+                await self._hand_over(change)
+        except Exception as error:  # noqa: BLE001  as above
+            log.warning("route_not_taken", service=service, reason=str(error) or type(error).__name__)
+            return False
+        return True
 
     def _keeps_switch(self, plan: RoutePlan, header: Header | None) -> bool:
         """Whether a person's `touch` stays until old workers are gone, because it leads where the route does.
@@ -781,7 +839,7 @@ class NginxEdge:
     def highest_token(self) -> int:
         """The highest fencing token that the folder knows; 0 for a new one."""
         paths = (*self._dir.glob("*.conf"), *self._dir.glob(f"*{GONE}"))
-        headers = (read_header(read(path) or "") for path in paths)
+        headers = map(read_header, map(text_of, paths))
         return max((header.token for header in headers if header is not None), default=0)
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator.ports.given import open_given
 from orchestrator.ports.traffic import Complaint
 
 LINE = re.compile(r"\S+ \S+ \[(?P<level>emerg|alert)\] (?P<pid>[0-9]+)#[0-9]+: (?P<words>.*)", re.ASCII)
@@ -96,7 +97,7 @@ class _Tail:
                 self._inode, self._at, self._rest = status.st_ino, 0, b""
             if status.st_size == self._at:
                 return []
-            with self._path.open("rb") as file:
+            with open_given(self._path) as file:
                 file.seek(self._at)
                 data = file.read(AT_ONCE)
         except OSError:

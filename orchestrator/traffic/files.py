@@ -4,15 +4,20 @@ import asyncio
 import contextlib
 import itertools
 import os
+import stat
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.ports.faults import Fault
+from orchestrator.ports.given import read_given
 from orchestrator.ports.lock import try_lock
 
 T = TypeVar("T")
+
+LARGEST = 4 * 1024**2
+"""Bytes that a file of ours may have; a service of a hundred instances has a hundredth of that."""
 
 OTHERS = 0o077
 """What a file's group and all others may do with it."""
@@ -34,19 +39,21 @@ async def locked(path: Path, deadline: float) -> AsyncIterator[None]:
     Raises:
         Fault: It can't be written or locked, or somebody else held it for the whole deadline (seconds).
     """
-    try:
-        file = path.open("w")
+    try:  # never by a link, for root may be at work in another account's folder, and never with a wait
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise Fault(f"{path}: {error.strerror}") from error
-    with file:
-        _give(file.fileno(), path.parent)
+    try:
+        _give(file, path.parent)
         try:
             async with asyncio.timeout(deadline):
-                while not try_lock(file.fileno(), path):
+                while not try_lock(file, path):
                     await asyncio.sleep(LOCK_INTERVAL)
         except TimeoutError:
             raise Fault(f"another process has held {path} for {deadline:.0f} s") from None
         yield
+    finally:
+        os.close(file)
 
 
 def _give(file: int, folder: Path) -> None:
@@ -77,13 +84,39 @@ async def uncut(work: "asyncio.Future[T]") -> T:
 
 
 def read(path: Path) -> str | None:
-    """A file's text; None when there is none: a folder may be in its place, or a file in its folder's."""
+    """A file's text, without a wait; None when there is none, or something else in its or its folder's place.
+
+    Raises:
+        Fault: This account may not read it, or the disk fails.
+    """
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return read_given(path, LARGEST).decode("utf-8", "replace")
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise Fault(f"{path}: {error.strerror}") from error
+        if in_the_way(path):
+            return None
+        whose = f" for uid {os.geteuid()}: the owner of {path.parent} has to read it"
+        raise Fault(f"{path}: {error.strerror}{whose * isinstance(error, PermissionError)}") from error
+
+
+def text_of(path: Path) -> str:
+    """A file's text; '' where there is none, or none that this account may read."""
+    try:
+        return read(path) or ""
+    except Fault:
+        return ""
+
+
+def in_the_way(path: Path, largest: float = LARGEST) -> str:
+    """Why what lies there can't be a file of ours: a folder, a pipe, a loop of links; '' if it can."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        return f"is a link: {error.strerror}" if os.path.islink(path) else ""  # noqa: PTH114  never raises
+    if not stat.S_ISREG(found.st_mode):
+        return "is no file"
+    return f"has {found.st_size} bytes" if found.st_size > largest else ""
 
 
 def is_private(path: Path) -> bool:
@@ -94,16 +127,17 @@ def is_private(path: Path) -> bool:
         return False
 
 
-def write(path: Path, text: str, *, private: bool = False) -> None:
+def write(path: Path, text: str, *, private: bool = False, modified: int | None = None) -> None:
     """Replace a file so that a reader, a crash or a full disk finds the old one or the new one, whole.
 
-    A private one can be read by its owner and root alone.
+    A private one can be read by its owner and root alone. `modified`: what the file is to give as the time of
+    its last change, in seconds.
 
     Raises:
         Fault: It could not be written; the old file is untouched.
     """
     try:
-        replace(path, text, private=private)
+        replace(path, text, private=private, modified=modified)
     except OSError as error:
         raise Fault(f"{path}: {error.strerror}") from error
 
@@ -120,16 +154,19 @@ def remove(path: Path) -> None:
         raise Fault(f"{path}: {error.strerror}") from error
 
 
-def replace(path: Path, text: str, *, private: bool = False) -> None:
+def replace(path: Path, text: str, *, private: bool = False, modified: int | None = None) -> None:
     """Temporary file, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(_numbers)}.tmp")
+    temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8") as file:  # whatever somebody has laid there
             if private:
                 os.fchmod(file.fileno(), 0o600)
             _give(file.fileno(), path.parent)
             file.write(text)
             file.flush()
+            if modified is not None:
+                os.utime(file.fileno(), (modified, modified))
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -9,11 +10,18 @@ from typing import Any
 import aiohttp
 
 from orchestrator.ports.addresses import unreached
-from orchestrator.ports.faults import Fault
+from orchestrator.ports.faults import Fault, Refused
 from orchestrator.traffic.render import probe_host
 
 DEADLINE = 1.0
 """Seconds for one request."""
+
+TOLD = re.compile(
+    r"(?P<service>\S+) (?P<number>[0-9]+) [0-9]+"
+    r" (?:dynamic (?P<shape>\S+) (?P<draining>-?[0-9]+)|(?P<mark>\S*))",
+    re.ASCII,
+)
+"""What is said of a service: generation, token, and what the file is like."""
 
 REFUSED = -1
 """In place of a status, where nobody listens."""
@@ -53,23 +61,24 @@ class Listener:
     async def ask(self, service: str) -> Answer:
         """What is served; a failure is in the text, never raised."""
         status, text = await self._request("GET", "/generation", service)
-        name, number, *rest = [*text.split(" "), "", ""][:6]
-        if name != service or not number.isascii() or not number.isdecimal():
+        said = TOLD.fullmatch(text)
+        if said is None or said["service"] != service:
             return Answer(text, answered=status > 0, refused=status == REFUSED)
-        if rest[1:2] == ["dynamic"]:
-            return Answer(text, int(number), rest[2], rest[2], int(rest[3]))
-        return Answer(text, int(number), rest[1])
+        shape = said["shape"] or ""
+        return Answer(text, int(said["number"]), shape or said["mark"], shape, int(said["draining"] or 0))
 
     async def put(self, service: str, route: str, *, secret: str, shape: str) -> None:
         """Let nginx serve a route from the next request on, if the rest of its file is of this shape.
 
         Raises:
+            Refused: It serves a newer one.
             Fault: It did not take it, or did not say so.
         """
         headers = {"X-Secret": secret, "X-Shape": shape}
         status, text = await self._request("PUT", "/route", service, data=route, headers=headers)
         if status != HTTPStatus.OK:
-            raise Fault(f"nginx did not take the route of {service}: {text}")
+            why = f"nginx did not take the route of {service}: {text}"
+            raise Refused(why) if status == HTTPStatus.CONFLICT else Fault(why)
 
     async def _request(
         self, method: str, path: str, service: str, *, headers: dict[str, str] | None = None, **more: Any
@@ -89,7 +98,7 @@ class Listener:
         except aiohttp.ClientConnectorError as error:
             refused = isinstance(error.os_error, ConnectionRefusedError)
             return REFUSED if refused else 0, unreached(error, self._url)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, there is no answer
             return 0, unreached(error, self._url)
 
     async def close(self) -> None:

@@ -1,5 +1,6 @@
 """Routes in nginx' memory, where it has its Lua module: what must lie on the disk for it."""
 
+import re
 import secrets
 from pathlib import Path
 from typing import Literal
@@ -15,13 +16,16 @@ log = structlog.get_logger()
 
 Mode = Literal["auto", "reload", "dynamic"]
 
+SECRET = re.compile(r"[0-9a-f]{32}")
+"""It goes into an HTTP header and into nginx' files: nothing else is taken for one."""
+
 
 class Memory:
     """Whether routes change in nginx' memory, and the secret that lets them."""
 
     def __init__(self, process: EdgeProcess, directory: Path, mode: Mode, shared: Shared) -> None:
         self._process = process
-        self._dir = directory
+        self._file = directory / "secret"
         self._mode = mode
         self._shared = shared
         self._lua: bool | None = None
@@ -29,8 +33,7 @@ class Memory:
     async def secret(self) -> str:
         """What lets a route be changed in nginx' memory; empty where it is changed by a reload.
 
-        Raises:
-            Fault: A file could not be written.
+        It is made where none lies there; one that can't be kept leaves the reload.
         """
         if self._lua is None:
             self._lua = await self._has_lua()
@@ -38,12 +41,24 @@ class Memory:
             await to_the_end(self._shared.repair)
         if not self._lua:
             return ""
-        kept = self._dir / "secret"
-        secret = read(kept)
-        if not secret:
-            secret = secrets.token_hex(16)
-            write(kept, secret, private=True)
+        if secret := self.known():
+            return secret
+        secret = secrets.token_hex(16)
+        try:
+            write(self._file, secret, private=True)
+        except Fault as error:
+            log.warning("secret_not_kept", reason=str(error))
+            return ""
         return secret
+
+    def known(self) -> str:
+        """The secret that lies there; empty where what lies there is none."""
+        try:
+            secret = (read(self._file) or "").strip()
+        except Fault as error:
+            log.warning("secret_not_read", reason=str(error))
+            return ""
+        return secret if SECRET.fullmatch(secret) else ""
 
     async def _has_lua(self) -> bool | None:
         """Whether nginx has the module; None where it does not say, as with a configuration that is wrong."""

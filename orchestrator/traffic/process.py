@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.ports.faults import Fault
+from orchestrator.ports.given import read_given
 from orchestrator.ports.program import program
 from orchestrator.ports.traffic import MASTER, Complaint, Workers, mentions_lua, reason_first
 from orchestrator.traffic.error_log import ErrorLog, error_logs
@@ -145,7 +146,7 @@ class HostNginx:
 
     def _named(self) -> int:
         try:
-            text = self._pid_file.read_text(encoding="utf-8", errors="replace").strip()
+            text = read_given(self._pid_file).decode("utf-8", "replace").strip()
         except OSError as error:
             raise Fault(f"nginx does not run: {self._pid_file}: {error.strerror}") from error
         if not (text.isascii() and text.isdecimal()):

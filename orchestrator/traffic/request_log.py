@@ -11,6 +11,7 @@ from typing import BinaryIO
 import structlog
 
 from orchestrator.ports.faults import Fault
+from orchestrator.ports.given import open_given
 from orchestrator.ports.traffic import AnsweredCounts, EdgeProcess
 from orchestrator.traffic.render import requests_path
 
@@ -153,7 +154,7 @@ class RequestLog:
         status = self._path.stat()
         if self._files and self._files[-1].inode == status.st_ino:
             return
-        file = self._path.open("rb", buffering=0)
+        file = open_given(self._path, buffering=0)
         if at_end:
             file.seek(0, os.SEEK_END)
         self._files.append(_File(file, os.fstat(file.fileno()).st_ino))

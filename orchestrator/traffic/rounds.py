@@ -11,7 +11,7 @@ import structlog
 
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import EdgeProcess
-from orchestrator.traffic.files import LOCK_INTERVAL, locked, read, remove, to_the_end, uncut
+from orchestrator.traffic.files import LOCK_INTERVAL, locked, remove, text_of, to_the_end, uncut
 from orchestrator.traffic.reload import Reloader, Shown
 
 log = structlog.get_logger()
@@ -77,24 +77,28 @@ class Rounds:
         reloader: Its reloads.
         directory: The folder.
         patience: Seconds that another process may hold it.
+        tidy: Called before each round, with the folder held.
     """
 
-    def __init__(self, process: EdgeProcess, reloader: Reloader, directory: Path, patience: float) -> None:
+    def __init__(
+        self,
+        process: EdgeProcess,
+        reloader: Reloader,
+        directory: Path,
+        patience: float,
+        tidy: Callable[[], Awaitable[None]],
+    ) -> None:
         self._process = process
         self._reloader = reloader
         self._dir = directory
         self._patience = patience
+        self._tidy = tidy
         self._lock = asyncio.Lock()
         self._waiting: list[_Turn] = []
         self._under_way: list[_Turn] = []
         self._round: asyncio.Task[None] | None = None
         self._refused: set[str] = set()
         self._shared = False
-
-    @property
-    def busy(self) -> bool:
-        """Whether what comes has to wait."""
-        return self._lock.locked() or self._round is not None
 
     def changing(self, service: str) -> bool:
         """Whether a service's files are being replaced."""
@@ -111,6 +115,7 @@ class Rounds:
             for left in self._dir.glob(".*.tmp"):  # by a process that was killed while it wrote
                 with contextlib.suppress(Fault):
                     remove(left)
+            await self._tidy()
             yield
 
     async def serve(
@@ -299,7 +304,7 @@ class Rounds:
     def _located(self, fault: Fault) -> Fault:
         """With our files that name what it is about: of a certificate nginx tells no place. Blocks."""
         paths = re.findall(r'"(/[^"]+)"', str(fault))
-        texts = {path: read(path) or "" for path in sorted(self._dir.glob("*.conf")) if path.is_file()}
+        texts = {path: text_of(path) for path in sorted(self._dir.glob("*.conf"))}
         found = [path for path, text in texts.items() if any(f" {named};" in text for named in paths)]
         if not found or any(str(path) in str(fault) for path in found):
             return fault

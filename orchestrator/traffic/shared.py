@@ -2,13 +2,15 @@
 
 import contextlib
 import itertools
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import structlog
 
-from orchestrator.traffic.files import replace
+from orchestrator.ports.given import read_given
+from orchestrator.traffic.files import LARGEST, in_the_way, replace
 from orchestrator.traffic.render import (
     BALANCER,
     HTTP,
@@ -31,6 +33,9 @@ LUA_MARK = "_by_lua_block"
 
 SHARED_MEMORY = "lua_shared_dict release_orchestrator 4m;\n"
 """Room for some thousand services' routes."""
+
+ASIDE = ".aside"
+"""Suffix of what was moved aside, and a number from the second one on."""
 
 PASS = 0o011
 """What nginx' workers need of a folder to look for files in it."""
@@ -72,17 +77,29 @@ class Shared:
     @property
     def _files(self) -> tuple[Path, ...]:
         """Files that somebody else writes, and whose names must be free for it."""
-        return (self._dir / ".lock", self._dir / "secret", Path(requests_path(str(self._dir))))
+        return (self._dir / ".lock", self._dir / "secret")
 
     def lacking(self, files: Iterable[Path] = ()) -> dict[Path, str]:
         """What is not as it must be, and how it is.
 
         Args:
-            files: Further ones in whose place no folder may be.
+            files: Further ones in whose place nothing else may be.
         """
         lacking = {path: "is missing" for path in self.folders if not path.is_dir()}
-        lacking |= {path: "is a folder" for path in (*self._files, *files) if path.is_dir()}
+        ways = {path: in_the_way(path) for path in (*self._files, *files)}
+        ways |= {path: "is a link" for path in self._files if path.is_symlink()}
+        requests = Path(requests_path(str(self._dir)))
+        ways[requests] = in_the_way(requests, math.inf)
+        lacking |= {path: why for path, why in ways.items() if why}
         return lacking | {path: why for path, text in self.texts.items() if (why := _differs(path, text))}
+
+    def odd(self) -> Iterator[Path]:
+        """What nginx would include, whosever it is, and is no plain file: it waits for a pipe, say."""
+        for place in (self._dir, self._dir / "snippets", *self._dir.glob("locations/*")):
+            with contextlib.suppress(OSError), os.scandir(place) as found:
+                for one in found:
+                    if one.name.endswith(".conf") and not one.is_file(follow_symlinks=False):
+                        yield Path(one.path)
 
     def repair(self, files: Iterable[Path] = ()) -> None:
         """Make it whole; what lies in the way is moved aside."""
@@ -93,7 +110,7 @@ class Shared:
             except OSError as error:
                 broken[path] = f"{path} {why}: {error.strerror}"
             else:
-                if path in self._whole:  # it is no first start
+                if path in self._whole or path not in (*self.folders, *self.texts):  # it is no first start
                     log.warning("edge_folder_repaired", path=str(path), reason=why)
         self._whole |= {*self.folders, *self.texts} - broken.keys()
         told, self.broken = self.broken, tuple(broken.values())
@@ -110,7 +127,7 @@ class Shared:
         if path in self.folders:
             make_folder(path)
             return
-        if path.is_dir():
+        if path not in self.texts or in_the_way(path):
             _move_aside(path)
         if path in self.texts:
             make_folder(path.parent)
@@ -121,7 +138,7 @@ class Shared:
 def _differs(path: Path, text: str) -> str:
     """In what a file is not as it must be; empty when it is."""
     try:
-        if path.read_bytes() != text.encode():
+        if read_given(path, LARGEST) != text.encode():
             return "differs from what the daemon writes"
         return "" if path.stat().st_mode & READ == READ else "can't be read by nginx' workers"
     except (FileNotFoundError, NotADirectoryError):
@@ -139,5 +156,5 @@ def make_folder(path: Path) -> None:
 
 def _move_aside(path: Path) -> None:
     """Rename what is not ours, so that nothing of it is lost."""
-    names = (path.with_name(f"{path.name}.aside{number or ''}") for number in itertools.count())
+    names = (path.with_name(f"{path.name}{ASIDE}{number or ''}") for number in itertools.count())
     path.rename(next(name for name in names if not os.path.lexists(name)))

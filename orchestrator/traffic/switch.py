@@ -12,14 +12,18 @@ from orchestrator.traffic.render import check_service, closing_path, switch_path
 
 log = structlog.get_logger()
 
+A_PERSONS = 10**9
+"""A switch that was changed in this second of the epoch or later is a person's; generations are smaller."""
+
 
 class Switches:
     """The folder `switch` in ours.
 
     A person's `touch` of a service's switch takes its traffic wherever a rollback leads by what nginx serves.
     The daemon's own names the release that it leads to, and does nothing in an nginx whose rollback leads
-    elsewhere, as in one that has not read the newest file. It is the quick way, and never the only one: that
-    it can't be turned on is logged.
+    elsewhere, as in one that has not read the newest file. It is empty, for a full disk has no room for a
+    text, and its time of change is the generation that it was turned on for. It is the quick way, and never
+    the only one: that it can't be turned on is logged.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -49,17 +53,21 @@ class Switches:
 
         `generation`: the one that leads there too, where it is no person's word.
         """
-        return _try_to_write(self.path(service, to), str(generation))
+        return _try_to_make(self.path(service, to), generation)
 
     def turned_for(self, service: str, to: str) -> int:
-        """The generation for which a daemon turned it on; 0 where it is a person's word, or off."""
+        """The generation for which a daemon turned it on; 0 where it is a person's word, or off.
+
+        A daemon of an older version has written it into the file.
+        """
+        path = self.path(service, to)
         if self.by_hand(service):
             return 0
         try:
-            generation = read(self.path(service, to)) or ""
-        except Fault:
+            generation = int(read(path) or path.stat().st_mtime)
+        except (OSError, Fault, ValueError):
             return 0
-        return int(generation) if generation.isdecimal() else 0
+        return generation if 0 < generation < A_PERSONS else 0
 
     def put_away(self, service: str) -> None:
         """Turn all of them off."""
@@ -68,7 +76,7 @@ class Switches:
 
     def close_connections(self) -> None:
         """Let answers close their connections."""
-        _try_to_write(self._closing, "")
+        _try_to_make(self._closing)
 
     def keep_connections(self) -> None:
         """Let answers keep their connections again; a failure is left for the next time."""
@@ -80,9 +88,9 @@ def _is_there(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113  False too where nobody may look
 
 
-def _try_to_write(path: Path, text: str) -> bool:
+def _try_to_make(path: Path, modified: int | None = None) -> bool:
     try:
-        write(path, text)
+        write(path, "", modified=modified)
     except Fault as error:
         log.warning("switch_not_turned_on", path=str(path), reason=str(error))
         return False

@@ -137,6 +137,68 @@ async def test_a_full_disk_is_in_the_log_the_metrics_the_readiness_and_the_docto
     assert f'orchestrator_disk_free_bytes{{path="{disk}"}} 0.0' in daemon._metrics.render().decode()
 
 
+SHUT = {
+    "read-only": ("mount --bind {0} {0} && mount -o remount,ro,bind {0}", "umount -l {0}"),
+    "immutable": ("chattr +i {0}", "chattr -i {0}"),
+    "gone": ("mv {0} {0}.gone", "mv {0}.gone {0}"),
+}
+"""What keeps everybody from writing to a folder, and what undoes it."""
+
+
+@contextlib.contextmanager
+def shut(folder: Path, how: str) -> Iterator[None]:
+    """A folder that nobody can write to."""
+    if os.geteuid():
+        pytest.skip("only root can mount, and make a folder immutable")
+    shuts, opens = (command.format(folder) for command in SHUT[how])
+    subprocess.run(["sh", "-c", shuts], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["sh", "-c", opens], check=True)
+
+
+async def unwritten(daemon: Daemon) -> str:
+    """Why a daemon that drives is not ready, after a look."""
+    looking = asyncio.create_task(daemon._watch.disks(), name="disks")
+    await asyncio.wait({looking}, timeout=0.5)  # then it waits for the next one
+    looking.cancel()
+    await asyncio.wait({looking})
+    return daemon._why_unready()
+
+
+@pytest.mark.parametrize(
+    ("folder", "how"),
+    [
+        *((name, how) for name in ("state", "nginx") for how in SHUT),
+        *(("nginx/switch", how) for how in SHUT if how != "gone"),  # the next look makes it anew
+    ],
+)
+async def test_a_folder_that_can_not_be_written_is_in_the_log_the_readiness_and_the_doctors_words(
+    tmp_path: Path, folder: str, how: str
+) -> None:
+    (tmp_path / "nginx" / "switch").mkdir(parents=True)
+    (tmp_path / "state").mkdir()
+    nginx = NginxSection(directory=tmp_path / "nginx")
+    config = Config(tmp_path, Settings(state_dir=tmp_path / "state", nginx=nginx), {})
+    daemon = Daemon(config, LineWriter(io.StringIO()))
+    daemon._unready = ""
+    assert await unwritten(daemon) == ""
+    with shut(tmp_path / folder, how), capture_logs() as logs:
+        reason = await unwritten(daemon)
+        found = [c.detail for c in await folders(config) if "can't be written" in c.detail and c.mend]
+    why = "No such file" if how == "gone" else f"can't be written by uid {os.getuid()}"
+    assert reason.startswith(f"{tmp_path / folder}: {why}")
+    assert [line["reason"] for line in logs if line["event"] == "can_not_write"] == [reason]
+    words = {
+        "read-only": ["its file system is read-only"],
+        "immutable": ["it is immutable (chattr)"],
+        "gone": [],  # the daemon makes it
+    }
+    assert found == [f"{tmp_path / folder} can't be written by uid {os.getuid()}: {w}" for w in words[how]]
+    assert await unwritten(daemon) == ""
+
+
 def test_a_disk_with_room_is_not_full(tmp_path: Path) -> None:
     assert disk_full(tmp_path) == ""
     assert FULL < 16 * 1024**2

@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,41 @@ def take_the_place_of(path: Path) -> None:
         (path / "theirs").write_text("not ours")
 
 
+def pipe(path: Path) -> None:
+    """Whoever opens it waits for the other end, which never comes."""
+    lose(path)
+    os.mkfifo(path)
+
+
+def door(path: Path) -> None:
+    """A socket, which can't be opened."""
+    lose(path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+def loop(path: Path) -> None:
+    """A link to itself."""
+    lose(path)
+    path.symlink_to(path.name)
+
+
+def nowhere(path: Path) -> None:
+    """A link to what is not there."""
+    lose(path)
+    path.symlink_to("gone")
+
+
+def huge(path: Path) -> None:
+    """Nothing of ours has a thousandth of it."""
+    lose(path)
+    path.touch()
+    os.truncate(path, 1024**3)
+
+
+HARMS = (take_the_place_of, pipe, door, loop, nowhere, huge)
+
+
 async def restarted(site: Site) -> None:
     """Another nginx in place of the one that runs."""
     master = site.process.master()
@@ -72,7 +108,7 @@ async def restarted(site: Site) -> None:
     subprocess.run([program, "-c", str(site.folder.parent / "nginx.conf")], check=True, timeout=10)
 
 
-@pytest.mark.parametrize("harm", [lose, take_the_place_of])
+@pytest.mark.parametrize("harm", [lose, take_the_place_of, pipe])
 @pytest.mark.parametrize(
     ("site", "name"),
     [*(("reload", name) for name in OURS), *(("dynamic", name) for name in ("api.conf", *LUAS))],
@@ -119,6 +155,71 @@ async def test_an_idle_look_puts_back_what_nginx_needs_to_start(site: Site, name
     assert (await site.edge.observe("api")).file == "ours"
     await restarted(site)
     assert await site.answers() == {"api-1", "api-2"}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_what_is_no_file_in_the_place_of_one_is_moved_aside(
+    site: Site, harm: Callable[[Path], None]
+) -> None:
+    harm(site.folder / "api.conf")
+    seen = await site.edge.observe("api")
+    assert (seen.file, seen.on_disk) == ("missing", None)
+    await site.edge.apply(site.plan(3, "api-1"), 1)
+    assert await site.answers() == {"api-1"}
+    assert os.path.lexists(site.folder / "api.conf.aside")
+    assert (await site.edge.observe("api")).file == "ours"
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        *(("web.conf", harm) for harm in HARMS if harm is not huge),
+        ("snippets/web.conf", pipe),
+        ("locations/shop/web.conf", pipe),
+    ],
+)
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_what_is_no_file_in_the_place_of_one_services_is_no_trouble_of_another(
+    site: Site, harm: Callable[[Path], None], name: str
+) -> None:
+    path = site.folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    harm(path)
+    await site.edge.apply(site.plan(3, "api-1"), 1)
+    assert await site.answers() == {"api-1"}
+    assert site.edge.highest_token() == 1
+
+
+@pytest.mark.parametrize("name", [".lock", "secret", "switch/api.to.api-1", "api.good", "log/requests.log"])
+async def test_a_rollback_on_the_host_waits_for_no_pipe(site: Site, name: str) -> None:
+    pipe(site.folder / name)
+    by_hand = NginxEdge(
+        site.process, site.folder, site.edge._options, listen=site.edge._listen, closing_wait=0.0
+    )
+    assert (await by_hand.retreat("api", "ann", "it burns")).to == "api-1"
+    await by_hand.close()
+    assert await site.answers() == {"api-1"}
+
+
+@pytest.mark.parametrize("name", [".lock", "secret"])
+async def test_a_link_in_the_folder_leads_a_rollback_on_the_host_to_no_other_file(
+    site: Site, name: str
+) -> None:
+    """Root may type it, and the folder is another account's."""
+    if os.geteuid():
+        pytest.skip("only root can do harm")
+    other = site.folder.parent / "other"
+    other.write_text("theirs")
+    os.chown(other, 1, 1)
+    lose(site.folder / name)
+    (site.folder / name).symlink_to(other)
+    by_hand = NginxEdge(
+        site.process, site.folder, site.edge._options, listen=site.edge._listen, closing_wait=0.0
+    )
+    assert (await by_hand.retreat("api", "ann", "it burns")).to == "api-1"
+    await by_hand.close()
+    assert (other.read_text(), other.stat().st_uid) == ("theirs", 1)
 
 
 async def test_an_emptied_folder_is_filled_again_with_the_same_generation_and_token(site: Site) -> None:

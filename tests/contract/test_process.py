@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import Complaint, Workers
 from orchestrator.traffic.error_log import ErrorLog, error_logs
@@ -90,6 +90,22 @@ async def test_a_child_that_a_command_leaves_keeps_nobody_waiting(tmp_path: Path
     with pytest.raises(Fault, match="no end after 0 s"):
         await asyncio.wait_for(run(words, 0.5), 5)
     os.kill(int(marker.read_text()), signal.SIGKILL)
+
+
+async def test_a_command_that_can_not_be_killed_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another user's, by sudo; the double is the kill."""
+    marker = tmp_path / "pid"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "killpg", lambda *_: None)
+        patched.setattr(subprocess.Popen, "kill", lambda _: None)
+        with pytest.raises(Fault, match="no end after 0 s"):
+            await asyncio.wait_for(run(("sh", "-c", f"echo $$ > {marker}; exec sleep 60"), 0.5), 5)
+    os.kill(int(marker.read_text()), signal.SIGKILL)
+    async with asyncio.timeout(5):
+        while Path(f"/proc/{marker.read_text().strip()}").exists():
+            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

@@ -1,7 +1,11 @@
 """The rollback switch and the gentle end of connections, on a real nginx with two real servers behind it."""
 
 import asyncio
+import contextlib
 import os
+import shutil
+import subprocess
+from collections.abc import Iterator
 
 import pytest
 
@@ -123,7 +127,7 @@ async def test_a_rollback_waits_for_no_other_service(site: Site) -> None:
 @pytest.mark.parametrize("site", ["reload"], indirect=True)
 async def test_a_switch_that_is_left_over_does_not_hold_the_next_release_back(site: Site) -> None:
     await site.edge.apply(site.plan(3, "api-1"), 1)
-    assert (site.folder / "switch" / "api.to.api-1").read_text() == "3"
+    assert site.edge._switches.turned_for("api", "api-1") == 3
     await site.edge.apply(site.plan(4, "api-1", "api-2", back="api-1"), 1)
     assert not site.edge._switches.all("api")
     assert await site.answers() == {"api-1", "api-2"}
@@ -160,12 +164,12 @@ async def test_a_switch_of_the_daemons_own_gives_way_to_its_next_word(
 async def test_a_switch_that_was_left_on_goes_when_a_newer_route_is_served(site: Site) -> None:
     """A daemon was killed between the confirmation of its next word and the end of its last one."""
     switch = site.folder / "switch" / "api.to.api-1"
-    switch.write_text("1")
+    site.edge._switches.turn_on("api", "api-1", 1)
     assert await site.answers() == {"api-1"}
     await site.edge.observe("api")
     assert not switch.exists()
     assert await site.answers() == {"api-1", "api-2"}
-    switch.write_text("2")
+    site.edge._switches.turn_on("api", "api-1", 2)
     seen = await site.edge.observe("api")
     assert (seen.switched_to, seen.switched_for, switch.exists()) == ("api-1", 2, True)
 
@@ -228,3 +232,69 @@ async def test_a_reload_that_fails_or_a_crash_leaves_connections_as_they_were(si
     assert (await site.ask())[1] == "close"
     site.edge.prepare()
     assert (await site.ask())[1] == "keep-alive"
+
+
+@pytest.fixture
+def full(site: Site) -> Iterator[None]:
+    """nginx' folder on a disk that is full."""
+    if os.geteuid():
+        pytest.skip("only root can mount a small disk")
+    folder, kept = str(site.folder), str(site.folder.parent / "kept")
+    shutil.copytree(folder, kept)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=755", "tmpfs", folder], check=True)
+    try:
+        shutil.copytree(kept, folder, dirs_exist_ok=True)
+        with contextlib.suppress(OSError), (site.folder / "fill").open("wb", buffering=0) as fill:
+            while True:
+                fill.write(b"x" * 4096)
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("by", ["daemon", "person"])
+@pytest.mark.usefixtures("full")
+async def test_users_go_back_though_the_disk_of_the_folder_is_full(site: Site, by: str) -> None:
+    daemons = by == "daemon"
+    plan = site.plan(3, "api-1", back="api-1")
+    back = site.edge.apply(plan, 1) if daemons else site.edge.retreat("api", "ann", "")
+    with pytest.raises(Fault, match="No space left on device"):
+        await back
+    await asyncio.sleep(0.1)
+    assert await site.answers() == {"api-1"}
+    if not site.dynamic:
+        assert (await site.edge.observe("api")).switched_for == (3 if daemons else 0)
+    (site.folder / "fill").unlink()
+    await site.edge.apply(site.plan(4, "api-1"), 1)
+    await site.settled()
+    await site.edge.apply(site.plan(5, "api-1", "api-2", back="api-1"), 1)
+    assert await site.answers() == {"api-1", "api-2"}
+
+
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_a_switch_of_the_daemons_own_that_a_person_touches_is_a_persons(site: Site) -> None:
+    site.edge._switches.turn_on("api", "api-1", 3)
+    assert (await site.edge.observe("api")).switched_for == 3
+    (site.folder / "switch" / "api.to.api-1").touch()
+    seen = await site.edge.observe("api")
+    assert (seen.switched_to, seen.switched_for) == ("api-1", 0)
+
+
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_a_switch_of_an_older_version_is_a_daemons_word(site: Site) -> None:
+    """It has the generation in the file; the new version was started while it was on."""
+    switch = site.folder / "switch" / "api.to.api-1"
+    switch.write_text("2")
+    seen = await site.edge.observe("api")
+    assert (seen.switched_to, seen.switched_for) == ("api-1", 2)
+    await site.edge.apply(site.plan(3, "api-1", "api-2", back="api-1"), 1)
+    assert not switch.exists()
+    assert await site.answers() == {"api-1", "api-2"}
+
+
+@pytest.mark.parametrize("text", ["0", "x", "-1", "9" * 5000, "9999999999"])
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_a_switch_that_no_daemon_has_written_is_a_persons_word(site: Site, text: str) -> None:
+    (site.folder / "switch" / "api.to.api-1").write_text(text)
+    seen = await site.edge.observe("api")
+    assert (seen.switched_to, seen.switched_for) == ("api-1", 0)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import typer
 
+from orchestrator.cli.session import run
 from orchestrator.daemon.config import Config, load
 from orchestrator.daemon.doctor import answered, credentials, files, guarded
 from orchestrator.daemon.doctor.check import Check
@@ -389,3 +391,28 @@ def test_what_of_nginx_own_files_names_a_service_is_told_before_it_is_removed(
     assert "warning" not in text
     _, text = place.run("remove", "web")
     assert "warning" not in text
+
+
+@pytest.mark.parametrize("verb", ["rollback api --local", "reload-nginx", "status"])
+@pytest.mark.parametrize("key", ["/edge", "/state"])
+def test_what_the_system_refuses_is_one_line_and_an_exit_code(tmp_path: Path, verb: str, key: str) -> None:
+    """A folder whose name no file system takes stands for whatever it says."""
+    place = Place(tmp_path)
+    place.config.write_text(place.config.read_text().replace(f"{tmp_path}{key}", f"{tmp_path}/{'x' * 300}"))
+    code, text = place.run(*verb.split())
+    assert code == 1
+    assert text.startswith("error: ")
+    assert len(text.replace("\n", "")) < 1000
+
+
+def test_what_the_system_refuses_while_a_verb_runs_is_one_line_and_an_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def work() -> None:
+        (tmp_path / ("x" * 300)).touch()
+
+    with pytest.raises(typer.Exit) as ended:
+        run(work())
+    assert ended.value.exit_code == 1
+    told = capsys.readouterr().err.replace("\n", "")
+    assert told == f"error: {tmp_path}/{'x' * 300}: File name too long"

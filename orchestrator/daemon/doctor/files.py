@@ -12,6 +12,7 @@ from orchestrator.daemon.yaml_file import Problem
 from orchestrator.ports.faults import Fault
 from orchestrator.runtime.docker_runtime import NOBODY
 from orchestrator.runtime.env_file import read_env_file
+from orchestrator.traffic.shared import Shared
 
 SECRET_FILES = frozenset(
     {"secret_file", "signing_secret_file", "token_file", "urls_file", "bearer_file", "env_file"}
@@ -30,11 +31,7 @@ async def folders(config: Config) -> list[Check]:
     checks = []
     for name, path in (("state_dir", settings.state_dir), ("nginx/directory", settings.nginx.directory)):
         place = _existing(path)
-        made = place in (path, path.parent)
-        ok = made and place.is_dir() and os.access(place, os.W_OK | os.X_OK)
-        why, mend = ("", "") if ok else writable_by_us(path, place)
-        detail = f"{path} can be written" if ok else f"{path} can't be written by uid {os.getuid()}"
-        checks.append(Check(name, ok, ": ".join(filter(None, (detail, why))), mend))
+        checks.append(_written(name, path, place))
         disk = os.statvfs(place)
         checks.append(
             room(
@@ -45,7 +42,20 @@ async def folders(config: Config) -> list[Check]:
                 inodes=disk.f_favail / disk.f_files if disk.f_files else 1.0,
             )
         )
+    edge, *inside = Shared(settings.nginx.directory).folders
+    if os.access(edge, os.W_OK):  # else these share its fate
+        found = (_written("nginx/directory", path, path) for path in inside if path.is_dir())
+        checks += [check for check in found if not check.ok]
     return checks
+
+
+def _written(name: str, path: Path, place: Path) -> Check:
+    """Whether a folder can be written. `place`: it, or the nearest folder above it that there is."""
+    made = place in (path, path.parent)
+    ok = made and place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    why, mend = ("", "") if ok else writable_by_us(path, place)
+    detail = f"{path} can be written" if ok else f"{path} can't be written by uid {os.getuid()}"
+    return Check(name, ok, ": ".join(filter(None, (detail, why))), mend)
 
 
 def _existing(path: Path) -> Path:

@@ -22,7 +22,7 @@ from orchestrator.ports.traffic import RoutePlan, mentions_lua
 from orchestrator.rollout.model import Route
 from orchestrator.runtime.client import DockerClient
 from orchestrator.traffic.edge import NginxEdge
-from orchestrator.traffic.files import read
+from orchestrator.traffic.files import text_of
 from orchestrator.traffic.process import HostNginx, end, orphans, run, without_master
 from orchestrator.traffic.render import closing_path
 from orchestrator.traffic.shared import LUA_MARK, Shared
@@ -117,9 +117,9 @@ def folder(config: Config) -> list[Check]:
     """What our folder lacks, or has that the daemon does not write; one with nothing of ours is not begun."""
     place = config.settings.nginx.directory
     shared = Shared(place)
-    shared.lua = any(LUA_MARK in (read(path) or "") for path in place.glob("*.conf"))
+    shared.lua = any(LUA_MARK in text_of(path) for path in place.glob("*.conf"))
     snippets = Snippets(place, str(place))
-    broken = [f"{path} {why}" for path, why in shared.lacking().items()]
+    broken = [f"{path} {why}" for path, why in shared.lacking(shared.odd()).items()]
     for name, service in config.services.items():
         if (place / f"{name}.conf").is_file():
             broken += [f"{path} is missing" for path in snippets.missing(name, service.edge())]
