@@ -1986,6 +1986,13 @@ BUGS = (
         "tests/integration/test_hooks.py tests/contract/test_process.py -k child",
     ),
     Bug(
+        "a group that was destroyed carries out everything again",
+        "intake/stream.py",
+        "if len(ids) >= HANDLED",
+        "if len(ids) > HANDLED",
+        "tests/integration/test_request_stream.py -k destroyed",
+    ),
+    Bug(
         "a command that can't be killed is waited for",
         "ports/program.py",
         "KILLED = 1.0\n",
