@@ -23,6 +23,7 @@ from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.options import EdgeOptions, ServerBlock
 from orchestrator.traffic.process import HostNginx
 from tests.builders import server
+from tests.conftest import let_all_pass
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
@@ -131,8 +132,7 @@ async def stop(server: asyncio.Server) -> None:
 
 @pytest.fixture(params=["reload", "dynamic"])
 async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
-    for part in (tmp_path, *tmp_path.parents[:3]):
-        part.chmod(0o755)
+    let_all_pass(tmp_path)
     (tmp_path / "tmp").mkdir()
     (tmp_path / "tmp").chmod(0o777)
     conf = tmp_path / "nginx.conf"

@@ -31,6 +31,7 @@ from orchestrator.traffic.files import write
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.process import HostNginx
 from tests.builders import server
+from tests.conftest import let_all_pass
 from tests.contract.fakes import FakeTraffic
 from tests.nginx_image import NGINX_IMAGE, nginx_image
 
@@ -55,8 +56,7 @@ async def kit(
         return
     folder = tmp_path / "edge"
     folder.mkdir()
-    for part in (tmp_path, *tmp_path.parents[:3]):
-        part.chmod(0o755)
+    let_all_pass(tmp_path)
     (tmp_path / "tmp").mkdir()
     (tmp_path / "tmp").chmod(0o777)
     listen = f"127.0.0.1:{free_port()}"

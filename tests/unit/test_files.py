@@ -14,6 +14,7 @@ from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.files import LARGEST, in_the_way, locked, read, text_of, write
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.process import HostNginx
+from tests.conftest import let_all_pass
 
 
 def pipe(path: Path) -> None:
@@ -74,8 +75,7 @@ async def test_a_file_of_another_account_is_the_trouble_of_its_service_alone(tmp
     edge.prepare()
     for token, service in enumerate(("api", "web"), 3):
         await edge.put_down(RoutePlan(service=service, route=Route()), token)
-    for place in (tmp_path, *tmp_path.parents[:2]):
-        place.chmod(0o755)
+    let_all_pass(tmp_path)
     edge.file("web").chmod(0o600)
     why = f"{folder}/web.conf: Permission denied for uid 65534: the owner of {folder} has to read it"
     with nobody():
