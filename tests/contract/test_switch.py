@@ -1,11 +1,7 @@
 """The rollback switch and the gentle end of connections, on a real nginx with two real servers behind it."""
 
 import asyncio
-import contextlib
 import os
-import shutil
-import subprocess
-from collections.abc import Iterator
 
 import pytest
 
@@ -234,24 +230,6 @@ async def test_a_reload_that_fails_or_a_crash_leaves_connections_as_they_were(si
     assert (await site.ask())[1] == "keep-alive"
 
 
-@pytest.fixture
-def full(site: Site) -> Iterator[None]:
-    """nginx' folder on a disk that is full."""
-    if os.geteuid():
-        pytest.skip("only root can mount a small disk")
-    folder, kept = str(site.folder), str(site.folder.parent / "kept")
-    shutil.copytree(folder, kept)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=755", "tmpfs", folder], check=True)
-    try:
-        shutil.copytree(kept, folder, dirs_exist_ok=True)
-        with contextlib.suppress(OSError), (site.folder / "fill").open("wb", buffering=0) as fill:
-            while True:
-                fill.write(b"x" * 4096)
-        yield
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
 @pytest.mark.parametrize("by", ["daemon", "person"])
 @pytest.mark.usefixtures("full")
 async def test_users_go_back_though_the_disk_of_the_folder_is_full(site: Site, by: str) -> None:
@@ -262,13 +240,23 @@ async def test_users_go_back_though_the_disk_of_the_folder_is_full(site: Site, b
         await back
     await asyncio.sleep(0.1)
     assert await site.answers() == {"api-1"}
-    if not site.dynamic:
-        assert (await site.edge.observe("api")).switched_for == (3 if daemons else 0)
+    seen = await site.edge.observe("api")
+    told = ("api-1", 0 if not daemons else 3) if not (daemons and site.dynamic) else ("", 0)
+    assert (seen.switched_to, seen.switched_for) == told
     (site.folder / "fill").unlink()
     await site.edge.apply(site.plan(4, "api-1"), 1)
     await site.settled()
     await site.edge.apply(site.plan(5, "api-1", "api-2", back="api-1"), 1)
     assert await site.answers() == {"api-1", "api-2"}
+
+
+@pytest.mark.usefixtures("full")
+async def test_a_step_that_the_disk_has_no_room_for_is_not_served(site: Site) -> None:
+    with pytest.raises(Fault, match=r"^[^;]*No space left on device$"):
+        await site.edge.apply(site.plan(3, "api-1", "api-3", back="api-1"), 1)
+    assert await site.answers() == {"api-1", "api-2"}
+    seen = await site.edge.observe("api")
+    assert (seen.served, seen.floor, seen.confirmed, seen.file) == (2, 2, 2, "ours")
 
 
 @pytest.mark.parametrize("site", ["reload"], indirect=True)

@@ -713,8 +713,8 @@ BUGS = (
     Bug(
         "a rollback on the host waits for its turn",
         "traffic/edge.py",
-        "nginx' memory\" if await self._go_back_at_once(change, way.to) else",
-        "nginx' memory\" if change is None else",
+        "            await self._go_back_at_once(change, way.to)\n",
+        "",
         CROWD,
     ),
     Bug(
@@ -832,8 +832,8 @@ BUGS = (
     Bug(
         "a retreat that another has won is a fault",
         "traffic/edge.py",
-        "        return way.header.on_disk.local or told\n",
-        "        raise Fault(way.to)\n",
+        "    return way.header.on_disk.local or told\n",
+        "    raise Fault(way.to)\n",
         f"{FOLDER} -k another_has_won",
     ),
     Bug(
@@ -953,7 +953,7 @@ BUGS = (
     Bug(
         "nginx takes an older route into its memory",
         "traffic/balancer.lua",
-        "if route.token < known.token or route.generation < known.generation then",
+        "if route.token < known.token or route.generation < known.generation or other then",
         "if false then",
         MEMORY,
     ),
@@ -967,8 +967,8 @@ BUGS = (
     Bug(
         "a restarted nginx has forgotten the weights",
         "traffic/edge.py",
-        "                write(change.path, text, private=True)\n",
-        "                pass\n",
+        "            await to_the_end(served.write)\n",
+        "",
         MEMORY,
     ),
     Bug(
@@ -981,16 +981,72 @@ BUGS = (
     Bug(
         "a route that nginx does not take into its memory has no other way",
         "traffic/edge.py",
-        "            return False\n        await to_the_end(work)\n",
-        "            raise\n        await to_the_end(work)\n",
+        "            return False\n        except Fault:\n            await to_the_end(served.put_back)\n",
+        "            raise\n        except Fault:\n            await to_the_end(served.put_back)\n",
         f"{MEMORY[:-1]} and memory_fails'",
     ),
     Bug(
         "a rollback in memory waits for the folder",
         "traffic/edge.py",
-        "        if await self._is_taken_at_once(change):\n            return True\n",
-        "",
+        "        if not await self._is_taken_at_once(change):\n",
+        "        if change:\n",
         f"{MEMORY[:-1]} and needs_no_disk'",
+    ),
+    Bug(
+        "a step is served that the disk has no room for",
+        "traffic/edge.py",
+        "            await to_the_end(served.write)\n            await self._hand_over(change)\n",
+        "            await self._hand_over(change)\n            await to_the_end(served.write)\n",
+        f"{SWITCH} -k no_room",
+    ),
+    Bug(
+        "what was never written is written back, for which a full disk has no room",
+        "traffic/edge.py",
+        "    elif text_of(path) != text:\n",
+        "    else:\n",
+        f"{SWITCH} -k no_room",
+    ),
+    Bug(
+        "users are left where nginx has them and the file has not",
+        "traffic/edge.py",
+        'return "" if answer.generation in (None, header.generation) else "".join(wanted)',
+        'return ""',
+        f"{MEMORY[:-1]} and go_at_once'",
+    ),
+    Bug(
+        "a rollback that nginx' memory alone knows is not seen",
+        "traffic/edge.py",
+        "            switched_to=unwritten or to,\n",
+        "            switched_to=to,\n",
+        f"{MEMORY[:-1]} and needs_no_disk'",
+    ),
+    Bug(
+        "a rollback that is given up is lost when nginx starts again",
+        "traffic/edge.py",
+        "            if _unwritten(answer, header):\n",
+        "            if False:\n",
+        f"{MEMORY[:-1]} and given_up'",
+    ),
+    Bug(
+        "users are said to be back though they were sent elsewhere",
+        "traffic/edge.py",
+        "        if answer.back == to:\n",
+        "        if True:\n",
+        f"{MEMORY[:-1]} and sent_elsewhere'",
+    ),
+    Bug(
+        "a rollback on the host knows nothing of what nginx serves",
+        "traffic/edge.py",
+        "max(floor, answer.generation or 0) + 1",
+        "floor + 1",
+        f"{MEMORY[:-1]} and older_file'",
+    ),
+    Bug(
+        "a step takes the place of a rollback on the host in memory",
+        "traffic/balancer.lua",
+        "or route.generation < known.generation or other then",
+        "or route.generation < known.generation then",
+        f"{MEMORY[:-1]} and no_step_takes'",
     ),
     Bug(
         "a server in memory is stopped while it has requests",
