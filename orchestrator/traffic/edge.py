@@ -387,7 +387,7 @@ class NginxEdge:
         disk = _on_disk(plan)
         if not direct:  # what was given up has been served meanwhile, if nginx had been asked
             await self.take_back_at_once(plan, token)
-        if self._keeps_switch(plan, header):
+        if await self._keeps_switch(plan, header):
             disk = dataclasses.replace(disk, back=())
         change = _Change(path, old, disk, token, secret)
         lay_beside = partial(self._lay_beside, plan, token, secret)
@@ -442,7 +442,10 @@ class NginxEdge:
         state.confirmed, state.text = change.disk.route.generation, text
         state.shape = self._shape(change.service, change.secret) if change.secret else ""
         if self._is_replaced(change.service, change.disk):
-            self._switches.put_away(change.service)
+            try:
+                self._switches.put_away(change.service)
+            except Fault as error:  # what nginx serves is as it is; each look tries again
+                log.warning("switch_not_put_away", service=change.service, reason=str(error))
 
     def _told_by_a_person(self, service: str, header: Header | None) -> bool:
         """Whether a person's rollback on this host takes all users where the route does not."""
@@ -573,10 +576,11 @@ class NginxEdge:
             return False
         return True
 
-    def _keeps_switch(self, plan: RoutePlan, header: Header | None) -> bool:
+    async def _keeps_switch(self, plan: RoutePlan, header: Header | None) -> bool:
         """Whether a person's `touch` stays until old workers are gone, because it leads where the route does.
 
-        A switch that the daemon has turned on goes when a newer route is served.
+        A switch that the daemon has turned on goes when a newer route is served. One that leads nowhere by
+        what is served goes before that, for by the next file it may lead somewhere.
 
         Raises:
             Fault: A switch is on and the route leads elsewhere: somebody has rolled back here.
@@ -593,6 +597,10 @@ class NginxEdge:
                 return False
         else:
             to = self._leads(service, header)
+            if not to and header is not None and self._switches.all(service):
+                if (await self._listener.ask(service)).generation == header.generation:
+                    self._switches.put_away(service)
+                return False
             if {to} == wanted or not self._told_by_a_person(service, header):
                 return False
             on = self._switches.path(service, to)

@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+from pathlib import Path
 
 import pytest
 
 from orchestrator.ports.faults import Fault
 from orchestrator.traffic.edge import NginxEdge
+from orchestrator.traffic.files import remove
 from tests.contract.conftest import Site, stop
 
 
@@ -286,3 +288,51 @@ async def test_a_switch_that_no_daemon_has_written_is_a_persons_word(site: Site,
     (site.folder / "switch" / "api.to.api-1").write_text(text)
     seen = await site.edge.observe("api")
     assert (seen.switched_to, seen.switched_for) == ("api-1", 0)
+
+
+@pytest.mark.parametrize("name", ["api.to.api-2.aside", "api.to.api-2.aside1"])
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_what_was_moved_aside_is_no_switch_and_stays(site: Site, name: str) -> None:
+    aside = site.folder / "switch" / name
+    (aside / "theirs").mkdir(parents=True)
+    site.edge._switches.turn_on("api", "api-2", 2)
+    await site.edge.apply(site.plan(3, "api-2", "api-3", back="api-2"), 1)
+    assert not site.edge._switches.all("api")
+    assert (aside / "theirs").is_dir()
+    assert await site.answers() == {"api-2", "api-3"}
+
+
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_a_switch_that_can_not_be_put_away_keeps_no_other_on_and_no_route_from_being_confirmed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for release in ("api-2", "api-1"):
+        site.edge._switches.turn_on("api", release, 2)
+
+    def refuse(path: Path) -> None:
+        if path.name == min(p.name for p in on):
+            raise Fault(f"{path}: Operation not permitted")
+        remove(path)
+
+    on = site.edge._switches.all("api")
+    monkeypatch.setattr("orchestrator.traffic.switch.remove", refuse)
+    await site.edge.apply(site.plan(3, "api-1", "api-3", back="api-1"), 1)
+    assert [path.name for path in site.edge._switches.all("api")] == ["api.to.api-1"]
+    assert (await site.edge.observe("api")).confirmed == 3
+
+
+@pytest.mark.parametrize("generation", [3, 4])
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_a_persons_rollback_that_was_followed_holds_no_later_step_back(
+    site: Site, generation: int
+) -> None:
+    """Its switch is on for as long as old workers have requests."""
+    slow = asyncio.create_task(site.ask(b"X-Slow: yes\r\n"))
+    await asyncio.sleep(0.3)
+    await site.edge.retreat("api", "ann", "it burns")
+    if generation == 4:
+        await site.edge.apply(site.plan(4, "api-1"), 1)
+    await site.edge.apply(site.plan(5, "api-1", "api-3", back="api-1"), 1)
+    assert await site.answers() == {"api-1", "api-3"}
+    assert (await site.edge.observe("api")).switched_to == ""
+    assert (await slow)[0] in {"api-1", "api-2"}

@@ -482,9 +482,24 @@ BUGS = (
     Bug(
         "a switch that is left over holds the next release back",
         "traffic/edge.py",
-        "                self._switches.put_away(service)\n                return False\n",
-        "                return True\n",
+        "            if leads == served:\n                self._switches.put_away(service)\n"
+        "                return False\n",
+        "            if leads == served:\n                return True\n",
         SWITCH,
+    ),
+    Bug(
+        "what was moved aside is taken for a switch",
+        "traffic/switch.py",
+        " if not path.suffix.startswith(ASIDE))",
+        ")",
+        f"{SWITCH} -k moved_aside",
+    ),
+    Bug(
+        "a switch that was followed leads the next step back",
+        "traffic/edge.py",
+        "            if not to and header is not None and self._switches.all(service):\n",
+        "            if False:\n",
+        f"{SWITCH} -k later_step",
     ),
     Bug(
         "a step goes on over a switch that a person has turned",
