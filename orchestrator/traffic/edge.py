@@ -696,12 +696,16 @@ class NginxEdge:
         header = await self._keep_edited(path, change.old)
         good = await self._last_good(path, change.old, header, service)
         beside, known = read(path.with_suffix(FALLBACK)), state.text
+        snippets = self._snippets.texts(service, self._options(service))
 
         def put_back(text: str | None) -> None:
             """Where a rollback on the host leads is said by both files or by neither."""
             state.text = known  # a text that nginx does not take is not the last good one, wherever it lies
             _put_back(path, text, private)
             _put_back(path.with_suffix(FALLBACK), beside, secret)
+            for snippet, was in snippets.items():
+                if was is not None or text is None:  # one that was lost is needed
+                    _put_back(snippet, was, private=False)
 
         def write_all() -> None:
             lay_beside()

@@ -30,6 +30,11 @@ class Snippets:
         for path in left:
             remove(path)
 
+    def texts(self, service: str, options: EdgeOptions) -> dict[Path, str | None]:
+        """What lies where `keep` writes or removes something; None for nothing."""
+        left = self._dir.glob(f"locations/*/{service}.conf")
+        return {path: read(path) for path in (*self._places(service, options), *left)}
+
     def missing(self, service: str, options: EdgeOptions) -> list[Path]:
         """Those of a service that are not there."""
         return [place for place in self._places(service, options) if not place.is_file()]

@@ -261,6 +261,16 @@ async def test_a_step_that_the_disk_has_no_room_for_is_not_served(site: Site) ->
     assert (seen.served, seen.floor, seen.confirmed, seen.file) == (2, 2, 2, "ours")
 
 
+async def test_a_change_that_is_refused_leaves_the_snippets_that_its_file_needs(site: Site) -> None:
+    snippet = site.folder / "snippets" / "api.conf"
+    before = snippet.read_text()
+    site.change(counted=True)
+    (site.folder / "zz.conf").write_text("this is not nginx;\n")
+    with pytest.raises(Fault, match="this"):
+        await site.edge.apply(site.plan(3, "api-1", "api-3", back="api-1"), 1)
+    assert snippet.read_text() == before
+
+
 @pytest.mark.parametrize("site", ["reload"], indirect=True)
 async def test_a_switch_of_the_daemons_own_that_a_person_touches_is_a_persons(site: Site) -> None:
     site.edge._switches.turn_on("api", "api-1", 3)

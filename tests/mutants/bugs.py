@@ -1015,6 +1015,13 @@ BUGS = (
         f"{SWITCH} -k no_room",
     ),
     Bug(
+        "a change that is refused leaves its snippets",
+        "traffic/edge.py",
+        "                    _put_back(snippet, was, private=False)\n",
+        "                    pass\n",
+        f"{SWITCH} -k leaves_the_snippets",
+    ),
+    Bug(
         "what was never written is written back, for which a full disk has no room",
         "traffic/edge.py",
         "    elif text_of(path) != text:\n",
