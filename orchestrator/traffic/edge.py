@@ -15,7 +15,7 @@ from orchestrator.ports.faults import Fault, Refused, Stale
 from orchestrator.ports.traffic import EdgeProcess, RoutePlan, Workers
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import Edge, LocalRollback, OnDisk
-from orchestrator.traffic.files import is_private, read, remove, text_of, to_the_end, write
+from orchestrator.traffic.files import is_private, matching, read, remove, text_of, to_the_end, write
 from orchestrator.traffic.listener import Answer, Listener
 from orchestrator.traffic.memory import Memory, Mode
 from orchestrator.traffic.options import EdgeOptions
@@ -66,8 +66,8 @@ def files_of(directory: Path, service: str) -> list[Path]:
     own = directory / f"{service}.conf"
     beside = [own.with_suffix(FALLBACK), own.with_suffix(LAST_GOOD), directory / "snippets" / own.name]
     switch = Path(switch_path(str(directory), service))
-    switches = [p for p in switch.parent.glob(f"{switch.name}.to.*") if not p.suffix.startswith(ASIDE)]
-    return [own, *beside, *directory.glob(f"locations/*/{own.name}"), switch, *switches]
+    switches = [p for p in matching(switch.parent, f"{switch.name}.to.*") if not p.suffix.startswith(ASIDE)]
+    return [own, *beside, *matching(directory, f"locations/*/{own.name}"), switch, *switches]
 
 
 class _NotTaken(Fault):

@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from orchestrator.ports.given import read_given
-from orchestrator.traffic.files import LARGEST, in_the_way, replace
+from orchestrator.traffic.files import LARGEST, in_the_way, matching, replace
 from orchestrator.traffic.render import (
     BALANCER,
     HTTP,
@@ -85,9 +85,9 @@ class Shared:
         Args:
             files: Further ones in whose place nothing else may be.
         """
-        lacking = {path: "is missing" for path in self.folders if not path.is_dir()}
+        lacking = {path: "is missing" for path in self.folders if not is_folder(path)}
         ways = {path: in_the_way(path) for path in (*self._files, *files)}
-        ways |= {path: "is a link" for path in self._files if path.is_symlink()}
+        ways |= {path: "is a link" for path in self._files if os.path.islink(path)}  # noqa: PTH114  never raises
         requests = Path(requests_path(str(self._dir)))
         ways[requests] = in_the_way(requests, math.inf)
         lacking |= {path: why for path, why in ways.items() if why}
@@ -95,7 +95,7 @@ class Shared:
 
     def odd(self) -> Iterator[Path]:
         """What nginx would include, whosever it is, and is no plain file: it waits for a pipe, say."""
-        for place in (self._dir, self._dir / "snippets", *self._dir.glob("locations/*")):
+        for place in (self._dir, self._dir / "snippets", *matching(self._dir, "locations/*")):
             with contextlib.suppress(OSError), os.scandir(place) as found:
                 for one in found:
                     if one.name.endswith(".conf") and not one.is_file(follow_symlinks=False):
@@ -147,9 +147,14 @@ def _differs(path: Path, text: str) -> str:
         return f"can't be read: {error.strerror}"
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; False too where nobody may look."""
+    return os.path.isdir(path)  # noqa: PTH112  never raises
+
+
 def make_folder(path: Path) -> None:
     """Let there be a folder; what is in its place and is none is moved aside. Raises OSError."""
-    if not path.is_dir() and os.path.lexists(path):
+    if not is_folder(path) and os.path.lexists(path):
         _move_aside(path)
     path.mkdir(parents=True, exist_ok=True)
 

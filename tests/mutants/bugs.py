@@ -824,9 +824,16 @@ BUGS = (
         f"{FOLDER} -k 'trouble_of_another and take_the_place'",
     ),
     Bug(
+        "a folder that may not be entered is a bug of the daemon's",
+        "traffic/shared.py",
+        "return os.path.isdir(path)",
+        "return path.is_dir()",
+        "tests/unit/test_files.py -k may_not_be_entered",
+    ),
+    Bug(
         "a link in the place of the lock keeps every change out",
         "traffic/shared.py",
-        '        ways |= {path: "is a link" for path in self._files if path.is_symlink()}\n',
+        '        ways |= {path: "is a link" for path in self._files if os.path.islink(path)}',
         "",
         f"{FOLDER} -k no_other_file",
     ),
