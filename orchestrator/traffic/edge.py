@@ -57,7 +57,7 @@ AT_ONCE = 1.0
 """Seconds in which nginx takes a route back into its memory, or the switch is turned on instead."""
 
 LOCK_MARGIN = 5.0
-"""Seconds beyond a confirmation and two gentle reloads that another process may hold the folder."""
+"""Seconds beyond `Reloader.longest` that another process may hold the folder."""
 
 
 def files_of(directory: Path, service: str) -> list[Path]:
@@ -188,7 +188,7 @@ class NginxEdge:
         self._reloader = Reloader(
             process, self._listener, self._switches, deadline=confirm_deadline, closing_wait=closing_wait
         )
-        patience = confirm_deadline + 2 * closing_wait + LOCK_MARGIN
+        patience = self._reloader.longest + LOCK_MARGIN
         self._rounds = Rounds(process, self._reloader, directory, patience, self._repair)
         self._served: dict[str, _Served] = {}
         self._next_look = 0.0

@@ -831,6 +831,13 @@ BUGS = (
         "tests/unit/test_files.py -k may_not_be_entered",
     ),
     Bug(
+        "others do not wait for a reload that nginx does not take up",
+        "traffic/reload.py",
+        "max(self._deadline, TAKEN_UP) + TAKEN_UP + 2",
+        "self._deadline + 2",
+        f"{ROUNDS} -k not_take_up",
+    ),
+    Bug(
         "a link in the place of the lock keeps every change out",
         "traffic/shared.py",
         '        ways |= {path: "is a link" for path in self._files if os.path.islink(path)}',
