@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,36 @@ async def test_a_folder_that_may_not_be_entered_is_told_and_breaks_nothing(tmp_p
     finally:
         (folder / shut).resolve().chmod(0o755)
         await edge.close()
+
+
+def test_nothing_that_was_put_right_meanwhile_is_moved_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two services' changes have seen the same pipe, and a file was written between their looks."""
+    shared, path = Shared(tmp_path), tmp_path / "api.conf"
+    shared.repair()
+    path.write_text("ours")
+    monkeypatch.setattr(shared, "lacking", lambda files: dict.fromkeys(files, "is no file"))
+    shared.repair([path])
+    assert path.read_text() == "ours"
+
+
+def test_one_repair_waits_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, inside, overlaps = Shared(tmp_path), threading.Lock(), []
+    lacking = shared.lacking
+
+    def look(files: Iterable[Path]) -> dict[Path, str]:
+        overlaps.append(not inside.acquire(blocking=False))
+        found = lacking(files)
+        threading.Event().wait(0.05)
+        if not overlaps[-1]:
+            inside.release()
+        return found
+
+    monkeypatch.setattr(shared, "lacking", look)
+    threads = [threading.Thread(target=shared.repair) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert overlaps == [False] * 4
