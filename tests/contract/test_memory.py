@@ -7,6 +7,7 @@ import re
 import signal
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
@@ -21,7 +22,7 @@ from examples.playground.stack import free_port
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import RoutePlan
 from orchestrator.rollout.observation import LocalRollback
-from orchestrator.traffic import shared
+from orchestrator.traffic import files, shared
 from orchestrator.traffic.edge import NginxEdge, _Change, _on_disk
 from orchestrator.traffic.files import locked
 from orchestrator.traffic.options import EdgeOptions
@@ -327,6 +328,22 @@ async def test_no_secret_that_lies_there_keeps_a_rollback_from_being_served(
     assert (await site.edge.retreat("api", "ann", "it burns")).to == "api-1"
     assert await site.answers() == {"api-1"}
     assert re.fullmatch("[0-9a-f]{32}", secret.read_text().strip())
+
+
+@dynamic
+async def test_a_secret_is_made_once_and_beside_the_loop(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret, threads = site.folder / "secret", set[str]()
+    replace = files.replace
+
+    def look(path: Path, *text: Any, **more: Any) -> None:
+        threads.add(threading.current_thread().name)
+        replace(path, *text, **more)
+
+    monkeypatch.setattr(files, "replace", look)
+    secret.unlink()
+    made = await asyncio.gather(*(site.edge._memory.secret() for _ in range(3)))
+    assert set(made) == {secret.read_text()}
+    assert threading.main_thread().name not in threads
 
 
 @dynamic
