@@ -27,7 +27,7 @@ demo: setup
 	@$(PYTHON) -m examples.demo
 
 test: setup
-	@$(WITH_DOCKER) $(PYTHON) -m pytest -n 2 --dist worksteal --cov --cov-report= $(ARGS)
+	@$(WITH_DOCKER) $(PYTHON) -m pytest -n 3 --dist worksteal --cov --cov-report= $(ARGS)
 	@$(PYTHON) -m coverage report --fail-under=100
 
 check: setup

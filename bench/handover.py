@@ -29,9 +29,10 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.playground import gin
+from examples.playground.lease import free_port
 from examples.playground.load import Load
 from examples.playground.service import service_file
-from examples.playground.stack import NGINX, Stack, free_port
+from examples.playground.stack import NGINX, Stack
 
 INSTANCES = 2
 LADDER = {"steps": [5, 15, 40, 100], "first_hold": "1s", "hold": "1s", "bake": "1s", "min_requests": 0}

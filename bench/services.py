@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.footprint import rss
-from examples.playground.stack import LUA, NGINX, free_port
+from examples.playground.lease import free_port
+from examples.playground.stack import LUA, NGINX
 from orchestrator.ports.traffic import RoutePlan
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import OnDisk

@@ -28,8 +28,9 @@ from rich.table import Table
 
 from bench.recovery import percentile
 from examples.playground import gin
+from examples.playground.lease import free_port
 from examples.playground.service import service_file
-from examples.playground.stack import LUA, NGINX, ROOT, free_port
+from examples.playground.stack import LUA, NGINX, ROOT
 from orchestrator.rollout.events import ReleaseEnded, RouteChanged, RouteConfirmed
 from orchestrator.rollout.model import Outcome, ServiceState
 from orchestrator.store.board import RedisBoard

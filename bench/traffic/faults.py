@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.traffic.stage import Heard, Stage, stage
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 
 out = Console(highlight=False, width=110)
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from bench.traffic.stage import Stage
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 
 CONFIG = """\
 global

@@ -31,8 +31,9 @@ from rich.table import Table
 from bench.handover import sh
 from bench.traffic.kinds import CLOCK, KINDS, Lost
 from examples.playground import gin
+from examples.playground.lease import free_port
 from examples.playground.service import service_file
-from examples.playground.stack import NGINX, ROOT, Stack, free_port
+from examples.playground.stack import NGINX, ROOT, Stack
 from orchestrator.rollout.events import (
     CommandAccepted,
     Event,

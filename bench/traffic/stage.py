@@ -14,7 +14,8 @@ import docker
 from docker.models.containers import Container
 
 from examples.playground import gin
-from examples.playground.stack import LUA, NGINX, ROOT, free_port
+from examples.playground.lease import free_port
+from examples.playground.stack import LUA, NGINX, ROOT
 from orchestrator.ports.traffic import RoutePlan
 from orchestrator.rollout.model import Route, Server
 from orchestrator.traffic.edge import NginxEdge

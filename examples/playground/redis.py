@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction")
 

@@ -2,14 +2,11 @@
 
 import asyncio
 import contextlib
-import fcntl
-import functools
 import json
 import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +20,7 @@ import aiohttp
 import docker
 import yaml
 
+from examples.playground.lease import free_port, free_subnet
 from orchestrator.daemon.config import load
 from orchestrator.daemon.yaml_file import ConfigError
 from orchestrator.ports.faults import Fault
@@ -62,34 +60,6 @@ scrape_configs:
   - job_name: orchestrated
     http_sd_configs: [{{url: "http://127.0.0.1:{port}/targets", refresh_interval: 1s}}]
 """
-
-
-PORTS = Path(tempfile.gettempdir()) / f"orchestrator-ports-{os.getuid()}"
-"""Each of its bytes is a port, locked by the process that was given it for as long as that lives."""
-
-_given: set[int] = set()
-
-
-@functools.cache
-def _ports() -> int:
-    """A descriptor for as long as the process lives: its locks end with the first one that is closed."""
-    return os.open(PORTS, os.O_RDWR | os.O_CREAT, 0o600)
-
-
-def free_port() -> int:
-    """A loopback port, below those of outgoing connections, where nobody listens.
-
-    It was given to nobody before: not in this process, nor by this to another process that lives.
-    """
-    while True:
-        port = random.randrange(15_000, 32_000)
-        if port in _given:
-            continue
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            fcntl.lockf(_ports(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
-            _given.add(port)
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def _ended(pid: int) -> bool:
@@ -150,24 +120,13 @@ class Stack:
         self._services = dict(services(self._port))
         self._settings = dict(settings or {})
         self._scrape = scrape
-        self.subnet = self._free_subnet()
+        self.subnet = free_subnet(self.docker)
         self._store: RedisStore | None = None
         self._redis: Any = None
         self.write_config()
 
     def _port(self, name: str) -> int:
         return self.ports.setdefault(name, free_port())
-
-    def _free_subnet(self) -> str:
-        taken = {
-            pool.get("Subnet")
-            for network in self.docker.networks.list()
-            for pool in ((network.attrs or {}).get("IPAM", {}).get("Config") or [])
-        }
-        while True:
-            subnet = f"10.{random.randrange(200, 240)}.{random.randrange(256)}.0/24"
-            if subnet not in taken:
-                return subnet
 
     @property
     def config(self) -> Path:

@@ -1,7 +1,8 @@
 """The request stream: read by a consumer group from its beginning, acknowledged only inside a commit."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -12,6 +13,7 @@ from orchestrator.intake.parse import MAX_BYTES, parse
 from orchestrator.ports.clock import Clock
 from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.requests import Request
+from orchestrator.rollout.command import HANDLED
 from orchestrator.rollout.events import Event, RequestRefused
 
 log = structlog.get_logger()
@@ -29,8 +31,8 @@ class RequestStream:
     """Entries to requests, in order; what is not a request goes to the dead letters with the reason.
 
     An entry that can't be taken is left pending and keeps no other waiting: all that are pending are read
-    again after a while. `dispatch` may get one twice. `lost` is called for each entry that somebody trimmed
-    away before it was carried out.
+    again after a while. `dispatch` may get one twice. `handled` tells which each service remembers to have
+    carried out. `lost` is called for each entry that somebody trimmed away before it was carried out.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class RequestStream:
         refuse: Callable[[str, Mapping[str, str], Event], Awaitable[None]],
         clock: Clock,
         dispatch: Callable[[Request, Mapping[str, str]], Awaitable[None]],
+        handled: Callable[[], Awaitable[Iterable[Sequence[str]]]],
         lost: Callable[[], None],
     ) -> None:
         self._redis = redis
@@ -49,6 +52,7 @@ class RequestStream:
         self._write_refusal = refuse
         self._clock = clock
         self._dispatch = dispatch
+        self._handled = handled
         self._lost = lost
 
     async def run(self) -> None:
@@ -76,11 +80,22 @@ class RequestStream:
             raise Fault(f"Redis: {error}") from error
 
     async def _ensure_group(self) -> None:
-        try:
-            await self._redis.xgroup_create(self._stream, self._group, id="0", mkstream=True)
-        except ResponseError as error:
-            if "BUSYGROUP" not in str(error):
-                raise
+        """Make the group where there is none; one that somebody destroyed carries out nothing again."""
+        last = (0, 0)
+        with contextlib.suppress(ResponseError):  # there is no stream
+            groups: Any = await self._redis.xinfo_groups(self._stream)
+            if any(group["name"] == self._group for group in groups):
+                return
+            stream: Any = await self._redis.xinfo_stream(self._stream)
+            last = _number(stream["last-generated-id"])
+        known = _known_from(await self._handled())
+        after = "{}-{}".format(*known) if known <= last else "0-0"  # else the stream is another one
+        await self._redis.xgroup_create(self._stream, self._group, id=after, mkstream=True)
+        if after != "0-0":
+            why = (
+                "the consumer group was destroyed; what it had not acknowledged until then is not carried out"
+            )
+            log.error("requests_skipped", stream=self._stream, until=after, reason=why)
 
     async def _claim(self) -> None:
         """Take over what was delivered to any other consumer: whoever drives is the only one alive.
@@ -147,3 +162,15 @@ class RequestStream:
             reason=reason,
         )
         await self._write_refusal(entry, {**kept, "error": reason}, event)
+
+
+def _number(entry: str) -> tuple[int, int]:
+    """An id of a stream, in its order."""
+    milliseconds, _, sequence = entry.partition("-")
+    return int(milliseconds), int(sequence)
+
+
+def _known_from(handled: Iterable[Sequence[str]]) -> tuple[int, int]:
+    """Of what is younger than this each service knows whether it has carried it out."""
+    full = (map(_number, ids) for ids in handled if len(ids) >= HANDLED)
+    return max(map(min, full), default=(0, 0))

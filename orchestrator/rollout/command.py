@@ -359,7 +359,8 @@ def _accepted(
 def _make_way(turn: Turn, release: Release) -> None:
     """Queue a release; what is in its way is superseded, waited for, or wins over it."""
     action = release.policy.on_new_release
-    busy = turn.state.rollout is not None or bool(turn.state.queue)
+    going = turn.state.rollout is not None and not turn.state.leads_nowhere
+    busy = going or bool(turn.state.queue)
     if busy and action == "reject":
         ahead = turn.state.rollout.release.id if turn.state.rollout else turn.state.queue[0].id
         why = f"{ahead} is in progress; release again when it has ended"
@@ -427,8 +428,8 @@ def _take_out(turn: Turn, release: Release, reason: str, actor: str) -> None:
 
 
 def _overrules(state: ServiceState, command: Rollback) -> bool:
-    """Whether a rollback leads from an unknown route to stable."""
-    idle = state.unknown is not None and state.rollout is None
+    """Whether a rollback leads from an unknown route to stable, which it does once that has been told."""
+    idle = state.unknown is not None and state.stuck_since is not None and state.rollout is None
     return idle and state.stable is not None and command.to in ("", state.stable.id)
 
 
@@ -514,6 +515,9 @@ def _promote(turn: Turn, command: Promote) -> str:
     state, rollout = turn.state, turn.state.rollout
     if rollout is not None and rollout.phase is Phase.ROLLING_BACK and state.has_lost_stable:
         previous = turn.state.stable
+        if not rollout.lives:
+            dead = previous.id if previous else ""
+            return f"no instance of {rollout.release.id} lives, nor of {dead}; release an image that is good"
         turn.set(stable=rollout.release, previous=previous, previous_until=turn.now)
         turn.end(Outcome.PROMOTED, _because(f"kept by {command.actor}", command), actor=command.actor)
         turn.unstuck()

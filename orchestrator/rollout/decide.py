@@ -425,7 +425,10 @@ def _await_confirmation(turn: Turn, seen: Observation) -> None:
         why += f": {seen.edge.error}" if seen.edge.error else ""
         if state.stable and step.weight < FULL and not usable(state.stable, state.route, seen):
             why = f"{state.stable.id} has no healthy instance to share the traffic with"
-            why += "; release it again and promote it at once to send all of it there"
+            if rollout.exposed_since is None:  # then it ends at once, and can't be kept
+                why += "; release it again and promote it at once to send all of it there"
+            else:
+                why += f"; `orchestrator promote {state.service}` sends all of it to {rollout.release.id}"
         turn.retreat(Outcome.ROLLED_BACK, why)
 
 
@@ -483,16 +486,22 @@ def _promote(turn: Turn, reason: str) -> None:
 
 
 def _rolling_back(turn: Turn, seen: Observation) -> None:
+    _note_life(turn, seen)
     state, rollout = turn.state, turn.rollout
     retreat = rollout.retreat
     assert retreat is not None
     named = any(s.release == rollout.release.id for s in state.route.servers)
     confirmed = state.confirmed == state.route.generation
-    if confirmed and not named and _leads_to_nobody(state, rollout, seen):
+    fix = next((r for r in state.queue if r.submitted_at >= retreat.at), None)
+    if fix is not None and state.leads_nowhere and state.frozen is None and seen.runtime_ok:
+        assert state.stable is not None
+        why = f"superseded by {fix.id} while all of {state.stable.id} is down"
+        turn.end(Outcome.SUPERSEDED, why, actor=fix.author)
+        turn.unstuck()
+    elif confirmed and not named and _leads_to_nobody(state, rollout):
         if state.stuck_since is None:
             assert state.stable is not None
-            keep = f"`orchestrator promote {state.service}` sends everybody to {rollout.release.id} instead"
-            turn.stuck(f"all of {state.stable.id} is down; {keep}")
+            turn.stuck(f"all of {state.stable.id} is down{_instead(state, rollout)}")
     elif (confirmed and not named) or _never_served(rollout, seen):
         late = "".join(i.logs for i in seen.of(rollout.release.id) if not i.running)
         turn.end(
@@ -506,19 +515,31 @@ def _rolling_back(turn: Turn, seen: Observation) -> None:
     elif named and state.stuck_since is None:
         waited = turn.now - rollout.entered_at
         if waited >= rollout.release.policy.confirm_deadline:
-            turn.stuck("stable has no healthy instance to go back to; the traffic stays where it is")
+            why = "stable has no healthy instance to go back to; the traffic stays where it is"
+            turn.stuck(why + _instead(state, rollout))
 
 
-def _leads_to_nobody(state: ServiceState, rollout: Rollout, seen: Observation) -> bool:
+def _note_life(turn: Turn, seen: Observation) -> None:
+    """Note whether the candidate lives, without which nobody can keep it; Docker away says nothing."""
+    lives = any(i.running and i.health != "unhealthy" for i in seen.of(turn.rollout.release.id))
+    if seen.runtime_ok and lives != turn.rollout.lives:
+        turn.roll(lives=lives)
+
+
+def _instead(state: ServiceState, rollout: Rollout) -> str:
+    """The way to keep the candidate, where there is one."""
+    if not (state.has_lost_stable and rollout.lives):
+        return ""
+    return f"; `orchestrator promote {state.service}` sends everybody to {rollout.release.id} instead"
+
+
+def _leads_to_nobody(state: ServiceState, rollout: Rollout) -> bool:
     """Whether all of stable is dead while the candidate, as far as is known, is not: it is not let go yet.
 
     A candidate that has never had users is: it has nothing to give back, and what is released next must not
     wait behind it.
     """
-    if rollout.exposed_since is None:
-        return False
-    alive = any(i.running and i.health != "unhealthy" for i in seen.of(rollout.release.id))
-    return state.has_lost_stable and (alive or not seen.runtime_ok)
+    return rollout.exposed_since is not None and state.has_lost_stable and rollout.lives
 
 
 def _never_served(rollout: Rollout, seen: Observation) -> bool:

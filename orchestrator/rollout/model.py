@@ -194,13 +194,18 @@ class Breach:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retreat:
-    """Why a rollout goes back, and what its outcome will be once stable is confirmed."""
+    """Why a rollout goes back, and what its outcome will be once stable is confirmed.
+
+    Attributes:
+        at: When it was given up.
+    """
 
     outcome: Outcome
     actor: str
     reason: str
     verdict: Verdict | None = None
     logs: str = ""
+    at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +232,7 @@ class Rollout:
         hooks_for: The step that is entered as soon as its hooks have passed; None before it is its turn.
         mark: Paused, or waiting for approval.
         retreat: Set in `rolling_back`.
+        lives: Whether an instance of it is known to live; looked at in `rolling_back`.
         actor: Who caused the last move, for the audit of the route.
     """
 
@@ -252,6 +258,7 @@ class Rollout:
     hooks_for: int | None = None
     mark: Mark | None = None
     retreat: Retreat | None = None
+    lives: bool = True
     actor: str
     reason: str
 
@@ -307,15 +314,17 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anew:
-    """The instance of a release that was made anew last because it hung.
+    """The instance of a release that is made anew, or was last, because it hung.
 
     Attributes:
-        tries: How many in a row have been, while none of those has become well.
-        at: When that began.
+        container: The one that hung; the one in its place once that is seen.
+        tries: How many in a row are there anew, while none of those has become well.
+        at: When the last of them began.
     """
 
     release: str
     instance: str
+    container: str = ""
     tries: int
     at: float
 
@@ -419,6 +428,12 @@ class ServiceState:
         """Whether all instances of stable are known to be dead."""
         names = instance_names(self.stable) if self.stable is not None else ()
         return bool(names) and set(names) <= set(self.dead)
+
+    @property
+    def leads_nowhere(self) -> bool:
+        """Whether a rollout goes back to a stable release that is dead, and that has been told."""
+        back = self.rollout is not None and self.rollout.phase is Phase.ROLLING_BACK
+        return back and self.has_lost_stable and self.stuck_since is not None
 
     def rolling(self, release: str) -> Rollout | None:
         """A release's rollout, while it is under way."""

@@ -1,6 +1,7 @@
 """What has changed outside since the last look: the edge and the instances that hold stable's traffic."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from orchestrator.rollout.events import (
     EdgeDrifted,
@@ -10,8 +11,8 @@ from orchestrator.rollout.events import (
     RouteConfirmed,
 )
 from orchestrator.rollout.model import BEFORE_TRAFFIC, Anew, Outcome, Release, instance_names
-from orchestrator.rollout.observation import Edge, Observation
-from orchestrator.rollout.route import led_to, lost, may_be_served, unanswered
+from orchestrator.rollout.observation import Edge, Instance, LocalRollback, Observation
+from orchestrator.rollout.route import cut_off, led_to, lost, may_be_served, unanswered
 from orchestrator.rollout.turn import DAEMON, Turn
 
 HUNG_FOR = 60.0
@@ -44,6 +45,12 @@ def notice_host(turn: Turn, seen: Observation) -> None:
     if local is None:
         return
     turn.set(answered=edge.on_disk.route.generation)
+    _follow(turn, seen, local)
+
+
+def _follow(turn: Turn, seen: Observation, local: LocalRollback) -> None:
+    """Take the state to where a rollback on the host leads."""
+    state = turn.state
     rollout, stable = state.rollout, state.stable.id if state.stable else ""
     if rollout is not None and rollout.release.id != local.to:
         if rollout.phase in BEFORE_TRAFFIC or (local.to == stable and not rollout.one_way):
@@ -60,7 +67,7 @@ def notice_unknown(turn: Turn, seen: Observation) -> None:
     """Hold the traffic where nginx serves what neither its file nor the store knows, and tell that.
 
     Both have been put back to an earlier time while nginx ran on. What rolls out or waits by that store has
-    ended since.
+    ended since. A rollback on the host is followed once its file has had its time.
     """
     state, edge = turn.state, seen.edge
     if edge.unread or edge.served is None or edge.on_disk is None:
@@ -73,6 +80,11 @@ def notice_unknown(turn: Turn, seen: Observation) -> None:
         turn.set(unknown=(edge.served, turn.now), stuck_since=None, stuck_why="")
         return
     if state.stuck_since is not None or turn.now - state.unknown[1] < SILENCE:
+        return
+    local = cut_off(state, seen)
+    if local is not None:
+        turn.overrule()
+        _follow(turn, seen, local)
         return
     why = (
         f"nginx serves route {edge.served}, and its file and Redis are from an earlier time: which releases"
@@ -191,32 +203,38 @@ def notice_deaths(turn: Turn, seen: Observation) -> None:
     hung = _hung(turn, seen, names)
     if dead != set(state.dead) or hung != state.hung:
         turn.set(dead=tuple(sorted(dead)), hung=hung)
-    anew = tuple(filter(None, (_anew(turn, release) for release in kept)))
+    anew = tuple(filter(None, (_anew(turn, seen, release) for release in kept)))
     if anew != state.anew:
         turn.set(anew=anew)
 
 
 def pause_after(tries: int) -> float:
     """Seconds until the next instance of a release is made anew, where that has not helped."""
-    return min(HUNG_FOR * 2.0 ** min(tries - 1, 10), MOST)
+    return min(HUNG_FOR * 2.0 ** min(max(tries - 1, 0), 10), MOST)
 
 
-def _anew(turn: Turn, release: Release) -> Anew | None:
+def _anew(turn: Turn, seen: Observation, release: Release) -> Anew | None:
     """What is made anew of a release whose instances hang, the one that has hung longest first.
 
-    Where that one becomes well the next one follows at once. Else what is wrong may lie elsewhere, as in a
-    probe that asks for what is not there or a database that is away: the pauses grow.
+    None is begun with before nginx has confirmed its route. Where the new one becomes well the next one
+    follows at once. Else what is wrong may lie elsewhere, as in a probe that asks for what is not there or a
+    database that is away: the pauses grow.
     """
     state, now = turn.state, turn.now
     names, hung = instance_names(release), dict(state.hung)
     bad = [name for name in names if name in state.dead or name in hung]
     last = next((a for a in state.anew if a.release == release.id and a.instance in bad), None)
+    if last is not None:
+        last = _counted(last, seen.instance(last.instance))
+        if hung.get(last.instance, now) <= last.at or now - last.at < pause_after(last.tries):
+            return last
     slow = [name for name in names if now - hung.get(name, now) >= HUNG_FOR]
-    if not slow or (last is not None and now - last.at < pause_after(last.tries)):
+    if not slow or state.confirmed != state.route.generation or state.unknown is not None:
         return last
     name = min(slow, key=lambda n: hung[n])
-    tries = last.tries + 1 if last is not None else 1
-    again = f"; {last.tries} in a row have not helped" if last is not None else ""
+    found, tries = seen.instance(name), last.tries if last is not None else 0
+    assert found is not None
+    again = f"; {tries} in a row have not helped" if tries else ""
     turn.tell(
         InstanceDied(
             service=state.service,
@@ -228,7 +246,14 @@ def _anew(turn: Turn, release: Release) -> Anew | None:
             logs="",
         )
     )
-    return Anew(release=release.id, instance=name, tries=tries, at=now)
+    return Anew(release=release.id, instance=name, container=found.container, tries=tries, at=now)
+
+
+def _counted(last: Anew, found: Instance | None) -> Anew:
+    """What is made anew, with one more try once another container of it is there."""
+    if found is None or found.container == last.container or not last.container:
+        return last
+    return replace(last, container=found.container, tries=last.tries + 1)
 
 
 def _hung(turn: Turn, seen: Observation, names: Iterable[str]) -> tuple[tuple[str, float], ...]:

@@ -106,6 +106,24 @@ def unanswered(state: ServiceState, seen: Observation) -> LocalRollback | None:
     return disk.local if led_to(state, seen, disk.local.to) else None
 
 
+def cut_off(state: ServiceState, seen: Observation) -> LocalRollback | None:
+    """The rollback on the host that nginx' memory has and its file has not; None where there is none.
+
+    It takes the generation that is one above the file's, and leads where the file has the switch lead.
+    """
+    edge, disk = seen.edge, seen.edge.on_disk
+    if edge.served != edge.floor + 1 or disk is None or state.removal is not None:
+        return None
+    to = edge.switched_to or next((server.release for server in disk.back), "")
+    if led_to(state, seen, to) is None:
+        return None
+    why = (
+        f"nginx serves route {edge.served}, one above its file: a rollback to {to} on the host was cut off"
+        " before the file was written"
+    )
+    return LocalRollback(to=to, actor="host", reason=why)
+
+
 def led_to(state: ServiceState, seen: Observation, release: str) -> Release | None:
     """A release that somebody has gone back to; a store that has lost commits may not know what runs."""
     return state.known(release) or seen.described(state.service).get(release)

@@ -189,7 +189,12 @@ class Turn:
             )
         )
         self.enter(Phase.ROLLING_BACK, reason, step=rollout.step, actor=actor)
-        self.roll(retreat=Retreat(outcome=outcome, actor=actor, reason=reason, verdict=verdict, logs=logs))
+        self.roll(
+            retreat=Retreat(
+                outcome=outcome, actor=actor, reason=reason, verdict=verdict, logs=logs, at=self.now
+            ),
+            lives=True,
+        )
 
     def stuck(self, reason: str) -> None:
         """Note and tell that nginx does not come to serve the committed route."""

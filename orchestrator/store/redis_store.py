@@ -1,6 +1,7 @@
 """The store on Redis: one script commits state, events and acknowledgements under the lease's token."""
 
 import asyncio
+import contextlib
 import hashlib
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from orchestrator.ports.faults import Away, Conflict, Fault, Repeated, Stale
+from orchestrator.ports.faults import Away, Conflict, Fault, Refused, Repeated, Stale
 from orchestrator.ports.requests import Once
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
@@ -230,6 +231,14 @@ class RedisStore:
             return sorted(str(s) for s in await self._redis.smembers(self._keys.services))
         except RedisError as error:
             raise fault(error) from error
+
+    async def handled(self) -> list[tuple[str, ...]]:
+        """The ids of the last requests that each service whose state can be read has carried out."""
+        found = []
+        for service in await self.services():
+            with contextlib.suppress(Refused):
+                found.append((await self.load(service))[0].handled)
+        return found
 
     async def last_event_id(self) -> str:
         """The id of the newest event, `0-0` when there is none."""

@@ -15,9 +15,10 @@ from typing import Any, Self
 import pytest
 import yaml
 
+from examples.playground.lease import free_port
 from examples.playground.redis import DURABLE
 from examples.playground.service import service_file
-from examples.playground.stack import NGINX, ROOT, free_port
+from examples.playground.stack import NGINX, ROOT
 from orchestrator.rollout.model import Outcome
 from orchestrator.runtime.network import Network
 from tests.acceptance.observer import Observer

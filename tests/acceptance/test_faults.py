@@ -13,10 +13,11 @@ import aiohttp
 import docker
 import pytest
 
+from examples.playground.lease import free_port
 from examples.playground.load import Load
 from examples.playground.redis import DURABLE, RedisServer
 from examples.playground.service import service_file
-from examples.playground.stack import NGINX, ROOT, Stack, free_port
+from examples.playground.stack import NGINX, ROOT, Stack
 from orchestrator.rollout.events import EdgeDrifted, EdgeRepaired, EdgeStuck
 from orchestrator.rollout.model import Outcome
 from orchestrator.runtime.labels import INSTANCE, RELEASE

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from examples.playground.stack import LUA, NGINX, free_port
+from examples.playground.lease import free_port
+from examples.playground.stack import LUA, NGINX
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import RoutePlan
 from orchestrator.rollout.model import Route, Server

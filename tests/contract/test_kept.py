@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 from orchestrator.ports.faults import Fault
 from tests.contract.conftest import GET, Site, stop
 

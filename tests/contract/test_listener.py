@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 from orchestrator.ports.faults import Fault
 from orchestrator.traffic.listener import Listener
 from orchestrator.traffic.memory import Memory

@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import RoutePlan
 from orchestrator.rollout.observation import LocalRollback

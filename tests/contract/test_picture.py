@@ -10,6 +10,7 @@ from typing import Any
 import docker
 import pytest
 
+from examples.playground.lease import free_subnet
 from orchestrator.ports.faults import Away
 from orchestrator.rollout.observation import Instance
 from orchestrator.runtime import docker_events, docker_runtime
@@ -103,7 +104,7 @@ async def host(
     wire, owner = Wire(), f"c{random.randrange(16**8):08x}"
     server = await asyncio.start_unix_server(wire.take, tmp_path / "engine")
     client = DockerClient(f"unix://{tmp_path}/engine")
-    network = Network(owner, f"10.{random.randrange(240, 250)}.{random.randrange(256)}.0/24")
+    network = Network(owner, free_subnet(docker_client))
     runtime = DockerRuntime(client, network, owner, lambda: 1)
     await runtime.prepare()
     found = Host(wire, runtime, docker_client, owner)

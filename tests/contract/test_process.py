@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import Complaint, Workers
 from orchestrator.traffic.error_log import ErrorLog, error_logs

@@ -14,6 +14,7 @@ from typing import Any
 import docker
 import pytest
 
+from examples.playground.lease import free_subnet
 from orchestrator.ports.faults import Fault, Stale
 from orchestrator.rollout.desired import Wanted
 from orchestrator.rollout.observation import Instance
@@ -43,8 +44,7 @@ async def kit(
         return
     owner = f"c{random.randrange(16**8):08x}"
     client = DockerClient()
-    subnet = f"10.{random.randrange(240, 250)}.{random.randrange(256)}.0/24"
-    runtime = DockerRuntime(client, Network(owner, subnet), owner, lambda: 1)
+    runtime = DockerRuntime(client, Network(owner, free_subnet(docker_client)), owner, lambda: 1)
     await runtime.prepare()
 
     async def listen() -> None:
@@ -435,17 +435,17 @@ async def test_a_helper_for_credentials_that_is_not_there_is_told_at_once(
 async def test_a_network_that_gives_our_addresses_to_others_is_refused(
     docker_client: docker.DockerClient,
 ) -> None:
-    name, number = f"c{random.randrange(16**8):08x}", random.randrange(256)
-    subnet = f"10.239.{number}.0/24"
+    name, subnet = f"c{random.randrange(16**8):08x}", free_subnet(docker_client)
+    begins = subnet.removesuffix(".0/24")
     client = DockerClient()
-    for given in ("", f"10.239.{number}.64/26"):
+    for given in ("", f"{begins}.64/26"):
         pool = docker.types.IPAMPool(subnet=subnet, iprange=given or None)
         made = docker_client.networks.create(name, ipam=docker.types.IPAMConfig(pool_configs=[pool]))
-        words = f"an address of {given or subnet}, .*--ip-range 10.239.{number}.128/25"
+        words = f"an address of {given or subnet}, .*--ip-range {begins}.128/25"
         with pytest.raises(Fault, match=words):
             await client.call(Network(name, subnet).ensure)
         made.remove()
-    pool = docker.types.IPAMPool(subnet=subnet, iprange=f"10.239.{number}.128/25")
+    pool = docker.types.IPAMPool(subnet=subnet, iprange=f"{begins}.128/25")
     made = docker_client.networks.create(name, ipam=docker.types.IPAMConfig(pool_configs=[pool]))
     await client.call(Network(name, subnet).ensure)
     made.remove()

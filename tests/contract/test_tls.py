@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 import pytest
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 from orchestrator.observability.certificates import ends_at
 from orchestrator.traffic.options import ServerBlock, Tls
 from tests.authority import NAME, Authority

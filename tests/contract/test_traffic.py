@@ -19,7 +19,8 @@ from typing import Any
 import docker
 import pytest
 
-from examples.playground.stack import LUA, NGINX, free_port
+from examples.playground.lease import free_port
+from examples.playground.stack import LUA, NGINX
 from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.traffic import RoutePlan
 from orchestrator.rollout.model import Route

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 from orchestrator.store.server import PrivateRedis
 
 SCRIPT = """

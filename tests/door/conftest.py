@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 from orchestrator.daemon.clock import SystemClock
 from orchestrator.engine.tasks import eternal
 from orchestrator.intake import alertmanager, forge, signed, slack

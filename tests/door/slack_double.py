@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 
 TEAM, CHANNEL, TOKEN = "T0001", "C0001", "xoxb-the-bots-own"
 SIGNING = "8f742231b10e8888abcd99yyyzzz85a5"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 from orchestrator.intake.alertmanager import PATH, Alert, AlertRule, concerns, meant
 from orchestrator.rollout.model import Ended, Mark, Outcome, Phase, Rollout, ServiceState
 from tests.builders import release

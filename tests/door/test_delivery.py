@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 from orchestrator.daemon.channels import readers
 from orchestrator.daemon.settings import Settings
 from orchestrator.engine.tasks import courtesy

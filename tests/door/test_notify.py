@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 from aiohttp import web
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 from orchestrator.daemon.channels import subscriptions
 from orchestrator.daemon.door_section import USUAL, Kind
 from orchestrator.daemon.settings import Settings

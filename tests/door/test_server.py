@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 from orchestrator.intake.server import Server
 from orchestrator.ports.faults import Fault
 from tests.conftest import LogLines

@@ -8,7 +8,7 @@ from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 from orchestrator.daemon.channels import readers
 from orchestrator.daemon.settings import Settings
 from orchestrator.engine.tasks import eternal

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 from orchestrator.analysis.prometheus import Prometheus
 from orchestrator.daemon.clock import SystemClock
 from orchestrator.ports.metrics import MetricQuery

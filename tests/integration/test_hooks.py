@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 from orchestrator.hooks.runner import HookRunner
 from orchestrator.rollout.hooks import HookCall, HookResult
 from orchestrator.rollout.policy import Hook

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from aiohttp import web
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 from orchestrator.analysis.presets import PRESETS
 from orchestrator.analysis.prometheus import Prometheus
 from orchestrator.daemon.clock import SystemClock

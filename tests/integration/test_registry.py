@@ -14,7 +14,7 @@ from pathlib import Path
 import docker
 import pytest
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 from orchestrator.runtime.client import DockerClient
 from orchestrator.runtime.docker_runtime import DockerRuntime
 from orchestrator.runtime.network import Network

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.intake.stream import RequestStream
 from orchestrator.ports.requests import Request
+from orchestrator.rollout.command import HANDLED
 from orchestrator.store.redis_store import RedisStore, connect
 from orchestrator.store.server import PrivateRedis
 from tests.contract.fakes import FakeClock, FakeStore
@@ -23,6 +24,10 @@ class Kit:
     store: FakeStore = field(default_factory=FakeStore)
     taken: list[str] = field(default_factory=list)
     lost: list[bool] = field(default_factory=list)
+    services: list[tuple[str, ...]] = field(default_factory=list)
+
+    async def handled(self) -> list[tuple[str, ...]]:
+        return self.services
 
     async def until(self, count: int) -> None:
         """Run the stream until so many requests were handed over."""
@@ -37,6 +42,7 @@ class Kit:
             self.store.refuse,
             FakeClock(),
             dispatch,
+            self.handled,
             lambda: self.lost.append(True),
         )
         task = asyncio.create_task(stream.run(), name="stream")
@@ -61,6 +67,25 @@ async def test_what_came_before_the_group_is_read(kit: Kit) -> None:
     entries = [await kit.redis.xadd("t:requests", FIELDS) for _ in range(120)]
     await kit.until(120)
     assert kit.taken == entries
+
+
+async def test_a_group_that_was_destroyed_carries_out_nothing_that_is_forgotten(kit: Kit) -> None:
+    entries = [await kit.redis.xadd("t:requests", FIELDS) for _ in range(3 * HANDLED)]
+    await kit.until(len(entries))
+    remembered = entries[-HANDLED - 10 : -10]  # the last ten were not carried out
+    kit.services = [tuple(remembered), tuple(entries[:5])]
+    await kit.redis.xgroup_destroy("t:requests", "g")
+    kit.taken.clear()
+    await kit.until(HANDLED + 9)
+    assert kit.taken == [*remembered[1:], *entries[-10:]]
+    assert [g["name"] for g in await kit.redis.xinfo_groups("t:requests")] == ["g"]
+
+
+async def test_another_stream_of_the_name_is_read_from_its_beginning(kit: Kit) -> None:
+    kit.services = [tuple(f"9000000000000-{number}" for number in range(HANDLED))]
+    entry = await kit.redis.xadd("t:requests", FIELDS)
+    await kit.until(1)
+    assert kit.taken == [entry]
 
 
 async def test_what_is_not_acknowledged_is_delivered_again_in_order(kit: Kit) -> None:

@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.playground import gin
+from examples.playground.lease import free_port
 from examples.playground.load import Load
-from examples.playground.stack import free_port
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.events import ReleaseEnded
 from tests.acceptance.observer import Observer

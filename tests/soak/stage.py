@@ -17,9 +17,10 @@ import docker
 import yaml
 from docker.errors import DockerException
 
+from examples.playground.lease import free_port
 from examples.playground.redis import RedisServer
 from examples.playground.service import service_file
-from examples.playground.stack import ROOT, Stack, free_port
+from examples.playground.stack import ROOT, Stack
 
 TTL = 6.0
 

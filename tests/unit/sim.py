@@ -75,6 +75,7 @@ class Sim:
     fallback: Route | None = None
     starts: int = 0
     hooks: dict[str, HookResult] = field(default_factory=dict)
+    runtime_stops: bool = True
     stop_takes: float = 0.0
     stopping: dict[str, float] = field(default_factory=dict)
     lost: bool = False
@@ -198,14 +199,18 @@ class Sim:
             self.instances[name], running=False, exit_code=code, health="unknown", logs="last words\n"
         )
 
-    def roll_back_on_host(self) -> None:
-        """What `orchestrator rollback --local` does to the edge."""
+    def roll_back_on_host(self, *, written: bool = True) -> None:
+        """What `orchestrator rollback --local` does to the edge, to its end or only to nginx' memory."""
         assert self.fallback is not None
         assert self.disk is not None
         to = self.fallback.servers[0].release
         route = replace(self.fallback, generation=self.disk.route.generation + 1)
-        self.disk = replace(self.disk, route=route, local=LocalRollback(to=to, actor="ann", reason="by hand"))
-        self.served = route.generation
+        if not written:
+            self.elder = route.generation
+            return
+        local = LocalRollback(to=to, actor="ann", reason="by hand")
+        self.disk = replace(self.disk, route=route, local=local, back=())
+        self.elder, self.served = 0, route.generation
 
     def share(self, release: str) -> float:
         return round(self.state.route.share(release) * FULL, 3)
@@ -245,7 +250,12 @@ class Sim:
             self.served = world.route.generation
             same = world.fallback and world.fallback.servers, self.fallback and self.fallback.servers
             if self.disk is None or world.route.generation > self.disk.route.generation or same[0] != same[1]:
-                self.disk = OnDisk(route=world.route, stable=world.stable, released=self.state.released)
+                self.disk = OnDisk(
+                    route=world.route,
+                    stable=world.stable,
+                    back=world.fallback.servers if world.fallback else (),
+                    released=self.state.released,
+                )
             self.fallback = world.fallback
             if world.repair:
                 self.file = "ours"
@@ -281,7 +291,8 @@ class Sim:
     def _stop(self, wanted: Mapping[str, Wanted], recreate: frozenset[str]) -> None:
         """What nobody wants ends, and is gone after a while, whoever wants it again by then."""
         routed = {s.instance for s in (*self.state.route.servers, *self.state.route.preview)}
-        if self.state.confirmed == self.state.route.generation and self.state.unknown is None:
+        settled = self.state.confirmed == self.state.route.generation and self.state.unknown is None
+        if settled and self.runtime_stops:
             for name in self.instances.keys() - wanted.keys() - (routed - recreate) - self.stopping.keys():
                 self.stopping[name] = self.now + self.stop_takes
         for name, until in tuple(self.stopping.items()):

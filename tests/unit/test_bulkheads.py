@@ -263,8 +263,8 @@ class Requests:
         self._entries.append((entry, {"who": "ci", **fields}))
         return entry
 
-    async def xgroup_create(self, *_: Any, **__: Any) -> None:
-        pass
+    async def xinfo_groups(self, _: str) -> list[dict[str, str]]:
+        return [{"name": "g"}]
 
     async def xautoclaim(self, *_: Any, **__: Any) -> tuple[str, list[Any], list[Any]]:
         return "0-0", [], []
@@ -288,6 +288,10 @@ class Requests:
                 if e[0] in self._store.pending and int(e[0][:-2]) > int(after.partition("-")[0])
             ]
         return [("requests", found)] if found else []
+
+
+async def _nothing() -> list[tuple[str, ...]]:
+    return []
 
 
 @dataclass
@@ -337,7 +341,7 @@ class House:
         replies = self.dispatcher.replies
         redis: Any = self.requests
         return RequestStream(
-            redis, "s", "g", replies.refuse, self.clock, self.dispatcher.dispatch, lambda: None
+            redis, "s", "g", replies.refuse, self.clock, self.dispatcher.dispatch, _nothing, lambda: None
         )
 
     async def state(self, service: str) -> ServiceState:

@@ -537,6 +537,7 @@ OTHERS = {
     "removal.since": "told",
     "rollout.began_at": "told",
     "rollout.exposed_since": "compared with readings",
+    "rollout.retreat.at": "compared with when a release was asked for",
     "rollout.silent": "seconds between readings",
     "rollout.looked_at": "a reading",
     "rollout.block_from": "a reading",

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from examples.playground.stack import free_port
+from examples.playground.lease import free_port
 from orchestrator.analysis.presets import PRESETS
 from orchestrator.analysis.prometheus import AGAIN, Prometheus, QueryRefused, QuerySlow
 from orchestrator.analysis.query import STAT

@@ -448,6 +448,44 @@ def test_what_hangs_again_and_again_is_made_anew_after_growing_pauses(sim: Sim) 
     assert told_of[-1].endswith("; 6 in a row have not helped")
 
 
+def test_nothing_is_told_as_made_anew_while_nginx_does_not_let_go_of_what_hangs(sim: Sim) -> None:
+    before = _containers(sim, "api-1")
+    _hang(sim, "api-1-0")
+    sim.refuses = "nginx refuses"
+    sim.run(600)
+    assert (_containers(sim, "api-1"), sim.state.anew) == (before, ())
+    assert not [e for e in sim.events if isinstance(e, InstanceDied) and "made anew" in e.reason]
+    sim.refuses = ""
+    sim.run(5)
+    (told,) = [e.reason for e in sim.events if isinstance(e, InstanceDied) and "made anew" in e.reason]
+    assert told.endswith(" s and is made anew")
+    assert (_containers(sim, "api-1") != before, problems(sim.state)) == (True, [])
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_what_is_to_be_made_anew_counts_once_another_container_is_seen(sim: Sim, unknown: bool) -> None:
+    _hang(sim, "api-1-0", "api-1-1")
+    sim.run(60)
+    sim.runtime_stops = False
+    sim.run(600)
+    (told,) = [e for e in sim.events if isinstance(e, InstanceDied) and "made anew" in e.reason]
+    assert [(a.instance, a.tries) for a in sim.state.anew] == [(told.instance, 0)]
+    sim.elder = sim.served + 5 if unknown else 0
+    sim.runtime_stops = True
+    sim.run(3)
+    assert [(a.instance, a.tries) for a in sim.state.anew] == ([(told.instance, 0)] if unknown else [])
+
+
+def test_an_instance_that_cannot_be_started_again_keeps_no_other_from_being_made_anew(sim: Sim) -> None:
+    _hang(sim, "api-1-0", "api-1-1")
+    sim.behave("api-1").start_error = "docker is full"
+    sim.run(200)
+    assert [i for i in sim.instances if i.startswith("api-1")] == []
+    told_of = [e.reason for e in sim.events if isinstance(e, InstanceDied) and "made anew" in e.reason]
+    assert len(told_of) == 2
+    assert not [reason for reason in told_of if "in a row" in reason]
+
+
 def test_the_last_stable_instance_keeps_its_place_when_none_is_left(sim: Sim) -> None:
     route = sim.state.route
     sim.behave("api-1").start_error = "docker is full"
@@ -511,6 +549,103 @@ def test_a_person_may_keep_the_candidate_where_a_rollback_led_to_nobody(sim: Sim
     assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
     sim.run(5)
     assert (sim.share("api-2"), sim.state.stuck_since) == (100, None)
+
+
+def _lose_stable(sim: Sim) -> None:
+    """All of api-1 dies at a later step of api-2, and can't be started."""
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.behave("api-1").start_error = "docker is full"
+    for name in ("api-1-0", "api-1-1"):
+        sim.kill(name)
+
+
+def _taken_back(sim: Sim) -> None:
+    """The candidate goes back, and it has been told that this leads to nobody."""
+    for _ in range(300):
+        if sim.state.leads_nowhere:
+            return
+        sim.step()
+    raise AssertionError(sim.state.rollout)
+
+
+def test_the_way_out_of_a_later_step_that_stable_cannot_share_is_to_keep_the_candidate(sim: Sim) -> None:
+    _lose_stable(sim)
+    _taken_back(sim)
+    assert sim.state.rollout is not None
+    assert sim.state.rollout.reason == (
+        "api-1 has no healthy instance to share the traffic with; `orchestrator promote api` sends all of it"
+        " to api-2"
+    )
+    assert "`orchestrator promote api` sends everybody to api-2 instead" in problems(sim.state)[-1]
+    sim.send(Promote(request="9-0", actor="bob"))
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+    sim.run(5)
+    assert sim.share("api-2") == 100
+
+
+def test_a_candidate_of_which_nothing_lives_is_not_kept(sim: Sim) -> None:
+    _lose_stable(sim)
+    for name in ("api-2-0", "api-2-1"):
+        sim.kill(name)
+    sim.run(30)
+    assert sim.state.rollout is not None
+    (refused,) = sim.send(Promote(request="9-0", actor="bob"))
+    assert isinstance(refused, RequestRefused)
+    assert refused.reason == "no instance of api-2 lives, nor of api-1; release an image that is good"
+    assert "promote" not in problems(sim.state)[-1]
+    assert sim.state.stable is not None
+    assert sim.state.stable.id == "api-1"
+
+
+@pytest.mark.parametrize("dead", [False, True])
+@pytest.mark.parametrize("action", ["queue", "supersede", "reject"])
+def test_a_fix_supersedes_what_has_nowhere_to_go_back_to(sim: Sim, action: Any, dead: bool) -> None:
+    _lose_stable(sim)
+    if dead:
+        for name in ("api-2-0", "api-2-1"):
+            sim.kill(name)
+    _taken_back(sim)
+    route = sim.state.route
+    sim.send(submit(3, policy=policy(on_new_release=action)))
+    sim.until_phase(Phase.SHIFTING)
+    (ended,) = sim.ends("api-2")
+    assert (ended.outcome, ended.reason) == (
+        Outcome.SUPERSEDED,
+        "superseded by api-3 while all of api-1 is down",
+    )
+    assert sim.state.route == route
+    assert {"api-2-0", "api-2-1"} <= sim.instances.keys()
+    sim.send(Promote(request="9-0", actor="bob"))
+    assert sim.until_ended("api-3").outcome is Outcome.PROMOTED
+    sim.run(200)
+    assert (sim.share("api-3"), {i.release for i in sim.instances.values()}) == (100, {"api-3"})
+
+
+def test_a_fix_supersedes_also_where_nginx_leads_to_the_dead_stable_already(sim: Sim) -> None:
+    _back_to_a_stable_that_hangs(sim)
+    sim.send(submit(3))
+    sim.until_phase(Phase.SHIFTING)
+    sim.send(Promote(request="9-1", actor="bob"))
+    assert sim.until_ended("api-3").outcome is Outcome.PROMOTED
+    assert sim.outcomes()["api-2"] is Outcome.SUPERSEDED
+
+
+def test_what_waited_before_the_rollback_is_no_fix_and_nor_is_what_a_freeze_keeps(sim: Sim) -> None:
+    sim.send(submit(2))
+    sim.send(submit(3, policy=policy(on_new_release="queue", queue_deadline=9e9)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.behave("api-1").start_error = "docker is full"
+    for name in ("api-1-0", "api-1-1"):
+        sim.kill(name)
+    _taken_back(sim)
+    sim.send(Freeze(request="f-0", actor="ann"))
+    sim.send(submit(4, policy=policy(on_new_release="queue", queue_deadline=9e9)))
+    sim.run(60)
+    assert (sim.ends("api-2"), [r.id for r in sim.state.queue]) == ([], ["api-3", "api-4"])
+    sim.send(Unfreeze(request="f-1", actor="ann"))
+    sim.run(2)
+    assert sim.outcomes()["api-2"] is Outcome.SUPERSEDED
 
 
 def test_a_rollback_to_a_dead_stable_ends_where_the_candidate_is_dead_too(sim: Sim) -> None:

@@ -379,14 +379,14 @@ async def test_files_are_put_back_beside_the_loop(
     threads: set[bool] = set()
     replace = files.replace
 
-    def look(path: Path, text: str, *, private: bool = False) -> None:
+    def look(path: Path, text: str, **more: object) -> None:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
             threads.add(True)
         else:
             threads.add(False)
-        replace(path, text, private=private)
+        replace(path, text, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(files, "replace", look)
     nginx.named = ["s0"]

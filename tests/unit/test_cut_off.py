@@ -1,0 +1,112 @@
+"""A rollback on the host that nginx' memory follows, and whose file is late or is never written."""
+
+import pytest
+
+from orchestrator.rollout.command import Rollback
+from orchestrator.rollout.events import EdgeStuck, ReleaseEnded, RouteChanged
+from orchestrator.rollout.model import Outcome, Phase
+from orchestrator.rollout.told import problems
+from tests.builders import policy, submit
+from tests.unit.sim import Sim
+
+
+def _shifting(sim: Sim) -> Sim:
+    """api-2 rolls out over api-1, and api-3 waits."""
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.send(submit(3, policy=policy(on_new_release="queue")))
+    return sim
+
+
+def _promoted(sim: Sim) -> Sim:
+    """api-2 is stable, and a rollback leads to api-1."""
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.run(2)
+    sim.events.clear()
+    sim.lost = True
+    return sim
+
+
+@pytest.mark.parametrize("switch", ["", "api-1"])
+def test_a_rollback_on_the_host_that_was_cut_off_takes_the_candidate_back_and_what_waits_goes_on(
+    sim: Sim, switch: str
+) -> None:
+    _shifting(sim).roll_back_on_host(written=False)
+    sim.switched_to, served, before = switch, sim.elder, sim.state.route
+    sim.run(9)
+    assert (sim.state.route, sim.ends("api-2"), [r.id for r in sim.state.queue]) == (before, [], ["api-3"])
+    sim.run(5)
+    (ended,) = sim.ends("api-2")
+    assert (ended.outcome, ended.actor) == (Outcome.ROLLED_BACK, "host")
+    assert ended.reason == (
+        f"nginx serves route {served}, one above its file: a rollback to api-1 on the host was cut off"
+        " before the file was written"
+    )
+    assert sim.state.route.generation > served
+    assert sim.share("api-2") == 0
+    sim.switched_to = ""
+    assert sim.until_ended("api-3").outcome is Outcome.PROMOTED
+    assert problems(sim.state) == []
+    assert not [e for e in sim.events if isinstance(e, EdgeStuck)]
+
+
+def test_a_rollback_on_the_host_of_stable_that_was_cut_off_is_followed(sim: Sim) -> None:
+    _promoted(sim).roll_back_on_host(written=False)
+    sim.run(20)
+    (ended,) = [e for e in sim.events if isinstance(e, ReleaseEnded)]
+    assert (ended.release, ended.journey, ended.outcome) == ("api-1", "revert", Outcome.PROMOTED)
+    assert (sim.share("api-1"), problems(sim.state)) == (100, [])
+    assert all(dict(e.shares)["api-1"] == 100 for e in sim.events if isinstance(e, RouteChanged))
+
+
+def test_a_rollback_on_the_host_whose_file_is_never_written_ends_once_a_file_can_be(sim: Sim) -> None:
+    _shifting(sim).roll_back_on_host(written=False)
+    sim.refuses = "no space left on device"
+    sim.run(3600)
+    assert (sim.share("api-1"), sim.state.unknown) == (100, None)
+    assert "no space left on device" in problems(sim.state)[0]
+    sim.refuses = ""
+    sim.run(5)
+    assert sim.outcomes()["api-2"] is Outcome.ROLLED_BACK
+    assert sim.outcomes().get("api-3") is not Outcome.ABORTED
+
+
+def test_a_rollback_on_the_host_whose_file_is_late_is_told_as_the_person_meant_it(sim: Sim) -> None:
+    _shifting(sim).roll_back_on_host(written=False)
+    sim.run(8)
+    sim.roll_back_on_host()
+    sim.run(3)
+    (ended,) = sim.ends("api-2")
+    assert (ended.outcome, ended.actor, ended.reason) == (Outcome.ROLLED_BACK, "ann", "by hand")
+    assert sim.until_ended("api-3").outcome is Outcome.PROMOTED
+
+
+def test_a_file_that_is_written_when_the_rollback_is_followed_already_changes_nothing(sim: Sim) -> None:
+    _shifting(sim).roll_back_on_host(written=False)
+    sim.refuses = "locked"
+    sim.run(12)
+    sim.roll_back_on_host()
+    sim.refuses = ""
+    sim.run(3)
+    assert [e.outcome for e in sim.ends("api-2")] == [Outcome.ROLLED_BACK]
+    assert sim.share("api-2") == 0
+    assert sim.until_ended("api-3").outcome is Outcome.PROMOTED
+
+
+def test_a_rollback_that_is_asked_for_meanwhile_leads_where_the_one_on_the_host_does(sim: Sim) -> None:
+    _promoted(sim).roll_back_on_host(written=False)
+    sim.run(3)
+    sim.send(Rollback(request="9-0", actor="bob"))
+    sim.run(20)
+    (ended,) = [e for e in sim.events if isinstance(e, ReleaseEnded)]
+    assert (ended.release, ended.journey, ended.actor) == ("api-1", "revert", "bob")
+    assert (sim.share("api-1"), problems(sim.state)) == (100, [])
+
+
+def test_one_that_leads_to_a_release_that_nobody_knows_is_an_unknown_route(sim: Sim) -> None:
+    _promoted(sim).roll_back_on_host(written=False)
+    sim.switched_to = "api-77"
+    sim.run(20)
+    (stuck,) = [e for e in sim.events if isinstance(e, EdgeStuck)]
+    assert "its file and Redis are from an earlier time" in stuck.reason
