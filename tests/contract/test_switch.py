@@ -305,10 +305,12 @@ async def test_a_switch_that_no_daemon_has_written_is_a_persons_word(site: Site,
 async def test_what_was_moved_aside_is_no_switch_and_stays(site: Site, name: str) -> None:
     aside = site.folder / "switch" / name
     (aside / "theirs").mkdir(parents=True)
+    (file := aside.with_name(f"{name}2")).write_text("too long for a file of ours")
     site.edge._switches.turn_on("api", "api-2", 2)
     await site.edge.apply(site.plan(3, "api-2", "api-3", back="api-2"), 1)
     assert not site.edge._switches.all("api")
     assert (aside / "theirs").is_dir()
+    assert file.exists()
     assert await site.answers() == {"api-2", "api-3"}
 
 
