@@ -21,6 +21,7 @@ from orchestrator.daemon.config import Config
 from orchestrator.daemon.kept import KeptFiles, load_as_driven
 from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.yaml_file import ConfigError
+from orchestrator.ports.access import somebody
 from orchestrator.ports.faults import Conflict, Fault
 from orchestrator.rollout.told import harmless
 from orchestrator.store.keys import Keys
@@ -47,7 +48,16 @@ ConfigOption = Annotated[
     typer.Option("--config", "-c", envvar="ORCHESTRATOR_CONFIG", help="Path of orchestrator.yaml"),
 ]
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="text for people, json for pipes")]
-WhoOption = Annotated[str, typer.Option("--who", help="Who asks, for the audit trail")]
+
+
+def _somebody(name: str) -> str:
+    try:
+        return somebody(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+WhoOption = Annotated[str, typer.Option("--who", help="Who asks, for the audit trail", callback=_somebody)]
 DEFAULT_CONFIG = Path("/etc/orchestrator/orchestrator.yaml")
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, field_validator
 
 from orchestrator.daemon.section import Section, address
+from orchestrator.intake.parse import Known
 from orchestrator.ports.access import Principal, Role
 from orchestrator.rollout.model import Outcome
 
@@ -88,14 +89,14 @@ class WebhookKeySection(PrincipalSection):
     """A key that requests are signed with. Two for one name let it be exchanged."""
 
     id: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,80}$", description="Sent along, to tell which key it is")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.@/-]{0,79}$", description="For the audit trail")
+    name: Known = Field(description="For the audit trail")
     secret_file: Path = Field(description="At least 32 letters")
 
 
 class SlackUserSection(PrincipalSection):
     """Somebody of the workspace."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.@/-]{0,79}$", description="For the audit trail")
+    name: Known = Field(description="For the audit trail")
 
 
 class SlackSection(Section):

@@ -8,16 +8,17 @@ import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import structlog
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from orchestrator.intake.desk import Desk
 from orchestrator.intake.door import Guard, read_body
+from orchestrator.intake.parse import wrong_field
 from orchestrator.intake.problems import Problem
-from orchestrator.ports.access import Principal
+from orchestrator.ports.access import MAY, Principal
 from orchestrator.ports.clock import HostClock
 from orchestrator.ports.store import Journal
 from orchestrator.rollout.model import Phase, ServiceState
@@ -44,6 +45,11 @@ class AlertRule:
     action: Action
 
 
+def _zoned(when: dt.datetime) -> dt.datetime:
+    """A time without a zone is UTC; Alertmanager always sends one."""
+    return when if when.tzinfo else when.replace(tzinfo=dt.UTC)
+
+
 class Alert(BaseModel):
     """What is read of an alert."""
 
@@ -52,7 +58,7 @@ class Alert(BaseModel):
     status: Literal["firing", "resolved"]
     labels: Labels = {}
     annotations: Labels = {}
-    startsAt: dt.datetime | None = None  # noqa: N815  Alertmanager's name
+    startsAt: Annotated[dt.datetime, AfterValidator(_zoned)] | None = None  # noqa: N815  Alertmanager's name
 
 
 class Group(BaseModel):
@@ -64,16 +70,26 @@ class Group(BaseModel):
     commonLabels: Labels = {}  # noqa: N815
     commonAnnotations: Labels = {}  # noqa: N815
     truncatedAlerts: int = Field(0, ge=0)  # noqa: N815
-    alerts: list[Alert] = Field([], max_length=1000)
+    alerts: list[Any] = Field([], max_length=1000)
 
-    def firing(self) -> list[Alert]:
-        """The alerts that fire. Where some were cut off, what all have in common stands for those."""
-        found = [a for a in self.alerts if a.status == "firing"]
+    def firing(self) -> tuple[list[Alert], str]:
+        """The alerts that fire, and what is wrong with those that are none.
+
+        Where some were cut off, what all have in common stands for those.
+        """
+        found: list[Alert] = []
+        wrong: list[str] = []
+        for place, given in enumerate(self.alerts):
+            try:
+                found.append(Alert.model_validate(given))
+            except ValidationError as error:
+                wrong += [f"alerts/{place}/{wrong_field(e)}" for e in error.errors()[:1]]
+        found = [a for a in found if a.status == "firing"]
         if self.truncatedAlerts and self.status == "firing":
             latest = max((a.startsAt for a in found if a.startsAt), default=None)
             common = {"labels": self.commonLabels, "annotations": self.commonAnnotations}
             found.append(Alert(status="firing", startsAt=latest, **common))
-        return found
+        return found, "; ".join(wrong[:5])
 
 
 def meant(alerts: Sequence[Alert], rules: Sequence[AlertRule]) -> dict[str, list[tuple[Action, Alert]]]:
@@ -139,12 +155,20 @@ class Alerts:
     async def handle(self, request: web.Request) -> web.Response:
         """Put down what the alerts ask for. 503 is tried again by Alertmanager, 4xx never."""
         who = (await self._guard.recognise(request)).principal
+        # Told at the first notification, not at the first that matters.
+        if not set(get_args(Action)) <= MAY[who.role]:
+            why = f"{who.name} is {who.role} and may not {' and '.join(get_args(Action))}"
+            raise Problem(HTTPStatus.FORBIDDEN, why)
         group: Group = await read_body(request, Group, optional=False)
         if group.truncatedAlerts:
             log.warning("alerts_truncated", number=group.truncatedAlerts, reason="raise max_alerts")
+        firing, wrong = group.firing()
         asked: list[str] = []
         refused: Problem | None = None
-        for service, actions in meant(group.firing(), self._rules()).items():
+        if wrong:
+            log.warning("alert_refused", reason=wrong)
+            refused = Problem(HTTPStatus.UNPROCESSABLE_ENTITY, wrong)
+        for service, actions in meant(firing, self._rules()).items():
             try:
                 asked += await self._ask(who, service, actions)
             except Problem as problem:

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -39,9 +39,9 @@ from orchestrator.intake.views import (
     releases_of,
     service_view,
 )
-from orchestrator.ports.access import Principal, Verb
+from orchestrator.ports.access import Principal, Token, Verb
 from orchestrator.ports.clock import WallClock
-from orchestrator.ports.faults import Fault
+from orchestrator.ports.faults import Conflict, Fault
 from orchestrator.ports.requests import Inbox
 from orchestrator.ports.store import Journal, Tail
 from orchestrator.rollout.events import ConfigReloaded, Event, ReleaseAccepted, RequestRefused
@@ -116,6 +116,7 @@ class Api:
                 body=body,
                 optional=verb not in ("release", "remove"),
                 keyed=verb == "release",
+                conflict="The key was used for something else" if verb == "release" else "",
             )
             for verb, body in BODIES.items()
         ]
@@ -170,8 +171,16 @@ class Api:
                 handler=self._reload,
                 answers={200: Reloaded, 202: Accepted},
                 admin=True,
+                everywhere=True,
             ),
-            _get("listTokens", "/v1/tokens", "All tokens", self._list_tokens, TokenList, admin=True),
+            _get(
+                "listTokens",
+                "/v1/tokens",
+                "All tokens for services of one's own",
+                self._list_tokens,
+                TokenList,
+                admin=True,
+            ),
             Operation(
                 name="createToken",
                 method="POST",
@@ -179,6 +188,7 @@ class Api:
                 summary="Make a token; its secret is in the answer, and nowhere else",
                 handler=self._create_token,
                 answers={201: NewToken},
+                conflict="There is a token of this name",
                 admin=True,
                 body=TokenBody,
             ),
@@ -205,7 +215,7 @@ class Api:
         view: V = known[2]
         return view
 
-    def _asking(self, verb: Verb) -> Callable[[Call], Awaitable[web.StreamResponse]]:
+    def _asking(self, verb: Verb) -> Callable[[Call], Coroutine[Any, Any, web.StreamResponse]]:
         async def ask(call: Call) -> web.Response:
             key = call.request.headers.get("Idempotency-Key", "") if verb == "release" else ""
             if not re.fullmatch(r"[ -~]{0,200}", key):
@@ -321,21 +331,32 @@ class Api:
             return _json(Accepted(request=request), HTTPStatus.ACCEPTED)
         return _json(Reloaded(changes=list(event.changes), problems=list(event.problems)))
 
-    async def _list_tokens(self, _: Call) -> web.Response:
-        return _json(TokenList(tokens=[TokenView.of(t) for t in await self._tokens.tokens()]))
+    async def _within(self, who: Principal) -> list[Token]:
+        """The tokens that are an admin's to give out and to take back."""
+        return [t for t in await self._tokens.tokens() if who.covers(t.principal.services)]
+
+    async def _list_tokens(self, call: Call) -> web.Response:
+        return _json(TokenList(tokens=[TokenView.of(t) for t in await self._within(call.who)]))
 
     async def _create_token(self, call: Call) -> web.Response:
         body: TokenBody = call.body
+        if not call.who.covers(body.services):
+            why = f"{call.who.name} gives out tokens for some or all of: {', '.join(call.who.services)}"
+            raise Problem(HTTPStatus.FORBIDDEN, why)
         now = self._clock.wall()
         principal = Principal(name=body.name, role=body.role, services=tuple(body.services))
         expires = now + body.days * DAY if body.days else None
-        token, secret = await self._tokens.create(principal, call.who.name, now, expires)
+        try:
+            token, secret = await self._tokens.create(principal, call.who.name, now, expires)
+        except Conflict as error:
+            raise Problem(HTTPStatus.CONFLICT, str(error)) from None
         log.info("token_created", token=token.id, name=body.name, role=body.role, actor=call.who.name)
         return _json(NewToken.made(token, secret), HTTPStatus.CREATED)
 
     async def _revoke_token(self, call: Call) -> web.Response:
         token = call.path("token")
-        if not await self._tokens.revoke(token):
+        known = any(found.id == token for found in await self._within(call.who))
+        if not known or not await self._tokens.revoke(token):
             raise Problem(HTTPStatus.NOT_FOUND, f"there is no token {token[:20]!r}")
         log.info("token_revoked", token=token, actor=call.who.name)
         return web.Response(status=HTTPStatus.NO_CONTENT)
@@ -345,7 +366,7 @@ def _get(
     name: str,
     path: str,
     summary: str,
-    handler: Callable[[Call], Awaitable[web.StreamResponse]],
+    handler: Callable[[Call], Coroutine[Any, Any, web.StreamResponse]],
     answer: type[BaseModel] | str,
     **more: Any,
 ) -> Operation:

@@ -1,12 +1,13 @@
 """The HTTP door: what every operation has in common.
 
-In this order: how much, who, whether they may, what they say. Each refusal is a `Problem`.
+In this order: who, how much, whether they may, what they say. Each refusal is a `Problem`. A request takes a
+place with those of its token only while it is worked on, and others while its body comes or while it waits.
 """
 
 import asyncio
 import time
 import urllib.parse
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -19,7 +20,7 @@ from orchestrator.intake import strict_json
 from orchestrator.intake.limits import Buckets, Lane
 from orchestrator.intake.parse import MAX_BYTES, wrong_field
 from orchestrator.intake.problems import Problem
-from orchestrator.intake.views import Nothing, Wait
+from orchestrator.intake.views import Nothing
 from orchestrator.ports.access import Principal, Token, Tokens, Verb
 from orchestrator.ports.clock import WallClock
 from orchestrator.ports.faults import Fault
@@ -28,6 +29,12 @@ log = structlog.get_logger()
 
 BODY_DEADLINE = 10.0
 """Seconds in which a body must have come."""
+
+LOOK = 1.0
+"""Seconds after which it is looked whether a client that waits is still there."""
+
+UNKNOWN = ""
+"""Whoever has not been recognised yet, in a lane."""
 
 URGENT: frozenset[Verb] = frozenset({"rollback", "pause", "abort"})
 """What stops harm has a lane of its own, so that no load keeps it out."""
@@ -62,11 +69,13 @@ class Operation:
         path: With `{name}` for each part that varies; `parts` says what those look like.
         verb: What is put down; None where nothing is.
         admin: Whether it is for admins only.
+        everywhere: Whether it concerns all services, so that it is for those alone who have all.
         query: Model of the parameters.
         body: Model of the body; None where none is taken.
         optional: Whether the body may be left out.
         answers: What each good status means: a model, or a media type.
         endless: Whether the answer goes on for ever.
+        conflict: What a 409 says; '' where there is none.
         keyed: Whether it takes an Idempotency-Key.
     """
 
@@ -74,14 +83,16 @@ class Operation:
     method: str
     path: str
     summary: str
-    handler: Callable[[Call], Awaitable[web.StreamResponse]]
+    handler: Callable[[Call], Coroutine[Any, Any, web.StreamResponse]]
     answers: Mapping[int, type[BaseModel] | str]
     verb: Verb | None = None
     admin: bool = False
+    everywhere: bool = False
     query: type[BaseModel] = Nothing
     body: type[BaseModel] | None = None
     optional: bool = False
     endless: bool = False
+    conflict: str = ""
     keyed: bool = False
 
 
@@ -93,39 +104,33 @@ class Guard:
         self._clock = clock
         self._usual = Buckets(rate, burst)
         self._urgent = Buckets(rate, burst)
-        self._patient = Lane("requests that wait", 500)
-        self._lane = Lane("requests", 100)
-        self._fast_lane = Lane("urgent requests", 100)
+        self._patient = Lane("requests that wait", 500, 100)
+        self._bodies = {
+            urgent: Lane("requests whose body has not come", 500, 100) for urgent in (True, False)
+        }
+        self._lanes = {True: Lane("urgent requests", 200, 100), False: Lane("requests", 200, 100)}
 
     def guarded(self, operation: Operation) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         """A handler for aiohttp that lets in what may come in."""
         urgent = operation.verb in URGENT
-        lane = (
-            self._patient
-            if operation.endless or operation.query is Wait
-            else self._fast_lane
-            if urgent
-            else self._lane
-        )
         buckets = self._urgent if urgent else self._usual
 
         async def handler(request: web.Request) -> web.StreamResponse:
-            with lane.entered():
+            lane = self._lanes[urgent]
+            with lane.entered(UNKNOWN):
                 token = await self.recognise(request)
-                buckets.take(token.id, time.monotonic())
-                who = token.principal
-                service = request.match_info.get("service", "")
-                if operation.admin and who.role != "admin":
-                    raise Problem(HTTPStatus.FORBIDDEN, f"{who.name} is {who.role}; this is for admins")
-                if service and not who.sees(service):
-                    raise Problem(HTTPStatus.FORBIDDEN, f"{who.name} has nothing to do with {service}")
-                if operation.verb is not None and not who.may(operation.verb, service):
-                    raise Problem(
-                        HTTPStatus.FORBIDDEN, f"{who.name} is {who.role} and may not {operation.verb}"
-                    )
-                query = _query(operation.query, request)
-                body = await read_body(request, operation.body, optional=operation.optional)
-                return await operation.handler(Call(request, who, token, body, query))
+            buckets.take(token.id, time.monotonic())
+            _check(operation, token.principal, request.match_info.get("service", ""))
+            query, body = _query(operation.query, request), None
+            if operation.body is not None:
+                with self._bodies[urgent].entered(token.id):
+                    body = await read_body(request, operation.body, optional=operation.optional)
+            call = Call(request, token.principal, token, body, query)
+            if not operation.endless and not getattr(query, "wait", 0):
+                with lane.entered(token.id):
+                    return await operation.handler(call)
+            with self._patient.entered(token.id):
+                return await _while_there(request, operation.handler(call))
 
         return handler
 
@@ -156,6 +161,41 @@ class Guard:
             why = "no token, or one that is not known or has expired: Authorization: Bearer rot_..."
             raise Problem(HTTPStatus.UNAUTHORIZED, why, {"WWW-Authenticate": "Bearer"})
         return token
+
+
+def _check(operation: Operation, who: Principal, service: str) -> None:
+    """Whether somebody may ask for an operation.
+
+    Raises:
+        Problem: They may not.
+    """
+    why = ""
+    if operation.admin and who.role != "admin":
+        why = f"{who.name} is {who.role}; this is for admins"
+    elif operation.everywhere and not who.covers(()):
+        of = ", ".join(who.services)
+        why = f"{who.name} is {who.role} of {of}; this is for {who.role}s of all services"
+    elif service and not who.sees(service):
+        why = f"{who.name} has nothing to do with {service[:80]}"
+    elif operation.verb is not None and not who.may(operation.verb, service):
+        why = f"{who.name} is {who.role} and may not {operation.verb}"
+    if why:
+        raise Problem(HTTPStatus.FORBIDDEN, why)
+
+
+async def _while_there(
+    request: web.Request, work: Coroutine[Any, Any, web.StreamResponse]
+) -> web.StreamResponse:
+    """What a handler answers; it is cancelled, as aiohttp does it, once its client has left."""
+    task = asyncio.create_task(work, name=f"waits: {request.path[:200]}")
+    try:
+        while not (await asyncio.wait({task}, timeout=LOOK))[0]:
+            if request.transport is None:
+                raise asyncio.CancelledError
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _query(model: type[BaseModel], request: web.Request) -> BaseModel:

@@ -159,7 +159,7 @@ def fields_of(announced: Announced, project: Project, kind: Kind) -> dict[str, s
     }
     given = {name: value for name, value in fields.items() if value}
     try:
-        parse("0-0", given)
+        parse("0-0", {**given, "who": kind})  # whoever has announced it is named beside the forge
     except Fault as error:
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
     return given

@@ -1,6 +1,7 @@
 """How much the door takes at once, and from whom."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -56,25 +57,42 @@ class Buckets:
 
 
 class Lane:
-    """A number of requests that may be under way at once."""
+    """A number of requests that may be under way at once.
 
-    def __init__(self, what: str, most: int) -> None:
+    Args:
+        what: What they are, for the refusal.
+        most: How many of all.
+        each: How many of one of those who knock, so that nobody takes every place.
+    """
+
+    def __init__(self, what: str, most: int, each: int) -> None:
         self._what = what
         self._most = most
-        self._busy = 0
+        self._each = each
+        self._busy: Counter[str] = Counter()
+
+    @property
+    def busy(self) -> int:
+        """How many are under way."""
+        return self._busy.total()
 
     @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        """One request is under way.
+    def entered(self, name: str) -> Iterator[None]:
+        """One request of somebody is under way.
 
         Raises:
-            Problem: Too many are.
+            Problem: Too many are, of theirs or of all.
         """
-        if self._busy >= self._most:
+        if self._busy[name] >= self._each:
+            why = f"more than {self._each} {self._what} at once with one token; try again"
+            raise Problem(HTTPStatus.TOO_MANY_REQUESTS, why, {"Retry-After": "1"})
+        if self.busy >= self._most:
             why = f"more than {self._most} {self._what} at once; try again"
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, why, {"Retry-After": "1"})
-        self._busy += 1
+        self._busy[name] += 1
         try:
             yield
         finally:
-            self._busy -= 1
+            self._busy[name] -= 1
+            if not self._busy[name]:
+                del self._busy[name]

@@ -145,8 +145,8 @@ def _responses(operation: Operation) -> dict[str, Any]:
             413: "Too long",
             415: "Not application/json",
         }
-    if operation.keyed:
-        refusals[409] = "The key was used for something else"
+    if operation.conflict:
+        refusals[409] = operation.conflict
     content = {MEDIA_TYPE: {"schema": {"$ref": REF.format(model=ProblemDetails.__name__)}}}
     for status, why in sorted(refusals.items()):
         found[str(status)] = {"description": why, "content": content}

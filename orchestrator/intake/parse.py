@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -17,7 +18,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from orchestrator.intake import strict_json
-from orchestrator.ports.access import Verb
+from orchestrator.ports.access import Verb, somebody
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.requests import Request
 from orchestrator.rollout.told import CONTROL
@@ -27,8 +28,21 @@ IMAGE = (
     r"^[a-z0-9][a-z0-9.-]*(:[0-9]{1,5})?(/[a-z0-9][a-z0-9._-]*)*"
     r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?$"
 )
-Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=2000)]
+LONGEST = 2000
+"""Letters of a reason; doors that can't ask again cut it."""
+Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=LONGEST)]
+Known = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.@/-]{0,79}$"), AfterValidator(somebody)
+]
+"""Whom a token, a key or a chat stands for, in the audit trail."""
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{0,80}\z", max_length=80)]
+
+
+def _exact(text: str) -> str:
+    """What names something is taken as it is; without some of its letters it would name something else."""
+    if found := CONTROL.search(text):
+        raise ValueError(f"has a control character, {found[0]!a}")
+    return text
 
 
 class Fields(BaseModel):
@@ -37,13 +51,15 @@ class Fields(BaseModel):
     model_config = ConfigDict(extra="forbid", defer_build=True)
 
     verb: Verb | Literal["reload"] = "release"
-    service: Annotated[str, StringConstraints(max_length=40)] = ""
-    image: Annotated[str, StringConstraints(max_length=512)] = ""
-    who: Annotated[Text, Field(description="who asks; the account of the CI job, or a person")] = "unknown"
+    service: Annotated[str, StringConstraints(max_length=40), AfterValidator(_exact)] = ""
+    image: Annotated[str, StringConstraints(max_length=512), AfterValidator(_exact)] = ""
+    who: Annotated[
+        Text, AfterValidator(somebody), Field(description="who asks; the account of the CI job, or a person")
+    ] = "unknown"
     why: Text = ""
     link: Annotated[str, StringConstraints(max_length=2000, pattern=r"^(https?://\S+)?\z")] = ""
-    key: Annotated[str, StringConstraints(max_length=200)] = ""
-    strategy: Annotated[str, StringConstraints(max_length=40)] = ""
+    key: Annotated[str, StringConstraints(max_length=200), AfterValidator(_exact)] = ""
+    strategy: Annotated[str, StringConstraints(max_length=40), AfterValidator(_exact)] = ""
     release: Name = ""
     to: Name = ""
     checks: Annotated[str, StringConstraints(max_length=4000)] = ""

@@ -35,6 +35,11 @@ def one_header(request: web.Request, name: str) -> str:
     return found[0]
 
 
+def octets(text: str) -> bytes:
+    """A header, or a path, as it was sent; aiohttp keeps bytes that are no UTF-8 as surrogates."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 def hmac_of(secret: bytes | None, text: bytes) -> str:
     """HMAC-SHA256 in hexadecimal; one that is as long to make without a secret."""
     return hmac.new(secret or b"none", text, hashlib.sha256).hexdigest()
@@ -42,7 +47,7 @@ def hmac_of(secret: bytes | None, text: bytes) -> str:
 
 def fits(given: str, right: str) -> bool:
     """Whether what was sent, which may be anything, is what is right; in a time that tells nothing."""
-    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), right.encode())
+    return hmac.compare_digest(octets(given), right.encode())
 
 
 def check_time(timestamp: str, now: float) -> None:

@@ -12,7 +12,7 @@ from orchestrator.intake.desk import Desk
 from orchestrator.intake.door import read_bytes
 from orchestrator.intake.parse import parse
 from orchestrator.intake.problems import Problem
-from orchestrator.intake.signatures import REMEMBER, check_time, fits, hmac_of, one_header, refused
+from orchestrator.intake.signatures import REMEMBER, check_time, fits, hmac_of, octets, one_header, refused
 from orchestrator.ports.access import Principal
 from orchestrator.ports.clock import WallClock
 from orchestrator.ports.faults import Fault
@@ -33,7 +33,7 @@ class Key:
 
 def signature(secret: bytes | None, timestamp: str, nonce: str, method: str, path: str, body: bytes) -> str:
     """What `X-Release-Signature` has to be."""
-    head = f"v1\n{timestamp}\n{nonce}\n{method}\n{path}\n".encode()
+    head = octets(f"v1\n{timestamp}\n{nonce}\n{method}\n{path}\n")
     return f"v1={hmac_of(secret, head + body)}"
 
 

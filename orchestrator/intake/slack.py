@@ -19,8 +19,9 @@ from orchestrator.intake import strict_json
 from orchestrator.intake.answers import Answers
 from orchestrator.intake.desk import Desk
 from orchestrator.intake.door import form_of, read_bytes
+from orchestrator.intake.parse import LONGEST
 from orchestrator.intake.problems import Problem
-from orchestrator.intake.signatures import REMEMBER, check_time, fits, hmac_of, one_header, refused
+from orchestrator.intake.signatures import REMEMBER, check_time, fits, hmac_of, octets, one_header, refused
 from orchestrator.intake.views import RELEASE, ServiceView, service_view
 from orchestrator.ports.access import Principal, Verb
 from orchestrator.ports.clock import WallClock
@@ -140,7 +141,7 @@ class Slack:
         timestamp = one_header(request, "X-Slack-Request-Timestamp")
         given = one_header(request, "X-Slack-Signature")
         workspace = self._workspace()
-        text = b"v0:" + timestamp.encode("utf-8", "surrogateescape") + b":" + body
+        text = b"v0:" + octets(timestamp) + b":" + body
         right = f"v0={hmac_of(workspace.secret if workspace else None, text)}"
         if not fits(given, right) or workspace is None:
             raise refused()
@@ -210,7 +211,7 @@ def _words(text: str) -> tuple[str, str, str]:
     known = ["status", *sorted(VERBS)]
     if verb not in known or (verb != "status" and not service):
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"write: {'|'.join(known)} SERVICE [why]")
-    return verb, service, why
+    return verb, service, why[:LONGEST]  # what is asked gets through, whatever is said of it
 
 
 def _line(view: ServiceView) -> str:

@@ -4,10 +4,10 @@ import json
 from functools import cache
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
 
-from orchestrator.intake.parse import IMAGE, Fields, Said
-from orchestrator.ports.access import Role, Token, Verb
+from orchestrator.intake.parse import IMAGE, Fields, Known, Said
+from orchestrator.ports.access import Role, Token, Verb, somebody
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import (
     FULL,
@@ -65,7 +65,7 @@ class Asking(Model):
     """Who asks on whose behalf, and why."""
 
     reason: Line = Field("", description="Why, for the audit trail")
-    who: Annotated[str, StringConstraints(max_length=200)] = Field(
+    who: Annotated[str, StringConstraints(max_length=200), AfterValidator(somebody)] = Field(
         "", description="On whose behalf: shown beside the name of the token"
     )
 
@@ -227,7 +227,7 @@ class Reloaded(Model):
 class TokenBody(Model):
     """A token to make."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.@/-]{0,79}$")]
+    name: Known = Field(description="For the audit trail; no other token has it")
     role: Role
     services: list[Annotated[str, StringConstraints(pattern=SERVICE)]] = Field(
         [], description="Empty: all of them", max_length=100

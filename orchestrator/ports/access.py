@@ -1,8 +1,11 @@
 """Who may ask for what."""
 
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
+
+from orchestrator.rollout.turn import DAEMON
 
 Verb = Literal[
     "release",
@@ -28,7 +31,20 @@ MAY: Mapping[Role, frozenset[Verb]] = {
     "operator": frozenset(get_args(Verb)) - {"remove"},
     "admin": frozenset(get_args(Verb)),
 }
-"""What a role may ask for; everyone may look, and an admin takes services down and gives out tokens too."""
+"""What a role may ask for; everyone may look, and an admin takes services down and gives out tokens too,
+within the services that their own is for."""
+
+
+def somebody(name: str) -> str:
+    """A name for the audit trail; letters that look like others, or like none, are compared as they look.
+
+    Raises:
+        ValueError: It is the one that the daemon's own decisions are shown with.
+    """
+    looks = "".join(filter(str.isprintable, unicodedata.normalize("NFKC", name))).strip()
+    if looks.casefold() == DAEMON:
+        raise ValueError(f"{looks!r} is the daemon's own name in the audit trail; choose another")
+    return name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +63,10 @@ class Principal:
     def sees(self, service: str) -> bool:
         """Whether a service is any of their business."""
         return not self.services or service in self.services
+
+    def covers(self, services: Collection[str]) -> bool:
+        """Whether all services that a role is given for are theirs; none named is all that there are."""
+        return not self.services or (bool(services) and set(services) <= set(self.services))
 
     def may(self, verb: Verb, service: str) -> bool:
         """Whether they may ask for this."""
@@ -75,7 +95,11 @@ class Tokens(Protocol):
     async def create(
         self, principal: Principal, by: str, now: float, expires_at: float | None
     ) -> tuple[Token, str]:
-        """A new token and its secret, which is shown once."""
+        """A new token and its secret, which is shown once.
+
+        Raises:
+            Conflict: There is one of this name, so that the audit trail could not tell them apart.
+        """
         ...
 
     async def tokens(self) -> list[Token]:

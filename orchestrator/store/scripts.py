@@ -118,6 +118,16 @@ if once then redis.call('SET', KEYS[3], entry, 'PX', ARGV[3]) end
 return {{'taken', entry}}
 """
 
+GIVE_OUT = """
+-- KEYS: tokens   ARGV: id, name, json
+for _, text in ipairs(redis.call('HVALS', KEYS[1])) do
+  local good, name = pcall(function() return cjson.decode(text).token.principal.name end)
+  if good and name == ARGV[2] then return 0 end
+end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+return 1
+"""
+
 RETAKE = """
 -- KEYS: lease, epoch   ARGV: token, ttl in ms
 if redis.call('GET', KEYS[1]) then return 0 end

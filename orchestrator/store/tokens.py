@@ -12,9 +12,10 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from orchestrator.ports.access import Principal, Token
-from orchestrator.ports.faults import Fault
+from orchestrator.ports.faults import Conflict, Fault
 from orchestrator.store.keys import Keys
-from orchestrator.store.redis_store import fault
+from orchestrator.store.redis_store import fault, run_script
+from orchestrator.store.scripts import GIVE_OUT
 
 PREFIX = "rot"
 """Secrets begin with it, so that scanners for leaked ones can tell them: `rot_ID_SECRET`."""
@@ -36,7 +37,7 @@ _KEPT = TypeAdapter(_Kept)
 
 
 def _digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class RedisTokens:
@@ -45,6 +46,7 @@ class RedisTokens:
     def __init__(self, redis: Redis, keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
+        self._create = redis.register_script(GIVE_OUT)
         self._lately: dict[str, tuple[float, Token]] = {}
 
     async def create(
@@ -56,7 +58,9 @@ class RedisTokens:
         )
         secret = f"{PREFIX}_{token.id}_{secrets.token_urlsafe(32)}"
         kept = _KEPT.dump_json(_Kept(token, _digest(secret)))
-        await self._ask("HSET", self._keys.tokens, token.id, kept)
+        if not await run_script(self._create, [self._keys.tokens], [token.id, principal.name, kept]):
+            why = f"there is a token {principal.name!r} already; revoke it first, or choose another name"
+            raise Conflict(why)
         return token, secret
 
     async def tokens(self) -> list[Token]:

@@ -177,7 +177,7 @@ class Pages:
     async def _known(self, service: str, who: Principal) -> ServiceState:
         if service not in self._services() or not who.sees(service):
             known = ", ".join(sorted(s for s in self._services() if who.sees(s))) or "none"
-            raise LookupError(f"{service!r} is not known; there are: {known}")
+            raise LookupError(f"{service[:80]!r} is not known; there are: {known}")
         return await self._state(service)
 
     async def _state(self, service: str) -> ServiceState:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -84,13 +85,15 @@ class House:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.server = Server(self.guard, self.api.operations(), routes, f"127.0.0.1:{self.port}")
-        self.secrets: dict[str, str] = {}
+        self._given: Counter[Role] = Counter()
         self.private: PrivateRedis | None = None
         self.session = aiohttp.ClientSession()
 
     async def secret(self, role: Role, *services: str, expires_in: float | None = None) -> str:
         """Of a new token."""
-        principal = Principal(name=f"the {role}", role=role, services=services)
+        self._given[role] += 1
+        name = f"the {role}" if self._given[role] == 1 else f"the {role} {self._given[role]}"
+        principal = Principal(name=name, role=role, services=services)
         now = self.clock.now()
         until = None if expires_in is None else now + expires_in
         return (await self.tokens.create(principal, "test", now, until))[1]

@@ -7,12 +7,13 @@ import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from examples.playground.lease import free_port
 from orchestrator.intake.alertmanager import PATH, Alert, AlertRule, concerns, meant
+from orchestrator.ports.access import Role
 from orchestrator.rollout.model import Ended, Mark, Outcome, Phase, Rollout, ServiceState
 from tests.builders import release
 from tests.door.conftest import House
@@ -152,6 +153,61 @@ async def test_a_token_that_may_not_and_a_body_that_is_none_are_refused(house: H
     many = [alert(alertname="Errors", n=str(n)) for n in range(1000)]
     assert (await group(house, operator, *many))[0] == 413
     assert await house.asked() == []
+
+
+@pytest.mark.parametrize(
+    "starts", ["1970-01-01T02:46:35", "1970-01-01T02:46:35Z", "1970-01-01T04:46:35+02:00"]
+)
+async def test_a_time_without_a_zone_is_utc(house: House, starts: str) -> None:
+    """`rolling()` began at 02:45:40."""
+    house.rules = list(RULES)
+    await house.put(rolling())
+    firing = {**alert(alertname="Errors", team="shop"), "startsAt": starts}
+    status, told, _ = await group(house, await house.secret("operator"), firing)
+    assert (status, len(told["requests"])) == (200, 1)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"startsAt": "0001-01-01T00:00:00"},
+        {"startsAt": "0001-01-01T00:00:00+14:00"},
+        {"startsAt": "9999-12-31T23:59:59-14:00"},
+        {"startsAt": "yesterday"},
+        {"labels": {"alertname": 7}},
+        {"status": "odd"},
+    ],
+    ids=str,
+)
+async def test_an_odd_alert_keeps_none_of_the_others_out(house: House, odd: dict[str, Any]) -> None:
+    house.rules = list(RULES)
+    await house.put(rolling())
+    good = alert(alertname="Errors", team="shop")
+    common = {"alertname": "Errors", "team": "shop"}
+    alerts = ({**good, **odd}, good, {**good, "startsAt": "1970-01-01T02:46:35"})
+    secret = await house.secret("operator")
+    status, told, _ = await group(house, secret, *alerts, truncatedAlerts=1, commonLabels=common)
+    assert (status, len(told["requests"])) == (200, 1), told
+
+
+async def test_alerts_that_are_all_odd_are_refused(house: House) -> None:
+    firing = {**alert(alertname="Errors"), "startsAt": "yesterday"}
+    status, told, _ = await group(house, await house.secret("operator"), firing)
+    assert status == 422
+    assert told["detail"].startswith("alerts/0/startsAt: ")
+
+
+@pytest.mark.parametrize("role", get_args(Role))
+async def test_a_token_that_could_not_help_in_need_is_refused_before_it(house: House, role: Role) -> None:
+    house.rules = list(RULES)
+    secret = await house.secret(role)
+    idle = alert(alertname="Errors", team="shop")
+    for alerts in ([], [idle], [{**idle, "status": "resolved"}], [alert(alertname="DiskFull")]):
+        status, told, _ = await group(house, secret, *alerts)
+        if role in ("operator", "admin"):
+            assert status == 200
+        else:
+            assert (status, told["detail"]) == (403, f"the {role} is {role} and may not rollback and pause")
 
 
 @pytest.fixture

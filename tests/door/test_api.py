@@ -16,6 +16,8 @@ from orchestrator.daemon.settings import Settings
 from orchestrator.engine.tasks import beside
 from orchestrator.intake import api as api_module
 from orchestrator.intake import door, server
+from orchestrator.intake.limits import Lane
+from orchestrator.intake.problems import Problem
 from orchestrator.intake.server import Server
 from orchestrator.intake.views import ReleaseBody, fields_of
 from orchestrator.ports.access import MAY, Principal, Role, Verb
@@ -26,9 +28,11 @@ from orchestrator.rollout.model import Ended, Outcome, ServiceState
 from orchestrator.store import tail as tail_module
 from orchestrator.store.tokens import RedisTokens
 from tests.builders import release, submit, template
-from tests.door.conftest import House
+from tests.conftest import LogLines
+from tests.door.conftest import House, until
 from tests.samples import ended
 
+OURS = "is the daemon's own name in the audit trail; choose another"
 IMAGE = {"image": "registry.example.com/team/api:1.2"}
 
 
@@ -156,6 +160,76 @@ async def test_tokens_are_made_and_taken_back_over_the_api(house: House) -> None
     assert (await house.ask("DELETE", f"/v1/tokens/{made['id']}", admin))[0] == 204
     assert (await house.ask("DELETE", f"/v1/tokens/{made['id']}", admin))[0] == 404
     assert (await house.ask("GET", "/v1/me", made["secret"]))[0] == 401
+
+
+async def test_an_admin_of_some_services_gives_out_sees_and_takes_back_only_what_is_within_them(
+    house: House,
+) -> None:
+    mine, all_of_them = await house.secret("admin", "api"), await house.secret("admin")
+    body = {"name": "more", "role": "viewer"}
+    for services in ([], ["web"], ["api", "web"]):
+        status, told, _ = await house.ask("POST", "/v1/tokens", mine, {**body, "services": services})
+        assert (status, told["detail"]) == (403, "the admin gives out tokens for some or all of: api"), (
+            services
+        )
+    status, made, _ = await house.ask("POST", "/v1/tokens", mine, {**body, "services": ["api"]})
+    assert (status, made["services"]) == (201, ["api"])
+    everything = (await house.ask("GET", "/v1/tokens", all_of_them))[1]["tokens"]
+    seen = (await house.ask("GET", "/v1/tokens", mine))[1]["tokens"]
+    assert [t["services"] for t in seen] == [["api"], ["api"]]
+    assert len(everything) == 3
+    (foreign,) = [t["id"] for t in everything if t["services"] != ["api"]]
+    status, told, _ = await house.ask("DELETE", f"/v1/tokens/{foreign}", mine)
+    assert (status, told["detail"]) == (404, f"there is no token {foreign!r}")
+    assert (await house.ask("DELETE", f"/v1/tokens/{made['id']}", mine))[0] == 204
+    assert (await house.ask("GET", "/v1/me", made["secret"]))[0] == 401
+    assert (await house.ask("GET", "/v1/me", all_of_them))[0] == 200
+
+
+@pytest.mark.parametrize("role", get_args(Role))
+async def test_what_concerns_all_services_is_for_nobody_who_has_only_some(house: House, role: Role) -> None:
+    secret = await house.secret(role, "api", "web")
+    everywhere = [o for o in house.api.operations() if o.everywhere]
+    assert [o.name for o in everywhere] == ["reload"]
+    for operation in everywhere:
+        status, told, _ = await house.ask(operation.method, operation.path, secret)
+        assert status == 403
+        if role == "admin":
+            assert told["detail"] == "the admin is admin of api, web; this is for admins of all services"
+    entry = await house.store.push({"verb": "reload"})
+    assert (await house.ask("GET", f"/v1/requests/{entry}", secret))[0] == 403
+
+
+async def test_no_two_tokens_have_one_name(house: House) -> None:
+    admin = await house.secret("admin")
+    body = {"name": "ci", "role": "viewer"}
+    answers = await asyncio.gather(*(house.ask("POST", "/v1/tokens", admin, body) for _ in range(5)))
+    assert sorted(a[0] for a in answers) == [201, 409, 409, 409, 409]
+    told = next(a[1]["detail"] for a in answers if a[0] == 409)
+    assert told == "there is a token 'ci' already; revoke it first, or choose another name"
+    made = next(a[1]["id"] for a in answers if a[0] == 201)
+    await house.redis.hset(house.keys.tokens, "damaged", "{")
+    assert (await house.ask("POST", "/v1/tokens", admin, body))[0] == 409
+    await house.redis.hdel(house.keys.tokens, "damaged")
+    assert (await house.ask("DELETE", f"/v1/tokens/{made}", admin))[0] == 204
+    assert (await house.ask("POST", "/v1/tokens", admin, body))[0] == 201
+
+
+@pytest.mark.parametrize("name", ["orchestrator", "Orchestrator", "ORCHESTRATOR "])
+async def test_nobody_gets_the_daemons_own_name(house: House, name: str) -> None:
+    admin = await house.secret("admin")
+    status, told, _ = await house.ask("POST", "/v1/tokens", admin, {"name": name, "role": "viewer"})
+    assert (status, told["detail"]) == (422, f"name: {name.strip()!r} {OURS}")
+    status, told, _ = await house.ask("POST", path_of("pause"), admin, {"who": name})
+    assert (status, told["detail"]) == (422, f"who: {name.strip()!r} {OURS}")
+    assert await house.asked() == []
+    user = {"name": name, "role": "viewer"}
+    for section in (
+        {"slack": {"team": "T1", "signing_secret_file": "/x", "users": {"U1": user}}},
+        {"webhooks": [{"id": "k", "secret_file": "/x", **user}]},
+    ):
+        with pytest.raises(ValidationError, match=OURS):
+            Settings.model_validate(section)
 
 
 async def test_a_token_that_is_taken_back_elsewhere_works_for_a_second_at_the_most(house: House) -> None:
@@ -438,36 +512,92 @@ async def test_who_asks_too_often_waits_and_a_rollback_still_comes_through(house
     assert (await house.ask("POST", path_of("rollback"), secret))[0] == 202
 
 
-async def _unfinished(house: House, secret: str) -> asyncio.StreamWriter:
+async def _unfinished(house: House, secret: str, verb: Verb) -> asyncio.StreamWriter:
     """A request whose body does not come."""
     _, writer = await asyncio.open_connection("127.0.0.1", house.port)
-    head = f"POST {path_of('resume')} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\n"
+    head = f"POST {path_of(verb)} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\n"
     writer.write(f"{head}Content-Type: application/json\r\nContent-Length: 50\r\n\r\n{{".encode())
     return writer
 
 
-async def test_more_at_once_than_fit_are_told_to_come_again(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """But not what stops harm; and who waits for an end takes no place of theirs."""
-    monkeypatch.setattr(door, "BODY_DEADLINE", 1.5)
-    house.guard._lane._most = 2
-    secret = await house.secret("operator")
+async def _waiting(house: House, secret: str, path: str) -> asyncio.StreamWriter:
+    """A request that waits for news."""
+    _, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\n\r\n".encode())
+    return writer
+
+
+def test_a_lane_is_shared_and_nobody_gets_all_of_it() -> None:
+    lane = Lane("requests", most=3, each=2)
+    with lane.entered("a"), lane.entered("a"), lane.entered("b"):
+        for name, status, says in (
+            ("a", 429, "more than 2 requests at once with one token; try again"),
+            ("c", 503, "more than 3 requests at once; try again"),
+        ):
+            with pytest.raises(Problem, match=f"^{says}$") as problem, lane.entered(name):
+                pass
+            assert (problem.value.status, problem.value.headers) == (status, {"Retry-After": "1"})
+    with lane.entered("a"), lane.entered("a"), lane.entered("c"):
+        assert lane.busy == 3
+    assert lane.busy == 0
+
+
+async def test_who_waits_takes_a_share_and_nothing_from_those_who_do_not_wait(house: House) -> None:
+    house.guard._patient = Lane("requests that wait", most=3, each=2)
+    greedy, other = await house.secret("viewer"), await house.secret("operator")
     await house.commit(submit(1))
-    patient = [asyncio.create_task(house.ask("GET", "/v1/releases/api-1?wait=1", secret)) for _ in range(5)]
-    await asyncio.sleep(0.3)
-    assert (await house.ask("GET", "/v1/me", secret))[0] == 200
-    slow = [await _unfinished(house, secret) for _ in range(2)]
-    await asyncio.sleep(0.2)
-    status, _, headers = await house.ask("GET", "/v1/me", secret)
-    assert (status, headers["Retry-After"]) == (503, "1")
-    assert (await house.ask("POST", path_of("rollback"), secret))[0] == 202
-    assert [(await p)[0] for p in patient] == [200] * 5
-    await asyncio.sleep(1.5)
-    assert (await house.ask("GET", "/v1/me", secret))[0] == 200
-    for writer in slow:
+    path = "/v1/releases/api-1"
+    held = [await _waiting(house, greedy, f"{path}?wait=30") for _ in range(2)]
+    await until(lambda: house.guard._patient.busy == 2)
+    for more in (f"{path}?wait=1", "/v1/requests/1-1?wait=1", "/v1/events"):
+        status, told, headers = await house.ask("GET", more, greedy)
+        assert (status, headers["Retry-After"]) == (429, "1"), told
+    assert (await house.ask("GET", path, greedy))[0] == 200
+    assert (await house.ask("GET", f"{path}?wait=0.1", other))[0] == 200
+    held.append(await _waiting(house, other, "/v1/events"))
+    await until(lambda: house.guard._patient.busy == 3)
+    assert (await house.ask("GET", f"{path}?wait=1", other))[0] == 503
+    assert (await house.ask("GET", path, other))[0] == 200
+    for writer in held:
         writer.close()
-    await asyncio.sleep(1.2)
+
+
+@pytest.mark.parametrize("path", ["/v1/releases/api-1?wait=60", "/v1/requests/{}?wait=60", "/v1/events"])
+async def test_who_leaves_while_it_waits_frees_its_place_at_once(
+    house: House, path: str, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "LOOK", 0.1)
+    secret = await house.secret("viewer")
+    await house.commit(submit(1))
+    request = await house.store.push({"service": "api", "verb": "pause"})
+    writer = await _waiting(house, secret, path.format(request))
+    await until(lambda: house.guard._patient.busy == 1 and len(house.tail._listeners) == 1)
+    writer.transport.abort()
+    await until(lambda: house.guard._patient.busy == 0 and not house.tail._listeners)
+    assert log_lines() == []
+
+
+async def test_bodies_that_do_not_come_take_a_share_and_nothing_from_those_that_have_none(
+    house: House,
+) -> None:
+    for urgent in (True, False):
+        house.guard._bodies[urgent] = Lane("requests whose body has not come", most=3, each=2)
+    slow, other = await house.secret("submitter"), await house.secret("operator")
+    held = [await _unfinished(house, slow, "restart") for _ in range(2)]
+    await until(lambda: house.guard._bodies[False].busy == 2)
+    status, told, headers = await house.ask("POST", path_of("release"), slow, IMAGE)
+    assert (status, headers["Retry-After"]) == (429, "1"), told
+    assert (await house.ask("POST", path_of("release"), other, IMAGE))[0] == 202
+    held.append(await _unfinished(house, other, "resume"))
+    await until(lambda: house.guard._bodies[False].busy == 3)
+    assert (await house.ask("POST", path_of("release"), other, IMAGE))[0] == 503
+    assert (await house.ask("GET", "/v1/me", slow))[0] == 200
+    assert (await house.ask("POST", path_of("rollback"), other))[0] == 202
+    admin, token = await house.secret("admin"), slow.split("_")[1]
+    assert (await house.ask("DELETE", f"/v1/tokens/{token}", admin))[0] == 204
+    for writer in held:
+        writer.close()
+    await until(lambda: house.guard._bodies[False].busy == 0)
 
 
 async def test_a_body_that_does_not_come_is_given_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,3 +152,8 @@ async def test_one_that_could_not_be_taken_may_come_again(
         assert (await github(forged, DEPLOYMENT))[0] == 503
     assert (await github(forged, DEPLOYMENT))[0] == 202
     assert len(await forged.asked()) == 1
+
+
+async def test_an_account_of_the_daemons_name_is_shown_with_where_it_is_from(forged: House) -> None:
+    assert (await gitlab(forged, {**HOOK, "user": {"username": "orchestrator"}}))[0] == 202
+    assert [fields["who"] for fields in await forged.asked()] == ["orchestrator via gitlab"]

@@ -9,9 +9,11 @@ import pytest
 from aiohttp import web
 
 from examples.playground.lease import free_port
+from orchestrator.intake.door import SESSION
 from orchestrator.intake.server import Server
 from orchestrator.ports.faults import Fault
 from tests.conftest import LogLines
+from tests.door.conftest import House
 
 
 async def late(request: web.Request) -> web.StreamResponse:
@@ -86,3 +88,70 @@ async def test_what_is_no_http_gets_a_400_and_no_line(port: int, log_lines: LogL
         assert b" 400 " in await reader.readline()
     writer.close()
     assert log_lines() == []
+
+
+RAW = [
+    "GET /v1/services/{} HTTP/1.1",
+    "GET /v1/releases/{}-1 HTTP/1.1",
+    "GET /v1/releases/api-1?wait={} HTTP/1.1",
+    "GET /v1/services?{}=1 HTTP/1.1",
+    "GET /v1/requests/{} HTTP/1.1",
+    "GET /v1/events?after={} HTTP/1.1",
+    "GET /{} HTTP/1.1",
+    "POST /v1/services/{}/rollback HTTP/1.1",
+    "DELETE /v1/tokens/{} HTTP/1.1",
+    "GET /services/{} HTTP/1.1",
+    "GET /releases/{}-1/live HTTP/1.1",
+    "GET /static/{} HTTP/1.1",
+    "POST /hooks/request?{} HTTP/1.1",
+    "GET /v1/events HTTP/1.1\r\nLast-Event-ID: {}",
+    "GET /v1/me HTTP/1.1\r\nX-Requested-By: {}",
+    "POST /v1/services/api/releases HTTP/1.1\r\nIdempotency-Key: {}",
+    "POST /v1/services/api/releases HTTP/1.1\r\nContent-Type: {}",
+    "POST /hooks/github HTTP/1.1\r\nX-Hub-Signature-256: {}",
+    "POST /hooks/gitlab HTTP/1.1\r\nX-Gitlab-Token: {}",
+    "POST /hooks/gitlab HTTP/1.1\r\nX-Gitlab-Event: {}",
+    "POST /hooks/slack/command HTTP/1.1\r\nX-Slack-Signature: {}\r\nX-Slack-Request-Timestamp: {}",
+    "POST /login HTTP/1.1\r\nContent-Type: application/x-www-form-urlencoded; charset={}",
+]
+"""Requests with a place for what nobody expects."""
+
+
+@pytest.mark.parametrize("raw", RAW)
+async def test_whatever_comes_in_place_of_text_is_the_callers_mistake(
+    house: House, raw: str, log_lines: LogLines
+) -> None:
+    """Bytes that are no UTF-8, and more than anybody wants to read again."""
+    secrets = [await house.secret("admin"), await house.secret("admin", "web")]
+    session = await house.tokens.open_session((await house.tokens.tokens())[0], 60.0)
+    who = [f"Authorization: Bearer {s}" for s in (*secrets, "rot_\udcff_\udc80")]
+    who += [f"Cookie: {SESSION}={s}" for s in (session, "\udcff\udc80")]
+    for odd in ("\udcff\udc80", "%ff%00", "%ED%A0%80", "é", "a" * 7000):
+        for header in who:
+            request = f"{raw.format(*[odd] * raw.count('{}'))}\r\nHost: x\r\n{header}"
+            reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+            writer.write(f"{request}\r\nConnection: close\r\n\r\n".encode("utf-8", "surrogateescape"))
+            async with asyncio.timeout(5):
+                status = int((await reader.readline()).split()[1])
+                answer = b"" if status == 200 and "/events" in raw else await reader.read()
+            writer.close()
+            assert status < 500, (request[:200], answer)
+            assert "aa" * 3000 not in answer.decode() or status == 200, answer
+    assert not [line for line in log_lines() if line["level"] not in ("info", "debug")]
+
+
+async def test_a_form_in_an_odd_charset_is_no_bug(house: House) -> None:
+    for charset in (
+        "unicode_escape",
+        "raw_unicode_escape",
+        "utf-7",
+        "idna",
+        "utf-16",
+        "hex",
+        "rot13",
+        "none",
+    ):
+        headers = {"Content-Type": f"application/x-www-form-urlencoded; charset={charset}"}
+        body = rb"token=rot_\ud800_%5Cud800"
+        async with house.session.post(f"{house.url}/login", data=body, headers=headers) as answer:
+            assert 400 <= answer.status < 500, charset

@@ -1,12 +1,13 @@
 """Signed requests: the right one is taken once, and nothing that only looks like it."""
 
+import asyncio
 import json
 import time
 from typing import Any
 
 import pytest
 
-from orchestrator.intake.signed import PATH, Key, signature
+from orchestrator.intake.signed import HEADERS, PATH, Key, signature
 from orchestrator.ports.access import Principal
 from orchestrator.ports.faults import Fault
 from tests.door.conftest import House
@@ -175,4 +176,23 @@ async def test_what_is_signed_and_wrong_is_refused_with_its_reason(
     text = json.dumps(body).encode()
     status, told = await send(signing, text, signed_headers(text))
     assert status == expected, told
+    assert await signing.asked() == []
+
+
+@pytest.mark.parametrize("name", HEADERS)
+async def test_bytes_that_are_no_text_in_a_header_make_no_signature(signing: House, name: str) -> None:
+    headers = {**signed_headers(b"{}"), name: "\udcff\udc80"}
+    head = "".join(f"{k}: {v}\r\n" for k, v in headers.items())
+    raw = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n{head}\r\n{{}}"
+    reader, writer = await asyncio.open_connection("127.0.0.1", signing.port)
+    writer.write(raw.encode("utf-8", "surrogateescape"))
+    async with asyncio.timeout(5):
+        assert b" 401 " in await reader.readline()
+    writer.close()
+
+
+async def test_nobody_signs_as_the_daemon_itself(signing: House) -> None:
+    body = json.dumps({**ROLLBACK, "who": "orchestrator"}).encode()
+    status, told = await send(signing, body, signed_headers(body))
+    assert (status, told["detail"][:22]) == (422, "who: 'orchestrator' is"), told
     assert await signing.asked() == []

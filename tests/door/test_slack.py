@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator.engine.tasks import eternal
+from orchestrator.intake.parse import parse
 from orchestrator.intake.slack import ACTION_PATH, COMMAND_PATH, Workspace
 from orchestrator.notify import postman as postman_module
 from orchestrator.notify.postman import Postman
@@ -312,3 +313,14 @@ async def test_a_daemon_that_comes_later_writes_into_the_same_message(
 
 def test_markup_of_a_stranger_stays_text() -> None:
     assert escaped("<script>&*a*\n@channel") == "&lt;script&gt;&amp;*a*\n@\u200bchannel"
+
+
+@pytest.mark.usefixtures("double")
+async def test_a_rollback_gets_through_however_much_is_said_of_it(house: House) -> None:
+    await house.put(rolling())
+    body = command(f"rollback api {'it burns ' * 400}", "http://hooks/")
+    _, told = await send(house, COMMAND_PATH, body)
+    assert told["text"].startswith(":hourglass:")
+    (asked,) = await house.asked()
+    assert parse("1-0", asked).verb == "rollback"
+    assert asked["why"] == ("it burns " * 400)[:2000]

@@ -65,7 +65,7 @@ def _text(value: object) -> bytes:
 
 def _alerts(body: bytes) -> object:
     rules = [AlertRule({"alertname": "E"}, "", "rollback")]
-    return meant(Group.model_validate(strict_json.loads(body)).firing(), rules)
+    return meant(Group.model_validate(strict_json.loads(body)).firing()[0], rules)
 
 
 def _entry(body: bytes) -> object:

@@ -56,6 +56,11 @@ def test_the_smallest_request() -> None:
         ({"link": "javascript:alert(1)"}, "link"),
         ({"release": "api 1"}, "release"),
         ({"why": "x" * 3000}, "why"),
+        ({"service": "a\x00pi"}, r"^service: has a control character, .\\x00.$"),
+        ({"service": "api\u202e"}, r"^service: has a control character, .\\u202e.$"),
+        ({"key": "b-1\x00"}, "^key: has a control character"),
+        ({"strategy": "hot\x1bfix"}, "^strategy: has a control character"),
+        ({"verb": "rollback", "image": "api:1\x00"}, "^image: has a control character"),
         ({"privileged": "true"}, "privileged"),
         ({"labels": "{}"}, "labels"),
         ({"why": "x" * MAX_BYTES}, f"the limit is {MAX_BYTES}"),
@@ -64,6 +69,16 @@ def test_the_smallest_request() -> None:
 def test_what_is_wrong_is_named(change: dict[str, str], words: str) -> None:
     with pytest.raises(Fault, match=words):
         parse("1-0", {**GOOD, **change})
+
+
+@pytest.mark.parametrize(
+    "name", ["orchestrator", " Orchestrator", "orchestrator\x00", "orche\u200bstrator", "\uff4frchestrator"]
+)
+def test_nobody_is_the_daemon_itself(name: str) -> None:
+    says = r"^who: '\w+' is the daemon's own name in the audit trail; choose another$"
+    with pytest.raises(Fault, match=says):
+        parse("1-0", {**GOOD, "who": name})
+    assert parse("1-0", {**GOOD, "who": "orchestrator via ci"}).who == "orchestrator via ci"
 
 
 def test_control_characters_and_bidi_are_taken_out() -> None:
