@@ -101,8 +101,7 @@ async def test_a_folder_that_may_not_be_entered_is_told_and_breaks_nothing(tmp_p
     for place in (state, folder, *(path for path in folder.rglob("*") if path.is_dir())):
         place.mkdir(exist_ok=True)
         os.chown(place, 65534, 65534)
-    for place in (tmp_path, *tmp_path.parents[:2]):
-        place.chmod(0o755)
+    let_all_pass(tmp_path)
     plan = RoutePlan(service="api", route=Route(generation=3))
     (folder / shut).resolve().chmod(0)
     try:
