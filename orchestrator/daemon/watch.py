@@ -14,7 +14,7 @@ from orchestrator.observability.certificates import ends_at
 from orchestrator.observability.metrics import DaemonMetrics
 from orchestrator.ports.metrics import Target
 from orchestrator.store.server import disk_full, free_bytes
-from orchestrator.traffic.shared import Shared
+from orchestrator.traffic.shared import Shared, is_folder
 
 log = structlog.get_logger()
 
@@ -108,7 +108,7 @@ def _unwritten(settings: Settings) -> str:
     """Where the daemon has to write and can't, and why; '' if there is no such place."""
     edge = settings.nginx.directory
     found = [disk_full(path) for path in (settings.state_dir, edge)]
-    places = [path for path in (settings.state_dir, *Shared(edge).folders) if path.is_dir()]
+    places = [path for path in (settings.state_dir, *Shared(edge).folders) if is_folder(path)]
     shut = (path for path in places if not os.access(path, os.W_OK | os.X_OK))
     found += (f"{path}: can't be written by uid {os.getuid()}: orchestrator doctor says why" for path in shut)
     return "; ".join(filter(None, found))

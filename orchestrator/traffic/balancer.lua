@@ -1,8 +1,8 @@
 -- Chooses a server for each request from a route that lies in shared memory, so that weights change without
 -- a reload. Every worker keeps a parsed copy, and looks at each request whether it is still the newest.
 --
--- A route is text: "generation N", "token N", "share N" (the candidate's, of 10000), then "POOL HOST PORT WEIGHT
--- RELEASE INSTANCE BACKUP MAX_FAILS FAIL_TIMEOUT" a line; POOL is main, back (where traffic goes while the
+-- A route is text: "generation N", "token N", "share N" (the candidate's, of 10000), "local 1" where it is a
+-- rollback on the host, then "POOL HOST PORT WEIGHT RELEASE INSTANCE BACKUP MAX_FAILS FAIL_TIMEOUT" a line; POOL is main, back (where traffic goes while the
 -- rollback switch is on), preview, and where users are told apart stable and candidate. The configuration holds
 -- the route of its own file: after a restart shared memory is empty and that one is served. Whichever has the
 -- higher generation counts.
@@ -17,10 +17,10 @@ local REMEMBER = 600 -- seconds that a request which nobody counts is remembered
 local module = { routes = {}, switches = {}, down = {}, busy = {} }
 
 local function parse(text)
-    local route = { generation = 0, token = 0, share = 0, pools = {}, servers = {} }
+    local route = { generation = 0, token = 0, share = 0, ["local"] = 0, pools = {}, servers = {} }
     for line in text:gmatch("[^\n]+") do
         local word, number = line:match("^(%l+) (%d+)$")
-        if word == "generation" or word == "token" or word == "share" then
+        if word and route[word] then
             route[word] = tonumber(number)
         else
             local pool, host, port, weight, release, backup, max_fails, fail_timeout = line:match(
@@ -254,13 +254,15 @@ local function gone(service, before, route)
     return table.concat(found, " "), idle
 end
 
--- At the private listener: what is served.
+-- At the private listener: what is served, and where a rollback on the host has all users.
 function module.tell(service, loaded, shape)
     local route = current(service, loaded)
-    ngx.print(service, " ", route.generation, " ", route.token, " dynamic ", shape, " ", draining(service, route))
+    local to = route["local"] == 1 and route.pools.main and " " .. route.pools.main[1].release or ""
+    ngx.print(service, " ", route.generation, " ", route.token, " dynamic ", shape, " ", draining(service, route), to)
 end
 
--- At the private listener: a newer route. An older generation or token is refused here, in nginx.
+-- At the private listener: a newer route. An older generation or token is refused here, in nginx, and so are a
+-- rollback on the host and something else under one generation.
 function module.take(service, loaded, shape, secret)
     local function refuse(status, text)
         ngx.status = status
@@ -280,7 +282,8 @@ function module.take(service, loaded, shape, secret)
         return refuse(ngx.HTTP_BAD_REQUEST, why or "no route")
     end
     local known = current(service, loaded)
-    if route.token < known.token or route.generation < known.generation then
+    local other = route.generation == known.generation and route["local"] ~= known["local"]
+    if route.token < known.token or route.generation < known.generation or other then
         return refuse(ngx.HTTP_CONFLICT, "generation " .. known.generation .. " under token " .. known.token)
     end
     local leaving, idle = gone(service, known, route)

@@ -15,7 +15,7 @@ from orchestrator.ports.faults import Fault, Refused, Stale
 from orchestrator.ports.traffic import EdgeProcess, RoutePlan, Workers
 from orchestrator.rollout.model import Route, Server
 from orchestrator.rollout.observation import Edge, LocalRollback, OnDisk
-from orchestrator.traffic.files import is_private, read, remove, text_of, to_the_end, write
+from orchestrator.traffic.files import is_private, matching, read, remove, text_of, to_the_end, write
 from orchestrator.traffic.listener import Answer, Listener
 from orchestrator.traffic.memory import Memory, Mode
 from orchestrator.traffic.options import EdgeOptions
@@ -57,7 +57,7 @@ AT_ONCE = 1.0
 """Seconds in which nginx takes a route back into its memory, or the switch is turned on instead."""
 
 LOCK_MARGIN = 5.0
-"""Seconds beyond a confirmation and two gentle reloads that another process may hold the folder."""
+"""Seconds beyond `Reloader.longest` that another process may hold the folder."""
 
 
 def files_of(directory: Path, service: str) -> list[Path]:
@@ -66,8 +66,12 @@ def files_of(directory: Path, service: str) -> list[Path]:
     own = directory / f"{service}.conf"
     beside = [own.with_suffix(FALLBACK), own.with_suffix(LAST_GOOD), directory / "snippets" / own.name]
     switch = Path(switch_path(str(directory), service))
-    switches = [p for p in switch.parent.glob(f"{switch.name}.to.*") if not p.suffix.startswith(ASIDE)]
-    return [own, *beside, *directory.glob(f"locations/*/{own.name}"), switch, *switches]
+    switches = [p for p in matching(switch.parent, f"{switch.name}.to.*") if not p.suffix.startswith(ASIDE)]
+    return [own, *beside, *matching(directory, f"locations/*/{own.name}"), switch, *switches]
+
+
+class _NotTaken(Fault):
+    """nginx has not taken a route into its memory, or has not said so."""
 
 
 @dataclass(slots=True)
@@ -123,7 +127,8 @@ class _Way:
 
     Attributes:
         token: The fencing token that the disk knows.
-        written: The file leads nowhere else: somebody has gone back, or nobody was anywhere else.
+        there: nginx serves the file, and that leads nowhere else: somebody has gone back, or nobody was
+            anywhere else.
     """
 
     old: str | None
@@ -132,7 +137,7 @@ class _Way:
     stable: str
     token: int
     released: int
-    written: bool
+    there: bool
 
     @property
     def to(self) -> str:
@@ -183,7 +188,7 @@ class NginxEdge:
         self._reloader = Reloader(
             process, self._listener, self._switches, deadline=confirm_deadline, closing_wait=closing_wait
         )
-        patience = confirm_deadline + 2 * closing_wait + LOCK_MARGIN
+        patience = self._reloader.longest + LOCK_MARGIN
         self._rounds = Rounds(process, self._reloader, directory, patience, self._repair)
         self._served: dict[str, _Served] = {}
         self._next_look = 0.0
@@ -277,46 +282,47 @@ class NginxEdge:
             return OnDisk(route=way.route, stable=way.stable, local=told, released=way.released)
 
         async def prepare() -> Change | None:
-            way, secret = self._way_back(service, token), await self._secret(service)
+            way, secret = await self._way_back(service, token), await self._secret(service)
             local.append(LocalRollback(to=way.to, actor=actor, reason=reason))
-            if (before := await self._gone_back(service, way, local[-1])) is not None:
+            if (before := _gone_back(way, local[-1])) is not None:
                 local.append(before)
                 return None
             change = _Change(self.file(service), way.old, served(way, local[-1]), way.token, secret)
             direct = await self._takes_routes(service, way.header, secret, state)
-            if not direct or not await self._put(change, state):
-                keep, options = self._snippets.keep, self._options(service)
-                return await self._change(
-                    change, state, partial(keep, service, options, dynamic=bool(secret))
-                )
-            return None
+            keep = partial(self._snippets.keep, service, self._options(service), dynamic=bool(secret))
+            return await self._change(change, state, keep, direct=direct)
 
         with self._telling(service):
-            way = self._way_back(service, token)
+            way = await self._way_back(service, token)
             told = LocalRollback(to=way.to, actor=actor, reason=reason)
-            if (before := await self._gone_back(service, way, told)) is not None:
+            if (before := _gone_back(way, told)) is not None:
                 return before
             change = _Change(self.file(service), way.old, served(way, told), way.token, self._memory.known())
-            by = "nginx' memory" if await self._go_back_at_once(change, way.to) else ""
+            await self._go_back_at_once(change, way.to)
             await self._repair(service)
             try:
                 await self._rounds.serve(service, prepare, urgent=True)
             except Stale:
                 raise
-            except Fault as error:
-                if not by and await self._switched(service, way.to):
-                    by = str(self._switches.path(service, way.to))
-                if not by:
+            except BaseException as error:
+                by = await self._is_back_by(service, way.to)
+                if not by or not isinstance(error, Fault):
                     raise
                 raise Fault(f"{error}; users are back on {way.to} already, by {by}") from error
         return local[-1]
 
-    async def _switched(self, service: str, to: str) -> bool:
-        """Whether the switch is on and takes users there by the file that nginx serves."""
-        header = read_header(read(self.file(service)) or "")
-        if header is None or self._leads(service, header) != to:
-            return False
-        return (await self._listener.ask(service)).generation == header.generation
+    async def _is_back_by(self, service: str, to: str) -> str:
+        """What has all users at a release, by what nginx says that it serves; '' where that is not so.
+
+        What its memory alone knows the switch says too, for an nginx that starts again.
+        """
+        answer, header = await self._listener.ask(service), read_header(text_of(self.file(service)))
+        if answer.back == to:
+            if _unwritten(answer, header):
+                await to_the_end(lambda: self._switches.turn_on(service, to))
+            return "nginx' memory"
+        served = header is not None and answer.generation == header.generation
+        return str(self._switches.path(service, to)) if served and self._leads(service, header) == to else ""
 
     def _leads(self, service: str, header: Header | None) -> str:
         """The release to which a switch takes all users where nginx has read a file; '' where none does."""
@@ -381,13 +387,11 @@ class NginxEdge:
         disk = _on_disk(plan)
         if not direct:  # what was given up has been served meanwhile, if nginx had been asked
             await self.take_back_at_once(plan, token)
-        if self._keeps_switch(plan, header):
+        if await self._keeps_switch(plan, header):
             disk = dataclasses.replace(disk, back=())
         change = _Change(path, old, disk, token, secret)
         lay_beside = partial(self._lay_beside, plan, token, secret)
-        if direct and await self._put(change, state, lay_beside):
-            return None
-        return await self._change(change, state, lay_beside)
+        return await self._change(change, state, lay_beside, direct=direct)
 
     async def _clear(self, plan: RoutePlan, token: int, state: _Served) -> Change | None:
         """Take away a service's files, write its tombstone, and wait until nginx does not know it any more.
@@ -438,7 +442,10 @@ class NginxEdge:
         state.confirmed, state.text = change.disk.route.generation, text
         state.shape = self._shape(change.service, change.secret) if change.secret else ""
         if self._is_replaced(change.service, change.disk):
-            self._switches.put_away(change.service)
+            try:
+                self._switches.put_away(change.service)
+            except Fault as error:  # what nginx serves is as it is; each look tries again
+                log.warning("switch_not_put_away", service=change.service, reason=str(error))
 
     def _told_by_a_person(self, service: str, header: Header | None) -> bool:
         """Whether a person's rollback on this host takes all users where the route does not."""
@@ -472,48 +479,46 @@ class NginxEdge:
         shape = self._shape(service, secret)
         return state.shape == shape or (await self._listener.ask(service)).shape == shape
 
-    async def _put(
-        self, change: _Change, state: _Served, lay_beside: Callable[[], None] = lambda: None
-    ) -> bool:
-        """Hand the route to nginx, which serves it from the next request on; then write the file.
+    async def _put(self, change: _Change, state: _Served, served: Change) -> bool:
+        """Write the files, then hand the route to nginx, which serves it from the next request on.
 
-        It is written too when the wait for nginx' word is cancelled: a restarted nginx ought to serve it.
+        In that order nginx serves nothing that a rollback on this host does not know of; the files stay when
+        the wait for nginx' word is cancelled, for it may have taken the route.
         Returns whether nginx has taken it; where it has not, or has not said so, a reload is left.
 
         Raises:
-            Refused: nginx serves a newer one.
-            Fault: The file could not be written.
+            Refused: nginx serves a newer one; what was there before is back.
+            Fault: The files could not be written; likewise.
         """
-        text, state.shape = self._render(change), ""
-
-        def work() -> None:
-            try:
-                write(change.path, text, private=True)
-            finally:  # only an nginx that starts again reads them
-                lay_beside()
-
+        state.shape = ""
         try:
+            await to_the_end(served.write)
             await self._hand_over(change)
-        except asyncio.CancelledError:
-            await to_the_end(work)
-            state.text = text
-            raise
-        except Refused:
-            raise
-        except Fault as error:
+        except _NotTaken as error:
             log.warning("route_not_taken", service=change.service, reason=str(error))
             return False
-        await to_the_end(work)
-        state.text = text
-        await self._keep(change, text, state)
+        except Fault:
+            await to_the_end(served.put_back)
+            raise
+        await served.keep()
         return True
 
     async def _hand_over(self, change: _Change) -> None:
-        """Let nginx take a route into its memory. Raises `Fault` where it does not."""
+        """Let nginx take a route into its memory.
+
+        Raises:
+            Refused: nginx serves a newer one.
+            _NotTaken: It has not taken it, or has not said so.
+        """
         service = change.service
         route = route_text(change.disk, self._options(service), token=change.token)
         shape = self._shape(service, change.secret)
-        await self._listener.put(service, route, secret=change.secret, shape=shape)
+        try:
+            await self._listener.put(service, route, secret=change.secret, shape=shape)
+        except Refused:
+            raise
+        except Fault as error:
+            raise _NotTaken(str(error)) from error
 
     async def take_back_at_once(self, plan: RoutePlan, token: int) -> bool:
         """Send users back at once where a rollback leads to the route that is wanted, and that is not served.
@@ -522,7 +527,7 @@ class NginxEdge:
         the route.
         """
         try:
-            if not (to := self._way_of(plan, token)):
+            if not (to := await self._way_of(plan, token)):
                 return False
             path, disk, secret = self.file(plan.service), _on_disk(plan), self._memory.known()
             await self._go_back_at_once(_Change(path, None, disk, token, secret), to, plan.route.generation)
@@ -530,8 +535,11 @@ class NginxEdge:
             log.warning("not_back_at_once", service=plan.service, reason=str(error))
         return True
 
-    def _way_of(self, plan: RoutePlan, token: int) -> str:
-        """The release that all users are to go back to, and are not on; '' where it is not for us to do."""
+    async def _way_of(self, plan: RoutePlan, token: int) -> str:
+        """The release that all users are to go back to, and are not on; '' where it is not for us to do.
+
+        They go where the file has them too, if nginx serves something else than that.
+        """
         text = read(self.file(plan.service))
         header = read_header(text) if text is not None else None
         if header is None or header.on_disk is None:
@@ -542,18 +550,16 @@ class NginxEdge:
         if _refused(plan, token, header) is not None:
             return ""  # told where it is refused
         wanted, served = _active(plan.route.servers), _active(header.on_disk.route.servers)
+        if wanted == served and len(wanted) == 1:
+            answer = await self._listener.ask(plan.service)
+            return "" if answer.generation in (None, header.generation) else "".join(wanted)
         return "".join(wanted) if wanted != served and wanted == _active(header.on_disk.back) else ""
 
-    async def _go_back_at_once(self, change: _Change, to: str, generation: int = 0) -> bool:
-        """Send users back by nginx' memory, which needs neither the disk nor a turn; else by the switch.
-
-        Returns whether it was by nginx' memory.
-        """
-        if await self._is_taken_at_once(change):
-            return True
-        await self._repair(change.service)
-        await to_the_end(lambda: self._switches.turn_on(change.service, to, generation))
-        return False
+    async def _go_back_at_once(self, change: _Change, to: str, generation: int = 0) -> None:
+        """Send users back by nginx' memory, which needs neither the disk nor a turn; else by the switch."""
+        if not await self._is_taken_at_once(change):
+            await self._repair(change.service)
+            await to_the_end(lambda: self._switches.turn_on(change.service, to, generation))
 
     async def _is_taken_at_once(self, change: _Change) -> bool:
         """Whether nginx has taken a route into its memory; whatever keeps it from that is logged."""
@@ -570,10 +576,11 @@ class NginxEdge:
             return False
         return True
 
-    def _keeps_switch(self, plan: RoutePlan, header: Header | None) -> bool:
+    async def _keeps_switch(self, plan: RoutePlan, header: Header | None) -> bool:
         """Whether a person's `touch` stays until old workers are gone, because it leads where the route does.
 
-        A switch that the daemon has turned on goes when a newer route is served.
+        A switch that the daemon has turned on goes when a newer route is served. One that leads nowhere by
+        what is served goes before that, for by the next file it may lead somewhere.
 
         Raises:
             Fault: A switch is on and the route leads elsewhere: somebody has rolled back here.
@@ -590,6 +597,10 @@ class NginxEdge:
                 return False
         else:
             to = self._leads(service, header)
+            if not to and header is not None and self._switches.all(service):
+                if (await self._listener.ask(service)).generation == header.generation:
+                    self._switches.put_away(service)
+                return False
             if {to} == wanted or not self._told_by_a_person(service, header):
                 return False
             on = self._switches.path(service, to)
@@ -608,11 +619,11 @@ class NginxEdge:
         text = self._render(_Change(self.file(plan.service), None, disk, token, secret))
         write(path, text, private=bool(secret))
 
-    def _way_back(self, service: str, token: int | None) -> _Way:
+    async def _way_back(self, service: str, token: int | None) -> _Way:
         """Where a rollback on this host leads.
 
         Raises:
-            Stale: The disk holds a newer token than the given one.
+            Stale: The disk or nginx holds a newer token than the given one.
             Fault: Nowhere.
         """
         path = self.file(service)
@@ -623,7 +634,8 @@ class NginxEdge:
         back = _servers_back(disk, found)
         if not back:
             raise Fault(f"{service} has nothing to go back to on this host: no {path.with_suffix(FALLBACK)}")
-        known = max((h.token for h in (header, found) if h is not None), default=0)
+        answer = await self._listener.ask(service)
+        known = max([answer.token, *(h.token for h in (header, found) if h is not None)])
         if token is not None and known > token:
             raise Stale(f"the edge has token {known}; a rollback under token {token} is refused")
         floor = max(h.generation for h in (header, found) if h is not None)
@@ -631,15 +643,10 @@ class NginxEdge:
         released = max(h.on_disk.released for h in (header, found) if h is not None and h.on_disk)
         written = disk is not None and _same(disk.route.servers, back) and old != kept  # no copy by hand
         route = Route(generation=floor + 1, servers=back)
-        return _Way(old, header, route, stable, known, released, written)
-
-    async def _gone_back(self, service: str, way: _Way, told: LocalRollback) -> LocalRollback | None:
-        """The rollback that was before this one, if nginx serves where it leads; else None."""
-        if way.header is None or way.header.on_disk is None or not way.written:
-            return None
-        if (await self._listener.ask(service)).generation != way.header.generation:
-            return None
-        return way.header.on_disk.local or told
+        if (answer.generation, answer.back) != (floor + 1, _to(back)):  # else it is in nginx' memory
+            route = dataclasses.replace(route, generation=max(floor, answer.generation or 0) + 1)
+        shown = header is not None and answer.generation == header.generation
+        return _Way(old, header, route, stable, known, released, written and shown)
 
     def _render(self, change: _Change) -> str:
         return render(
@@ -677,21 +684,28 @@ class NginxEdge:
         return read_header(known) if known is not None else None
 
     async def _change(
-        self, change: _Change, state: _Served, lay_beside: Callable[[], None] = lambda: None
+        self, change: _Change, state: _Served, lay_beside: Callable[[], None], *, direct: bool
     ) -> Change | None:
-        """What a reload is needed for; None where nginx serves it already."""
+        """What a reload is needed for; None where nginx serves it already, or by its memory.
+
+        `direct`: whether nginx takes routes there, see `_takes_routes`.
+        """
         path, service = change.path, change.service
         private = is_private(path) if change.old is not None else bool(change.secret)
         text, secret = self._render(change), bool(change.secret)
         header = await self._keep_edited(path, change.old)
         good = await self._last_good(path, change.old, header, service)
         beside, known = read(path.with_suffix(FALLBACK)), state.text
+        snippets = self._snippets.texts(service, self._options(service))
 
         def put_back(text: str | None) -> None:
             """Where a rollback on the host leads is said by both files or by neither."""
             state.text = known  # a text that nginx does not take is not the last good one, wherever it lies
             _put_back(path, text, private)
             _put_back(path.with_suffix(FALLBACK), beside, secret)
+            for snippet, was in snippets.items():
+                if was is not None or text is None:  # one that was lost is needed
+                    _put_back(snippet, was, private=False)
 
         def write_all() -> None:
             lay_beside()
@@ -699,6 +713,14 @@ class NginxEdge:
             state.text = text
 
         shown = Shown(service, change.disk.route.generation, self._mark(change))
+        wanted = Change(
+            write=write_all,
+            put_back=lambda: put_back(good),
+            keep=lambda: self._keep(change, text, state),
+            shown=shown,
+        )
+        if direct and await self._put(change, state, wanted):
+            return None
         if change.old == text and shown.by(await self._listener.ask(service)):
             await to_the_end(lay_beside)
             late = await self._reloader.confirm([shown])
@@ -707,13 +729,7 @@ class NginxEdge:
                 raise late[shown]
             await self._keep(change, text, state)
             return None
-        return Change(
-            write=write_all,
-            put_back=lambda: put_back(good),
-            keep=lambda: self._keep(change, text, state),
-            shown=shown,
-            calm=await self._calm(service, header, change.disk.route),
-        )
+        return dataclasses.replace(wanted, calm=await self._calm(service, header, change.disk.route))
 
     def _mark(self, change: _Change) -> str:
         return mark_of(
@@ -785,6 +801,7 @@ class NginxEdge:
         drained = drained and not answer.draining
         to = self._leads(service, header)
         turned_for = self._switches.turned_for(service, to) if to else 0
+        unwritten = _unwritten(answer, header)
         served = header is not None and answer.generation == header.generation
         needless = not to or {to} == _active(disk.route.servers)  # then it is for workers from before
         changing = changing or self._rounds.changing(service)
@@ -801,8 +818,8 @@ class NginxEdge:
             error=state.error,
             on_disk=header.on_disk if header else None,
             fallback=self._fallback(service, disk),
-            switched_to=to,
-            switched_for=turned_for,
+            switched_to=unwritten or to,
+            switched_for=0 if unwritten else turned_for,
             waited=state.waited_until(asyncio.get_running_loop().time()),
             silence="" if text is None or changing else self._silence(service, answer, workers),
         )
@@ -885,6 +902,18 @@ def _to(back: Sequence[Server]) -> str:
     return "".join(_active(back))
 
 
+def _unwritten(answer: Answer, header: Header | None) -> str:
+    """Where a rollback on this host has all users, if nginx' memory alone knows of it; else ''."""
+    return answer.back if header is not None and (answer.generation or 0) > header.generation else ""
+
+
+def _gone_back(way: _Way, told: LocalRollback) -> LocalRollback | None:
+    """The rollback that was before this one, if nginx serves where it leads; else None."""
+    if not way.there or way.header is None or way.header.on_disk is None:
+        return None
+    return way.header.on_disk.local or told
+
+
 def _same(one: Sequence[Server], other: Sequence[Server]) -> bool:
     """Whether the same instances have the traffic, backups aside."""
     return {s.instance for s in one if not s.backup} == {s.instance for s in other if not s.backup}
@@ -913,7 +942,8 @@ async def _kept() -> None:
 
 
 def _put_back(path: Path, text: str | None, private: bool) -> None:
+    """Lay down what was there; what is there yet is not written, for which a full disk has no room."""
     if text is None:
         remove(path)
-    else:
+    elif text_of(path) != text:
         write(path, text, private=private)

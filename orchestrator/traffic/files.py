@@ -119,6 +119,14 @@ def in_the_way(path: Path, largest: float = LARGEST) -> str:
     return f"has {found.st_size} bytes" if found.st_size > largest else ""
 
 
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """What lies in a folder by a pattern; nothing where this account may not look."""
+    try:
+        return list(folder.glob(pattern))
+    except OSError:
+        return []
+
+
 def is_private(path: Path) -> bool:
     """Whether a file can be read by its owner and root alone; one that is not there has nothing to read."""
     try:

@@ -17,11 +17,11 @@ DEADLINE = 1.0
 """Seconds for one request."""
 
 TOLD = re.compile(
-    r"(?P<service>\S+) (?P<number>[0-9]+) [0-9]+"
-    r" (?:dynamic (?P<shape>\S+) (?P<draining>-?[0-9]+)|(?P<mark>\S*))",
+    r"(?P<service>\S+) (?P<number>[0-9]+) (?P<token>[0-9]+)"
+    r" (?:dynamic (?P<shape>\S+) (?P<draining>-?[0-9]+)(?: (?P<back>\S+))?|(?P<mark>\S*))",
     re.ASCII,
 )
-"""What is said of a service: generation, token, and what the file is like."""
+"""What is said of a service: generation, token, what the file is like, and where a rollback has all users."""
 
 REFUSED = -1
 """In place of a status, where nobody listens."""
@@ -36,19 +36,23 @@ class Answer:
         generation: The generation that it serves; None without a proper answer.
         mark: Of the whole file that it has loaded; where routes change in its memory, of all but the route.
         shape: What its file is like apart from the route; empty where routes change by a reload.
+        back: The release that has all users by a rollback on this host, where routes change in its memory.
         draining: Workers that have requests under way at servers which the route does not name any more, each
             server counted by itself; -1 where nobody counts.
         answered: Whether it has answered at all.
         refused: Whether nobody listens there: nginx has loaded no service, or does not run.
+        token: The fencing token under which it serves what it serves.
     """
 
     text: str
     generation: int | None = None
     mark: str = ""
     shape: str = ""
+    back: str = ""
     draining: int = 0
     answered: bool = True
     refused: bool = False
+    token: int = 0
 
 
 class Listener:
@@ -65,7 +69,15 @@ class Listener:
         if said is None or said["service"] != service:
             return Answer(text, answered=status > 0, refused=status == REFUSED)
         shape = said["shape"] or ""
-        return Answer(text, int(said["number"]), shape or said["mark"], shape, int(said["draining"] or 0))
+        return Answer(
+            text,
+            int(said["number"]),
+            shape or said["mark"],
+            shape,
+            back=said["back"] or "",
+            draining=int(said["draining"] or 0),
+            token=int(said["token"]),
+        )
 
     async def put(self, service: str, route: str, *, secret: str, shape: str) -> None:
         """Let nginx serve a route from the next request on, if the rest of its file is of this shape.

@@ -1,5 +1,6 @@
 """Routes in nginx' memory, where it has its Lua module: what must lie on the disk for it."""
 
+import asyncio
 import re
 import secrets
 from pathlib import Path
@@ -29,6 +30,7 @@ class Memory:
         self._mode = mode
         self._shared = shared
         self._lua: bool | None = None
+        self._making = asyncio.Lock()
 
     async def secret(self) -> str:
         """What lets a route be changed in nginx' memory; empty where it is changed by a reload.
@@ -41,11 +43,13 @@ class Memory:
             await to_the_end(self._shared.repair)
         if not self._lua:
             return ""
-        if secret := self.known():
-            return secret
+        async with self._making:
+            return self.known() or await self._make()
+
+    async def _make(self) -> str:
         secret = secrets.token_hex(16)
         try:
-            write(self._file, secret, private=True)
+            await to_the_end(lambda: write(self._file, secret, private=True))
         except Fault as error:
             log.warning("secret_not_kept", reason=str(error))
             return ""

@@ -84,6 +84,11 @@ class Reloader:
         self._until = 0.0
         self.asked = False
 
+    @property
+    def longest(self) -> float:
+        """Seconds for a gentle reload that is not confirmed and the one after it that puts back."""
+        return max(self._deadline, TAKEN_UP) + TAKEN_UP + 2 * self._closing_wait
+
     @contextlib.asynccontextmanager
     async def reloaded(
         self, first: Callable[[], Awaitable[None]], *, gently: bool

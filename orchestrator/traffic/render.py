@@ -115,6 +115,7 @@ def route_text(disk: OnDisk, options: EdgeOptions, *, token: int) -> str:
         f"generation {route.generation}",
         f"token {token}",
         *([f"share {who.share}"] if who.share else []),
+        *(["local 1"] if disk.local else []),
     ]
     pools = {"main": route.servers, "back": disk.back, "preview": route.preview}
     for pool, servers in {**pools, "stable": who.stable, "candidate": who.candidate}.items():

@@ -4,13 +4,14 @@ import contextlib
 import itertools
 import math
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import structlog
 
 from orchestrator.ports.given import read_given
-from orchestrator.traffic.files import LARGEST, in_the_way, replace
+from orchestrator.traffic.files import LARGEST, in_the_way, matching, replace
 from orchestrator.traffic.render import (
     BALANCER,
     HTTP,
@@ -60,6 +61,7 @@ class Shared:
         self.lua = False
         self.broken: tuple[str, ...] = ()
         self._whole: set[Path] = set()
+        self._repairing = threading.Lock()
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -85,24 +87,32 @@ class Shared:
         Args:
             files: Further ones in whose place nothing else may be.
         """
-        lacking = {path: "is missing" for path in self.folders if not path.is_dir()}
-        ways = {path: in_the_way(path) for path in (*self._files, *files)}
-        ways |= {path: "is a link" for path in self._files if path.is_symlink()}
+        lacking = {path: "is missing" for path in self.folders if not is_folder(path)}
         requests = Path(requests_path(str(self._dir)))
-        ways[requests] = in_the_way(requests, math.inf)
+        ways = {path: self._in_the_way(path) for path in (*self._files, *files, requests)}
         lacking |= {path: why for path, why in ways.items() if why}
         return lacking | {path: why for path, text in self.texts.items() if (why := _differs(path, text))}
 
+    def _in_the_way(self, path: Path) -> str:
+        """Why what lies there can't stay; '' if it can. The log of requests may have any length."""
+        if path in self._files and os.path.islink(path):  # noqa: PTH114  never raises
+            return "is a link"
+        return in_the_way(path, math.inf if path == Path(requests_path(str(self._dir))) else LARGEST)
+
     def odd(self) -> Iterator[Path]:
         """What nginx would include, whosever it is, and is no plain file: it waits for a pipe, say."""
-        for place in (self._dir, self._dir / "snippets", *self._dir.glob("locations/*")):
+        for place in (self._dir, self._dir / "snippets", *matching(self._dir, "locations/*")):
             with contextlib.suppress(OSError), os.scandir(place) as found:
                 for one in found:
                     if one.name.endswith(".conf") and not one.is_file(follow_symlinks=False):
                         yield Path(one.path)
 
     def repair(self, files: Iterable[Path] = ()) -> None:
-        """Make it whole; what lies in the way is moved aside."""
+        """Make it whole; what lies in the way is moved aside. One thread at a time."""
+        with self._repairing:
+            self._repair(files)
+
+    def _repair(self, files: Iterable[Path]) -> None:
         broken: dict[Path, str] = {}
         for path, why in self.lacking(files).items():
             try:
@@ -127,7 +137,7 @@ class Shared:
         if path in self.folders:
             make_folder(path)
             return
-        if path not in self.texts or in_the_way(path):
+        if self._in_the_way(path):  # a file of ours may have taken its place since the look
             _move_aside(path)
         if path in self.texts:
             make_folder(path.parent)
@@ -147,9 +157,14 @@ def _differs(path: Path, text: str) -> str:
         return f"can't be read: {error.strerror}"
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; False too where nobody may look."""
+    return os.path.isdir(path)  # noqa: PTH112  never raises
+
+
 def make_folder(path: Path) -> None:
     """Let there be a folder; what is in its place and is none is moved aside. Raises OSError."""
-    if not path.is_dir() and os.path.lexists(path):
+    if not is_folder(path) and os.path.lexists(path):
         _move_aside(path)
     path.mkdir(parents=True, exist_ok=True)
 

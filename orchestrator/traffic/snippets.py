@@ -1,9 +1,10 @@
 """What `server` blocks include: how to proxy to a service, and services at a path of another's block."""
 
+import os
 from pathlib import Path
 
 from orchestrator.ports.faults import Fault
-from orchestrator.traffic.files import read, remove, write
+from orchestrator.traffic.files import matching, read, remove, write
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.render import joined_location, location_snippet
 from orchestrator.traffic.shared import make_folder
@@ -24,15 +25,20 @@ class Snippets:
             place: text(service, self._folder, options, dynamic=dynamic)
             for place, text in zip(self._places(service, options), words, strict=False)
         }
-        left = [path for path in self._dir.glob(f"locations/*/{name}") if path not in texts]
+        left = [path for path in matching(self._dir, f"locations/*/{name}") if path not in texts]
         for path, text in texts.items():
             _keep(path, text)
         for path in left:
             remove(path)
 
+    def texts(self, service: str, options: EdgeOptions) -> dict[Path, str | None]:
+        """What lies where `keep` writes or removes something; None for nothing."""
+        left = matching(self._dir, f"locations/*/{service}.conf")
+        return {path: read(path) for path in (*self._places(service, options), *left)}
+
     def missing(self, service: str, options: EdgeOptions) -> list[Path]:
         """Those of a service that are not there."""
-        return [place for place in self._places(service, options) if not place.is_file()]
+        return [place for place in self._places(service, options) if not os.path.isfile(place)]  # noqa: PTH113
 
     def _places(self, service: str, options: EdgeOptions) -> list[Path]:
         """Of the snippet, and of the location in another service's block if it has one."""

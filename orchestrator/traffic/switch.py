@@ -7,8 +7,9 @@ from pathlib import Path
 import structlog
 
 from orchestrator.ports.faults import Fault
-from orchestrator.traffic.files import read, remove, write
+from orchestrator.traffic.files import matching, read, remove, write
 from orchestrator.traffic.render import check_service, closing_path, switch_path
+from orchestrator.traffic.shared import ASIDE
 
 log = structlog.get_logger()
 
@@ -42,7 +43,9 @@ class Switches:
     def all(self, service: str) -> tuple[Path, ...]:
         """Those that are on, wherever they lead."""
         own = self.path(service)
-        return (*([own] if _is_there(own) else []), *own.parent.glob(f"{own.name}.to.*"))
+        found = matching(own.parent, f"{own.name}.to.*")
+        named = (path for path in found if not path.suffix.startswith(ASIDE))
+        return tuple(filter(_is_there, (own, *named)))
 
     def is_on(self, service: str, to: str) -> bool:
         """Whether an nginx whose rollback leads to a release takes all traffic there; '' is nowhere."""
@@ -70,9 +73,15 @@ class Switches:
         return generation if 0 < generation < A_PERSONS else 0
 
     def put_away(self, service: str) -> None:
-        """Turn all of them off."""
+        """Turn all of them off. Raises `Fault` where some stay."""
+        stay: list[str] = []
         for path in self.all(service):
-            remove(path)
+            try:
+                remove(path)
+            except Fault as error:
+                stay.append(str(error))
+        if stay:
+            raise Fault("; ".join(stay))
 
     def close_connections(self) -> None:
         """Let answers close their connections."""

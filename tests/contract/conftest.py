@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -177,3 +177,35 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
             os.kill(process.master(), signal.SIGTERM)
         for server in servers.values():
             await stop(server)
+
+
+@pytest.fixture
+def full(site: Site) -> Iterator[None]:
+    """nginx' folder on a disk that is full."""
+    if os.geteuid():
+        pytest.skip("only root can mount a small disk")
+    folder, kept = str(site.folder), str(site.folder.parent / "kept")
+    shutil.copytree(folder, kept)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=755", "tmpfs", folder], check=True)
+    try:
+        shutil.copytree(kept, folder, dirs_exist_ok=True)
+        with contextlib.suppress(OSError), (site.folder / "fill").open("wb", buffering=0) as fill:
+            while True:
+                fill.write(b"x" * 4096)
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture
+def read_only(site: Site) -> Iterator[None]:
+    """nginx' folder on a file system that can't be written to."""
+    if os.geteuid():
+        pytest.skip("only root can mount")
+    folder = str(site.folder)
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)

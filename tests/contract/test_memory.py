@@ -7,8 +7,9 @@ import re
 import signal
 import stat
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from structlog.testing import capture_logs
 
 from examples.playground.lease import free_port
 from orchestrator.ports.faults import Fault
-from orchestrator.traffic import shared
+from orchestrator.ports.traffic import RoutePlan
+from orchestrator.rollout.observation import LocalRollback
+from orchestrator.traffic import files, shared
+from orchestrator.traffic.edge import NginxEdge, _Change, _on_disk
 from orchestrator.traffic.files import locked
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.process import children
@@ -327,6 +331,22 @@ async def test_no_secret_that_lies_there_keeps_a_rollback_from_being_served(
 
 
 @dynamic
+async def test_a_secret_is_made_once_and_beside_the_loop(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret, threads = site.folder / "secret", set[str]()
+    replace = files.replace
+
+    def look(path: Path, *text: Any, **more: Any) -> None:
+        threads.add(threading.current_thread().name)
+        replace(path, *text, **more)
+
+    monkeypatch.setattr(files, "replace", look)
+    secret.unlink()
+    made = await asyncio.gather(*(site.edge._memory.secret() for _ in range(3)))
+    assert set(made) == {secret.read_text()}
+    assert threading.main_thread().name not in threads
+
+
+@dynamic
 async def test_without_a_secret_that_can_be_kept_weights_change_by_a_reload(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,20 +413,6 @@ async def test_a_rollback_waits_for_no_other_process_that_holds_the_folder(site:
     assert (await site.edge.observe("api")).served == 3
 
 
-@pytest.fixture
-def read_only(site: Site) -> Iterator[None]:
-    """nginx' folder on a file system that can't be written to."""
-    if os.geteuid():
-        pytest.skip("only root can mount")
-    folder = str(site.folder)
-    subprocess.run(["mount", "--bind", folder, folder], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
-        yield
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
 @pytest.mark.parametrize("by", ["daemon", "person"])
 @pytest.mark.usefixtures("read_only")
 @dynamic
@@ -416,4 +422,139 @@ async def test_a_route_in_memory_needs_no_disk_to_take_users_back(site: Site, by
     with pytest.raises(Fault, match="Read-only file system"):
         await back
     assert await site.answers() == {"api-1"}
-    assert (await site.edge.observe("api")).served == 3
+    seen = await site.edge.observe("api")
+    assert (seen.served, seen.switched_to, seen.switched_for) == (3, "" if daemons else "api-1", 0)
+
+
+def person(site: Site) -> NginxEdge:
+    """Another process on this host, which a person has started."""
+    return NginxEdge(
+        site.process, site.folder, site.edge._options, listen=site.edge._listen, closing_wait=0.0
+    )
+
+
+@contextlib.asynccontextmanager
+async def going_back(site: Site) -> AsyncIterator["asyncio.Task[LocalRollback]"]:
+    """A rollback on this host that waits for its turn, with the users back already."""
+    hand = person(site)
+    hand._rounds._patience = 1.0
+    async with site.edge._rounds.alone():
+        back = asyncio.create_task(hand.retreat("api", "ann", "it burns"))
+        async with asyncio.timeout(5):
+            while await site.answers() != {"api-1"}:
+                await asyncio.sleep(0.01)
+        yield back
+    await asyncio.wait({back})
+    await hand.close()
+
+
+@dynamic
+async def test_a_rollback_on_the_host_that_is_given_up_is_known(site: Site) -> None:
+    async with going_back(site) as back:
+        back.cancel()
+    assert back.cancelled()
+    seen = await site.edge.observe("api")
+    assert (seen.served, seen.floor) == (3, 2)
+    assert (seen.switched_to, seen.switched_for) == ("api-1", 0)
+    assert (site.folder / "switch" / "api.to.api-1").is_file(), "for an nginx that starts again"
+    await site.edge.retreat("api", "host", "followed", 1)
+    seen = await site.edge.observe("api")
+    assert (seen.served, seen.floor, seen.confirmed) == (3, 3, 3)
+    await site.settled()
+    assert await site.answers() == {"api-1"}
+
+
+@dynamic
+async def test_no_step_takes_the_place_of_a_rollback_on_the_host(site: Site) -> None:
+    """It was begun before and has the same generation."""
+    async with going_back(site) as back:
+        path, secret = site.edge.file("api"), site.edge._memory.known()
+        disk = _on_disk(site.plan(3, "api-1", "api-2", back="api-1"))
+        with pytest.raises(Fault, match="generation 3"):
+            await site.edge._hand_over(_Change(path, None, disk, 1, secret))
+        assert await site.answers() == {"api-1"}
+    assert back.exception() is None or "by nginx' memory" in str(back.exception())
+
+
+@dynamic
+async def test_users_that_were_sent_elsewhere_meanwhile_are_not_said_to_be_back(site: Site) -> None:
+    async with going_back(site) as back:
+        path, secret = site.edge.file("api"), site.edge._memory.known()
+        disk = _on_disk(site.plan(4, "api-1", "api-2", back="api-1"))
+        await site.edge._hand_over(_Change(path, None, disk, 1, secret))
+        await asyncio.wait({back})
+    assert "has held" in str(back.exception())
+    assert "users are back" not in str(back.exception())
+
+
+@dynamic
+async def test_a_rollback_on_the_host_goes_over_what_nginx_serves_not_what_an_older_file_says(
+    site: Site,
+) -> None:
+    """The folder was put back to an earlier time while nginx ran on."""
+    files = [site.folder / name for name in ("api.conf", "api.rollback")]
+    texts = [file.read_text() for file in files]
+    for generation in range(3, 6):
+        await site.edge.apply(site.plan(generation, "api-2", "api-1", back="api-1"), generation)
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text)
+    hand = person(site)
+    assert (await hand.retreat("api", "ann", "")).to == "api-1"
+    await hand.close()
+    seen = await site.edge.observe("api")
+    assert seen.served == seen.floor == seen.highest > 5
+    assert await site.answers() == {"api-1"}
+
+
+@contextlib.asynccontextmanager
+async def killed(site: Site, monkeypatch: pytest.MonkeyPatch, plan: RoutePlan) -> AsyncIterator[NginxEdge]:
+    """A daemon ends between the file and nginx' memory; what is yielded is the next one."""
+    reached = asyncio.Event()
+
+    async def hang(*_: object, **__: object) -> None:
+        reached.set()
+        await asyncio.sleep(60)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(site.edge._listener, "put", hang)
+        step = asyncio.create_task(site.edge.apply(plan, 1))
+        await reached.wait()
+        step.cancel()
+        await asyncio.wait({step})
+    edge = person(site)
+    seen = await edge.observe("api")
+    assert (seen.served, seen.floor) == (2, 3)
+    yield edge
+    await edge.close()
+
+
+@dynamic
+async def test_a_daemon_that_was_killed_before_nginx_had_the_route_goes_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = site.plan(3, "api-1", "api-3", back="api-1")
+    async with killed(site, monkeypatch, plan) as edge:
+        before = (await site.process.workers()).accepting
+        await edge.apply(plan, 2)
+        assert await site.answers() == {"api-1", "api-3"}
+        seen = await edge.observe("api")
+        assert (seen.served, seen.floor, seen.confirmed, seen.file) == (3, 3, 3, "ours")
+        assert (await site.process.workers()).accepting == before
+
+
+@dynamic
+@pytest.mark.parametrize("to", ["api-1", "api-2"])
+async def test_users_go_at_once_where_the_file_has_them_and_nginx_has_not(
+    site: Site, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    async with (
+        killed(site, monkeypatch, site.plan(3, "api-2", back="api-1")) as edge,
+        locked(site.folder / ".lock", 1.0),
+    ):
+        waiting = asyncio.create_task(edge.apply(site.plan(4, to), 1))
+        async with asyncio.timeout(3):
+            while await site.answers() != {to}:
+                await asyncio.sleep(0.02)
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.wait({waiting})

@@ -1,16 +1,14 @@
 """The rollback switch and the gentle end of connections, on a real nginx with two real servers behind it."""
 
 import asyncio
-import contextlib
 import os
-import shutil
-import subprocess
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from orchestrator.ports.faults import Fault
 from orchestrator.traffic.edge import NginxEdge
+from orchestrator.traffic.files import remove
 from tests.contract.conftest import Site, stop
 
 
@@ -234,24 +232,6 @@ async def test_a_reload_that_fails_or_a_crash_leaves_connections_as_they_were(si
     assert (await site.ask())[1] == "keep-alive"
 
 
-@pytest.fixture
-def full(site: Site) -> Iterator[None]:
-    """nginx' folder on a disk that is full."""
-    if os.geteuid():
-        pytest.skip("only root can mount a small disk")
-    folder, kept = str(site.folder), str(site.folder.parent / "kept")
-    shutil.copytree(folder, kept)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=755", "tmpfs", folder], check=True)
-    try:
-        shutil.copytree(kept, folder, dirs_exist_ok=True)
-        with contextlib.suppress(OSError), (site.folder / "fill").open("wb", buffering=0) as fill:
-            while True:
-                fill.write(b"x" * 4096)
-        yield
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
 @pytest.mark.parametrize("by", ["daemon", "person"])
 @pytest.mark.usefixtures("full")
 async def test_users_go_back_though_the_disk_of_the_folder_is_full(site: Site, by: str) -> None:
@@ -262,13 +242,33 @@ async def test_users_go_back_though_the_disk_of_the_folder_is_full(site: Site, b
         await back
     await asyncio.sleep(0.1)
     assert await site.answers() == {"api-1"}
-    if not site.dynamic:
-        assert (await site.edge.observe("api")).switched_for == (3 if daemons else 0)
+    seen = await site.edge.observe("api")
+    told = ("api-1", 0 if not daemons else 3) if not (daemons and site.dynamic) else ("", 0)
+    assert (seen.switched_to, seen.switched_for) == told
     (site.folder / "fill").unlink()
     await site.edge.apply(site.plan(4, "api-1"), 1)
     await site.settled()
     await site.edge.apply(site.plan(5, "api-1", "api-2", back="api-1"), 1)
     assert await site.answers() == {"api-1", "api-2"}
+
+
+@pytest.mark.usefixtures("full")
+async def test_a_step_that_the_disk_has_no_room_for_is_not_served(site: Site) -> None:
+    with pytest.raises(Fault, match=r"^[^;]*No space left on device$"):
+        await site.edge.apply(site.plan(3, "api-1", "api-3", back="api-1"), 1)
+    assert await site.answers() == {"api-1", "api-2"}
+    seen = await site.edge.observe("api")
+    assert (seen.served, seen.floor, seen.confirmed, seen.file) == (2, 2, 2, "ours")
+
+
+async def test_a_change_that_is_refused_leaves_the_snippets_that_its_file_needs(site: Site) -> None:
+    snippet = site.folder / "snippets" / "api.conf"
+    before = snippet.read_text()
+    site.change(counted=True)
+    (site.folder / "zz.conf").write_text("this is not nginx;\n")
+    with pytest.raises(Fault, match="this"):
+        await site.edge.apply(site.plan(3, "api-1", "api-3", back="api-1"), 1)
+    assert snippet.read_text() == before
 
 
 @pytest.mark.parametrize("site", ["reload"], indirect=True)
@@ -298,3 +298,53 @@ async def test_a_switch_that_no_daemon_has_written_is_a_persons_word(site: Site,
     (site.folder / "switch" / "api.to.api-1").write_text(text)
     seen = await site.edge.observe("api")
     assert (seen.switched_to, seen.switched_for) == ("api-1", 0)
+
+
+@pytest.mark.parametrize("name", ["api.to.api-2.aside", "api.to.api-2.aside1"])
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_what_was_moved_aside_is_no_switch_and_stays(site: Site, name: str) -> None:
+    aside = site.folder / "switch" / name
+    (aside / "theirs").mkdir(parents=True)
+    (file := aside.with_name(f"{name}2")).write_text("too long for a file of ours")
+    site.edge._switches.turn_on("api", "api-2", 2)
+    await site.edge.apply(site.plan(3, "api-2", "api-3", back="api-2"), 1)
+    assert not site.edge._switches.all("api")
+    assert (aside / "theirs").is_dir()
+    assert file.exists()
+    assert await site.answers() == {"api-2", "api-3"}
+
+
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_a_switch_that_can_not_be_put_away_keeps_no_other_on_and_no_route_from_being_confirmed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for release in ("api-2", "api-1"):
+        site.edge._switches.turn_on("api", release, 2)
+
+    def refuse(path: Path) -> None:
+        if path.name == min(p.name for p in on):
+            raise Fault(f"{path}: Operation not permitted")
+        remove(path)
+
+    on = site.edge._switches.all("api")
+    monkeypatch.setattr("orchestrator.traffic.switch.remove", refuse)
+    await site.edge.apply(site.plan(3, "api-1", "api-3", back="api-1"), 1)
+    assert [path.name for path in site.edge._switches.all("api")] == ["api.to.api-1"]
+    assert (await site.edge.observe("api")).confirmed == 3
+
+
+@pytest.mark.parametrize("generation", [3, 4])
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_a_persons_rollback_that_was_followed_holds_no_later_step_back(
+    site: Site, generation: int
+) -> None:
+    """Its switch is on for as long as old workers have requests."""
+    slow = asyncio.create_task(site.ask(b"X-Slow: yes\r\n"))
+    await asyncio.sleep(0.3)
+    await site.edge.retreat("api", "ann", "it burns")
+    if generation == 4:
+        await site.edge.apply(site.plan(4, "api-1"), 1)
+    await site.edge.apply(site.plan(5, "api-1", "api-3", back="api-1"), 1)
+    assert await site.answers() == {"api-1", "api-3"}
+    assert (await site.edge.observe("api")).switched_to == ""
+    assert (await slow)[0] in {"api-1", "api-2"}

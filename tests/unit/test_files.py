@@ -2,18 +2,23 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
+from orchestrator.daemon.settings import NginxSection, Settings
+from orchestrator.daemon.watch import _unwritten
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import RoutePlan
 from orchestrator.rollout.model import Route
-from orchestrator.traffic.edge import NginxEdge
+from orchestrator.traffic.edge import NginxEdge, files_of
 from orchestrator.traffic.files import LARGEST, in_the_way, locked, read, text_of, write
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.process import HostNginx
+from orchestrator.traffic.shared import Shared
+from orchestrator.traffic.switch import Switches
 from tests.conftest import let_all_pass
 
 
@@ -85,3 +90,63 @@ async def test_a_file_of_another_account_is_the_trouble_of_its_service_alone(tmp
             await edge.observe("web")
         assert str(told.value) == why
     await edge.close()
+
+
+@pytest.mark.parametrize("shut", ["..", ".", "switch", "snippets", "locations"])
+async def test_a_folder_that_may_not_be_entered_is_told_and_breaks_nothing(tmp_path: Path, shut: str) -> None:
+    state, folder = tmp_path / "state", tmp_path / "at" / "edge"
+    edge = NginxEdge(HostNginx(), folder, lambda _: EdgeOptions(), mode="reload")
+    edge.prepare()
+    (folder / "locations" / "web").mkdir(parents=True)
+    for place in (state, folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        place.mkdir(exist_ok=True)
+        os.chown(place, 65534, 65534)
+    let_all_pass(tmp_path)
+    plan = RoutePlan(service="api", route=Route(generation=3))
+    (folder / shut).resolve().chmod(0)
+    try:
+        with nobody():
+            _unwritten(Settings(state_dir=state, nginx=NginxSection(directory=folder)))
+            Shared(folder).repair(files_of(folder, "api"))
+            assert Switches(folder).all("api") == ()
+            for _ in range(2):
+                with contextlib.suppress(Fault):
+                    await edge.observe("api")
+                with pytest.raises(Fault):
+                    await edge.apply(plan, 1)
+    finally:
+        (folder / shut).resolve().chmod(0o755)
+        await edge.close()
+
+
+def test_nothing_that_was_put_right_meanwhile_is_moved_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two services' changes have seen the same pipe, and a file was written between their looks."""
+    shared, path = Shared(tmp_path), tmp_path / "api.conf"
+    shared.repair()
+    path.write_text("ours")
+    monkeypatch.setattr(shared, "lacking", lambda files: dict.fromkeys(files, "is no file"))
+    shared.repair([path])
+    assert path.read_text() == "ours"
+
+
+def test_one_repair_waits_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, inside, overlaps = Shared(tmp_path), threading.Lock(), []
+    lacking = shared.lacking
+
+    def look(files: Iterable[Path]) -> dict[Path, str]:
+        overlaps.append(not inside.acquire(blocking=False))
+        found = lacking(files)
+        threading.Event().wait(0.05)
+        if not overlaps[-1]:
+            inside.release()
+        return found
+
+    monkeypatch.setattr(shared, "lacking", look)
+    threads = [threading.Thread(target=shared.repair) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert overlaps == [False] * 4

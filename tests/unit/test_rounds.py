@@ -408,6 +408,26 @@ async def test_a_rollback_that_gets_no_turn_says_that_users_are_back(edge: Nginx
             await person.retreat("s0", "ann", "it burns")
 
 
+async def test_a_reload_that_nginx_does_not_take_up_is_waited_for_by_other_processes(
+    edge: NginxEdge, nginx: Nginx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor the one that puts back what was there: the folder is held for longer than a confirmation."""
+
+    async def stuck() -> Workers:
+        return Workers(accepting=frozenset({1}))
+
+    monkeypatch.setattr(reload, "TAKEN_UP", 1.0)
+    monkeypatch.setattr("orchestrator.traffic.edge.LOCK_MARGIN", 0.6)
+    monkeypatch.setattr(nginx, "workers", stuck)
+    other, nginx.refused = edge_of(nginx), ["s0"]
+    changing = asyncio.create_task(edge.apply(plan("s0", 2), 1))
+    await until(lambda: nginx.generation("s0") == 2)
+    async with other._rounds.alone():
+        assert changing.done()
+    assert "still accept" in str(changing.exception())
+    await other.close()
+
+
 async def test_a_switch_that_is_turned_while_its_service_changes_is_seen(
     edge: NginxEdge, nginx: Nginx
 ) -> None:
