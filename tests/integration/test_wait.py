@@ -505,7 +505,7 @@ ABORT = {"verb": "abort", "service": "api", "who": "bob"}
 
 
 async def test_a_rollback_from_a_route_that_nobody_knows_is_over_when_nginx_confirms(bench: Bench) -> None:
-    state = ServiceState(service="api", stable=release(1), unknown=(9, 1.0))
+    state = ServiceState(service="api", stable=release(1), unknown=(9, 1.0), stuck_since=11.0)
     await bench.put(state)
     waiting = bench.carry_out(ROLLBACK)
     await bench.answer(lambda entry: Rollback(request=entry, actor="ann"))
