@@ -27,8 +27,13 @@ demo: setup
 	@$(PYTHON) -m examples.demo
 
 test: setup
-	@$(WITH_DOCKER) $(PYTHON) -m pytest -n 3 --dist worksteal --cov --cov-report= $(ARGS)
+ifeq ($(ARGS),)
+	@$(PYTHON) -m pytest -n 2 --cov --cov-report= tests/unit
 	@$(PYTHON) -m coverage report --fail-under=100
+	@$(WITH_DOCKER) $(PYTHON) -m pytest -n 3 --dist worksteal --ignore tests/unit
+else
+	@$(WITH_DOCKER) $(PYTHON) -m pytest -n 3 --dist worksteal $(ARGS)
+endif
 
 check: setup
 	@.venv/bin/ruff check .

@@ -49,14 +49,11 @@ structlog.configure(  # by default it prints the values of all variables with a 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Only tests/unit is traced for coverage; each worker of xdist begins with its share of the long tests.
+    """Let each worker of xdist begin with its share of the long tests.
 
     xdist gives each worker an equal part of the items in their order. The tests that wait, for holds and
     scrapes, alternate with those that compute.
     """
-    for item in items:
-        if "tests/unit/" not in item.nodeid:
-            item.add_marker("no_cover")
 
     def among(folder: str) -> list[pytest.Item]:
         return [item for item in items if f"tests/{folder}/" in item.nodeid]

@@ -23,12 +23,10 @@ PAIRS = 25
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """Without a log, and without coverage, which takes as long as the stories; tests/unit has it."""
-    before, trace = structlog.get_config(), sys.gettrace()
+    """Without a log."""
+    before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    sys.settrace(None)
     yield
-    sys.settrace(trace)
     structlog.configure(**before)
 
 
