@@ -110,8 +110,13 @@ class SimNginx:
         return any(text in ("", "0") for text in named)
 
     def switches(self, service: str) -> list[Path]:
-        own = self.switch(service)
-        return [*([own] if own.exists() else []), *own.parent.glob(f"{service}.to.*")]
+        folder = f"{self._path}/switch"
+        with contextlib.suppress(FileNotFoundError):
+            found = os.listdir(folder)  # noqa: PTH208  at every instant
+            return [
+                Path(folder, name) for name in found if name == service or name.startswith(f"{service}.to.")
+            ]
+        return []
 
     def weighted(self, service: str) -> tuple[Server, ...]:
         """The servers that have users' traffic."""
