@@ -111,7 +111,11 @@ class Converger:
         route, edge = world.route, seen.edge
         active = {s.release for s in route.servers if not s.backup}
         older = 0 < edge.switched_for < route.generation  # a daemon's own word, which the route replaces
-        if edge.switched_to and edge.local is None and active != {edge.switched_to} and not older:
+        known = (edge.served or 0) <= max(
+            route.generation, edge.floor
+        )  # else nginx alone knows where it leads
+        by_hand = edge.switched_to and edge.local is None and not older
+        if by_hand and known and active != {edge.switched_to}:
             self.retreat(world.service, "host", "the rollback switch was turned on by hand")
             return
         if not route.generation or edge.floor > route.generation or state.unknown is not None:

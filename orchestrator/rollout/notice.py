@@ -12,7 +12,7 @@ from orchestrator.rollout.events import (
 )
 from orchestrator.rollout.model import BEFORE_TRAFFIC, Anew, Outcome, Release, instance_names
 from orchestrator.rollout.observation import Edge, Instance, LocalRollback, Observation
-from orchestrator.rollout.route import cut_off, led_to, lost, may_be_served, unanswered
+from orchestrator.rollout.route import cut_off, down, led_to, lost, may_be_served, unanswered
 from orchestrator.rollout.turn import DAEMON, Turn
 
 HUNG_FOR = 60.0
@@ -67,24 +67,25 @@ def notice_unknown(turn: Turn, seen: Observation) -> None:
     """Hold the traffic where nginx serves what neither its file nor the store knows, and tell that.
 
     Both have been put back to an earlier time while nginx ran on. What rolls out or waits by that store has
-    ended since. A rollback on the host is followed once its file has had its time.
+    ended since. A rollback on the host is followed once its file has had its time. A look that says
+    nothing of it does not put that off.
     """
     state, edge = turn.state, seen.edge
-    if edge.unread or edge.served is None or edge.on_disk is None:
-        return
-    if edge.served <= max(state.route.generation, edge.floor, state.overruled):
-        if state.unknown is not None:
+    if edge.served is not None and not edge.unread:
+        known = edge.served <= max(state.route.generation, edge.floor, state.overruled)
+        if known and state.unknown is not None:
             turn.set(unknown=None, stuck_since=None, stuck_why="")
-        return
-    if state.unknown is None or state.unknown[0] != edge.served:
-        turn.set(unknown=(edge.served, turn.now), stuck_since=None, stuck_why="")
-        return
-    if state.stuck_since is not None or turn.now - state.unknown[1] < SILENCE:
+        elif not known and edge.on_disk is not None and edge.served != (state.unknown or (0,))[0]:
+            turn.set(unknown=(edge.served, turn.now), stuck_since=None, stuck_why="")
+    state = turn.state
+    if state.unknown is None or turn.now - state.unknown[1] < SILENCE:
         return
     local = cut_off(state, seen)
     if local is not None:
         turn.overrule()
         _follow(turn, seen, local)
+        return
+    if state.stuck_since is not None:
         return
     why = (
         f"nginx serves route {edge.served}, and its file and Redis are from an earlier time: which releases"
@@ -168,7 +169,10 @@ def _notice_silence(turn: Turn, edge: Edge) -> None:
 
 
 def notice_deaths(turn: Turn, seen: Observation) -> None:
-    """Tell each death and recovery of stable's and previous' instances once; the candidate's end it."""
+    """Tell each death and recovery of stable's and previous' instances once; the candidate's end it.
+
+    What is ready has recovered, also where the route still names the container before it.
+    """
     if not seen.runtime_ok:
         return
     state = turn.state
@@ -177,12 +181,10 @@ def notice_deaths(turn: Turn, seen: Observation) -> None:
     dead = set(state.dead) & set(names)
     for name, release in names.items():
         instance = seen.instance(name)
+        ready = instance is not None and instance.running and instance.health == "ready"
         server = next((s for s in state.route.servers if s.instance == name), None)
-        if server is not None:
-            why = lost(server, instance)
-        else:
-            why = "" if instance is not None and instance.running else f"{name} does not run"
-        if why and name not in dead:
+        why = lost(server, instance) if server is not None else down(name, instance)
+        if why and not ready and name not in dead:
             dead.add(name)
             turn.tell(
                 InstanceDied(
@@ -195,7 +197,7 @@ def notice_deaths(turn: Turn, seen: Observation) -> None:
                     logs=instance.logs if instance else "",
                 )
             )
-        elif name in dead and instance is not None and instance.running and instance.health == "ready":
+        elif ready and name in dead:
             dead.discard(name)
             turn.tell(
                 InstanceRecovered(service=state.service, at=turn.now, release=release.id, instance=name)

@@ -42,20 +42,26 @@ def shares(state: ServiceState) -> Shares:
     return Shares(weights=((stable, FULL),), backup=state.previous, preview=preview)
 
 
-def lost(server: Server, instance: Instance | None) -> str:
-    """Why a server that is in the route must not get traffic any more; '' when it may."""
+def down(name: str, instance: Instance | None) -> str:
+    """Why an instance serves nobody, by itself alone; '' when it may."""
     if instance is None:
-        return f"{server.instance} is gone"
+        return f"{name} is gone"
     if not instance.running:
         code = "" if instance.exit_code is None else f"exit code {instance.exit_code}"
         why = "out of memory" if instance.oom_killed else code
-        return f"{server.instance} died: {why}" if why else f"{server.instance} does not run"
+        return f"{name} died: {why}" if why else f"{name} does not run"
+    return f"{name} fails its health probe" if instance.health == "unhealthy" else ""
+
+
+def lost(server: Server, instance: Instance | None) -> str:
+    """Why a server that is in the route must not get traffic any more; '' when it may."""
+    why = down(server.instance, instance)
+    if why or instance is None:
+        return why
     if instance.container != server.container or instance.started_at != server.started_at:
         return f"{server.instance} was restarted"
     if instance.address != server.address:
         return f"{server.instance} has moved to {instance.address or 'no address'}"
-    if instance.health == "unhealthy":
-        return f"{server.instance} fails its health probe"
     return ""
 
 
@@ -107,19 +113,16 @@ def unanswered(state: ServiceState, seen: Observation) -> LocalRollback | None:
 
 
 def cut_off(state: ServiceState, seen: Observation) -> LocalRollback | None:
-    """The rollback on the host that nginx' memory has and its file has not; None where there is none.
+    """The rollback on the host that nginx tells of and its file does not; None where it tells of none.
 
-    It takes the generation that is one above the file's, and leads where the file has the switch lead.
+    That nginx serves a newer route says nothing of where that leads.
     """
-    edge, disk = seen.edge, seen.edge.on_disk
-    if edge.served != edge.floor + 1 or disk is None or state.removal is not None:
-        return None
-    to = edge.switched_to or next((server.release for server in disk.back), "")
-    if led_to(state, seen, to) is None:
+    edge, to = seen.edge, seen.edge.switched_to
+    if (edge.served or 0) <= edge.floor or state.removal is not None or led_to(state, seen, to) is None:
         return None
     why = (
-        f"nginx serves route {edge.served}, one above its file: a rollback to {to} on the host was cut off"
-        " before the file was written"
+        f"nginx serves route {edge.served} and its file is of route {edge.floor}: on the host all users have"
+        f" been taken back to {to}"
     )
     return LocalRollback(to=to, actor="host", reason=why)
 
@@ -131,7 +134,7 @@ def led_to(state: ServiceState, seen: Observation, release: str) -> Release | No
 
 def _host_went_elsewhere(state: ServiceState, seen: Observation, wanted: Shares) -> bool:
     """Whether a rollback on the host stands that the state does not agree with yet: it is not undone."""
-    local, rollout = seen.edge.local, state.rollout
+    local, rollout = seen.edge.local or cut_off(state, seen), state.rollout
     going = rollout is not None and rollout.phase is not Phase.ROLLING_BACK
     following = local is not None and going and rollout is not None and rollout.release.id == local.to
     if local is None or not (following or unanswered(state, seen)):

@@ -184,6 +184,27 @@ BUGS = (
         "tests/unit/test_cut_off.py",
     ),
     Bug(
+        "a newer route in nginx' memory is taken for a rollback on the host",
+        "rollout/route.py",
+        "edge, to = seen.edge, seen.edge.switched_to",
+        "edge, to = seen.edge, next((s.release for s in seen.edge.on_disk.back), '')",
+        "tests/unit/test_cut_off.py",
+    ),
+    Bug(
+        "a rollback that nginx alone knows is taken for a switch that leads by the file",
+        "engine/converge.py",
+        "if by_hand and known and active",
+        "if by_hand and active",
+        f"{ENGINE} -k nginx_alone",
+    ),
+    Bug(
+        "an instance that is well is told dead for as long as the route names its last container",
+        "rollout/notice.py",
+        "if why and not ready and name not in dead:",
+        "if why and name not in dead:",
+        "tests/unit/test_older_file.py tests/unit/test_lost.py",
+    ),
+    Bug(
         "a rollback beside one on the host leads back to what somebody fled from",
         "rollout/command.py",
         "state.unknown is not None and state.stuck_since is not None and",
@@ -1031,7 +1052,7 @@ BUGS = (
     Bug(
         "the switch that a person turned is not followed",
         "engine/converge.py",
-        "if edge.switched_to and edge.local is None and active != {edge.switched_to} and not older:",
+        "if by_hand and known and active != {edge.switched_to}:",
         "if False:",
         ENGINE,
     ),

@@ -62,6 +62,7 @@ class Sim:
     drained: bool = True
     switched_to: str = ""
     switched_for: int = 0
+    back: str = ""
     failed: str = ""
     runtime_ok: bool = True
     prometheus_up: bool = True
@@ -119,7 +120,7 @@ class Sim:
                 waited=self.waited,
                 floor=self.disk.route.generation if self.disk else 0,
                 on_disk=self.disk,
-                switched_to=self.switched_to,
+                switched_to=(self.back if self.edge_up and self.elder else "") or self.switched_to,
                 switched_for=self.switched_for,
             ),
             images=image,
@@ -206,7 +207,7 @@ class Sim:
         to = self.fallback.servers[0].release
         route = replace(self.fallback, generation=self.disk.route.generation + 1)
         if not written:
-            self.elder = route.generation
+            self.elder, self.back = route.generation, to
             return
         local = LocalRollback(to=to, actor="ann", reason="by hand")
         self.disk = replace(self.disk, route=route, local=local, back=())

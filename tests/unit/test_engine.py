@@ -246,6 +246,25 @@ async def test_a_switch_that_a_person_turned_is_followed(kit: Kit) -> None:
     assert last.reason == "the rollback switch was turned on by hand"
 
 
+async def test_a_rollback_that_nginx_alone_knows_of_is_followed_and_no_switch_is_named(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit.conductor.submit(small(1))
+    await kit.until(ended("api-1"))
+    kit.conductor.submit(small(2, steps=(Step(weight=20, hold=900.0, deadline=901.0), LADDER[-1])))
+    shifting = await kit.until(lambda s: s.rollout is not None and s.rollout.held_since is not None)
+    observe, told = FakeTraffic.observe, shifting.route.generation + 1
+
+    async def ahead(traffic: FakeTraffic, service: str) -> Edge:
+        edge = await observe(traffic, service)
+        return edge if edge.floor > told else replace(edge, served=told, switched_to="api-1")
+
+    monkeypatch.setattr(FakeTraffic, "observe", ahead)
+    last = (await kit.until(ended("api-2"))).history[-1]
+    assert (last.outcome, last.actor) == (Outcome.ROLLED_BACK, "host")
+    assert last.reason.startswith(f"nginx serves route {told} and its file is of route {told - 1}")
+
+
 async def test_a_switch_that_a_daemon_left_on_for_an_older_route_ends_no_release(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import pytest
 from orchestrator.rollout.command import Abort, Freeze, Rollback, handle
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.desired import desired
-from orchestrator.rollout.events import RequestRefused, ServiceAdopted
+from orchestrator.rollout.events import InstanceDied, InstanceRecovered, RequestRefused, ServiceAdopted
 from orchestrator.rollout.model import Outcome, Phase, Route, ServiceState
 from orchestrator.rollout.observation import Observation, OnDisk
 from orchestrator.rollout.turn import HISTORY
@@ -117,6 +117,21 @@ def test_a_rollback_on_the_host_to_a_release_that_has_just_been_let_go_is_follow
     sim.run(10)
     assert (sim.state.stable and sim.state.stable.id, sim.share("api-1")) == ("api-1", 100)
     assert sim.ends("api-1")[-1].actor == "ann"
+
+
+def test_an_instance_that_is_started_again_while_a_rollback_on_the_host_is_followed_is_told_once(
+    sim: Sim,
+) -> None:
+    promoted(sim)
+    for name in ("api-1-0", "api-1-1"):
+        del sim.instances[name]
+    sim.behave("api-1").never_ready = True
+    sim.roll_back_on_host()
+    sim.run(3)
+    before = len(sim.events)
+    sim.kill("api-2-0")
+    sim.run(10)
+    assert [type(e) for e in sim.events[before:]] == [InstanceDied, InstanceRecovered]
 
 
 def forgotten(sim: Sim) -> None:

@@ -8,6 +8,8 @@ from orchestrator.rollout.command import Freeze, Remove, Rollback, Unfreeze
 from orchestrator.rollout.events import (
     CommandAccepted,
     EdgeStuck,
+    InstanceDied,
+    InstanceRecovered,
     ReleaseEnded,
     RequestRefused,
     RouteChanged,
@@ -146,3 +148,14 @@ def test_a_removal_that_the_old_store_was_at_names_a_way_that_there_is(sim: Sim)
     sim.send(submit(2))
     sim.run(200)
     assert sim.outcomes()["api-2"] is Outcome.PROMOTED
+
+
+def test_an_instance_that_is_started_again_beside_a_route_that_nobody_knows_is_told_once(sim: Sim) -> None:
+    _put_back(sim, wiped=False)
+    sim.run(20)
+    sim.events.clear()
+    sim.kill("api-1-0")
+    sim.run(20)
+    died, recovered = sim.events
+    assert (type(died), type(recovered)) == (InstanceDied, InstanceRecovered)
+    assert sim.state.dead == ()
