@@ -84,8 +84,22 @@ def stands() -> dict[str, ServiceState]:
     sim.send(Abort(request="7-0", actor="ann"))
     sim.step()
     found[Phase.ROLLING_BACK] = sim.state
+    sim = Sim()
+    for number in (1, 2):
+        sim.send(submit(number))
+        sim.until_ended(f"api-{number}")
+    sim.run(2)
+    found["warm"] = sim.state
+    sim.elder = sim.served + 5
+    sim.step()
+    found["unknown"] = sim.state
+    sim.run(10)
+    found["told"] = sim.state
     return found
 
+
+TURNS = 10
+"""The most decisions in a row of which each tells something, while nothing changes."""
 
 NAMES = st.sampled_from(["api-1-0", "api-1-1", "api-2-0", "api-2-1", "api-blue-0", "", "web-1-0"])
 RELEASES = st.sampled_from(
@@ -203,6 +217,17 @@ def test_whatever_is_seen_something_is_decided_that_can_be_kept(stand: str, seen
         assert load_state(dump_state(state)) == state
         for event in events:
             assert load_event(dump_event(event)) == event
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(stand=st.sampled_from(sorted(stands())), seen=observations)
+def test_what_does_not_change_is_soon_told_no_more(stand: str, seen: Observation) -> None:
+    state, events = decide(stands()[stand], seen, 1100.0)
+    for _ in range(TURNS):
+        if not events:
+            return
+        state, events = decide(state, replace(seen, unwatched=0.0), 1100.0)
+    raise AssertionError(f"told again and again: {events}")
 
 
 @pytest.mark.parametrize("name", ["api-blue", "api", "api-" + "9" * 5000])
