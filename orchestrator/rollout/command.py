@@ -174,12 +174,12 @@ def _said_of_rollback(state: ServiceState, command: Command) -> str:
         return ""
     if _queued(state, command.release) is not None:
         return f"{command.release} was still queued and has had no traffic"
-    rollout = state.rollout
-    if _overrules(state, command):
-        return f"all users are sent to {state.current}"
-    if rollout is None or rollout.phase not in BEFORE_TRAFFIC:
-        return ""
-    return f"{rollout.release.id} was in {in_words(rollout.phase)} and has had no traffic"
+    rollout, said = state.rollout, []
+    if state.stable is not None and _overrules(state, command):
+        said.append(f"all users are sent to {state.stable.id}")
+    if rollout is not None and rollout.phase in BEFORE_TRAFFIC:
+        said.append(f"{rollout.release.id} was in {in_words(rollout.phase)} and has had no traffic")
+    return "; ".join(said)
 
 
 def refusal(service: str, command: Command, reason: str, now: float) -> RequestRefused:
@@ -389,7 +389,10 @@ def _rollback(turn: Turn, command: Rollback) -> str:
         _take_out(turn, queued, reason, command.actor)
         return ""
     if _overrules(state, command):
+        turn.end_older()
         turn.overrule()
+        if turn.state.rollout is not None:
+            turn.retreat(Outcome.ROLLED_BACK, reason, actor=command.actor)
         return ""
     target = _earlier(state, command.to) if state.rollout is None else None
     if isinstance(target, str):
@@ -428,9 +431,15 @@ def _take_out(turn: Turn, release: Release, reason: str, actor: str) -> None:
 
 
 def _overrules(state: ServiceState, command: Rollback) -> bool:
-    """Whether a rollback leads from an unknown route to stable, which it does once that has been told."""
-    idle = state.unknown is not None and state.stuck_since is not None and state.rollout is None
-    return idle and state.stable is not None and command.to in ("", state.stable.id)
+    """Whether a rollback leads from an unknown route to stable.
+
+    Not where it is about a release that is on its way alone, or nginx tells of a rollback on the host.
+    """
+    rollout, stable = state.rollout, state.stable
+    if state.unknown is None or state.switched is not None or stable is None:
+        return False
+    idle = rollout is None or (rollout.phase in BEFORE_TRAFFIC and not command.release)
+    return idle and command.to in ("", stable.id)
 
 
 def _not_served(state: ServiceState, release: str) -> str:

@@ -19,7 +19,10 @@ def retire_previous(turn: Turn) -> None:
 
 
 def reroute(turn: Turn, seen: Observation) -> None:
-    """Bring the route to what the state asks for, and note which releases it has ceased to name."""
+    """Bring the route to what the state asks for, and note which releases it has ceased to name.
+
+    What nginx serves names, as long as nobody knows it, whatever runs.
+    """
     state = turn.state
     route = next_route(state, seen, turn.now)
     if route is not state.route:
@@ -40,7 +43,7 @@ def reroute(turn: Turn, seen: Observation) -> None:
     turn.set(
         retiring=tuple(
             replace(r, generation=route.generation)
-            if r.generation is None and r.release.id not in named
+            if r.generation is None and r.release.id not in named and state.unknown is None
             else r
             for r in turn.state.retiring
         )

@@ -13,7 +13,7 @@ from orchestrator.rollout.events import (
 from orchestrator.rollout.model import BEFORE_TRAFFIC, Anew, Outcome, Release, instance_names
 from orchestrator.rollout.observation import Edge, Instance, LocalRollback, Observation
 from orchestrator.rollout.route import cut_off, down, led_to, lost, may_be_served, unanswered
-from orchestrator.rollout.turn import DAEMON, Turn
+from orchestrator.rollout.turn import Turn
 
 HUNG_FOR = 60.0
 """Seconds for which a running instance fails its probe before another one takes its place."""
@@ -77,6 +77,8 @@ def notice_unknown(turn: Turn, seen: Observation) -> None:
             turn.set(unknown=None, stuck_since=None, stuck_why="")
         elif not known and edge.on_disk is not None and edge.served != (state.unknown or (0,))[0]:
             turn.set(unknown=(edge.served, turn.now), stuck_since=None, stuck_why="")
+    if turn.state.unknown is not None:
+        turn.doubt(seen.described(state.service).values())
     state = turn.state
     if state.unknown is None or turn.now - state.unknown[1] < SILENCE:
         return
@@ -87,17 +89,7 @@ def notice_unknown(turn: Turn, seen: Observation) -> None:
         return
     if state.stuck_since is not None:
         return
-    why = (
-        f"nginx serves route {edge.served}, and its file and Redis are from an earlier time: which releases"
-        " have the users is not known, they stay there, and nothing is stopped"
-    )
-    since = state.unknown[1]
-    if state.rollout is not None and state.rollout.began_at < since:
-        turn.end(Outcome.ABORTED, why)
-    over = [release for release in state.queue if release.submitted_at < since]
-    turn.set(queue=tuple(release for release in state.queue if release not in over))
-    for release in over:
-        turn.conclude(release, Outcome.ABORTED, why, actor=DAEMON)
+    why = turn.end_older()
     way = "release an image to send them there"
     if state.stable is not None:
         way = f"`orchestrator rollback {state.service}` sends all of them to {state.stable.id}"
@@ -113,7 +105,7 @@ def notice_edge(turn: Turn, seen: Observation) -> None:
     if seen.edge.failed and rollout and rollout.kind == "release" and turn.state.stable:
         turn.retreat(Outcome.ROLLED_BACK, seen.edge.failed)
     state, edge, now = turn.state, seen.edge, turn.now
-    pending = state.route.generation > state.confirmed
+    pending = state.route.generation > state.confirmed and state.unknown is None
     if pending and edge.confirmed == state.route.generation:
         turn.set(confirmed=edge.confirmed, stuck_since=None, stuck_why="")
         about = state.rollout.release.id if state.rollout else ""
@@ -121,14 +113,14 @@ def notice_edge(turn: Turn, seen: Observation) -> None:
     elif pending and state.stuck_since is not None:
         if edge.error not in ("", state.stuck_why) and not edge.unread:  # the next mistake
             turn.set(stuck_why=edge.error)
-    elif pending and state.unknown is None:
+    elif pending:
         patience = state.rollout.release.policy.confirm_deadline if state.rollout else 60.0
         waited = now - state.route.changed_at - edge.waited
         reason = edge.error or (f"not confirmed after {waited:.0f} s" if waited > patience else "")
         if reason:
             turn.stuck(reason)
     _notice_silence(turn, edge)
-    _notice_switch(turn, edge)
+    _notice_switch(turn, seen)
     if edge.file != "ours" and edge.local is None and state.drifted_since is None and state.confirmed:
         turn.set(drifted_since=now)
         turn.tell(EdgeDrifted(service=state.service, at=now, file=edge.file))
@@ -137,13 +129,16 @@ def notice_edge(turn: Turn, seen: Observation) -> None:
         turn.tell(EdgeRepaired(service=state.service, at=now, generation=state.route.generation))
 
 
-def _notice_switch(turn: Turn, edge: Edge) -> None:
-    """Note where the rollback switch has all users while they are taken back."""
-    state = turn.state
+def _notice_switch(turn: Turn, seen: Observation) -> None:
+    """Note where a rollback has all users while they are taken back, or on a route that nobody knows."""
+    state, edge = turn.state, seen.edge
     back = state.rollout is not None and state.rollout.takes_back
-    if back and edge.unread:
+    if edge.unread and (back or state.unknown is not None):
         return
     to = edge.switched_to if back and edge.switched_everywhere else ""
+    if state.unknown is not None:
+        local = cut_off(state, seen)
+        to = local.to if local is not None else ""
     if to != (state.switched[0] if state.switched else ""):
         turn.set(switched=(to, turn.now) if to else None)
 
@@ -154,17 +149,17 @@ def _notice_silence(turn: Turn, edge: Edge) -> None:
     if not edge.silence:
         if state.silent_since is not None:
             turn.set(silent_since=None)
+        if state.unknown is not None:
+            return
         if state.silent_since is not None and state.stuck_since and state.confirmed == state.route.generation:
             turn.set(stuck_since=None, stuck_why="")
-            if state.unknown is not None:
-                return
             about = state.rollout.release.id if state.rollout else ""
             turn.tell(
                 RouteConfirmed(service=state.service, at=turn.now, release=about, generation=state.confirmed)
             )
     elif state.silent_since is None:
         turn.set(silent_since=turn.now)
-    elif state.stuck_since is None and turn.now - state.silent_since >= SILENCE:
+    elif state.stuck_since is None and state.unknown is None and turn.now - state.silent_since >= SILENCE:
         turn.stuck(edge.silence)
 
 

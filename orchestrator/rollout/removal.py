@@ -6,6 +6,7 @@ from typing import Literal
 from orchestrator.rollout.events import RouteChanged, ServiceRemoved
 from orchestrator.rollout.model import Mark, Outcome, Release, Route, ServiceState
 from orchestrator.rollout.observation import Observation
+from orchestrator.rollout.route import highest
 from orchestrator.rollout.turn import DAEMON, Turn
 
 LOST = "it was removed; the store had lost that"
@@ -108,7 +109,7 @@ def take_down(turn: Turn, seen: Observation) -> None:
             ServiceRemoved(service=state.service, at=turn.now, actor=removal.actor, reason=removal.reason)
         )
     elif seen.runtime_ok and not (seen.instances or state.retiring or state.route.servers):
-        generation = max(state.route.generation, seen.edge.highest) + 1
+        generation = highest(state, seen.edge) + 1
         turn.set(route=Route(generation=generation, changed_at=turn.now, gone=True))
         turn.tell(
             RouteChanged(

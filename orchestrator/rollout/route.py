@@ -127,6 +127,11 @@ def cut_off(state: ServiceState, seen: Observation) -> LocalRollback | None:
     return LocalRollback(to=to, actor="host", reason=why)
 
 
+def highest(state: ServiceState, edge: Edge) -> int:
+    """The highest generation that is known; also one that nginx serves and does not tell of at this look."""
+    return max(state.route.generation, edge.highest, state.overruled)
+
+
 def led_to(state: ServiceState, seen: Observation, release: str) -> Release | None:
     """A release that somebody has gone back to; a store that has lost commits may not know what runs."""
     return state.known(release) or seen.described(state.service).get(release)
@@ -163,8 +168,7 @@ def _back_unseen(state: ServiceState, seen: Observation, now: float) -> Route:
     servers = alone(route, target.id) if target else ()
     if not servers or all(s.release == servers[0].release for s in route.servers):
         return route
-    generation = max(route.generation, seen.edge.highest) + 1
-    return Route(generation=generation, servers=servers, changed_at=now)
+    return Route(generation=highest(state, seen.edge) + 1, servers=servers, changed_at=now)
 
 
 def _as_served(state: ServiceState, seen: Observation, wanted: set[str], now: float) -> Route:
@@ -175,8 +179,7 @@ def _as_served(state: ServiceState, seen: Observation, wanted: set[str], now: fl
     named, served = ({s.release for s in r.servers if not s.backup} for r in (route, disk.route))
     if not served or named <= wanted or not served <= wanted:
         return route
-    generation = max(route.generation, seen.edge.highest) + 1
-    return Route(generation=generation, servers=disk.route.servers, changed_at=now)
+    return Route(generation=highest(state, seen.edge) + 1, servers=disk.route.servers, changed_at=now)
 
 
 def next_route(state: ServiceState, seen: Observation, now: float) -> Route:
@@ -206,8 +209,9 @@ def next_route(state: ServiceState, seen: Observation, now: float) -> Route:
         servers += [_server(i, 1, backup=True) for i in usable(wanted.backup, route, seen)]
     preview = tuple(_server(i, 1) for i in usable(wanted.preview, route, seen)) if wanted.preview else ()
     ours = bool(servers) or (state.removal is not None and not route.gone)
-    ahead = ours and seen.edge.highest >= route.generation + (0 if seen.edge.local else 1)
+    local = seen.edge.local is not None and seen.edge.highest == route.generation
+    ahead = ours and (local or highest(state, seen.edge) > route.generation)
     if tuple(servers) == route.servers and preview == route.preview and not ahead:
         return route
-    generation = max(route.generation, seen.edge.highest) + 1
+    generation = highest(state, seen.edge) + 1
     return Route(generation=generation, servers=tuple(servers), preview=preview, changed_at=now)

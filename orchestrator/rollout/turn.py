@@ -299,4 +299,28 @@ class Turn:
         kept = {r.id for r in (self.state.stable, self.state.previous) if r is not None}
         kept |= {r.release.id for r in self.state.retiring}
         leaving = [Retiring(release=r) for r in releases if r.id not in kept and r.digest]
-        self.set(retiring=(*self.state.retiring, *leaving))
+        if leaving:
+            self.set(retiring=(*self.state.retiring, *leaving))
+
+    def doubt(self, releases: Iterable[Release]) -> None:
+        """Let what runs beside what is wanted drain from the next route on: it may have users until then."""
+        self.retire(r for r in releases if r.id not in self.state.wanted)
+        doubted = tuple(replace(r, generation=None, confirmed_at=None) for r in self.state.retiring)
+        if doubted != self.state.retiring:
+            self.set(retiring=doubted)
+
+    def end_older(self) -> str:
+        """End what rolls out and waits by a store that is older than what nginx serves; returns why."""
+        assert self.state.unknown is not None
+        generation, since = self.state.unknown
+        why = (
+            f"nginx serves route {generation}, and its file and Redis are from an earlier time: which"
+            " releases have the users is not known, they stay there, and nothing is stopped"
+        )
+        if self.state.rollout is not None and self.state.rollout.began_at < since:
+            self.end(Outcome.ABORTED, why)
+        older = [release for release in self.state.queue if release.submitted_at < since]
+        self.set(queue=tuple(release for release in self.state.queue if release not in older))
+        for release in older:
+            self.conclude(release, Outcome.ABORTED, why, actor=DAEMON)
+        return why

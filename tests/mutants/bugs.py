@@ -150,7 +150,7 @@ BUGS = (
     ),
     Bug(
         "what waited in an old store is released over what users have",
-        "rollout/notice.py",
+        "rollout/turn.py",
         "if release.submitted_at < since]",
         "if False]",
         "tests/unit/test_older_file.py",
@@ -158,8 +158,8 @@ BUGS = (
     Bug(
         "an nginx that was silent is said to have confirmed what it does not serve",
         "rollout/notice.py",
-        "            if state.unknown is not None:\n                return",
-        "            if False:\n                return",
+        "        if state.unknown is not None:\n            return\n        if state.silent",
+        "        if False:\n            return\n        if state.silent",
         "tests/unit/test_older_file.py",
     ),
     Bug(
@@ -182,6 +182,55 @@ BUGS = (
         "    if local is not None:\n        turn.overrule()",
         "    if False:\n        turn.overrule()",
         "tests/unit/test_cut_off.py",
+    ),
+    Bug(
+        "a route that nobody knows is never told once its file is lost",
+        "rollout/notice.py",
+        "    if turn.state.unknown is not None:\n        turn.doubt",
+        "    if edge.on_disk is None:\n        return\n    if turn.state.unknown:\n        turn.doubt",
+        "tests/unit/test_older_file.py",
+    ),
+    Bug(
+        "what may have users on a route that nobody knows is stopped before its requests have ended",
+        "rollout/notice.py",
+        "        turn.doubt(seen.described(state.service).values())",
+        "        pass",
+        "tests/unit/test_older_file.py",
+    ),
+    Bug(
+        "what drained by an old store is taken for drained on a route that nobody knows",
+        "rollout/turn.py",
+        "replace(r, generation=None, confirmed_at=None)",
+        "r",
+        "tests/unit/test_older_file.py",
+    ),
+    Bug(
+        "a route is put over one that nobody sees any more with no higher generation",
+        "rollout/route.py",
+        "return max(state.route.generation, edge.highest, state.overruled)",
+        "return max(state.route.generation, edge.highest)",
+        "tests/unit/test_older_file.py",
+    ),
+    Bug(
+        "a release without traffic keeps a rollback from leading out of a route that nobody knows",
+        "rollout/command.py",
+        "idle = rollout is None or (rollout.phase in BEFORE_TRAFFIC and not command.release)",
+        "idle = rollout is None",
+        "tests/unit/test_older_file.py",
+    ),
+    Bug(
+        "what waits by an old store goes on after a rollback that comes before it is told",
+        "rollout/command.py",
+        "        turn.end_older()\n",
+        "",
+        "tests/unit/test_older_file.py",
+    ),
+    Bug(
+        "a route that nobody knows is told for time in which nobody looked",
+        "rollout/unseen.py",
+        "unknown=(state.unknown[0], later(state.unknown[1])) if state.unknown else None",
+        "unknown=state.unknown",
+        "tests/unit/test_nobody_looked.py -k every_clock",
     ),
     Bug(
         "a newer route in nginx' memory is taken for a rollback on the host",
@@ -207,8 +256,8 @@ BUGS = (
     Bug(
         "a rollback beside one on the host leads back to what somebody fled from",
         "rollout/command.py",
-        "state.unknown is not None and state.stuck_since is not None and",
-        "state.unknown is not None and",
+        "if state.unknown is None or state.switched is not None or stable",
+        "if state.unknown is None or stable",
         "tests/unit/test_cut_off.py",
     ),
     Bug(

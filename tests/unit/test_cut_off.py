@@ -3,8 +3,10 @@
 import pytest
 
 from orchestrator.rollout.command import Rollback
+from orchestrator.rollout.decide import decide
 from orchestrator.rollout.events import EdgeStuck, ReleaseEnded, RouteChanged
 from orchestrator.rollout.model import Outcome, Phase
+from orchestrator.rollout.observation import Edge, Observation
 from orchestrator.rollout.told import problems
 from tests.builders import policy, submit
 from tests.unit.sim import Sim
@@ -95,6 +97,8 @@ def test_a_file_that_is_written_when_the_rollback_is_followed_already_changes_no
 def test_a_rollback_that_is_asked_for_meanwhile_leads_where_the_one_on_the_host_does(sim: Sim) -> None:
     _promoted(sim).roll_back_on_host(written=False)
     sim.run(3)
+    unread = Observation(edge=Edge(unread=True), instances=sim.observe().instances)
+    sim.state, _ = decide(sim.state, unread, sim.now)
     sim.send(Rollback(request="9-0", actor="bob"))
     sim.run(20)
     (ended,) = [e for e in sim.events if isinstance(e, ReleaseEnded)]

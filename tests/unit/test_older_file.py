@@ -11,6 +11,7 @@ from orchestrator.rollout.events import (
     InstanceDied,
     InstanceRecovered,
     ReleaseEnded,
+    ReleaseRetired,
     RequestRefused,
     RouteChanged,
     RouteConfirmed,
@@ -159,3 +160,118 @@ def test_an_instance_that_is_started_again_beside_a_route_that_nobody_knows_is_t
     died, recovered = sim.events
     assert (type(died), type(recovered)) == (InstanceDied, InstanceRecovered)
     assert sim.state.dead == ()
+
+
+def _hide(sim: Sim, how: str) -> None:
+    """Let nginx' file be lost, or be nobody's, or let nothing be seen of it."""
+    if how != "edited":
+        sim.edge_up = False
+    sim.disk, sim.file = None, "missing" if how == "missing" else "edited"
+
+
+@pytest.mark.parametrize("how", ["missing", "edited"])
+def test_what_is_lost_of_the_file_meanwhile_puts_nothing_off(sim: Sim, how: str) -> None:
+    sim.send(submit(2))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.elder, sim.lost = sim.served + 5, True
+    sim.run(3)
+    _hide(sim, how)
+    sim.run(15)
+    assert sim.outcomes()["api-2"] is Outcome.ABORTED
+    (stuck,) = [e for e in sim.events if isinstance(e, EdgeStuck)]
+    assert "its file and Redis are from an earlier time" in stuck.reason
+    served, sim.edge_up = sim.elder, True
+    sim.send(Rollback(request="9-0", actor="ann"))
+    sim.run(5)
+    assert sim.state.confirmed == sim.state.route.generation > served
+    assert sim.share("api-1") == 100
+
+
+def test_a_rollback_goes_over_a_route_that_nobody_sees_any_more(sim: Sim) -> None:
+    _put_back(sim, wiped=False)
+    sim.run(20)
+    served = sim.elder
+    _hide(sim, "missing")
+    sim.send(Rollback(request="9-0", actor="ann"))
+    sim.step()
+    assert sim.state.route.generation > served
+
+
+def test_what_may_have_users_on_a_route_that_nobody_knows_is_drained_once_another_is_put_over_it(
+    sim: Sim,
+) -> None:
+    _put_back(sim, wiped=False)
+    sim.run(20)
+    sim.drained = False
+    sim.send(Rollback(request="9-0", actor="ann"))
+    sim.run(5)
+    assert {"api-2-0", "api-2-1", "api-3-0", "api-3-1"} <= set(sim.instances)
+    sim.drained = True
+    sim.run(5)
+    assert {"api-2", "api-3"} == {
+        e.release for e in sim.events if isinstance(e, ReleaseRetired) and e.drained
+    }
+    assert {i.release for i in sim.instances.values()} == {"api-1"}
+
+
+def test_what_was_on_its_way_out_by_the_old_store_is_drained_too(sim: Sim) -> None:
+    sim.drained = False
+    sim.send(submit(2, policy=policy(keep_previous=0.0)))
+    sim.until_ended("api-2")
+    sim.run(2)
+    assert [r.generation for r in sim.state.retiring] == [sim.state.route.generation]
+    sim.elder, sim.lost = sim.served + 5, True
+    sim.run(2 * sim.state.retiring[0].release.policy.drain_deadline)
+    assert not [e for e in sim.events if isinstance(e, ReleaseRetired)]
+    sim.send(Rollback(request="9-0", actor="ann"))
+    sim.drained = True
+    sim.run(5)
+    assert [e.drained for e in sim.events if isinstance(e, ReleaseRetired)] == [True]
+
+
+@pytest.mark.parametrize("after", [3, 15])
+def test_a_rollback_leads_from_a_route_that_nobody_knows_to_stable_whenever_it_is_asked_for(
+    sim: Sim, after: int
+) -> None:
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.send(Freeze(request="f-0", actor="ann"))
+    sim.send(submit(3, policy=policy(queue_deadline=9e9)))
+    sim.run(2)
+    sim.elder, sim.lost = sim.served + 5, True
+    sim.run(after)
+    sim.send(Rollback(request="9-0", actor="ann"))
+    sim.run(20)
+    assert (sim.share("api-2"), sim.state.rollout, problems(sim.state)) == (100, None, [])
+    assert sim.outcomes()["api-3"] is Outcome.ABORTED
+
+
+def test_a_rollback_leads_to_stable_beside_a_release_without_traffic_and_ends_that(sim: Sim) -> None:
+    _put_back(sim, wiped=False)
+    sim.run(20)
+    sim.behave("api-4").never_ready = True
+    sim.send(submit(4))
+    sim.run(3)
+    served, way = sim.elder, problems(sim.state)[0]
+    assert way.endswith("`orchestrator rollback api` sends all of them to api-1")
+    accepted, *_ = sim.send(Rollback(request="9-0", actor="ann"))
+    assert isinstance(accepted, CommandAccepted)
+    assert accepted.note == "all users are sent to api-1; api-4 was in starting and has had no traffic"
+    sim.run(5)
+    assert sim.state.confirmed == sim.state.route.generation > served
+    assert (sim.share("api-1"), problems(sim.state)) == (100, [])
+    assert sim.outcomes()["api-4"] is Outcome.ABORTED
+
+
+def test_a_rollback_of_a_release_without_traffic_alone_leaves_users_on_a_route_that_nobody_knows(
+    sim: Sim,
+) -> None:
+    _put_back(sim, wiped=False)
+    sim.run(20)
+    sim.behave("api-4").never_ready = True
+    sim.send(submit(4))
+    sim.run(3)
+    sim.send(Rollback(request="9-0", actor="ann", release="api-4"))
+    sim.run(5)
+    assert sim.outcomes()["api-4"] is Outcome.ABORTED
+    assert (sim.state.unknown or (0,))[0] == sim.elder
