@@ -204,7 +204,7 @@ def offers(state: ServiceState, release: str) -> tuple[str, ...]:
     asked: list[Command] = []
     rollout = state.rolling(release)
     stands = state.rollout is None and release == state.current
-    if rollout is not None and rollout.phase is not Phase.ROLLING_BACK:
+    if rollout is not None:
         verbs = (Abort,) if rollout.kind == "revert" else (Rollback, Pause, Resume, Approve, Promote)
         asked = [verb(**words, release=release) for verb in verbs]
     elif stands:
@@ -465,9 +465,10 @@ def _earlier(state: ServiceState, to: str) -> Release | str:
     """The release to go back to, or why there is none."""
     stable = state.stable.id if state.stable else ""
     good = [e.release for e in state.history if e.outcome is Outcome.PROMOTED and e.release.id != stable]
+    warm = [state.previous] if state.previous else []
     names = ", ".join(dict.fromkeys(r.id for r in reversed(good))) or "none"
     if to:
-        wanted = next((r for r in reversed(good) if r.id == to), None)
+        wanted = next((r for r in (*warm, *reversed(good)) if r.id == to), None)
         return wanted or f"{to} is not an earlier promoted release of {state.service}; there are: {names}"
     if state.earlier is None and good:
         return (
@@ -522,12 +523,12 @@ def _go_on(turn: Turn, mark: Mark) -> None:
 
 def _promote(turn: Turn, command: Promote) -> str:
     state, rollout = turn.state, turn.state.rollout
-    if rollout is not None and rollout.phase is Phase.ROLLING_BACK and state.has_lost_stable:
-        previous = turn.state.stable
-        if not rollout.lives:
-            dead = previous.id if previous else ""
-            return f"no instance of {rollout.release.id} lives, nor of {dead}; release an image that is good"
-        turn.set(stable=rollout.release, previous=previous, previous_until=turn.now)
+    back = rollout is not None and rollout.phase is Phase.ROLLING_BACK
+    if rollout is not None and back and state.stable is not None and state.has_lost_stable:
+        if not state.may_be_kept:
+            dead = f"no instance of {rollout.release.id} lives, nor of {state.stable.id}"
+            return f"{dead}; release an image that is good"
+        turn.set(stable=rollout.release, previous=state.stable, previous_until=turn.now)
         turn.end(Outcome.PROMOTED, _because(f"kept by {command.actor}", command), actor=command.actor)
         turn.unstuck()
         return ""

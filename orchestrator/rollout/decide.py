@@ -496,6 +496,9 @@ def _rolling_back(turn: Turn, seen: Observation) -> None:
     if fix is not None and state.leads_nowhere and state.frozen is None and seen.runtime_ok:
         assert state.stable is not None
         why = f"superseded by {fix.id} while all of {state.stable.id} is down"
+        if rollout.lives and (state.previous is None or state.has_lost(state.previous)):
+            turn.set(previous=rollout.release, previous_until=turn.now)  # warm until the fix or stable lives
+            turn.retire([state.previous] if state.previous else [])
         turn.end(Outcome.SUPERSEDED, why, actor=fix.author)
         turn.unstuck()
     elif confirmed and not named and _leads_to_nobody(state, rollout):
@@ -528,7 +531,7 @@ def _note_life(turn: Turn, seen: Observation) -> None:
 
 def _instead(state: ServiceState, rollout: Rollout) -> str:
     """The way to keep the candidate, where there is one."""
-    if not (state.has_lost_stable and rollout.lives):
+    if not state.may_be_kept:
         return ""
     return f"; `orchestrator promote {state.service}` sends everybody to {rollout.release.id} instead"
 
@@ -539,7 +542,7 @@ def _leads_to_nobody(state: ServiceState, rollout: Rollout) -> bool:
     A candidate that has never had users is: it has nothing to give back, and what is released next must not
     wait behind it.
     """
-    return rollout.exposed_since is not None and state.has_lost_stable and rollout.lives
+    return rollout.exposed_since is not None and state.may_be_kept
 
 
 def _never_served(rollout: Rollout, seen: Observation) -> bool:

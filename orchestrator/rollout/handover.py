@@ -10,9 +10,14 @@ from orchestrator.rollout.turn import DAEMON, Turn
 
 
 def retire_previous(turn: Turn) -> None:
-    """Let the previous release go once it has been kept warm for its time and nothing rolls out."""
+    """Let the previous release go once it has been kept warm for its time and nothing rolls out.
+
+    While all of stable is dead it is all that there is.
+    """
     state = turn.state
-    if state.rollout is None and state.previous and turn.now >= (state.previous_until or 0.0):
+    if state.rollout is not None or state.has_lost_stable:
+        return
+    if state.previous and turn.now >= (state.previous_until or 0.0):
         previous = state.previous
         turn.set(previous=None, previous_until=None)
         turn.retire([previous])

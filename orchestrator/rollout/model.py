@@ -426,7 +426,17 @@ class ServiceState:
     @property
     def has_lost_stable(self) -> bool:
         """Whether all instances of stable are known to be dead."""
-        names = instance_names(self.stable) if self.stable is not None else ()
+        return self.has_lost(self.stable)
+
+    @property
+    def may_be_kept(self) -> bool:
+        """Whether `promote` keeps the candidate that goes back: all of stable is dead, and it is not."""
+        back = self.rollout is not None and self.rollout.phase is Phase.ROLLING_BACK and self.rollout.lives
+        return back and self.has_lost_stable
+
+    def has_lost(self, release: Release | None) -> bool:
+        """Whether all instances of stable, or of previous, are known to be dead."""
+        names = instance_names(release) if release is not None else ()
         return bool(names) and set(names) <= set(self.dead)
 
     @property

@@ -130,8 +130,8 @@ BUGS = (
     Bug(
         "a healthy candidate is stopped though all of stable is dead",
         "rollout/decide.py",
-        "and state.has_lost_stable and rollout.lives\n",
-        "and False\n",
+        "is not None and state.may_be_kept\n",
+        "is not None and False\n",
         "tests/unit/test_release.py",
     ),
     Bug(
@@ -172,8 +172,8 @@ BUGS = (
     Bug(
         "a candidate that never had users is kept for a stable that is dead",
         "rollout/decide.py",
-        "    return rollout.exposed_since is not None and state.has",
-        "    return state.has",
+        "return rollout.exposed_since is not None and state.may",
+        "return state.may",
         "tests/unit/test_revert.py",
     ),
     Bug(
@@ -233,6 +233,34 @@ BUGS = (
         "tests/unit/test_nobody_looked.py -k every_clock",
     ),
     Bug(
+        "the only release that lives is stopped for a fix that may not start",
+        "rollout/decide.py",
+        "if rollout.lives and (state.previous is None",
+        "if False and (state.previous is None",
+        "tests/unit/test_release.py",
+    ),
+    Bug(
+        "a candidate is kept in place of a release that was good",
+        "rollout/decide.py",
+        "(state.previous is None or state.has_lost(state.previous))",
+        "True",
+        "tests/unit/test_release.py",
+    ),
+    Bug(
+        "the only release that lives is let go when its time is up",
+        "rollout/handover.py",
+        "if state.rollout is not None or state.has_lost_stable:",
+        "if state.rollout is not None:",
+        "tests/unit/test_release.py",
+    ),
+    Bug(
+        "the named way to keep a candidate is not offered",
+        "rollout/command.py",
+        "    if rollout is not None:\n        verbs",
+        "    if rollout is not None and not rollout.takes_back:\n        verbs",
+        "tests/unit/test_release.py",
+    ),
+    Bug(
         "a newer route in nginx' memory is taken for a rollback on the host",
         "rollout/route.py",
         "edge, to = seen.edge, seen.edge.switched_to",
@@ -284,7 +312,7 @@ BUGS = (
     Bug(
         "a candidate of which nothing lives is kept",
         "rollout/command.py",
-        "        if not rollout.lives:",
+        "        if not state.may_be_kept:",
         "        if False:",
         "tests/unit/test_release.py",
     ),

@@ -15,6 +15,7 @@ from orchestrator.rollout.command import (
     Resume,
     Rollback,
     Unfreeze,
+    offers,
 )
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.desired import desired
@@ -545,6 +546,7 @@ def test_a_rollback_to_a_stable_that_is_dead_by_then_stops_no_healthy_candidate(
 
 def test_a_person_may_keep_the_candidate_where_a_rollback_led_to_nobody(sim: Sim) -> None:
     _back_to_a_stable_that_hangs(sim)
+    assert offers(sim.state, "api-2") == ("promote", "freeze")
     sim.send(Promote(request="9-1", actor="bob"))
     assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
     sim.run(5)
@@ -620,6 +622,63 @@ def test_a_fix_supersedes_what_has_nowhere_to_go_back_to(sim: Sim, action: Any, 
     assert sim.until_ended("api-3").outcome is Outcome.PROMOTED
     sim.run(200)
     assert (sim.share("api-3"), {i.release for i in sim.instances.values()}) == (100, {"api-3"})
+
+
+def _fix_that_does_not_start(sim: Sim, *, led: bool = False) -> None:
+    """api-3 is to mend that api-1 is dead and api-2 is on its way back, and does not start.
+
+    `led`: nginx leads to api-1 already.
+    """
+    (_back_to_a_stable_that_hangs if led else _lose_stable)(sim)
+    sim.behave("api-1").start_error = "docker is full"
+    _taken_back(sim)
+    sim.behave("api-3").start_error = "typo in the fix"
+    sim.send(submit(3))
+    assert sim.until_ended("api-3").outcome is Outcome.FAILED
+    sim.run(120)
+
+
+@pytest.mark.parametrize("led", [False, True])
+def test_the_candidate_lives_on_where_the_fix_for_a_dead_stable_does_not_start(sim: Sim, led: bool) -> None:
+    _fix_that_does_not_start(sim, led=led)
+    assert {i.name for i in sim.instances.values() if i.running and i.health == "ready"} == {
+        "api-2-0",
+        "api-2-1",
+    }
+    assert problems(sim.state)[-1] == (
+        "all of api-1 is down; `orchestrator rollback api --to api-2` sends everybody to api-2"
+    )
+    sim.send(Rollback(request="9-1", actor="ann", to="api-2"))
+    sim.run(20)
+    assert (sim.share("api-2"), sim.state.rollout) == (100, None)
+
+
+def test_the_candidate_is_let_go_where_stable_lives_again(sim: Sim) -> None:
+    _fix_that_does_not_start(sim)
+    sim.behave("api-1").start_error = ""
+    sim.run(30)
+    assert ({i.release for i in sim.instances.values()}, problems(sim.state)) == ({"api-1"}, [])
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_of_a_release_that_was_good_and_a_candidate_the_first_is_kept_if_it_lives(
+    sim: Sim, lives: bool
+) -> None:
+    sim.send(submit(2))
+    sim.until_ended("api-2")
+    sim.send(submit(3))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    for release in ("api-2", "api-1")[: 1 if lives else 2]:
+        sim.behave(release).start_error = "no such image"
+        for name in (f"{release}-0", f"{release}-1"):
+            sim.kill(name)
+    _taken_back(sim)
+    sim.behave("api-4").start_error = "typo in the fix"
+    sim.send(submit(4))
+    assert sim.until_ended("api-4").outcome is Outcome.FAILED
+    sim.run(120)
+    assert sim.state.previous is not None
+    assert sim.state.previous.id == ("api-1" if lives else "api-3")
 
 
 def test_a_fix_supersedes_also_where_nginx_leads_to_the_dead_stable_already(sim: Sim) -> None:
