@@ -954,8 +954,9 @@ BUGS = (
     Bug(
         "an edge that has caught up at one of the services at which it hung is waited for again",
         "traffic/fleet.py",
-        "self._hung -= {(name, service) for name, r in",
-        "self._hung -= {(name, s) for _, s in self._hung for name, r in",
+        "            (name, service)\n            for name, service in self._hung\n",
+        "            (name, other)\n            for name, service in self._hung\n"
+        "            for _, other in self._hung\n",
         "tests/contract/test_fleet.py -k hangs",
     ),
     Bug(
