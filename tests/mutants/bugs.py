@@ -952,6 +952,20 @@ BUGS = (
         "tests/contract/test_fleet.py -k hangs",
     ),
     Bug(
+        "a switch is turned on when other files have been written",
+        "traffic/edge.py",
+        "turn_on(change.service, to, generation), urgent=True)",
+        "turn_on(change.service, to, generation))",
+        "tests/contract/test_switch.py -k no_other_file",
+    ),
+    Bug(
+        "an nginx that gets its Lua module later is never seen to have it",
+        "traffic/memory.py",
+        "if not self._lua and (self._lua is None or now >= self._next_look):",
+        "if self._lua is None:",
+        "tests/contract/test_memory.py -k module_later",
+    ),
+    Bug(
         "an edge that has caught up at one of the services at which it hung is waited for again",
         "traffic/fleet.py",
         "            (name, service)\n            for name, service in self._hung\n",
