@@ -345,10 +345,10 @@ BUGS = (
         f"{STORE} -k is_away",
     ),
     Bug(
-        "a pipeline of Redis drops a cancellation",
+        "Redis' client drops a cancellation",
         "store/redis_store.py",
-        "await _cancellable(super().execute(raise_on_error))",
-        "await super().execute(raise_on_error)",
+        "socket_timeout=None,",
+        "socket_timeout=timeout,",
         f"{STORE} -k calls_that_are_cancelled --timeout 30",
     ),
     Bug(
