@@ -559,7 +559,7 @@ class NginxEdge:
         """Send users back by nginx' memory, which needs neither the disk nor a turn; else by the switch."""
         if not await self._is_taken_at_once(change):
             await self._repair(change.service)
-            await to_the_end(lambda: self._switches.turn_on(change.service, to, generation))
+            await to_the_end(lambda: self._switches.turn_on(change.service, to, generation), urgent=True)
 
     async def _is_taken_at_once(self, change: _Change) -> bool:
         """Whether nginx has taken a route into its memory; whatever keeps it from that is logged."""

@@ -443,10 +443,10 @@ BUGS = (
         f"{STORE} -k is_away",
     ),
     Bug(
-        "a pipeline of Redis drops a cancellation",
+        "Redis' client drops a cancellation",
         "store/redis_store.py",
-        "await _cancellable(super().execute(raise_on_error))",
-        "await super().execute(raise_on_error)",
+        "socket_timeout=None,",
+        "socket_timeout=timeout,",
         f"{STORE} -k calls_that_are_cancelled --timeout 30",
     ),
     Bug(
@@ -1050,10 +1050,25 @@ BUGS = (
         "tests/contract/test_fleet.py -k hangs",
     ),
     Bug(
+        "a switch is turned on when other files have been written",
+        "traffic/edge.py",
+        "turn_on(change.service, to, generation), urgent=True)",
+        "turn_on(change.service, to, generation))",
+        "tests/contract/test_switch.py -k no_other_file",
+    ),
+    Bug(
+        "an nginx that gets its Lua module later is never seen to have it",
+        "traffic/memory.py",
+        "if not self._lua and (self._lua is None or now >= self._next_look):",
+        "if self._lua is None:",
+        "tests/contract/test_memory.py -k module_later",
+    ),
+    Bug(
         "an edge that has caught up at one of the services at which it hung is waited for again",
         "traffic/fleet.py",
-        "self._hung -= {(name, service) for name, r in",
-        "self._hung -= {(name, s) for _, s in self._hung for name, r in",
+        "            (name, service)\n            for name, service in self._hung\n",
+        "            (name, other)\n            for name, service in self._hung\n"
+        "            for _, other in self._hung\n",
         "tests/contract/test_fleet.py -k hangs",
     ),
     Bug(
