@@ -153,10 +153,10 @@ def problems(state: ServiceState) -> list[str]:
         found.append(f"{edited}; no step is taken until that is undone")
     if state.trouble:
         found.append(state.trouble)
-    if state.rollout is None and state.previous and state.has_lost_stable and state.stable:
-        way = f"`orchestrator rollback {state.service} --to {state.previous.id}`"
-        if not state.has_lost(state.previous):
-            found.append(f"all of {state.stable.id} is down; {way} sends everybody to {state.previous.id}")
+    warm = state.previous if state.rollout is None and not state.has_lost(state.previous) else None
+    if warm is not None and state.stable is not None and state.has_lost_stable:
+        way = f"`orchestrator rollback {state.service} --to {warm.id}` sends everybody to {warm.id}"
+        found.append(f"all of {state.stable.id} is down; {way}")
     if state.stuck_since is not None:
         found.append(state.stuck_why if state.unknown else way_back(state) or _unconfirmed(state))
     if state.rollout is not None and state.rollout.blind_since is not None:

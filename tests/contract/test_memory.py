@@ -429,6 +429,20 @@ async def test_a_route_in_memory_needs_no_disk_to_take_users_back(site: Site, by
     assert (seen.served, seen.switched_to, seen.switched_for) == (3, "" if daemons else "api-1", 0)
 
 
+@dynamic
+async def test_a_step_of_the_daemons_own_that_no_file_has_any_more_is_told_as_no_rollback(site: Site) -> None:
+    await site.edge.apply(site.plan(3, "api-2", back="api-1"), 1)
+    files = [site.folder / name for name in ("api.conf", "api.rollback")]
+    texts = [file.read_text() for file in files]
+    await site.edge.apply(site.plan(4, "api-2", "api-3", back="api-2"), 1)
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text)
+    later = person(site)
+    seen = await later.observe("api")
+    await later.close()
+    assert (seen.served, seen.floor, seen.switched_to) == (4, 3, "")
+
+
 def person(site: Site) -> NginxEdge:
     """Another process on this host, which a person has started."""
     return NginxEdge(

@@ -678,7 +678,14 @@ def test_of_a_release_that_was_good_and_a_candidate_the_first_is_kept_if_it_live
     assert sim.until_ended("api-4").outcome is Outcome.FAILED
     sim.run(120)
     assert sim.state.previous is not None
-    assert sim.state.previous.id == ("api-1" if lives else "api-3")
+    kept = sim.state.previous.id
+    assert kept == ("api-1" if lives else "api-3")
+    assert f"--to {kept}`" in problems(sim.state)[-1]
+    sim.behave(kept).start_error = "no such image"
+    for name in (f"{kept}-0", f"{kept}-1"):
+        sim.kill(name)
+    sim.run(3)
+    assert "--to" not in problems(sim.state)[-1]
 
 
 def test_a_fix_supersedes_also_where_nginx_leads_to_the_dead_stable_already(sim: Sim) -> None:
