@@ -1052,8 +1052,8 @@ BUGS = (
     Bug(
         "a switch is turned on when other files have been written",
         "traffic/edge.py",
-        "turn_on(change.service, to, generation), urgent=True)",
-        "turn_on(change.service, to, generation))",
+        "        if not await to_the_end(turn_on, urgent=True):",
+        "        if not await to_the_end(turn_on):",
         "tests/contract/test_switch.py -k no_other_file",
     ),
     Bug(
@@ -1186,8 +1186,8 @@ BUGS = (
     Bug(
         "a rollback in memory waits for the folder",
         "traffic/edge.py",
-        "        if not await self._is_taken_at_once(change):\n",
-        "        if change:\n",
+        "        if await self._is_taken_at_once(change):\n",
+        "        if not change:\n",
         f"{MEMORY[:-1]} and needs_no_disk'",
     ),
     Bug(
@@ -2037,10 +2037,10 @@ BUGS = (
         "tests/unit/test_release.py -k person",
     ),
     Bug(
-        "a release that was gone back to is told as left",
+        "a promotion is told as left that another one came after",
         "rollout/model.py",
-        "            if ended.release.id == release:\n                found = None\n            elif",
-        "            if",
+        "self.history[at + 1 :] if e.outcome is Outcome.PROMOTED)",
+        'self.history[at + 1 :] if e.kind == "revert")',
         "tests/unit/test_revert.py -k left",
     ),
     Bug(
