@@ -1043,6 +1043,13 @@ BUGS = (
         MEMORY,
     ),
     Bug(
+        "a route of which nothing is understood is served",
+        "traffic/balancer.lua",
+        "local usable = other.pools.main or not wrong",
+        "local usable = true",
+        MEMORY,
+    ),
+    Bug(
         "nginx takes a route from anybody",
         "traffic/balancer.lua",
         "or ngx.var.http_x_secret ~= secret then",
