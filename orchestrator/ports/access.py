@@ -103,7 +103,14 @@ class Tokens(Protocol):
         ...
 
     async def tokens(self) -> list[Token]:
-        """All that were not revoked, by name."""
+        """All that were not revoked, by name; an entry that can't be read is none, and the log names it."""
+        ...
+
+    async def reach(self, token: str) -> tuple[str, ...] | None:
+        """The services that a token is for, by its id; None where there is none.
+
+        Of an entry that can't be read it is all: whoever may take any token back may take that one back too.
+        """
         ...
 
     async def revoke(self, token: str) -> bool:

@@ -215,6 +215,19 @@ async def test_no_two_tokens_have_one_name(house: House) -> None:
     assert (await house.ask("POST", "/v1/tokens", admin, body))[0] == 201
 
 
+async def test_an_entry_that_is_no_token_keeps_none_from_being_shown_and_taken_back(house: House) -> None:
+    admin, mine = await house.secret("admin"), await house.secret("admin", "api")
+    leaked = await house.secret("operator", "api")
+    await house.redis.hset(house.keys.tokens, "0badbad0", '{"of": "another version"}')
+    shown = (await house.ask("GET", "/v1/tokens", admin))[1]["tokens"]
+    assert [t["name"] for t in shown] == ["the admin", "the admin 2", "the operator"]
+    assert (await house.ask("DELETE", f"/v1/tokens/{leaked.split('_')[1]}", mine))[0] == 204
+    assert (await house.ask("GET", "/v1/me", leaked))[0] == 401
+    assert (await house.ask("DELETE", "/v1/tokens/0badbad0", mine))[0] == 404, "it may be for other services"
+    assert (await house.ask("DELETE", "/v1/tokens/0badbad0", admin))[0] == 204
+    assert not await house.redis.hexists(house.keys.tokens, "0badbad0")
+
+
 @pytest.mark.parametrize("name", ["orchestrator", "Orchestrator", "ORCHESTRATOR "])
 async def test_nobody_gets_the_daemons_own_name(house: House, name: str) -> None:
     admin = await house.secret("admin")
