@@ -6,7 +6,7 @@ import math
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -250,7 +250,9 @@ class Daemon:
                     else:
                         await dispatcher.dispatch(request, fields)
 
-                vital("requests", self._stream(redis, dispatcher.replies.refuse, take, store.handled).run)
+                vital(
+                    "requests", self._stream(redis, dispatcher.replies.refuse, take, store.acknowledged).run
+                )
                 vital("measure", parts.measurer.run)
                 courteous("reload", lambda: self._keep_reloading(dispatcher, group, doors))
                 courteous("request log", self._requests.run, longest_pause=1.0)  # gates wait for it
@@ -304,7 +306,7 @@ class Daemon:
         redis: Client,
         refuse: Callable[[str, Mapping[str, str], Event], Awaitable[None]],
         take: Callable[[Request, Mapping[str, str]], Awaitable[None]],
-        handled: Callable[[], Awaitable[Iterable[Sequence[str]]]],
+        acknowledged: Callable[[], Awaitable[str]],
     ) -> RequestStream:
         """Where requests come from."""
         return RequestStream(
@@ -314,7 +316,7 @@ class Daemon:
             refuse,
             self._clock,
             take,
-            handled,
+            acknowledged,
             self._metrics.trimmed.inc,
         )
 

@@ -23,9 +23,10 @@ from orchestrator.intake.views import ReleaseBody, fields_of
 from orchestrator.ports.access import MAY, Principal, Role, Verb
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.command import Freeze, handle
-from orchestrator.rollout.events import ConfigReloaded, ReleaseEnded
+from orchestrator.rollout.events import ConfigReloaded, ReleaseEnded, RequestRefused
 from orchestrator.rollout.model import Ended, Outcome, ServiceState
 from orchestrator.store import tail as tail_module
+from orchestrator.store.codec import dump_event
 from orchestrator.store.tokens import RedisTokens
 from tests.builders import release, submit, template
 from tests.conftest import LogLines
@@ -198,6 +199,21 @@ async def test_what_concerns_all_services_is_for_nobody_who_has_only_some(house:
             assert told["detail"] == "the admin is admin of api, web; this is for admins of all services"
     entry = await house.store.push({"verb": "reload"})
     assert (await house.ask("GET", f"/v1/requests/{entry}", secret))[0] == 403
+
+
+async def test_the_answer_to_a_request_with_an_id_of_the_future_is_found(house: House) -> None:
+    """All later ids lie there too, those of events do not."""
+    await house.redis.xadd(house.keys.requests, {"service": "api"}, id="9000000000000-1")
+    secret = await house.secret("operator")
+    _, told, _ = await house.ask("POST", path_of("freeze"), secret, {"reason": "r"})
+    assert told["request"] > "9000000000000-1"
+    event = RequestRefused(
+        service="api", at=1.0, verb="freeze", actor="ci", request=told["request"], reason="no"
+    )
+    await house.redis.xadd(house.keys.events, {"data": dump_event(event)})
+    for wait in ("", "?wait=5"):
+        seen = (await house.ask("GET", f"/v1/requests/{told['request']}{wait}", secret))[1]
+        assert (seen["state"], seen["reason"]) == ("refused", "no")
 
 
 async def test_no_two_tokens_have_one_name(house: House) -> None:

@@ -263,9 +263,6 @@ class Requests:
         self._entries.append((entry, {"who": "ci", **fields}))
         return entry
 
-    async def xinfo_groups(self, _: str) -> list[dict[str, str]]:
-        return [{"name": "g"}]
-
     async def xautoclaim(self, *_: Any, **__: Any) -> tuple[str, list[Any], list[Any]]:
         return "0-0", [], []
 
@@ -290,8 +287,8 @@ class Requests:
         return [("requests", found)] if found else []
 
 
-async def _nothing() -> list[tuple[str, ...]]:
-    return []
+async def _nothing() -> str:
+    return "0-0"
 
 
 @dataclass
