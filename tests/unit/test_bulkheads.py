@@ -82,6 +82,7 @@ FOR_ALL = {
     "Inbox.pushed": "of who asks, over HTTP or by the command line",
     "Tokens.create": "who may ask is no service's",
     "Tokens.tokens": "who may ask is no service's",
+    "Tokens.reach": "who may ask is no service's",
     "Tokens.revoke": "who may ask is no service's",
     "Tokens.recognise": "who may ask is no service's",
     "Tokens.open_session": "who may ask is no service's",
