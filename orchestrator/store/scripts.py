@@ -131,9 +131,10 @@ return {{'taken', entry}}
 
 GIVE_OUT = """
 -- KEYS: tokens   ARGV: id, name, json
+local function usual(name) return (name:lower():gsub('%s+', ' '):gsub('^ ', ''):gsub(' $', '')) end
 for _, text in ipairs(redis.call('HVALS', KEYS[1])) do
   local good, name = pcall(function() return cjson.decode(text).token.principal.name end)
-  if good and name == ARGV[2] then return 0 end
+  if good and usual(name) == usual(ARGV[2]) then return 0 end
 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
 return 1

@@ -221,6 +221,8 @@ async def test_no_two_tokens_have_one_name(house: House) -> None:
     body = {"name": "ci", "role": "viewer"}
     answers = await asyncio.gather(*(house.ask("POST", "/v1/tokens", admin, body) for _ in range(5)))
     assert sorted(a[0] for a in answers) == [201, 409, 409, 409, 409]
+    for name in ("CI", "ci "):
+        assert (await house.ask("POST", "/v1/tokens", admin, {**body, "name": name}))[0] == 409, name
     told = next(a[1]["detail"] for a in answers if a[0] == 409)
     assert told == "there is a token 'ci' already; revoke it first, or choose another name"
     made = next(a[1]["id"] for a in answers if a[0] == 201)
@@ -259,6 +261,19 @@ async def test_nobody_gets_the_daemons_own_name(house: House, name: str) -> None
     ):
         with pytest.raises(ValidationError, match=OURS):
             Settings.model_validate(section)
+
+
+async def test_an_older_versions_token_with_the_daemons_name_is_refused_with_the_cure(
+    house: House,
+) -> None:
+    who = Principal(name="orchestrator", role="operator")
+    _, secret = await house.tokens.create(who, "test", house.clock.now(), None)
+    status, told, _ = await house.ask("POST", path_of("rollback"), secret, {})
+    assert (status, told["detail"]) == (
+        403,
+        f"'orchestrator' {OURS}: make another token, and revoke this one",
+    )
+    assert await house.asked() == []
 
 
 async def test_a_token_that_is_taken_back_elsewhere_works_for_a_second_at_the_most(house: House) -> None:
