@@ -104,9 +104,8 @@ class Server:
         tls: Tls | None = None,
     ) -> None:
         self._idle = Idle()
-        self.app = web.Application(
-            middlewares=[_secured, problems, self._idle.middleware], client_max_size=64 * 1024
-        )
+        around = [_secured, problems, guard.middleware, self._idle.middleware]
+        self.app = web.Application(middlewares=around, client_max_size=64 * 1024)
 
         @functools.cache  # a daemon that starts again has no time for it
         def document() -> dict[str, Any]:

@@ -586,6 +586,34 @@ def test_a_lane_is_shared_and_nobody_gets_all_of_it() -> None:
     assert lane.busy == 0
 
 
+async def test_a_sender_that_is_not_known_has_a_share_by_its_address(house: House) -> None:
+    with contextlib.ExitStack() as held:
+        for _ in range(100):
+            held.enter_context(house.guard._lanes[False].entered("at 192.0.2.1"))
+        assert (await house.ask("GET", "/v1/me", await house.secret("viewer")))[0] == 200
+    with contextlib.ExitStack() as held:
+        for _ in range(100):
+            held.enter_context(house.guard._lanes[False].entered("at 127.0.0.1"))
+        status, told, _ = await house.ask("GET", "/v1/me", await house.secret("viewer"))
+    assert (status, told["detail"]) == (429, "more than 100 requests at once from one address; try again")
+
+
+@pytest.mark.parametrize("path", ["/hooks/request", "/hooks/alertmanager", "/hooks/slack/command", "/login"])
+async def test_bodies_of_senders_that_are_not_known_take_a_share_by_address(house: House, path: str) -> None:
+    house.guard._strangers._each = 1
+    secret = await house.secret("admin")
+    _, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\nContent-Length: 50\r\n"
+    writer.write(f"{head}Content-Type: application/x-www-form-urlencoded\r\n\r\n{{".encode())
+    await until(lambda: house.guard._strangers.busy == 1)
+    status, told, _ = await house.ask("POST", path, secret, {})
+    says = "more than 1 requests of unknown senders at once from one address; try again"
+    assert (status, told["detail"]) == (503, says)
+    assert (await house.ask("POST", path_of("rollback"), secret))[0] == 202
+    writer.transport.abort()
+    await until(lambda: house.guard._strangers.busy == 0)
+
+
 async def test_who_waits_takes_a_share_and_nothing_from_those_who_do_not_wait(house: House) -> None:
     house.guard._patient = Lane("requests that wait", most=3, each=2)
     greedy, other = await house.secret("viewer"), await house.secret("operator")

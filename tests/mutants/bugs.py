@@ -1777,6 +1777,20 @@ BUGS = (
         DOOR + "test_alertmanager.py -k before_it",
     ),
     Bug(
+        "all who are not known share one name",
+        "intake/door.py",
+        "return f\"at {request.remote or 'the socket'}\"",
+        'return "at the door"',
+        DOOR + "test_api.py -k share_by_its_address",
+    ),
+    Bug(
+        "hooks take every place",
+        "intake/door.py",
+        'if request.method != "POST" or request.path.startswith("/v1/"):',
+        "if True:",
+        DOOR + "test_api.py -k take_a_share_by_address",
+    ),
+    Bug(
         "a token that can't be read can't be taken back",
         "store/tokens.py",
         "        except Fault:\n            return ()\n",
