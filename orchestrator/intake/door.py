@@ -7,7 +7,7 @@ place with those of its token only while it is worked on, and others while its b
 import asyncio
 import time
 import urllib.parse
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -213,10 +213,21 @@ async def _while_there(
 
 
 def _query(model: type[BaseModel], request: web.Request) -> BaseModel:
-    given = dict(request.query)
-    if len(given) != len(request.query):
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "a parameter is there twice")
-    found: BaseModel = _validated(model, given)
+    found: BaseModel = _validated(model, _once(request.query.items()))
+    return found
+
+
+def _once(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Fields by name.
+
+    Raises:
+        Problem: One is given twice.
+    """
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        if name in found:
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"{name[:80]}: is there twice")
+        found[name] = value
     return found
 
 
@@ -250,12 +261,13 @@ def form_of(body: bytes) -> dict[str, str]:
     """The fields of a form (`application/x-www-form-urlencoded`).
 
     Raises:
-        Problem: It is none.
+        Problem: It is none, or has a field twice.
     """
     try:
-        return dict(urllib.parse.parse_qsl(body.decode(), max_num_fields=50))
+        pairs = urllib.parse.parse_qsl(body.decode(), max_num_fields=50)
     except ValueError:
         raise Problem(HTTPStatus.BAD_REQUEST, "send a form") from None
+    return _once(pairs)
 
 
 async def read_body(request: web.Request, model: type[BaseModel] | None, *, optional: bool) -> Any:

@@ -216,6 +216,19 @@ async def test_the_answer_to_a_request_with_an_id_of_the_future_is_found(house: 
         assert (seen["state"], seen["reason"]) == ("refused", "no")
 
 
+async def test_a_field_that_is_given_twice_is_named_and_refused(house: House) -> None:
+    secret = await house.secret("operator")
+    status, told, _ = await house.ask("GET", "/v1/releases/api-1?wait=1&wait=2", secret)
+    assert (status, told["detail"]) == (422, "wait: is there twice")
+    json_ = b'{"reason": "a", "reason": "b"}'
+    status, told, _ = await house.ask(
+        "POST", path_of("pause"), secret, json_, Content_Type="application/json"
+    )
+    assert (status, told["detail"]) == (400, "not JSON: 'reason' is there twice")
+    with pytest.raises(Problem, match=r"^text: is there twice$"):
+        door.form_of(b"text=pause+api&user_id=U1&text=rollback+api")
+
+
 async def test_no_two_tokens_have_one_name(house: House) -> None:
     admin = await house.secret("admin")
     body = {"name": "ci", "role": "viewer"}
@@ -598,7 +611,11 @@ async def test_a_sender_that_is_not_known_has_a_share_by_its_address(house: Hous
     assert (status, told["detail"]) == (429, "more than 100 requests at once from one address; try again")
 
 
-@pytest.mark.parametrize("path", ["/hooks/request", "/hooks/alertmanager", "/hooks/slack/command", "/login"])
+@pytest.mark.parametrize(
+    "path",
+    ["/hooks/request", "/hooks/alertmanager", "/hooks/slack/command", "/login"],
+    ids=["signed", "alerts", "slack", "login"],
+)
 async def test_bodies_of_senders_that_are_not_known_take_a_share_by_address(house: House, path: str) -> None:
     house.guard._strangers._each = 1
     secret = await house.secret("admin")
