@@ -86,7 +86,7 @@ async def story_of(store: RedisStore, name: str) -> Story:
         raise Fault(f"{name} waits in the queue{frozen}; there is nothing to explain yet")
     if ended is None:
         raise typer.BadParameter(await _unknown(store, name, service or name))
-    left = state.left(name) if ended.outcome is Outcome.PROMOTED else None
+    left = state.left(state.journeys(name)[0])
     return Story(ended.release, ended, tuple(await store.told(name, ended.began_at)), left)
 
 

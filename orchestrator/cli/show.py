@@ -157,7 +157,7 @@ def history_rows(state: ServiceState) -> list[dict[str, Any]]:
             "began_at": e.began_at,
             "ended_at": e.ended_at,
             "seconds": round(e.ended_at - e.began_at, 1),
-            "left": left_row(state.left(e.release.id)) if e.outcome is Outcome.PROMOTED else None,
+            "left": left_row(state.left(e)),
         }
         for e in reversed(state.history)
     ]

@@ -392,7 +392,7 @@ def releases_of(state: ServiceState) -> list[ReleaseView]:
 
 
 def _ended(state: ServiceState, ended: Ended) -> ReleaseView:
-    back = state.left(ended.release.id) if ended.outcome is Outcome.PROMOTED else None
+    back = state.left(ended)
     left = Left(to=back.release.id, by=back.actor, because=back.reason, at=back.ended_at) if back else None
     return ReleaseView(
         left=left,

@@ -147,6 +147,10 @@ class Board(Protocol):
         """
         ...
 
+    async def reports(self) -> Mapping[str, Mapping[str, str]]:
+        """What they have said, by edge and service; absent for those that are silent."""
+        ...
+
 
 class EdgeProcess(Protocol):
     """The nginx that serves an edge, wherever it runs."""

@@ -439,21 +439,16 @@ class ServiceState:
         """A release's rollout, while it is under way."""
         return self.rollout if self.rollout is not None and self.rollout.release.id == release else None
 
-    def left(self, release: str) -> Ended | None:
-        """The rollback that took the traffic from a release that had been promoted.
+    def left(self, journey: Ended) -> Ended | None:
+        """The rollback that took the traffic from the release that a finished journey had promoted.
 
-        None while it has the traffic, or has it again, or where a newer release has come after it.
+        None where nothing came after it, or a newer release did.
         """
-        found, at = None, ""
-        for ended in self.history:
-            if ended.outcome is not Outcome.PROMOTED:
-                continue
-            if ended.release.id == release:
-                found = None
-            elif at == release and ended.kind == "revert":
-                found = ended
-            at = ended.release.id
-        return found
+        at = self.history.index(journey)
+        later = (e for e in self.history[at + 1 :] if e.outcome is Outcome.PROMOTED)
+        found = next(later, None) if journey.outcome is Outcome.PROMOTED else None
+        elsewhere = found is not None and found.release.id != journey.release.id
+        return found if found is not None and elsewhere and found.kind == "revert" else None
 
     def journeys(self, release: str) -> tuple[Ended, ...]:
         """A release's finished journeys that are remembered, latest first."""

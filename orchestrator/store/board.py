@@ -101,7 +101,7 @@ class RedisBoard:
         return dict.fromkeys(self._until) | heard
 
     async def reports(self) -> dict[str, dict[str, str]]:
-        """What all have said, by edge and service; those that are away are absent."""
+        """See `ports.Board`."""
         try:
             names = sorted(str(n) for n in await self._redis.smembers(self._keys.edges))
             if not names:

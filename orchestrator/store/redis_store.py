@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import structlog
+from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
@@ -28,24 +29,33 @@ log = structlog.get_logger()
 CONNECTIONS = 64
 """Connections that share the work; some of them wait for news of a stream. More make Redis no faster."""
 
+TIMEOUT = 5.0
+"""Seconds for a call, unless somebody says otherwise."""
 
-async def _cancellable(call: Awaitable[Any]) -> Any:
-    """The answer of redis-py; a cancellation that came meanwhile is raised at its end at the latest.
 
-    It sends through `asyncio.wait_for`, which in Python 3.11 drops a cancellation that comes as its work
-    ends; a loop of calls would then go on for ever.
+async def _in_time(seconds: float, call: Awaitable[Any]) -> Any:
+    """The answer of redis-py, which drops the connection when it does not come in time or is not waited for.
+
+    Its own timeouts are not used: it sends through `asyncio.wait_for`, which in Python 3.11 drops a
+    cancellation that comes as its work ends, and which takes two more turns of the event loop.
+
+    Raises:
+        redis.exceptions.TimeoutError: It has not come in time.
     """
-    task = asyncio.current_task()
-    before = task.cancelling() if task else 0
-    answer = await call
-    if task is not None and task.cancelling() > before:
-        raise asyncio.CancelledError
-    return answer
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await call
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise exceptions.TimeoutError(f"no answer within {seconds:g} s") from error
 
 
 class _Pipeline(Pipeline):
+    seconds = TIMEOUT
+
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        found: list[Any] = await _cancellable(super().execute(raise_on_error))
+        found: list[Any] = await _in_time(self.seconds, super().execute(raise_on_error))
         return found
 
 
@@ -55,6 +65,7 @@ class Client(Redis):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._apart: list[Client] = []
+        self._seconds = TIMEOUT
         self._again: Callable[[int], Client] | None = None
 
     def apart(self) -> "Client":
@@ -66,11 +77,14 @@ class Client(Redis):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """See redis-py; raises `CancelledError` if the task was cancelled meanwhile."""
-        return await _cancellable(super().execute_command(*args, **options))  # type: ignore[no-untyped-call]
+        call = super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        return await _in_time(self._seconds, call)
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
         """See redis-py; its `execute` raises `CancelledError` if the task was cancelled meanwhile."""
-        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        pipeline = _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        pipeline.seconds = self._seconds
+        return pipeline
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """See redis-py."""
@@ -79,30 +93,30 @@ class Client(Redis):
         await super().aclose(close_connection_pool)
 
 
-def connect(url: str, timeout: float = 5.0, connections: int = CONNECTIONS) -> Client:
+def connect(url: str, timeout: float = TIMEOUT, connections: int = CONNECTIONS) -> Client:
     """A client whose every call gives up after `timeout` seconds.
 
     It repeats nothing by itself: a commit whose reply was lost would be refused as stale the second time.
 
     Args:
         url: `redis://`, `rediss://` or `unix://`.
-        timeout: Seconds for a free connection, for connecting, and for each answer.
+        timeout: Seconds for each call, of which half may pass until a connection is free.
         connections: The most that are open; who comes when all are in use waits.
     """
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=connections,
-        timeout=timeout,
+        timeout=timeout / 2,
         decode_responses=True,
         encoding_errors="replace",
         protocol=2,
         retry=Retry(NoBackoff(), 0),
-        socket_timeout=timeout,
-        socket_connect_timeout=timeout,
+        socket_timeout=None,  # see `_in_time`
         health_check_interval=30,
     )
     client = Client.from_pool(pool)
     assert isinstance(client, Client)
+    client._seconds = timeout  # noqa: SLF001  our own
     client._again = partial(connect, url, timeout)  # noqa: SLF001  our own
     return client
 

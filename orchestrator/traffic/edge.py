@@ -557,9 +557,12 @@ class NginxEdge:
 
     async def _go_back_at_once(self, change: _Change, to: str, generation: int = 0) -> None:
         """Send users back by nginx' memory, which needs neither the disk nor a turn; else by the switch."""
-        if not await self._is_taken_at_once(change):
+        if await self._is_taken_at_once(change):
+            return
+        turn_on = partial(self._switches.turn_on, change.service, to, generation)
+        if not await to_the_end(turn_on, urgent=True):
             await self._repair(change.service)
-            await to_the_end(lambda: self._switches.turn_on(change.service, to, generation))
+            await to_the_end(turn_on, urgent=True)
 
     async def _is_taken_at_once(self, change: _Change) -> bool:
         """Whether nginx has taken a route into its memory; whatever keeps it from that is logged."""

@@ -28,6 +28,9 @@ LOCK_INTERVAL = 0.02
 _writers = ThreadPoolExecutor(4, thread_name_prefix="files")
 """Not the loop's own threads: those look up names too, and wait for whoever does not answer."""
 
+_urgent = ThreadPoolExecutor(4, thread_name_prefix="urgent files")
+"""For what may not wait until other files are written: a slow disk keeps all of `_writers` busy."""
+
 _numbers = itertools.count()
 """Of temporary files: threads of one process may write one file at the same time."""
 
@@ -63,9 +66,10 @@ def _give(file: int, folder: Path) -> None:
         os.fchown(file, owner.st_uid, owner.st_gid)
 
 
-async def to_the_end(work: Callable[[], T]) -> T:
+async def to_the_end(work: Callable[[], T], *, urgent: bool = False) -> T:
     """Run blocking work in a thread; a cancellation waits for it, so that nothing is written afterwards."""
-    return await uncut(asyncio.get_running_loop().run_in_executor(_writers, work))
+    threads = _urgent if urgent else _writers
+    return await uncut(asyncio.get_running_loop().run_in_executor(threads, work))
 
 
 async def uncut(work: "asyncio.Future[T]") -> T:

@@ -108,9 +108,9 @@ class Fleet:
     async def apply(self, plan: RoutePlan, token: int) -> None:
         """See `ports.Traffic`: every edge that is not away serves it, or was left behind."""
         await self._own.take_back_at_once(plan, token)
-        await self._see_who_has_caught_up()
         wanted = WantedRoute(plan=plan, token=token, options=self._options(plan.service))
         await self._board.want(plan.service, _WANTED.dump_json(wanted).decode())
+        await self._see_who_has_caught_up()
         self._wanted[plan.service] = generation = plan.route.generation
         self._left[plan.service] = {name: _not_served(name, generation) for name in self._hanging}
         before = self._followed.get(plan.service, frozenset())
@@ -125,10 +125,13 @@ class Fleet:
 
     async def _see_who_has_caught_up(self) -> None:
         """Wait again for those that serve what is wanted of every service at which they hung."""
-        for service in {service for _, service in self._hung}:
-            found, _ = await self._reports(service)
-            wanted = self._wanted[service]
-            self._hung -= {(name, service) for name, r in found.items() if r.edge.confirmed == wanted}
+        said = await self._board.reports() if self._hung else {}
+        self._hung -= {
+            (name, service)
+            for name, service in self._hung
+            if (text := said.get(name, {}).get(service))
+            and _understood(text).edge.confirmed == self._wanted[service]
+        }
 
     async def _others_follow(self, plan: RoutePlan, before: frozenset[str]) -> None:
         """Wait for the others. One that may be left behind lets one deadline pass, not one a change.

@@ -20,6 +20,9 @@ Mode = Literal["auto", "reload", "dynamic"]
 SECRET = re.compile(r"[0-9a-f]{32}")
 """It goes into an HTTP header and into nginx' files: nothing else is taken for one."""
 
+LOOK_EVERY = 60.0
+"""Seconds after which an nginx that had no Lua module is asked again: its configuration may be another."""
+
 
 class Memory:
     """Whether routes change in nginx' memory, and the secret that lets them."""
@@ -30,6 +33,7 @@ class Memory:
         self._mode = mode
         self._shared = shared
         self._lua: bool | None = None
+        self._next_look = 0.0
         self._making = asyncio.Lock()
 
     async def secret(self) -> str:
@@ -37,7 +41,9 @@ class Memory:
 
         It is made where none lies there; one that can't be kept leaves the reload.
         """
-        if self._lua is None:
+        now = asyncio.get_running_loop().time()
+        if not self._lua and (self._lua is None or now >= self._next_look):
+            self._next_look = now + LOOK_EVERY
             self._lua = await self._has_lua()
             self._shared.lua = self._lua or False
             await to_the_end(self._shared.repair)

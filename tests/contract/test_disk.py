@@ -186,7 +186,10 @@ async def test_a_folder_that_can_not_be_written_is_in_the_log_the_readiness_and_
     assert await unwritten(daemon) == ""
     with shut(tmp_path / folder, how), capture_logs() as logs:
         reason = await unwritten(daemon)
-        found = [c.detail for c in await folders(config) if "can't be written" in c.detail and c.mend]
+        checks = await folders(config)
+    found = [c.detail for c in checks if "can't be written" in c.detail and c.mend]
+    made = [c.detail for c in checks if c.detail == f"{tmp_path / folder} is made at the first start"]
+    assert bool(made) == (how == "gone")
     why = "No such file" if how == "gone" else f"can't be written by uid {os.getuid()}"
     assert reason.startswith(f"{tmp_path / folder}: {why}")
     assert [line["reason"] for line in logs if line["event"] == "can_not_write"] == [reason]

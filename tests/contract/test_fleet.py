@@ -84,8 +84,10 @@ class Paper:
     said: dict[str, dict[str, str]] = field(default_factory=dict)
     unheard: set[str] = field(default_factory=set)
     torn: bool = False
+    calls: list[str] = field(default_factory=list)
 
     async def want(self, service: str, text: str) -> None:
+        self.calls.append("want")
         self.texts[service] = text
         self.version += 1
 
@@ -96,10 +98,17 @@ class Paper:
         self.said[edge] = dict(texts)
 
     async def about(self, service: str) -> Mapping[str, str | None]:
+        self.calls.append("about")
         if self.torn:
             raise Fault("Redis: connection refused")
         heard = {name: texts.get(service, "") for name, texts in self.said.items()}
         return dict.fromkeys(self.unheard) | heard
+
+    async def reports(self) -> Mapping[str, Mapping[str, str]]:
+        self.calls.append("reports")
+        if self.torn:
+            raise Fault("Redis: connection refused")
+        return self.said
 
     def say(self, edge: str, service: str = "api", **seen: Any) -> None:
         """What another edge says of a service."""
@@ -228,6 +237,16 @@ async def test_one_that_hangs_at_two_services_is_waited_for_when_it_has_caught_u
     assert not applying.done(), "though nobody has looked at api or web"
     board.say("b", "shop", served=4, confirmed=4)
     await applying
+
+
+async def test_others_are_told_first_and_then_it_is_read_once_who_has_caught_up() -> None:
+    fleet, _, board = together("go_on")
+    board.say("b", served=1, confirmed=1)
+    await asyncio.gather(*(fleet.apply(replace(plan(2), service=f"s{n}"), 1) for n in range(5)))
+    board.calls.clear()
+    await fleet.apply(plan(3), 1)
+    assert board.calls[:2] == ["want", "reports"]
+    assert set(board.calls[2:]) == {"about"}, "each look of the wait for others"
 
 
 async def test_one_that_fails_while_another_hangs_does_not_hang() -> None:

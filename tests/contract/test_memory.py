@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import aiohttp
 import pytest
@@ -20,13 +21,15 @@ from structlog.testing import capture_logs
 
 from examples.playground.lease import free_port
 from orchestrator.ports.faults import Fault
-from orchestrator.ports.traffic import RoutePlan
+from orchestrator.ports.traffic import EdgeProcess, RoutePlan
 from orchestrator.rollout.observation import LocalRollback
-from orchestrator.traffic import files, shared
+from orchestrator.traffic import files, memory, shared
 from orchestrator.traffic.edge import NginxEdge, _Change, _on_disk
 from orchestrator.traffic.files import locked
+from orchestrator.traffic.memory import Memory
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.process import children
+from orchestrator.traffic.shared import Shared
 from tests.contract.conftest import Site
 
 dynamic = pytest.mark.parametrize("site", ["dynamic"], indirect=True)
@@ -582,3 +585,21 @@ async def test_users_go_at_once_where_the_file_has_them_and_nginx_has_not(
         assert not waiting.done()
         waiting.cancel()
         await asyncio.wait({waiting})
+
+
+async def test_an_nginx_that_gets_the_module_later_is_told_of_weights_by_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = AsyncMock(EdgeProcess)
+    process.has_lua.return_value = False
+    folder = Shared(tmp_path)
+    found = Memory(process, tmp_path, "auto", folder)
+    assert await found.secret() == ""
+    process.has_lua.return_value = True
+    assert await found.secret() == "", "nginx is not asked at each change"
+    monkeypatch.setattr(memory, "LOOK_EVERY", 0.0)
+    found = Memory(process, tmp_path, "auto", folder)
+    process.has_lua.return_value = False
+    assert await found.secret() == ""
+    process.has_lua.return_value = True
+    assert await found.secret() == found.known() != ""

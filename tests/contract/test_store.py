@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import io
+import os
 import random
 import shutil
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -532,6 +534,27 @@ async def test_who_finds_no_connection_in_time_is_told(private: PrivateRedis) ->
         await RedisStore(redis, Keys("t")).load("api")
     await redis.connection_pool.release(held)
     assert (await RedisStore(redis, Keys("t")).load("api"))[1] == 0
+    await redis.aclose()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda redis: redis.get("x"), lambda redis: redis.pipeline().get("x").execute()],
+    ids=["a call", "a pipeline"],
+)
+async def test_a_redis_that_hangs_is_away_after_the_deadline_of_a_call(
+    private: PrivateRedis, call: Callable[[Client], Awaitable[Any]]
+) -> None:
+    redis = connect(private.url, timeout=0.3)
+    await redis.ping()
+    (pid,) = {int(found["process_id"]) for found in [await redis.info("server")]}
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(RedisError, match=r"no answer within 0\.3 s"):
+            await call(redis)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert await redis.get("x") is None, "on a connection that has nothing of the call before"
     await redis.aclose()
 
 

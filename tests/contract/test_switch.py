@@ -2,13 +2,14 @@
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from orchestrator.ports.faults import Fault
 from orchestrator.traffic.edge import NginxEdge
-from orchestrator.traffic.files import remove
+from orchestrator.traffic.files import remove, to_the_end
 from tests.contract.conftest import Site, stop
 
 
@@ -36,6 +37,19 @@ async def test_workers_look_for_a_switch_that_they_may_not_read(site: Site, own:
         os.umask(before)
     await asyncio.sleep(0.1)
     assert await site.answers() == {"api-1"}
+
+
+async def test_a_rollback_waits_for_no_other_file(site: Site) -> None:
+    disk_is_slow = threading.Event()
+    writing = [asyncio.create_task(to_the_end(disk_is_slow.wait)) for _ in range(20)]
+    going_back = asyncio.create_task(site.edge.apply(site.plan(3, "api-1"), 1))
+    try:
+        await asyncio.sleep(0.2)
+        assert await site.answers() == {"api-1"}
+        assert not going_back.done()
+    finally:
+        disk_is_slow.set()
+        await asyncio.gather(going_back, *writing)
 
 
 @pytest.mark.parametrize("site", ["reload"], indirect=True)

@@ -345,10 +345,10 @@ BUGS = (
         f"{STORE} -k is_away",
     ),
     Bug(
-        "a pipeline of Redis drops a cancellation",
+        "Redis' client drops a cancellation",
         "store/redis_store.py",
-        "await _cancellable(super().execute(raise_on_error))",
-        "await super().execute(raise_on_error)",
+        "socket_timeout=None,",
+        "socket_timeout=timeout,",
         f"{STORE} -k calls_that_are_cancelled --timeout 30",
     ),
     Bug(
@@ -952,10 +952,25 @@ BUGS = (
         "tests/contract/test_fleet.py -k hangs",
     ),
     Bug(
+        "a switch is turned on when other files have been written",
+        "traffic/edge.py",
+        "        if not await to_the_end(turn_on, urgent=True):",
+        "        if not await to_the_end(turn_on):",
+        "tests/contract/test_switch.py -k no_other_file",
+    ),
+    Bug(
+        "an nginx that gets its Lua module later is never seen to have it",
+        "traffic/memory.py",
+        "if not self._lua and (self._lua is None or now >= self._next_look):",
+        "if self._lua is None:",
+        "tests/contract/test_memory.py -k module_later",
+    ),
+    Bug(
         "an edge that has caught up at one of the services at which it hung is waited for again",
         "traffic/fleet.py",
-        "self._hung -= {(name, service) for name, r in",
-        "self._hung -= {(name, s) for _, s in self._hung for name, r in",
+        "            (name, service)\n            for name, service in self._hung\n",
+        "            (name, other)\n            for name, service in self._hung\n"
+        "            for _, other in self._hung\n",
         "tests/contract/test_fleet.py -k hangs",
     ),
     Bug(
@@ -1080,8 +1095,8 @@ BUGS = (
     Bug(
         "a rollback in memory waits for the folder",
         "traffic/edge.py",
-        "        if not await self._is_taken_at_once(change):\n",
-        "        if change:\n",
+        "        if await self._is_taken_at_once(change):\n",
+        "        if not change:\n",
         f"{MEMORY[:-1]} and needs_no_disk'",
     ),
     Bug(
@@ -1966,10 +1981,10 @@ BUGS = (
         "tests/unit/test_release.py -k person",
     ),
     Bug(
-        "a release that was gone back to is told as left",
+        "a promotion is told as left that another one came after",
         "rollout/model.py",
-        "            if ended.release.id == release:\n                found = None\n            elif",
-        "            if",
+        "self.history[at + 1 :] if e.outcome is Outcome.PROMOTED)",
+        'self.history[at + 1 :] if e.kind == "revert")',
         "tests/unit/test_revert.py -k left",
     ),
     Bug(

@@ -388,7 +388,7 @@ def goes_back_to_nobody_that_was_left(sim: Sim) -> None:
     assert sim.state.stable.id == "api-1"
     assert sim.state.earlier is None
     assert desired(sim.state, sim.now).fallback is None
-    assert sim.state.left("api-2") is not None
+    assert sim.state.left(sim.state.journeys("api-2")[0]) is not None
     (refused,) = sim.send(Rollback(request=f"{sim.now}-0", actor="bob"))
     assert isinstance(refused, RequestRefused)
     assert "it has been rolled back from api-2" in refused.reason
@@ -409,7 +409,7 @@ def test_users_do_not_go_back_to_a_release_that_somebody_fled_from_because_the_s
         sim.step(10.0)
         assert sim.share("api-1") == 100
     goes_back_to_nobody_that_was_left(sim)
-    left = sim.state.left("api-2")
+    left = sim.state.left(sim.state.journeys("api-2")[0])
     assert left is not None
     by = {"on": ("ann", "by hand"), "by": ("host", "the rollback switch was on")}
     assert (left.actor, left.reason) == by[how[:2]] or "by a rollback" in how

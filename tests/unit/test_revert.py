@@ -16,7 +16,7 @@ from orchestrator.rollout.events import (
     RequestRefused,
     RouteChanged,
 )
-from orchestrator.rollout.model import Outcome, Phase, Rollout
+from orchestrator.rollout.model import Ended, Outcome, Phase, Rollout
 from orchestrator.rollout.observation import Edge, Observation
 from orchestrator.rollout.told import problems, way_back
 from tests.builders import policy, submit, template
@@ -527,21 +527,28 @@ def test_nginx_that_is_silent_while_nothing_rolls_out_is_told_once_and_that_it_s
 
 def test_a_release_that_was_left_says_by_what_until_it_is_back(sim: Sim) -> None:
     promoted(sim, 2, 3)
-    assert [sim.state.left(f"api-{n}") for n in (1, 2, 3)] == [None] * 3
+
+    def left_by(release: str) -> Ended | None:
+        """The rollback by which users left it when it had been promoted last."""
+        return sim.state.left(sim.state.journeys(release)[0])
+
+    assert [left_by(f"api-{n}") for n in (1, 2, 3)] == [None] * 3
     sim.send(Rollback(request="20-0", actor="ann", reason="checkout is broken"))
     sim.run(20)
-    left = sim.state.left("api-3")
+    left = left_by("api-3")
     assert left is not None
     assert (left.release.id, left.actor, left.reason) == ("api-2", "ann", "checkout is broken")
     sim.send(submit(4))
     sim.send(Abort(request="21-0", actor="ann"))
-    assert sim.state.left("api-2") is None
+    assert left_by("api-2") is None
     sim.send(Rollback(request="22-0", actor="bob", to="api-3"))
     sim.run(20)
-    assert sim.state.left("api-3") is None
-    left = sim.state.left("api-2")
+    assert left_by("api-3") is None
+    left = left_by("api-2")
     assert left is not None
     assert left.actor == "bob"
+    told = [(e.release.id, by.actor if (by := sim.state.left(e)) else "") for e in sim.state.history]
+    assert told == [("api-1", ""), ("api-2", ""), ("api-3", "ann"), ("api-2", "bob"), ("api-3", "")]
 
 
 def test_status_says_where_users_are_while_a_rollback_of_stable_waits_for_nginx(sim: Sim) -> None:

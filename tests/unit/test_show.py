@@ -88,7 +88,7 @@ def told_by_explain(story: Story, output: Output, capsys: pytest.CaptureFixture[
 def test_explain_says_who_promoted_and_that_the_release_was_left_since(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    story = Story(LEFT.history[1].release, LEFT.history[1], (), LEFT.left("api-2"))
+    story = Story(LEFT.history[1].release, LEFT.history[1], (), LEFT.left(LEFT.history[1]))
     text = told_by_explain(story, Output.TEXT, capsys)
     assert "promoted after 1 s by ann: promoted by ann at 20 %\nleft at " in text
     assert "for api-1, rolled back by bob: checkout [is] broken\n" in text

@@ -54,7 +54,8 @@ def _written(name: str, path: Path, place: Path) -> Check:
     made = place in (path, path.parent)
     ok = made and place.is_dir() and os.access(place, os.W_OK | os.X_OK)
     why, mend = ("", "") if ok else writable_by_us(path, place)
-    detail = f"{path} can be written" if ok else f"{path} can't be written by uid {os.getuid()}"
+    can = f"{path} can be written" if place == path else f"{path} is made at the first start"
+    detail = can if ok else f"{path} can't be written by uid {os.getuid()}"
     return Check(name, ok, ": ".join(filter(None, (detail, why))), mend)
 
 
