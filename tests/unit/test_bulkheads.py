@@ -65,6 +65,7 @@ FOR_ALL = {
     "Board.news": "an edge on another host reads it; no conductor does",
     "Board.report": "an edge on another host writes it; no conductor does",
     "Board.about": "behind Traffic.apply and Traffic.observe, both of which are walked",
+    "Board.reports": "behind Traffic.apply, whose job ends with its deadline",
     "EdgeProcess.test": "behind Traffic.apply: one nginx for all services",
     "EdgeProcess.reload": "behind Traffic.apply: one nginx for all services",
     "EdgeProcess.complaint": "behind Traffic.apply: one nginx for all services",
