@@ -6,7 +6,7 @@ import math
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from orchestrator.engine.measure import Measurer
 from orchestrator.engine.tasks import beside, bug, courtesy, eternal
 from orchestrator.hooks.afterwards import Afterwards
 from orchestrator.hooks.runner import HookRunner
+from orchestrator.intake.server import IDLE, PROTOCOL, Idle
 from orchestrator.intake.stream import RequestStream
 from orchestrator.notify.postman import Postman
 from orchestrator.observability import stall, systemd
@@ -120,16 +121,9 @@ class Daemon:
             Stale: Another daemon has taken over.
         """
         settings = self.config.settings
-        host, _, port = settings.http.listen.rpartition(":")
-        views = Views(
-            self._metrics,
-            self._target_document,
-            self._instance,
-            self._why_unready,
-            lambda: [str(problem) for problem in self._problems],
-        )
         _prepare(settings.state_dir)
-        runner = await listen(application(views), host, int(port))
+        http = contextlib.AsyncExitStack()
+        await http.enter_async_context(self._http())
         systemd.notify("READY=1\nSTATUS=waiting for the lease")  # a standby is a healthy service too
         try:
             async with self._beside("heartbeat", systemd.heartbeat, 1.0), self._redis() as redis:
@@ -160,9 +154,29 @@ class Daemon:
             ending()
             systemd.notify("STOPPING=1")
             log.info("stopped", reason="the traffic stays as it is")
-            await runner.cleanup()
+            await http.aclose()
             self._docker.close()
             self._prometheus.close()
+
+    @contextlib.asynccontextmanager
+    async def _http(self) -> AsyncIterator[None]:
+        """Health, metrics and service discovery."""
+        host, _, port = self.config.settings.http.listen.rpartition(":")
+        views = Views(
+            self._metrics,
+            self._target_document,
+            self._instance,
+            self._why_unready,
+            lambda: [str(problem) for problem in self._problems],
+        )
+        app, idle = application(views), Idle()
+        app.middlewares.append(idle.middleware)
+        runner = await listen(app, host, int(port), keepalive_timeout=IDLE, logger=PROTOCOL)
+        try:
+            async with self._beside("silent connections", lambda: idle.watch(lambda: runner), 1.0):
+                yield
+        finally:
+            await runner.cleanup()
 
     @contextlib.asynccontextmanager
     async def _redis(self) -> AsyncIterator[Client]:
@@ -250,7 +264,9 @@ class Daemon:
                     else:
                         await dispatcher.dispatch(request, fields)
 
-                vital("requests", self._stream(redis, dispatcher.replies.refuse, take, store.handled).run)
+                vital(
+                    "requests", self._stream(redis, dispatcher.replies.refuse, take, store.acknowledged).run
+                )
                 vital("measure", parts.measurer.run)
                 courteous("reload", lambda: self._keep_reloading(dispatcher, group, doors))
                 courteous("request log", self._requests.run, longest_pause=1.0)  # gates wait for it
@@ -304,7 +320,7 @@ class Daemon:
         redis: Client,
         refuse: Callable[[str, Mapping[str, str], Event], Awaitable[None]],
         take: Callable[[Request, Mapping[str, str]], Awaitable[None]],
-        handled: Callable[[], Awaitable[Iterable[Sequence[str]]]],
+        acknowledged: Callable[[], Awaitable[str]],
     ) -> RequestStream:
         """Where requests come from."""
         return RequestStream(
@@ -314,7 +330,7 @@ class Daemon:
             refuse,
             self._clock,
             take,
-            handled,
+            acknowledged,
             self._metrics.trimmed.inc,
         )
 

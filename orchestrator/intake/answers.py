@@ -19,6 +19,9 @@ Answer = RequestRefused | CommandAccepted | ReleaseAccepted | ConfigReloaded
 PAGE, PAGES = 1000, 20
 """Events that are read to find one: a page, and pages."""
 
+RECENT = 60_000
+"""Milliseconds of events in which an answer is looked for at the least."""
+
 LONGEST_WAIT = 60.0
 """Seconds that anybody may wait; what lies between may cut longer ones."""
 
@@ -36,7 +39,9 @@ class Answers:
         def answers(event: Event) -> bool:
             return isinstance(event, Answer) and event.request == request
 
-        before = int(request.partition("-")[0]) - 1  # the answer may come in the same millisecond
+        newest = int((await self._journal.last_event_id()).partition("-")[0])
+        # The answer may come in the same millisecond; an id that a producer has chosen may lie in the future.
+        before = max(0, min(int(request.partition("-")[0]) - 1, newest - RECENT))
         found = await self._first(answers, f"{before}-0", wait)
         return found if isinstance(found, Answer) else None
 

@@ -39,7 +39,7 @@ from orchestrator.intake.views import (
     releases_of,
     service_view,
 )
-from orchestrator.ports.access import Principal, Token, Verb
+from orchestrator.ports.access import Principal, Verb
 from orchestrator.ports.clock import WallClock
 from orchestrator.ports.faults import Conflict, Fault
 from orchestrator.ports.requests import Inbox
@@ -331,12 +331,9 @@ class Api:
             return _json(Accepted(request=request), HTTPStatus.ACCEPTED)
         return _json(Reloaded(changes=list(event.changes), problems=list(event.problems)))
 
-    async def _within(self, who: Principal) -> list[Token]:
-        """The tokens that are an admin's to give out and to take back."""
-        return [t for t in await self._tokens.tokens() if who.covers(t.principal.services)]
-
     async def _list_tokens(self, call: Call) -> web.Response:
-        return _json(TokenList(tokens=[TokenView.of(t) for t in await self._within(call.who)]))
+        found = [t for t in await self._tokens.tokens() if call.who.covers(t.principal.services)]
+        return _json(TokenList(tokens=[TokenView.of(t) for t in found]))
 
     async def _create_token(self, call: Call) -> web.Response:
         body: TokenBody = call.body
@@ -355,8 +352,8 @@ class Api:
 
     async def _revoke_token(self, call: Call) -> web.Response:
         token = call.path("token")
-        known = any(found.id == token for found in await self._within(call.who))
-        if not known or not await self._tokens.revoke(token):
+        services = await self._tokens.reach(token)
+        if services is None or not call.who.covers(services) or not await self._tokens.revoke(token):
             raise Problem(HTTPStatus.NOT_FOUND, f"there is no token {token[:20]!r}")
         log.info("token_revoked", token=token, actor=call.who.name)
         return web.Response(status=HTTPStatus.NO_CONTENT)

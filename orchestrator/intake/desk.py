@@ -10,7 +10,7 @@ from aiohttp import web
 from orchestrator.intake.problems import Problem
 from orchestrator.intake.signatures import refused
 from orchestrator.intake.views import SERVICE, Accepted
-from orchestrator.ports.access import Principal, Verb
+from orchestrator.ports.access import Principal, Verb, shown, somebody
 from orchestrator.ports.faults import Conflict, Repeated
 from orchestrator.ports.requests import Inbox, Once
 from orchestrator.rollout.policy import Template
@@ -65,11 +65,14 @@ class Desk:
             why = f"{who.name} is {who.role} and may not {verb} {service[:80]}"
             raise Problem(HTTPStatus.FORBIDDEN, why)
         self.check(service, who)
-        person = fields.get("who", "")
+        person = shown(fields.get("who", ""))[:200]
         try:
-            return await self._inbox.push(
-                {**fields, "who": f"{person} via {who.name}" if person else who.name}, once
-            )
+            name = somebody(f"{person} via {who.name}" if person else who.name)
+        except ValueError as error:  # a token that an older version has made
+            why = f"{error}: make another token, and revoke this one"
+            raise Problem(HTTPStatus.FORBIDDEN, why) from None
+        try:
+            return await self._inbox.push({**fields, "who": name}, once)
         except Repeated as error:
             raise refused(str(error)) from None
         except Conflict as error:

@@ -7,7 +7,7 @@ place with those of its token only while it is worked on, and others while its b
 import asyncio
 import time
 import urllib.parse
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -32,9 +32,6 @@ BODY_DEADLINE = 10.0
 
 LOOK = 1.0
 """Seconds after which it is looked whether a client that waits is still there."""
-
-UNKNOWN = ""
-"""Whoever has not been recognised yet, in a lane."""
 
 URGENT: frozenset[Verb] = frozenset({"rollback", "pause", "abort"})
 """What stops harm has a lane of its own, so that no load keeps it out."""
@@ -108,6 +105,8 @@ class Guard:
         self._bodies = {
             urgent: Lane("requests whose body has not come", 500, 100) for urgent in (True, False)
         }
+        again = HTTPStatus.SERVICE_UNAVAILABLE  # what sends hooks tries again after a 5xx alone
+        self._strangers = Lane("requests of unknown senders", 500, 100, again)
         self._lanes = {True: Lane("urgent requests", 200, 100), False: Lane("requests", 200, 100)}
 
     def guarded(self, operation: Operation) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
@@ -117,7 +116,7 @@ class Guard:
 
         async def handler(request: web.Request) -> web.StreamResponse:
             lane = self._lanes[urgent]
-            with lane.entered(UNKNOWN):
+            with lane.entered(*_address(request)):
                 token = await self.recognise(request)
             buckets.take(token.id, time.monotonic())
             _check(operation, token.principal, request.match_info.get("service", ""))
@@ -133,6 +132,16 @@ class Guard:
                 return await _while_there(request, operation.handler(call))
 
         return handler
+
+    @web.middleware
+    async def middleware(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Whoever is known by the body, as at `/hooks/`, takes a share of a lane while that comes."""
+        if request.method != "POST" or request.path.startswith("/v1/"):
+            return await handler(request)
+        with self._strangers.entered(*_address(request)):
+            return await handler(request)
 
     async def known(self, request: web.Request) -> Token | None:
         """As `recognise`; None where it is nobody."""
@@ -161,6 +170,11 @@ class Guard:
             why = "no token, or one that is not known or has expired: Authorization: Bearer rot_..."
             raise Problem(HTTPStatus.UNAUTHORIZED, why, {"WWW-Authenticate": "Bearer"})
         return token
+
+
+def _address(request: web.Request) -> tuple[str, str]:
+    """Who asks while that is not known, for a lane: a name that no token has, and how it is told."""
+    return f"at {request.remote or 'the socket'}", "from one address"
 
 
 def _check(operation: Operation, who: Principal, service: str) -> None:
@@ -199,10 +213,21 @@ async def _while_there(
 
 
 def _query(model: type[BaseModel], request: web.Request) -> BaseModel:
-    given = dict(request.query)
-    if len(given) != len(request.query):
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "a parameter is there twice")
-    found: BaseModel = _validated(model, given)
+    found: BaseModel = _validated(model, _once(request.query.items()))
+    return found
+
+
+def _once(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Fields by name.
+
+    Raises:
+        Problem: One is given twice.
+    """
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        if name in found:
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"{name[:80]}: is there twice")
+        found[name] = value
     return found
 
 
@@ -236,12 +261,13 @@ def form_of(body: bytes) -> dict[str, str]:
     """The fields of a form (`application/x-www-form-urlencoded`).
 
     Raises:
-        Problem: It is none.
+        Problem: It is none, or has a field twice.
     """
     try:
-        return dict(urllib.parse.parse_qsl(body.decode(), max_num_fields=50))
+        pairs = urllib.parse.parse_qsl(body.decode(), max_num_fields=50)
     except ValueError:
         raise Problem(HTTPStatus.BAD_REQUEST, "send a form") from None
+    return _once(pairs)
 
 
 async def read_body(request: web.Request, model: type[BaseModel] | None, *, optional: bool) -> Any:

@@ -63,12 +63,16 @@ class Lane:
         what: What they are, for the refusal.
         most: How many of all.
         each: How many of one of those who knock, so that nobody takes every place.
+        status: What one is answered beyond those.
     """
 
-    def __init__(self, what: str, most: int, each: int) -> None:
+    def __init__(
+        self, what: str, most: int, each: int, status: HTTPStatus = HTTPStatus.TOO_MANY_REQUESTS
+    ) -> None:
         self._what = what
         self._most = most
         self._each = each
+        self._status = status
         self._busy: Counter[str] = Counter()
 
     @property
@@ -77,15 +81,15 @@ class Lane:
         return self._busy.total()
 
     @contextlib.contextmanager
-    def entered(self, name: str) -> Iterator[None]:
-        """One request of somebody is under way.
+    def entered(self, name: str, by: str = "with one token") -> Iterator[None]:
+        """One request of somebody, known by what the refusal tells, is under way.
 
         Raises:
             Problem: Too many are, of theirs or of all.
         """
         if self._busy[name] >= self._each:
-            why = f"more than {self._each} {self._what} at once with one token; try again"
-            raise Problem(HTTPStatus.TOO_MANY_REQUESTS, why, {"Retry-After": "1"})
+            why = f"more than {self._each} {self._what} at once {by}; try again"
+            raise Problem(self._status, why, {"Retry-After": "1"})
         if self.busy >= self._most:
             why = f"more than {self._most} {self._what} at once; try again"
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, why, {"Retry-After": "1"})

@@ -33,8 +33,8 @@ def _ours(record: logging.LogRecord) -> bool:
     return not isinstance(error, HttpProcessingError | web.RequestPayloadError | ConnectionError)
 
 
-_PROTOCOL = logging.getLogger("orchestrator.door")
-_PROTOCOL.addFilter(_ours)
+PROTOCOL = logging.getLogger("orchestrator.door")
+PROTOCOL.addFilter(_ours)
 
 SECURITY = {
     "X-Content-Type-Options": "nosniff",
@@ -84,6 +84,13 @@ class Idle:
                 if connection.transport is not None:
                     connection.transport.abort()
 
+    async def watch(self, runner: Callable[[], web.AppRunner | None]) -> None:
+        """Close those of a server, for ever; None where it does not serve yet."""
+        while True:
+            await asyncio.sleep(IDLE / 10)
+            if (serving := runner()) is not None and serving.server is not None:
+                self.close(serving.server.connections)
+
 
 class Server:
     """Everything that is served, on one address.
@@ -104,9 +111,8 @@ class Server:
         tls: Tls | None = None,
     ) -> None:
         self._idle = Idle()
-        self.app = web.Application(
-            middlewares=[_secured, problems, self._idle.middleware], client_max_size=64 * 1024
-        )
+        around = [_secured, problems, guard.middleware, self._idle.middleware]
+        self.app = web.Application(middlewares=around, client_max_size=64 * 1024)
 
         @functools.cache  # a daemon that starts again has no time for it
         def document() -> dict[str, Any]:
@@ -156,7 +162,7 @@ class Server:
             shutdown_timeout=2.0,
             keepalive_timeout=IDLE,
             lingering_time=1.0,
-            logger=_PROTOCOL,
+            logger=PROTOCOL,
         )
         await self._runner.setup()
         site: web.BaseSite
@@ -175,10 +181,7 @@ class Server:
 
     async def watch(self) -> None:
         """Close idle connections, for ever."""
-        while True:
-            await asyncio.sleep(IDLE / 10)
-            if self._runner is not None and self._runner.server is not None:
-                self._idle.close(self._runner.server.connections)
+        await self._idle.watch(lambda: self._runner)
 
     async def close(self) -> None:
         """Stop serving."""

@@ -1,8 +1,7 @@
 """The request stream: read by a consumer group from its beginning, acknowledged only inside a commit."""
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import structlog
@@ -13,7 +12,6 @@ from orchestrator.intake.parse import MAX_BYTES, parse
 from orchestrator.ports.clock import Clock
 from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.requests import Request
-from orchestrator.rollout.command import HANDLED
 from orchestrator.rollout.events import Event, RequestRefused
 
 log = structlog.get_logger()
@@ -31,8 +29,8 @@ class RequestStream:
     """Entries to requests, in order; what is not a request goes to the dead letters with the reason.
 
     An entry that can't be taken is left pending and keeps no other waiting: all that are pending are read
-    again after a while. `dispatch` may get one twice. `handled` tells which each service remembers to have
-    carried out. `lost` is called for each entry that somebody trimmed away before it was carried out.
+    again after a while. `dispatch` may get one twice. `acknowledged` tells the highest id of what was carried
+    out or refused. `lost` is called for each entry that somebody trimmed away before it was carried out.
     """
 
     def __init__(
@@ -43,7 +41,7 @@ class RequestStream:
         refuse: Callable[[str, Mapping[str, str], Event], Awaitable[None]],
         clock: Clock,
         dispatch: Callable[[Request, Mapping[str, str]], Awaitable[None]],
-        handled: Callable[[], Awaitable[Iterable[Sequence[str]]]],
+        acknowledged: Callable[[], Awaitable[str]],
         lost: Callable[[], None],
     ) -> None:
         self._redis = redis
@@ -52,7 +50,7 @@ class RequestStream:
         self._write_refusal = refuse
         self._clock = clock
         self._dispatch = dispatch
-        self._handled = handled
+        self._acknowledged = acknowledged
         self._lost = lost
 
     async def run(self) -> None:
@@ -62,8 +60,12 @@ class RequestStream:
             Fault: Redis did not answer. Run it again: nothing is lost.
         """
         try:
-            await self._ensure_group()
-            await self._claim()
+            try:
+                await self._claim()
+            except ResponseError as error:
+                if "NOGROUP" not in str(error):
+                    raise
+                await self._make_group()
             after, left, again, pause = "0", False, 0.0, FIRST_PAUSE
             now = asyncio.get_running_loop().time
             while True:
@@ -79,18 +81,24 @@ class RequestStream:
         except RedisError as error:
             raise Fault(f"Redis: {error}") from error
 
-    async def _ensure_group(self) -> None:
-        """Make the group where there is none; one that somebody destroyed carries out nothing again."""
-        last = (0, 0)
-        with contextlib.suppress(ResponseError):  # there is no stream
-            groups: Any = await self._redis.xinfo_groups(self._stream)
-            if any(group["name"] == self._group for group in groups):
-                return
+    async def _make_group(self) -> None:
+        """Make the group behind the last request that was acknowledged: nothing is carried out again."""
+        last = "0-0"
+        try:
             stream: Any = await self._redis.xinfo_stream(self._stream)
-            last = _number(stream["last-generated-id"])
-        known = _known_from(await self._handled())
-        after = "{}-{}".format(*known) if known <= last else "0-0"  # else the stream is another one
-        await self._redis.xgroup_create(self._stream, self._group, id=after, mkstream=True)
+            last = str(stream["last-generated-id"])
+        except ResponseError as error:
+            if "no such key" not in str(error):
+                raise
+        after = await self._acknowledged()
+        if _number(after) > _number(last):  # of another stream of the name
+            after = "0-0"
+        try:
+            await self._redis.xgroup_create(self._stream, self._group, id=after, mkstream=True)
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+            return  # somebody was faster
         if after != "0-0":
             why = (
                 "the consumer group was destroyed; what it had not acknowledged until then is not carried out"
@@ -168,9 +176,3 @@ def _number(entry: str) -> tuple[int, int]:
     """An id of a stream, in its order."""
     milliseconds, _, sequence = entry.partition("-")
     return int(milliseconds), int(sequence)
-
-
-def _known_from(handled: Iterable[Sequence[str]]) -> tuple[int, int]:
-    """Of what is younger than this each service knows whether it has carried it out."""
-    full = (map(_number, ids) for ids in handled if len(ids) >= HANDLED)
-    return max(map(min, full), default=(0, 0))

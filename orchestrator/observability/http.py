@@ -75,13 +75,13 @@ def _text(body: bytes) -> web.Response:
     return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4"})
 
 
-async def listen(app: web.Application, host: str, port: int) -> web.AppRunner:
-    """Start serving; `cleanup()` of what is returned stops it.
+async def listen(app: web.Application, host: str, port: int, **options: Any) -> web.AppRunner:
+    """Start serving, with these options of aiohttp's; `cleanup()` of what is returned stops it.
 
     Raises:
         Fault: The address is taken or may not be used.
     """
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0, **options)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()

@@ -1,11 +1,31 @@
 """Who may ask for what."""
 
+import re
 import unicodedata
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 from orchestrator.rollout.turn import DAEMON
+
+SIGNS = r" -/:-@\[-`{-~"
+"""As in a set of a regular expression: what stands between words, spaces and the punctuation of ASCII."""
+
+SCRIPTS = (
+    "A-Za-z\u00c0-\u024f\u1e00-\u1eff",  # Latin
+    "\u0370-\u03ff\u1f00-\u1fff",  # Greek
+    "\u0400-\u04ff",  # Cyrillic
+    "\u0531-\u0587\u10d0-\u10ff",  # Armenian, Georgian
+    "\u05d0-\u05ea\u0621-\u065f\u066e-\u06d3",  # Hebrew, Arabic
+    "\u0900-\u0963\u0980-\u09e3\u0b82-\u0bcd\u0e01-\u0e4e",  # Devanagari, Bengali, Tamil, Thai
+    "\u3005\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3",  # Chinese, Japanese, Korean
+)
+"""The letters of a word are all of one of these."""
+
+_WORD = re.compile("|".join(f"[0-9{letters}]*" for letters in SCRIPTS))
+
+RESERVED = frozenset({DAEMON, "host"})
+"""Whom the audit trail shows for the gates, and for a rollback that was made by hand on a host."""
 
 Verb = Literal[
     "release",
@@ -35,16 +55,33 @@ MAY: Mapping[Role, frozenset[Verb]] = {
 within the services that their own is for."""
 
 
+def _usual(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", name).split())
+
+
 def somebody(name: str) -> str:
-    """A name for the audit trail; letters that look like others, or like none, are compared as they look.
+    """A name for the audit trail, in the usual form of its characters (NFKC) and with single spaces.
 
     Raises:
-        ValueError: It is the one that the daemon's own decisions are shown with.
+        ValueError: It has other characters than names have, or in a word letters of two scripts, so that one
+            may pass for another; or the daemon's own decisions are shown with it.
     """
-    looks = "".join(filter(str.isprintable, unicodedata.normalize("NFKC", name))).strip()
-    if looks.casefold() == DAEMON:
-        raise ValueError(f"{looks!r} is the daemon's own name in the audit trail; choose another")
-    return name
+    found = _usual(name)
+    words = re.split(f"[{SIGNS}]+", found)
+    if not all(map(_WORD.fullmatch, words)):
+        what = "letters and digits, in a word those of one script, spaces, and signs such as ._@+-"
+        raise ValueError(f"{found[:80]!a} has other characters than a name may: {what}")
+    if "".join(words).casefold() in RESERVED:
+        raise ValueError(f"{found!r} is the daemon's own name in the audit trail; choose another")
+    return found
+
+
+def shown(name: str) -> str:
+    """A name that another system gives, with ? for each character of a word that no name has."""
+    parts = re.split(f"([{SIGNS}]+)", _usual(name))  # the signs are every second part
+    return "".join(
+        part if i % 2 or _WORD.fullmatch(part) else "?" * len(part) for i, part in enumerate(parts)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +140,14 @@ class Tokens(Protocol):
         ...
 
     async def tokens(self) -> list[Token]:
-        """All that were not revoked, by name."""
+        """All that were not revoked, by name; an entry that can't be read is none, and the log names it."""
+        ...
+
+    async def reach(self, token: str) -> tuple[str, ...] | None:
+        """The services that a token is for, by its id; None where there is none.
+
+        Of an entry that can't be read it is all: whoever may take any token back may take that one back too.
+        """
         ...
 
     async def revoke(self, token: str) -> bool:

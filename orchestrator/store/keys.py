@@ -20,6 +20,11 @@ class Keys:
         return "orchestrator"
 
     @property
+    def acknowledged(self) -> str:
+        """Stream of one entry, whose id is the highest of the requests that were acknowledged."""
+        return f"{self.prefix}:acknowledged"
+
+    @property
     def events(self) -> str:
         """Stream of everything that happened."""
         return f"{self.prefix}:events"

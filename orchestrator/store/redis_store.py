@@ -1,7 +1,6 @@
 """The store on Redis: one script commits state, events and acknowledgements under the lease's token."""
 
 import asyncio
-import contextlib
 import hashlib
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from orchestrator.ports.faults import Away, Conflict, Fault, Refused, Repeated, Stale
+from orchestrator.ports.faults import Away, Conflict, Fault, Repeated, Stale
 from orchestrator.ports.requests import Once
 from orchestrator.rollout.events import Event
 from orchestrator.rollout.model import ServiceState
@@ -196,7 +195,14 @@ class RedisStore:
         return int(
             await run_script(
                 self._commit,
-                [keys.lease, keys.state(state.service), keys.events, keys.requests, keys.services],
+                [
+                    keys.lease,
+                    keys.state(state.service),
+                    keys.events,
+                    keys.requests,
+                    keys.services,
+                    keys.acknowledged,
+                ],
                 [
                     self.token,
                     version,
@@ -216,7 +222,7 @@ class RedisStore:
         letter = [part for pair in fields.items() for part in pair]
         await run_script(
             self._refuse,
-            [keys.lease, keys.dead, keys.events, keys.requests],
+            [keys.lease, keys.dead, keys.events, keys.requests, keys.acknowledged],
             [
                 self.token,
                 keys.group,
@@ -235,7 +241,7 @@ class RedisStore:
         keys = self._keys
         await run_script(
             self._answer,
-            [keys.lease, keys.events, keys.requests],
+            [keys.lease, keys.events, keys.requests, keys.acknowledged],
             [self.token, keys.group, entry, event.kind, event.service, dump_event(event)],
         )
 
@@ -246,18 +252,17 @@ class RedisStore:
         except RedisError as error:
             raise fault(error) from error
 
-    async def handled(self) -> list[tuple[str, ...]]:
-        """The ids of the last requests that each service whose state can be read has carried out."""
-        found = []
-        for service in await self.services():
-            with contextlib.suppress(Refused):
-                found.append((await self.load(service))[0].handled)
-        return found
+    async def acknowledged(self) -> str:
+        """The highest id of the requests that were acknowledged, `0-0` when there is none."""
+        return await self._last(self._keys.acknowledged)
 
     async def last_event_id(self) -> str:
         """The id of the newest event, `0-0` when there is none."""
+        return await self._last(self._keys.events)
+
+    async def _last(self, stream: str) -> str:
         try:
-            newest: Any = await self._redis.xrevrange(self._keys.events, count=1)
+            newest: Any = await self._redis.xrevrange(stream, count=1)
         except RedisError as error:
             raise fault(error) from error
         return str(newest[0][0]) if newest else "0-0"

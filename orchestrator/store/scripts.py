@@ -21,15 +21,24 @@ local function wrong(kind, ...)
 end
 """
 
+_ACKNOWLEDGE = """
+-- How far that has come outlives the group, as an entry of the last key: Redis takes higher ids only.
+local function acknowledge(requests, group, entry)
+  redis.call('XACK', requests, group, entry)
+  redis.pcall('XADD', KEYS[#KEYS], 'MAXLEN', 1, entry, 'group', group)
+end
+"""
+
 COMMIT = f"""
 {_CHECK_TYPES}
--- KEYS: lease, state, events, requests, services
+{_ACKNOWLEDGE}
+-- KEYS: lease, state, events, requests, services, acknowledged
 -- ARGV: token, version, data, service, group, n events, (kind, release, json) * n, entry ids to acknowledge
 {_CHECK_LEASE}
 local version = tonumber(redis.call('HGET', KEYS[2], 'version') or '0')
 if version > tonumber(ARGV[2]) then return redis.error_reply('STALE version ' .. version) end
 if version < tonumber(ARGV[2]) then return redis.error_reply('BEHIND version ' .. version) end
-local bad = wrong('stream', KEYS[3], KEYS[4]) or wrong('set', KEYS[5])
+local bad = wrong('stream', KEYS[3], KEYS[4], KEYS[6]) or wrong('set', KEYS[5])
 if bad then return bad end
 local at = 7
 for _ = 1, tonumber(ARGV[6]) do
@@ -40,18 +49,19 @@ end
 redis.call('HSET', KEYS[2], 'data', ARGV[3], 'version', version + 1)
 redis.call('SADD', KEYS[5], ARGV[4])
 while ARGV[at] do
-  redis.call('XACK', KEYS[4], ARGV[5], ARGV[at])
+  acknowledge(KEYS[4], ARGV[5], ARGV[at])
   at = at + 1
 end
 return version + 1
 """
 
 REFUSE = f"""
--- KEYS: lease, dead, events, requests
+-- KEYS: lease, dead, events, requests, acknowledged
 -- ARGV: token, group, entry, kind, service, json, then the fields of the dead letter
 {_CHECK_TYPES}
+{_ACKNOWLEDGE}
 {_CHECK_LEASE}
-local bad = wrong('stream', KEYS[2], KEYS[3], KEYS[4])
+local bad = wrong('stream', KEYS[2], KEYS[3], KEYS[4], KEYS[5])
 if bad then return bad end
 -- One that is not pending any more was refused before, and the reply was lost.
 if #redis.call('XPENDING', KEYS[4], ARGV[2], ARGV[3], ARGV[3], 1) == 0 then return 0 end
@@ -59,17 +69,18 @@ local letter = {{}}
 for i = 7, #ARGV do letter[#letter + 1] = ARGV[i] end
 redis.call('XADD', KEYS[2], '*', unpack(letter))
 redis.call('XADD', KEYS[3], '*', 'kind', ARGV[4], 'service', ARGV[5], 'release', '', 'data', ARGV[6])
-redis.call('XACK', KEYS[4], ARGV[2], ARGV[3])
+acknowledge(KEYS[4], ARGV[2], ARGV[3])
 return 1
 """
 
 ANSWER = f"""
--- KEYS: lease, events, requests   ARGV: token, group, entry, kind, service, json
+-- KEYS: lease, events, requests, acknowledged   ARGV: token, group, entry, kind, service, json
 {_CHECK_LEASE}
+{_ACKNOWLEDGE}
 -- Likewise; this also fails before the first write where the requests are no stream.
 if #redis.call('XPENDING', KEYS[3], ARGV[2], ARGV[3], ARGV[3], 1) == 0 then return 0 end
 redis.call('XADD', KEYS[2], '*', 'kind', ARGV[4], 'service', ARGV[5], 'release', '', 'data', ARGV[6])
-redis.call('XACK', KEYS[3], ARGV[2], ARGV[3])
+acknowledge(KEYS[3], ARGV[2], ARGV[3])
 return 1
 """
 
@@ -120,9 +131,10 @@ return {{'taken', entry}}
 
 GIVE_OUT = """
 -- KEYS: tokens   ARGV: id, name, json
+local function usual(name) return (name:lower():gsub('%s+', ' '):gsub('^ ', ''):gsub(' $', '')) end
 for _, text in ipairs(redis.call('HVALS', KEYS[1])) do
   local good, name = pcall(function() return cjson.decode(text).token.principal.name end)
-  if good and name == ARGV[2] then return 0 end
+  if good and usual(name) == usual(ARGV[2]) then return 0 end
 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
 return 1

@@ -6,6 +6,7 @@ import math
 import secrets
 from typing import Any
 
+import structlog
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from redis.asyncio import Redis
@@ -16,6 +17,8 @@ from orchestrator.ports.faults import Conflict, Fault
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import fault, run_script
 from orchestrator.store.scripts import GIVE_OUT
+
+log = structlog.get_logger()
 
 PREFIX = "rot"
 """Secrets begin with it, so that scanners for leaked ones can tell them: `rot_ID_SECRET`."""
@@ -65,8 +68,22 @@ class RedisTokens:
 
     async def tokens(self) -> list[Token]:
         """See `ports.Tokens`."""
-        found = await self._ask("HVALS", self._keys.tokens)
-        return sorted((_load(text).token for text in found), key=lambda t: (t.principal.name, t.created_at))
+        entries = await self._ask("HGETALL", self._keys.tokens)
+        found = []
+        for name, text in entries.items():
+            try:
+                found.append(_load(text).token)
+            except Fault as error:
+                log.error("token_unreadable", token=name, reason=str(error))
+        return sorted(found, key=lambda t: (t.principal.name, t.created_at))
+
+    async def reach(self, token: str) -> tuple[str, ...] | None:
+        """See `ports.Tokens`."""
+        text = await self._ask("HGET", self._keys.tokens, token)
+        try:
+            return _load(text).token.principal.services if text else None
+        except Fault:
+            return ()
 
     async def revoke(self, token: str) -> bool:
         """See `ports.Tokens`."""

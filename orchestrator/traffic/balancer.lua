@@ -1,11 +1,14 @@
 -- Chooses a server for each request from a route that lies in shared memory, so that weights change without
 -- a reload. Every worker keeps a parsed copy, and looks at each request whether it is still the newest.
 --
--- A route is text: "generation N", "token N", "share N" (the candidate's, of 10000), "local 1" where it is a
--- rollback on the host, then "POOL HOST PORT WEIGHT RELEASE INSTANCE BACKUP MAX_FAILS FAIL_TIMEOUT" a line; POOL is main, back (where traffic goes while the
--- rollback switch is on), preview, and where users are told apart stable and candidate. The configuration holds
--- the route of its own file: after a restart shared memory is empty and that one is served. Whichever has the
--- higher generation counts.
+-- A route is text: "generation N", "token N", "share N" (the candidate's, of 10000), then "POOL HOST PORT WEIGHT
+-- RELEASE INSTANCE BACKUP MAX_FAILS FAIL_TIMEOUT" a line; POOL is main, back (where traffic goes while the
+-- rollback switch is on), local (main once more, where it is a rollback on the host), preview, and where users are
+-- told apart stable and candidate. The configuration holds the route of its own file: after a restart shared
+-- memory is empty and that one is served. Whichever has the higher generation counts.
+--
+-- Shared memory outlives a change of version, a downgrade too. So what a version adds is a pool, which those before
+-- it read as well; and a line that is not understood is passed over.
 
 local balancer = require "ngx.balancer"
 local ffi = require "ffi"
@@ -16,29 +19,31 @@ local LOOK = 0.01 -- seconds between looks for the switch
 local REMEMBER = 600 -- seconds that a request which nobody counts is remembered
 local module = { routes = {}, switches = {}, down = {}, busy = {} }
 
+-- A route, and the first line of it that is not understood.
 local function parse(text)
-    local route = { generation = 0, token = 0, share = 0, ["local"] = 0, pools = {}, servers = {} }
+    local route, wrong = { generation = 0, token = 0, share = 0, pools = {}, servers = {} }, nil
     for line in text:gmatch("[^\n]+") do
         local word, number = line:match("^(%l+) (%d+)$")
-        if word and route[word] then
+        if word == "generation" or word == "token" or word == "share" then
             route[word] = tonumber(number)
         else
             local pool, host, port, weight, release, backup, max_fails, fail_timeout = line:match(
                 "^(%l+) (%S+) (%d+) (%d+) (%S+) %S+ ([01]) (%d+) (%d+)$")
-            if not pool then
-                return nil, "line not understood: " .. line
+            if pool then
+                local server = {
+                    host = host, port = tonumber(port), address = host .. ":" .. port, weight = tonumber(weight),
+                    release = release, backup = backup == "1", max_fails = tonumber(max_fails),
+                    fail_timeout = tonumber(fail_timeout), current = 0,
+                }
+                route.pools[pool] = route.pools[pool] or {}
+                table.insert(route.pools[pool], server)
+                route.servers[server.address] = server
+            else
+                wrong = wrong or line
             end
-            local server = {
-                host = host, port = tonumber(port), address = host .. ":" .. port, weight = tonumber(weight),
-                release = release, backup = backup == "1", max_fails = tonumber(max_fails),
-                fail_timeout = tonumber(fail_timeout), current = 0,
-            }
-            route.pools[pool] = route.pools[pool] or {}
-            table.insert(route.pools[pool], server)
-            route.servers[server.address] = server
         end
     end
-    return route
+    return route, wrong
 end
 
 -- The newest route of a service: from shared memory, or the one that the configuration was loaded with.
@@ -48,14 +53,18 @@ local function current(service, loaded)
     if known and known.newest == newest and known.loaded == loaded then
         return known
     end
-    local route = assert(parse(loaded))
+    local route = parse(loaded)
     local text = newest and dict:get(service .. " " .. newest)
     if newest and not text then -- replaced between the two looks
         newest = dict:get(service)
         text = dict:get(service .. " " .. newest)
     end
-    local other = text and assert(parse(text))
-    if other and (other.generation > route.generation
+    local other, wrong = parse(text or "")
+    if wrong then
+        ngx.log(ngx.WARN, "release-orchestrator: ", service, ": line not understood: ", wrong)
+    end
+    local usable = other.pools.main or not wrong
+    if usable and (other.generation > route.generation
             or other.generation == route.generation and other.token > route.token) then
         route = other
     end
@@ -257,7 +266,7 @@ end
 -- At the private listener: what is served, and where a rollback on the host has all users.
 function module.tell(service, loaded, shape)
     local route = current(service, loaded)
-    local to = route["local"] == 1 and route.pools.main and " " .. route.pools.main[1].release or ""
+    local to = route.pools["local"] and " " .. route.pools["local"][1].release or ""
     ngx.print(service, " ", route.generation, " ", route.token, " dynamic ", shape, " ", draining(service, route), to)
 end
 
@@ -277,12 +286,12 @@ function module.take(service, loaded, shape, secret)
     if ngx.var.http_x_shape ~= shape then
         return refuse(412, "nginx runs another file")
     end
-    local route, why = parse(text or "")
-    if not route or route.generation == 0 then
-        return refuse(ngx.HTTP_BAD_REQUEST, why or "no route")
+    local route, wrong = parse(text or "")
+    if wrong or route.generation == 0 then
+        return refuse(ngx.HTTP_BAD_REQUEST, wrong and "line not understood: " .. wrong or "no route")
     end
     local known = current(service, loaded)
-    local other = route.generation == known.generation and route["local"] ~= known["local"]
+    local other = route.generation == known.generation and not route.pools["local"] ~= not known.pools["local"]
     if route.token < known.token or route.generation < known.generation or other then
         return refuse(ngx.HTTP_CONFLICT, "generation " .. known.generation .. " under token " .. known.token)
     end

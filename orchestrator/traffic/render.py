@@ -115,9 +115,9 @@ def route_text(disk: OnDisk, options: EdgeOptions, *, token: int) -> str:
         f"generation {route.generation}",
         f"token {token}",
         *([f"share {who.share}"] if who.share else []),
-        *(["local 1"] if disk.local else []),
     ]
-    pools = {"main": route.servers, "back": disk.back, "preview": route.preview}
+    local = route.servers if disk.local else ()
+    pools = {"main": route.servers, "back": disk.back, "local": local, "preview": route.preview}
     for pool, servers in {**pools, "stable": who.stable, "candidate": who.candidate}.items():
         for s in servers:
             check_server(s)

@@ -482,6 +482,30 @@ async def test_a_rollback_on_the_host_that_is_given_up_is_known(site: Site) -> N
 
 
 @dynamic
+@pytest.mark.parametrize(
+    ("more", "served"),
+    [("odd 1\nmain 127.0.0.1 {0} 1 api-2 a 0 1 2", {"api-2"}), ("server=127.0.0.1:{0}", {"api-1", "api-2"})],
+    ids=["one line is odd", "no server is understood"],
+)
+async def test_a_route_that_another_version_left_in_memory_fails_no_request_and_can_be_replaced(
+    site: Site, more: str, served: set[str]
+) -> None:
+    """Of what is not understood the rest counts; where nothing is left, the file does."""
+    route = f"generation 3\ntoken 1\n{more.format(site.backends['api-2'])}".replace("\n", "\\n")
+    leave = f'local d = ngx.shared.release_orchestrator; d:set("api", 99); d:set("api 99", "{route}")'
+    port = free_port()
+    text = f"server {{ listen 127.0.0.1:{port}; location / {{ content_by_lua_block {{ {leave} }} }} }}\n"
+    (site.folder / "zz.conf").write_text(text)
+    await site.process.reload()
+    await asyncio.sleep(0.5)
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/") as answer:
+        assert answer.status == 200
+    assert await site.answers() == served
+    await site.edge.apply(site.plan(4, "api-1", back="api-1"), 1)
+    assert await site.answers() == {"api-1"}
+
+
+@dynamic
 async def test_no_step_takes_the_place_of_a_rollback_on_the_host(site: Site) -> None:
     """It was begun before and has the same generation."""
     async with going_back(site) as back:

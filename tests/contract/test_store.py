@@ -220,7 +220,28 @@ async def test_an_answer_that_is_told_again_as_its_reply_was_lost_changes_nothin
     assert await kit.told() == [event]
 
 
-@pytest.mark.parametrize("name", ["dead", "events", "requests", "services", "wanted"])
+async def test_the_highest_id_that_was_acknowledged_outlives_the_group(private_kit: Any) -> None:
+    keys = Keys("t")
+    store = RedisStore(private_kit, keys, 1)
+    await private_kit.set(keys.lease, 1)
+    entries = [await store.push({"service": "api"}) for _ in range(4)]
+    await private_kit.xgroup_create(keys.requests, keys.group, id="0")
+    await private_kit.xreadgroup(keys.group, "driver", {keys.requests: ">"})
+    assert await store.acknowledged() == "0-0"
+    state, _ = handle(ServiceState(service="api"), submit(1), 1000.0)
+    refused = RequestRefused(service="api", at=1.0, verb="release", actor="ci", request="", reason="no")
+    await store.commit(state, 0, [], [entries[1]])
+    assert await store.acknowledged() == entries[1]
+    await store.refuse(entries[2], {"error": "no"}, refused)
+    assert await store.acknowledged() == entries[2]
+    await store.answer(entries[0], refused)
+    assert await store.acknowledged() == entries[2]
+    await store.answer(entries[3], refused)
+    await private_kit.xgroup_destroy(keys.requests, keys.group)
+    assert await store.acknowledged() == entries[3]
+
+
+@pytest.mark.parametrize("name", ["dead", "events", "requests", "services", "wanted", "acknowledged"])
 async def test_a_key_of_another_type_is_seen_before_anything_is_written(private_kit: Any, name: str) -> None:
     """Redis does not undo a script that fails half-way."""
     keys = Keys("t")
@@ -249,6 +270,7 @@ async def test_a_key_of_another_type_is_seen_before_anything_is_written(private_
         "requests": ["commit", "refuse", "push"],
         "services": ["commit"],
         "wanted": ["want"],
+        "acknowledged": ["commit", "refuse"],
     }
     before = await _all(private_kit)
     for call in (c for verb in touches[name] for c in calls[verb]):

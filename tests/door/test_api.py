@@ -23,9 +23,10 @@ from orchestrator.intake.views import ReleaseBody, fields_of
 from orchestrator.ports.access import MAY, Principal, Role, Verb
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.command import Freeze, handle
-from orchestrator.rollout.events import ConfigReloaded, ReleaseEnded
+from orchestrator.rollout.events import ConfigReloaded, ReleaseEnded, RequestRefused
 from orchestrator.rollout.model import Ended, Outcome, ServiceState
 from orchestrator.store import tail as tail_module
+from orchestrator.store.codec import dump_event
 from orchestrator.store.tokens import RedisTokens
 from tests.builders import release, submit, template
 from tests.conftest import LogLines
@@ -200,11 +201,41 @@ async def test_what_concerns_all_services_is_for_nobody_who_has_only_some(house:
     assert (await house.ask("GET", f"/v1/requests/{entry}", secret))[0] == 403
 
 
+async def test_the_answer_to_a_request_with_an_id_of_the_future_is_found(house: House) -> None:
+    """All later ids lie there too, those of events do not."""
+    await house.redis.xadd(house.keys.requests, {"service": "api"}, id="9000000000000-1")
+    secret = await house.secret("operator")
+    _, told, _ = await house.ask("POST", path_of("freeze"), secret, {"reason": "r"})
+    assert told["request"] > "9000000000000-1"
+    event = RequestRefused(
+        service="api", at=1.0, verb="freeze", actor="ci", request=told["request"], reason="no"
+    )
+    await house.redis.xadd(house.keys.events, {"data": dump_event(event)})
+    for wait in ("", "?wait=5"):
+        seen = (await house.ask("GET", f"/v1/requests/{told['request']}{wait}", secret))[1]
+        assert (seen["state"], seen["reason"]) == ("refused", "no")
+
+
+async def test_a_field_that_is_given_twice_is_named_and_refused(house: House) -> None:
+    secret = await house.secret("operator")
+    status, told, _ = await house.ask("GET", "/v1/releases/api-1?wait=1&wait=2", secret)
+    assert (status, told["detail"]) == (422, "wait: is there twice")
+    json_ = b'{"reason": "a", "reason": "b"}'
+    status, told, _ = await house.ask(
+        "POST", path_of("pause"), secret, json_, Content_Type="application/json"
+    )
+    assert (status, told["detail"]) == (400, "not JSON: 'reason' is there twice")
+    with pytest.raises(Problem, match=r"^text: is there twice$"):
+        door.form_of(b"text=pause+api&user_id=U1&text=rollback+api")
+
+
 async def test_no_two_tokens_have_one_name(house: House) -> None:
     admin = await house.secret("admin")
     body = {"name": "ci", "role": "viewer"}
     answers = await asyncio.gather(*(house.ask("POST", "/v1/tokens", admin, body) for _ in range(5)))
     assert sorted(a[0] for a in answers) == [201, 409, 409, 409, 409]
+    for name in ("CI", "ci "):
+        assert (await house.ask("POST", "/v1/tokens", admin, {**body, "name": name}))[0] == 409, name
     told = next(a[1]["detail"] for a in answers if a[0] == 409)
     assert told == "there is a token 'ci' already; revoke it first, or choose another name"
     made = next(a[1]["id"] for a in answers if a[0] == 201)
@@ -213,6 +244,19 @@ async def test_no_two_tokens_have_one_name(house: House) -> None:
     await house.redis.hdel(house.keys.tokens, "damaged")
     assert (await house.ask("DELETE", f"/v1/tokens/{made}", admin))[0] == 204
     assert (await house.ask("POST", "/v1/tokens", admin, body))[0] == 201
+
+
+async def test_an_entry_that_is_no_token_keeps_none_from_being_shown_and_taken_back(house: House) -> None:
+    admin, mine = await house.secret("admin"), await house.secret("admin", "api")
+    leaked = await house.secret("operator", "api")
+    await house.redis.hset(house.keys.tokens, "0badbad0", '{"of": "another version"}')
+    shown = (await house.ask("GET", "/v1/tokens", admin))[1]["tokens"]
+    assert [t["name"] for t in shown] == ["the admin", "the admin 2", "the operator"]
+    assert (await house.ask("DELETE", f"/v1/tokens/{leaked.split('_')[1]}", mine))[0] == 204
+    assert (await house.ask("GET", "/v1/me", leaked))[0] == 401
+    assert (await house.ask("DELETE", "/v1/tokens/0badbad0", mine))[0] == 404, "it may be for other services"
+    assert (await house.ask("DELETE", "/v1/tokens/0badbad0", admin))[0] == 204
+    assert not await house.redis.hexists(house.keys.tokens, "0badbad0")
 
 
 @pytest.mark.parametrize("name", ["orchestrator", "Orchestrator", "ORCHESTRATOR "])
@@ -230,6 +274,19 @@ async def test_nobody_gets_the_daemons_own_name(house: House, name: str) -> None
     ):
         with pytest.raises(ValidationError, match=OURS):
             Settings.model_validate(section)
+
+
+async def test_an_older_versions_token_with_the_daemons_name_is_refused_with_the_cure(
+    house: House,
+) -> None:
+    who = Principal(name="orchestrator", role="operator")
+    _, secret = await house.tokens.create(who, "test", house.clock.now(), None)
+    status, told, _ = await house.ask("POST", path_of("rollback"), secret, {})
+    assert (status, told["detail"]) == (
+        403,
+        f"'orchestrator' {OURS}: make another token, and revoke this one",
+    )
+    assert await house.asked() == []
 
 
 async def test_a_token_that_is_taken_back_elsewhere_works_for_a_second_at_the_most(house: House) -> None:
@@ -540,6 +597,38 @@ def test_a_lane_is_shared_and_nobody_gets_all_of_it() -> None:
     with lane.entered("a"), lane.entered("a"), lane.entered("c"):
         assert lane.busy == 3
     assert lane.busy == 0
+
+
+async def test_a_sender_that_is_not_known_has_a_share_by_its_address(house: House) -> None:
+    with contextlib.ExitStack() as held:
+        for _ in range(100):
+            held.enter_context(house.guard._lanes[False].entered("at 192.0.2.1"))
+        assert (await house.ask("GET", "/v1/me", await house.secret("viewer")))[0] == 200
+    with contextlib.ExitStack() as held:
+        for _ in range(100):
+            held.enter_context(house.guard._lanes[False].entered("at 127.0.0.1"))
+        status, told, _ = await house.ask("GET", "/v1/me", await house.secret("viewer"))
+    assert (status, told["detail"]) == (429, "more than 100 requests at once from one address; try again")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/hooks/request", "/hooks/alertmanager", "/hooks/slack/command", "/login"],
+    ids=["signed", "alerts", "slack", "login"],
+)
+async def test_bodies_of_senders_that_are_not_known_take_a_share_by_address(house: House, path: str) -> None:
+    house.guard._strangers._each = 1
+    secret = await house.secret("admin")
+    _, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\nContent-Length: 50\r\n"
+    writer.write(f"{head}Content-Type: application/x-www-form-urlencoded\r\n\r\n{{".encode())
+    await until(lambda: house.guard._strangers.busy == 1)
+    status, told, _ = await house.ask("POST", path, secret, {})
+    says = "more than 1 requests of unknown senders at once from one address; try again"
+    assert (status, told["detail"]) == (503, says)
+    assert (await house.ask("POST", path_of("rollback"), secret))[0] == 202
+    writer.transport.abort()
+    await until(lambda: house.guard._strangers.busy == 0)
 
 
 async def test_who_waits_takes_a_share_and_nothing_from_those_who_do_not_wait(house: House) -> None:

@@ -1,7 +1,9 @@
 """What the server logs, and what it answers when an answer fails half-way."""
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -9,8 +11,14 @@ import pytest
 from aiohttp import web
 
 from examples.playground.lease import free_port
-from orchestrator.intake.door import SESSION
+from orchestrator.daemon.clock import SystemClock
+from orchestrator.daemon.config import Config
+from orchestrator.daemon.serve import Daemon
+from orchestrator.daemon.settings import HttpSection, Settings
+from orchestrator.intake import server
+from orchestrator.intake.door import SESSION, Guard
 from orchestrator.intake.server import Server
+from orchestrator.observability.logs import LineWriter
 from orchestrator.ports.faults import Fault
 from tests.conftest import LogLines
 from tests.door.conftest import House
@@ -36,7 +44,8 @@ async def wrong(_: web.Request) -> Any:
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
     found = free_port()
-    server = Server(None, [], [web.get("/late", late), web.get("/wrong", wrong)], f"127.0.0.1:{found}")  # type: ignore[arg-type]
+    guard = Guard(None, SystemClock(), rate=1, burst=1)  # type: ignore[arg-type]
+    server = Server(guard, [], [web.get("/late", late), web.get("/wrong", wrong)], f"127.0.0.1:{found}")
     await server.start()
     yield found
     await server.close()
@@ -87,6 +96,28 @@ async def test_what_is_no_http_gets_a_400_and_no_line(port: int, log_lines: LogL
     async with asyncio.timeout(5):
         assert b" 400 " in await reader.readline()
     writer.close()
+    assert log_lines() == []
+
+
+async def test_the_metrics_wait_for_no_head_and_log_none_that_is_odd(
+    tmp_path: Path, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "IDLE", 0.5)
+    listen = f"127.0.0.1:{free_port()}"
+    settings = Settings(state_dir=tmp_path, http=HttpSection(listen=listen))
+    daemon = Daemon(Config(tmp_path, settings, {}), LineWriter(io.StringIO()))
+    async with daemon._http(), asyncio.timeout(10):
+        half, writer = await asyncio.open_connection("127.0.0.1", settings.http.listen.rpartition(":")[2])
+        writer.write(b"GET /metrics HTTP/1.1\r\nX-Slow: ")
+        long, other = await asyncio.open_connection("127.0.0.1", settings.http.listen.rpartition(":")[2])
+        other.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 20_000 + b"\r\n\r\n")
+        assert b" 400 " in await long.readline()
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await half.readexactly(1)
+        for each in (writer, other):
+            each.close()
+        async with aiohttp.ClientSession() as session, session.get(f"http://{listen}/healthz") as answer:
+            assert answer.status == 200
     assert log_lines() == []
 
 

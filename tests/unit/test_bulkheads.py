@@ -65,6 +65,7 @@ FOR_ALL = {
     "Board.news": "an edge on another host reads it; no conductor does",
     "Board.report": "an edge on another host writes it; no conductor does",
     "Board.about": "behind Traffic.apply and Traffic.observe, both of which are walked",
+    "Board.reports": "behind Traffic.apply, whose job ends with its deadline",
     "EdgeProcess.test": "behind Traffic.apply: one nginx for all services",
     "EdgeProcess.reload": "behind Traffic.apply: one nginx for all services",
     "EdgeProcess.complaint": "behind Traffic.apply: one nginx for all services",
@@ -82,6 +83,7 @@ FOR_ALL = {
     "Inbox.pushed": "of who asks, over HTTP or by the command line",
     "Tokens.create": "who may ask is no service's",
     "Tokens.tokens": "who may ask is no service's",
+    "Tokens.reach": "who may ask is no service's",
     "Tokens.revoke": "who may ask is no service's",
     "Tokens.recognise": "who may ask is no service's",
     "Tokens.open_session": "who may ask is no service's",
@@ -263,9 +265,6 @@ class Requests:
         self._entries.append((entry, {"who": "ci", **fields}))
         return entry
 
-    async def xinfo_groups(self, _: str) -> list[dict[str, str]]:
-        return [{"name": "g"}]
-
     async def xautoclaim(self, *_: Any, **__: Any) -> tuple[str, list[Any], list[Any]]:
         return "0-0", [], []
 
@@ -290,8 +289,8 @@ class Requests:
         return [("requests", found)] if found else []
 
 
-async def _nothing() -> list[tuple[str, ...]]:
-    return []
+async def _nothing() -> str:
+    return "0-0"
 
 
 @dataclass

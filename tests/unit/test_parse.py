@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from orchestrator.engine.dispatcher import to_command
 from orchestrator.intake.parse import MAX_BYTES, parse
-from orchestrator.ports.access import Verb
+from orchestrator.ports.access import Verb, shown
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.metrics import MetricSource
 from orchestrator.ports.requests import Request
@@ -72,13 +72,56 @@ def test_what_is_wrong_is_named(change: dict[str, str], words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["orchestrator", " Orchestrator", "orchestrator\x00", "orche\u200bstrator", "\uff4frchestrator"]
+    "name", ["orchestrator", " Orchestrator", "[orchestrator]", "\uff4frchestrator", "host", "HOST.", "ho-st"]
 )
 def test_nobody_is_the_daemon_itself(name: str) -> None:
-    says = r"^who: '\w+' is the daemon's own name in the audit trail; choose another$"
+    says = r"^who: '[^']+' is the daemon's own name in the audit trail; choose another$"
     with pytest.raises(Fault, match=says):
         parse("1-0", {**GOOD, "who": name})
     assert parse("1-0", {**GOOD, "who": "orchestrator via ci"}).who == "orchestrator via ci"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\u043erchestrator",  # a Cyrillic o
+        "orchestrator\ufe0f",
+        "orchestrator\u3164",
+        "\u3164",
+        "orche\u034fstrator",
+        "orche\u200bstrator",
+        "orchestrator\x00",
+        "\ua4f3\ua4e3\ua4da\ua4e7\ua4f0\ua4e2\ua4d4\ua4e3\ua4ee\ua4d4\ua4f3\ua4e3",  # Lisu, all of it
+        "ann\u202e",
+        "\U0001f98a",
+    ],
+)
+def test_a_name_that_may_pass_for_another_is_refused(name: str) -> None:
+    with pytest.raises(Fault, match=r"^who: '[ -~]+' has other characters than a name may: "):
+        parse("1-0", {**GOOD, "who": name})
+    via = f"{shown(name)} via ci"
+    assert parse("1-0", {**GOOD, "who": via}).who == via == via.encode("ascii").decode()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ann",
+        "renovate[bot]",
+        "CORP\\ann",
+        "Ann O'Neill <ann@example.com>",
+        "ci-api+1 #7",
+        "Ren\u00e9e Gro\u00df",
+        "\u0418\u0432\u0430\u043d via ci",
+        "\u4f50\u3005\u6728 \u3072\u308d\u3057",
+        "\uae40\ubbfc\uc900",
+        "root@host",
+        "unknown",
+        "",
+    ],
+)
+def test_people_are_called_as_they_are(name: str) -> None:
+    assert parse("1-0", {**GOOD, "who": name}).who == name == shown(name)
 
 
 def test_control_characters_and_bidi_are_taken_out() -> None:

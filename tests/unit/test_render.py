@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.ports.faults import Fault
 from orchestrator.rollout.model import Route, Server
-from orchestrator.rollout.observation import OnDisk
+from orchestrator.rollout.observation import LocalRollback, OnDisk
 from orchestrator.traffic.options import EdgeOptions, ServerBlock
 from orchestrator.traffic.render import (
     location_snippet,
@@ -138,6 +138,17 @@ def test_a_route_in_memory_says_what_the_model_says(pool: list[Server], back: li
         for s in group
     ]
     assert lines[2:] == expected
+
+
+@pytest.mark.parametrize("local", [None, LocalRollback(to="api-1", actor="ann", reason="")])
+def test_the_first_version_of_the_balancer_understands_every_line_of_a_route(
+    local: LocalRollback | None,
+) -> None:
+    """It serves what lies in nginx' memory after a downgrade, and fails at any other line."""
+    understood = r"(generation|token|share) [0-9]+|[a-z]+ \S+ [0-9]+ [0-9]+ \S+ \S+ [01] [0-9]+ [0-9]+"
+    disk = OnDisk(route=Route(generation=9, servers=(server(),)), back=(server(),), local=local)
+    lines = route_text(disk, EdgeOptions(backup=("127.0.0.1:9",)), token=3).split("\n")
+    assert [line for line in lines if not re.fullmatch(understood, line)] == []
 
 
 def test_a_file_for_memory_differs_in_nothing_but_its_route_while_its_shape_is_the_same() -> None:
