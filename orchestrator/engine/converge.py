@@ -50,6 +50,7 @@ class Converger:
         self.resolved: dict[str, Image] = {}
         self.asked: dict[str, HookResult] = {}
         self._removed: frozenset[str] = frozenset()
+        self._silent = False
 
     def converge(self, world: World, state: ServiceState, seen: Observation) -> None:
         """Compare and start what is missing; returns at once."""
@@ -111,11 +112,10 @@ class Converger:
         route, edge = world.route, seen.edge
         active = {s.release for s in route.servers if not s.backup}
         older = 0 < edge.switched_for < route.generation  # a daemon's own word, which the route replaces
-        known = (edge.served or 0) <= max(
-            route.generation, edge.floor
-        )  # else nginx alone knows where it leads
-        by_hand = edge.switched_to and edge.local is None and not older
-        if by_hand and known and active != {edge.switched_to}:
+        nginx_alone = (edge.served or 0) > max(route.generation, edge.floor)  # knows where that leads
+        by_hand = edge.switched_to and edge.local is None and not (older or nginx_alone)
+        heard, self._silent = self._silent and not edge.silence, bool(edge.silence)
+        if by_hand and active != {edge.switched_to}:
             self.retreat(world.service, "host", "the rollback switch was turned on by hand")
             return
         if not route.generation or edge.floor > route.generation or state.unknown is not None:
@@ -138,6 +138,8 @@ class Converger:
             )
             name = f"{ROUTE}{route.generation}"
             self._jobs.cancel(lambda job: job.startswith(ROUTE) and job != name)
+            if heard:
+                self._jobs.pause_no_more(name)
             self._jobs.start(name, lambda: self._traffic.apply(plan, self._store.token), ROUTE_DEADLINE)
 
     def _instances(self, world: World, state: ServiceState, seen: Observation) -> None:

@@ -210,6 +210,10 @@ class Jobs:
         self._running[name] = task
         task.add_done_callback(lambda _: self._ended(name))  # also of one that is cancelled before it begins
 
+    def pause_no_more(self, name: str) -> None:
+        """Let a job be started at once: what made it fail may be over."""
+        self._not_before.pop(name, None)
+
     def keep(self, name: str) -> None:
         """Remember how a job went, though it is not to be started yet."""
         self._wanted.add(name)

@@ -636,6 +636,25 @@ async def test_only_what_nginx_has_let_go_is_stopped(confirmed: int, routed: boo
     await jobs.stop()
 
 
+async def test_a_change_that_failed_is_tried_at_once_when_nginx_speaks_again() -> None:
+    kit = Kit()
+    state = ServiceState(
+        service="api", route=Route(generation=7, servers=(server("api-9", "10.0.0.9:80"),)), confirmed=6
+    )
+    jobs = Jobs(lambda: None, first_pause=60.0)
+    converger = Converger(kit.runtime, kit.runtime, kit.traffic, kit.hooks, kit.store, jobs)
+    kit.traffic.refuses = "nginx does not run"
+    tried = []
+    for silence in ("", "nothing listens", "nothing listens", ""):
+        seen = Observation(edge=Edge(served=6, confirmed=6, floor=7, silence=silence))
+        converger.converge(desired(state, 0.0), state, seen)
+        await asyncio.sleep(0.02)
+        tried.append("api" in kit.traffic.plans)
+        kit.traffic.refuses = ""
+    assert tried == [False, False, False, True]
+    await jobs.stop()
+
+
 async def test_an_image_is_removed_once_its_containers_are_gone_and_again_when_that_failed() -> None:
     kit = Kit()
     old = release(1, digest="sha256:1")
