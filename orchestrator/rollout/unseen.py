@@ -16,8 +16,9 @@ def exclude_unwatched(turn: Turn, seconds: float) -> None:
     """Take out the seconds before this look in which nobody drove the service.
 
     A hold, a deadline, a pause, the time in the queue, the time that a limit has been broken and the patience
-    with nginx, with its file, with a route that nobody knows and with an instance that hangs go on from where
-    they were when somebody looked last. Taking out too much only makes the wait longer.
+    with nginx, with its file and with an instance that hangs go on from where they were when somebody looked
+    last. Taking out too much only makes the wait longer. The time that a rollback on the host has for its
+    file passes whoever looks.
     """
     state = turn.state
     overlooked = state.overlooked + seconds if state.queue else 0.0
@@ -31,7 +32,6 @@ def exclude_unwatched(turn: Turn, seconds: float) -> None:
         route=replace(state.route, changed_at=later(state.route.changed_at)) if pending else state.route,
         drifted_since=None if state.drifted_since is None else later(state.drifted_since),
         silent_since=None if state.silent_since is None else later(state.silent_since),
-        unknown=(state.unknown[0], later(state.unknown[1])) if state.unknown else None,
         hung=tuple((name, later(since)) for name, since in state.hung),
         anew=tuple(replace(a, at=later(a.at)) for a in state.anew),
     )

@@ -125,7 +125,12 @@ class Fleet:
 
     async def _see_who_has_caught_up(self) -> None:
         """Wait again for those that serve what is wanted of every service at which they hung."""
-        said = await self._board.reports() if self._hung else {}
+        if not self._hung:
+            return
+        try:
+            said = await self._board.reports()
+        except Fault:
+            return  # at the next change
         self._hung -= {
             (name, service)
             for name, service in self._hung

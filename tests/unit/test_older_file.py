@@ -89,7 +89,10 @@ def test_a_route_that_nginx_has_for_a_moment_before_its_file_is_not_told(sim: Si
     assert not [e for e in sim.events if isinstance(e, EdgeStuck | RouteChanged)][1:]
 
 
-def test_what_waited_by_the_old_store_is_over_and_what_is_asked_for_since_is_not(sim: Sim) -> None:
+@pytest.mark.parametrize("unwatched", [0.0, 5.0, 30.0])
+def test_what_waited_by_the_old_store_is_over_and_what_is_asked_for_since_is_not(
+    sim: Sim, unwatched: float
+) -> None:
     sim.send(Freeze(request="f-0", actor="ann"))
     sim.send(submit(2, policy=policy(queue_deadline=9e9)))
     old, disk = sim.state, sim.disk
@@ -100,8 +103,10 @@ def test_what_waited_by_the_old_store_is_over_and_what_is_asked_for_since_is_not
     sim.store_goes_back(replace(old, frozen=None))
     sim.step()
     sim.send(submit(4, policy=policy(on_new_release="queue")))
-    sim.run(9)
+    sim.run(3)
     assert [r.id for r in sim.state.queue] == ["api-2", "api-3"]
+    sim.now += unwatched
+    sim.unwatched = unwatched
     sim.run(200)
     assert sim.outcomes() == {"api-2": Outcome.ABORTED, "api-3": Outcome.PROMOTED}
 
