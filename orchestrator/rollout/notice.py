@@ -10,7 +10,7 @@ from orchestrator.rollout.events import (
     InstanceRecovered,
     RouteConfirmed,
 )
-from orchestrator.rollout.model import BEFORE_TRAFFIC, Anew, Outcome, Release, instance_names
+from orchestrator.rollout.model import BEFORE_TRAFFIC, Anew, Outcome, Release, ServiceState, instance_names
 from orchestrator.rollout.observation import Edge, Instance, LocalRollback, Observation
 from orchestrator.rollout.route import cut_off, down, led_to, lost, may_be_served, unanswered
 from orchestrator.rollout.turn import Turn
@@ -45,7 +45,16 @@ def notice_host(turn: Turn, seen: Observation) -> None:
     if local is None:
         return
     turn.set(answered=edge.on_disk.route.generation)
-    _follow(turn, seen, local)
+    if not _is_overtaken(state, edge.on_disk.route.generation):
+        _follow(turn, seen, local)
+
+
+def _is_overtaken(state: ServiceState, generation: int) -> bool:
+    """Whether another rollback was asked for after one on the host was seen in nginx' memory alone."""
+    rollout, unknown = state.rollout, state.unknown
+    if rollout is None or rollout.kind != "revert" or unknown is None:
+        return False
+    return unknown[0] == generation and rollout.began_at > unknown[1]
 
 
 def _follow(turn: Turn, seen: Observation, local: LocalRollback) -> None:
@@ -85,7 +94,9 @@ def notice_unknown(turn: Turn, seen: Observation) -> None:
     local = cut_off(state, seen)
     if local is not None:
         turn.overrule()
-        _follow(turn, seen, local)
+        turn.set(answered=max(state.answered, state.unknown[0]))
+        if not _is_overtaken(state, state.unknown[0]):
+            _follow(turn, seen, local)
         return
     if state.stuck_since is not None:
         return

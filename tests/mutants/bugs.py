@@ -1072,6 +1072,13 @@ BUGS = (
         "tests/unit/test_engine.py -k speaks_again",
     ),
     Bug(
+        "a rollback on the host that came late undoes one that was asked for after it",
+        "rollout/notice.py",
+        "return unknown[0] == generation and rollout.began_at > unknown[1]",
+        "return False",
+        "tests/unit/test_cut_off.py -k last_word",
+    ),
+    Bug(
         "an edge that has caught up at one of the services at which it hung is waited for again",
         "traffic/fleet.py",
         "            (name, service)\n            for name, service in self._hung\n",

@@ -106,6 +106,27 @@ def test_a_rollback_that_is_asked_for_meanwhile_leads_where_the_one_on_the_host_
     assert (sim.share("api-1"), problems(sim.state)) == (100, [])
 
 
+@pytest.mark.parametrize("written", [False, True])
+def test_a_rollback_that_is_asked_for_after_it_and_leads_elsewhere_is_the_last_word(
+    sim: Sim, written: bool
+) -> None:
+    _promoted(sim)
+    sim.send(submit(3))
+    sim.until_ended("api-3")
+    sim.run(2)
+    sim.roll_back_on_host(written=False)
+    assert sim.back == "api-2"
+    sim.run(3)
+    sim.send(Rollback(request="9-0", actor="bob", to="api-1"))
+    sim.run(1)
+    if written:
+        sim.roll_back_on_host()
+    sim.run(60)
+    (ended,) = sim.ends("api-1")[-1:]
+    assert (ended.journey, ended.outcome, ended.actor) == ("revert", Outcome.PROMOTED, "bob")
+    assert (sim.share("api-1"), problems(sim.state)) == (100, [])
+
+
 def test_one_that_leads_to_a_release_that_nobody_knows_is_an_unknown_route(sim: Sim) -> None:
     _promoted(sim).roll_back_on_host(written=False)
     sim.back = "api-77"
