@@ -10,7 +10,7 @@ from aiohttp import web
 from orchestrator.intake.problems import Problem
 from orchestrator.intake.signatures import refused
 from orchestrator.intake.views import SERVICE, Accepted
-from orchestrator.ports.access import Principal, Verb, shown, somebody
+from orchestrator.ports.access import Principal, Verb, author
 from orchestrator.ports.faults import Conflict, Repeated
 from orchestrator.ports.requests import Inbox, Once
 from orchestrator.rollout.policy import Template
@@ -65,9 +65,9 @@ class Desk:
             why = f"{who.name} is {who.role} and may not {verb} {service[:80]}"
             raise Problem(HTTPStatus.FORBIDDEN, why)
         self.check(service, who)
-        person = shown(fields.get("who", ""))[:200]
+        person = fields.get("who", "")[:200]
         try:
-            name = somebody(f"{person} via {who.name}" if person else who.name)
+            name = author(f"{person} via {who.name}" if person else who.name)
         except ValueError as error:  # a token that an older version has made
             why = f"{error}: make another token, and revoke this one"
             raise Problem(HTTPStatus.FORBIDDEN, why) from None

@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from orchestrator.intake import strict_json
-from orchestrator.ports.access import Verb, somebody
+from orchestrator.ports.access import Verb, author, somebody
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.requests import Request
 from orchestrator.rollout.told import CONTROL
@@ -54,7 +54,7 @@ class Fields(BaseModel):
     service: Annotated[str, StringConstraints(max_length=40), AfterValidator(_exact)] = ""
     image: Annotated[str, StringConstraints(max_length=512), AfterValidator(_exact)] = ""
     who: Annotated[
-        Text, AfterValidator(somebody), Field(description="who asks; the account of the CI job, or a person")
+        Text, AfterValidator(author), Field(description="who asks; the account of the CI job, or a person")
     ] = "unknown"
     why: Text = ""
     link: Annotated[str, StringConstraints(max_length=2000, pattern=r"^(https?://\S+)?\z")] = ""

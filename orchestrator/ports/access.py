@@ -84,6 +84,15 @@ def shown(name: str) -> str:
     )
 
 
+def author(name: str) -> str:
+    """A request's author as the audit trail shows them; how a name is spelled keeps no request out.
+
+    Raises:
+        ValueError: The daemon's own decisions are shown with that name.
+    """
+    return somebody(shown(name))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
     """Somebody who knocked and was recognised.

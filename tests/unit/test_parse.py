@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from orchestrator.engine.dispatcher import to_command
 from orchestrator.intake.parse import MAX_BYTES, parse
-from orchestrator.ports.access import Verb, shown
+from orchestrator.ports.access import Verb, shown, somebody
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.metrics import MetricSource
 from orchestrator.ports.requests import Request
@@ -96,11 +96,17 @@ def test_nobody_is_the_daemon_itself(name: str) -> None:
         "\U0001f98a",
     ],
 )
-def test_a_name_that_may_pass_for_another_is_refused(name: str) -> None:
-    with pytest.raises(Fault, match=r"^who: '[ -~]+' has other characters than a name may: "):
-        parse("1-0", {**GOOD, "who": name})
+def test_a_name_that_may_pass_for_another_is_given_to_nobody_and_shown_as_odd(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^'[ -~]+' has other characters than a name may: "):
+        somebody(name)
+    assert parse("1-0", {**GOOD, "who": name}).who == shown(name)
     via = f"{shown(name)} via ci"
     assert parse("1-0", {**GOOD, "who": via}).who == via == via.encode("ascii").decode()
+
+
+def test_how_a_name_is_spelled_keeps_no_request_from_being_heard() -> None:
+    found = parse("1-0", {"verb": "rollback", "service": "api", "who": "Ann O\u2019Brien"})
+    assert (found.verb, found.who) == ("rollback", "Ann ???????")
 
 
 @pytest.mark.parametrize(
