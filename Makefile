@@ -30,7 +30,7 @@ test: setup
 ifeq ($(ARGS),)
 	@$(PYTHON) -m pytest -n 2 --cov --cov-report= tests/unit
 	@$(PYTHON) -m coverage report --fail-under=100
-	@$(WITH_DOCKER) $(PYTHON) -m pytest -n 3 --dist worksteal --ignore tests/unit
+	@$(WITH_DOCKER) $(PYTHON) -m pytest -n 4 --dist worksteal --ignore tests/unit
 else
 	@$(WITH_DOCKER) $(PYTHON) -m pytest -n 3 --dist worksteal $(ARGS)
 endif

@@ -96,7 +96,7 @@ async def test_what_was_taken_although_its_answer_was_lost_is_not_taken_again(
     assert len(await signing.asked()) == 1
 
 
-@pytest.mark.parametrize("shift", [-301, 301, -(10**9)])
+@pytest.mark.parametrize("shift", [-301, 330, -(10**9)])
 async def test_a_stale_or_future_time_is_refused(signing: House, shift: int) -> None:
     body = json.dumps(ROLLBACK).encode()
     then = str(int(signing.clock.now()) + shift)
