@@ -162,7 +162,7 @@ class World:
         if host.dead:
             await self._for_ever()
         while (waking or host.asleep_until) and self.now < host.asleep_until:
-            await asyncio.sleep(host.asleep_until - self.now)
+            await asyncio.sleep(max(host.asleep_until - self.now, 0.001))  # less may not advance the time
 
     async def _for_ever(self) -> None:
         """What a killed process waits for: no timer and no handler of it runs, nor garbage collection."""
