@@ -31,12 +31,18 @@ def holders(path: Path) -> dict[int, str]:
     account belongs to can be seen by root alone.
     """
     place, found = str(path.resolve()), dict[int, str]()
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        pid = int(link.parts[2])
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+    for pid in set(pids) - {os.getpid()}:
         with contextlib.suppress(OSError):  # it has ended, or is not ours to look into
-            target = str(link.readlink())
-            if pid != os.getpid() and (
-                target == f"{place} (deleted)" or (target == place and link.samefile(place))
-            ):
-                found[pid] = Path(f"/proc/{pid}/comm").read_text().strip()
+            if any(_leads_to(link, place) for link in Path(f"/proc/{pid}/fd").iterdir()):
+                found[pid] = Path(f"/proc/{pid}/comm").read_text("utf-8", "replace").strip()
     return found
+
+
+def _leads_to(link: Path, place: str) -> bool:
+    """Whether an open file is the one at a place, or one that was removed from there."""
+    try:
+        target = str(link.readlink())
+        return target == f"{place} (deleted)" or (target == place and link.samefile(place))
+    except OSError:  # closed since
+        return False

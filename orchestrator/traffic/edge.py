@@ -401,7 +401,7 @@ class NginxEdge:
         """
         service, path, generation = plan.service, self.file(plan.service), plan.route.generation
         self._fence(plan, token, read(path))
-        guests = sorted(p.stem for p in self._dir.glob(f"locations/{service}/*.conf"))
+        guests = sorted(p.stem for p in matching(self._dir / "locations" / service, "*.conf"))
         if guests:
             raise Fault(f"{', '.join(guests)} at a path of the server block of {service}: remove that first")
         left = [p for p in files_of(self._dir, service) if p.exists()]
@@ -858,7 +858,7 @@ class NginxEdge:
 
     def highest_token(self) -> int:
         """The highest fencing token that the folder knows; 0 for a new one."""
-        paths = (*self._dir.glob("*.conf"), *self._dir.glob(f"*{GONE}"))
+        paths = (*matching(self._dir, "*.conf"), *matching(self._dir, f"*{GONE}"))
         headers = map(read_header, map(text_of, paths))
         return max((header.token for header in headers if header is not None), default=0)
 

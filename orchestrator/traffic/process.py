@@ -168,7 +168,7 @@ def _held(pid: int) -> Iterator[int]:
 def parent(pid: int) -> int:
     """The process that started this one; 0 when it is gone."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+        return int(Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[1])
     except OSError:
         return 0
 
@@ -176,7 +176,7 @@ def parent(pid: int) -> int:
 def _name(pid: int) -> str:
     """What a process is called, without its arguments; empty when there is none, or it has ended."""
     try:
-        head, _, rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")
+        head, _, rest = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(") ")
     except OSError:
         return ""
     return "" if rest.startswith("Z") else head.partition(" (")[2]

@@ -11,7 +11,7 @@ import structlog
 
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import EdgeProcess
-from orchestrator.traffic.files import LOCK_INTERVAL, locked, remove, text_of, to_the_end, uncut
+from orchestrator.traffic.files import LOCK_INTERVAL, locked, matching, remove, text_of, to_the_end, uncut
 from orchestrator.traffic.reload import Reloader, Shown
 
 log = structlog.get_logger()
@@ -112,7 +112,7 @@ class Rounds:
             Fault: Another process has held it for too long.
         """
         async with self._lock, locked(self._dir / ".lock", self._patience):
-            for left in self._dir.glob(".*.tmp"):  # by a process that was killed while it wrote
+            for left in matching(self._dir, ".*.tmp"):  # by a process that was killed while it wrote
                 with contextlib.suppress(Fault):
                     remove(left)
             await self._tidy()
@@ -304,7 +304,7 @@ class Rounds:
     def _located(self, fault: Fault) -> Fault:
         """With our files that name what it is about: of a certificate nginx tells no place. Blocks."""
         paths = re.findall(r'"(/[^"]+)"', str(fault))
-        texts = {path: text_of(path) for path in sorted(self._dir.glob("*.conf"))}
+        texts = {path: text_of(path) for path in sorted(matching(self._dir, "*.conf"))}
         found = [path for path, text in texts.items() if any(f" {named};" in text for named in paths)]
         if not found or any(str(path) in str(fault) for path in found):
             return fault
