@@ -324,7 +324,7 @@ def fields_of(verb: Verb, service: str, body: Asking, key: str = "") -> dict[str
 
 @cache
 def _event() -> TypeAdapter[Event]:
-    return TypeAdapter(Event)
+    return TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
 
 def event_json(event: Event) -> bytes:

@@ -2,9 +2,9 @@
 
 import json
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from orchestrator.ports.faults import Fault, Refused
@@ -19,7 +19,7 @@ def _state() -> TypeAdapter[ServiceState]:
 
 @cache
 def _event() -> TypeAdapter[Event]:
-    return TypeAdapter(Event)
+    return TypeAdapter(Annotated[Event, Field(discriminator="kind")])  # else each kind is tried in turn
 
 
 def dump_state(state: ServiceState) -> bytes:

@@ -415,6 +415,11 @@ def test_text_that_is_no_unicode_is_committed_with_question_marks() -> None:
     assert [load_event(dump_event(e)).kind for e in events] == ["release_accepted"]
 
 
+def test_what_lacks_in_a_damaged_event_is_named_by_its_own_kind() -> None:
+    with pytest.raises(Fault, match="route_confirmed/generation: Field required"):
+        load_event(b'{"service": "api", "at": 1.0, "kind": "route_confirmed"}')
+
+
 async def test_a_pull_that_never_ends_is_told_with_the_words_of_the_last_try(kit: Kit) -> None:
     kit.runtime.images.clear()
     kit.runtime.down = True
