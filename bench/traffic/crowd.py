@@ -3,7 +3,8 @@
 The daemon with Redis and Docker, on real parts: each service has a stable and a candidate container and
 climbs a ladder of steps of one second. nginx' test takes a second longer than it does. There are three edges:
 the daemon's own; one on a host of its own (a network namespace) that is well; and one whose nginx is stopped
-(SIGSTOP), so that it takes connections and never answers, while its agent runs.
+(SIGSTOP), so that it takes connections and never answers, while its agent runs. Daemon and agents have the
+priority (`Nice=`) that their systemd unit gives them.
 
 A rollback is asked for in turns by XADD and by POST, and timed from before it is sent until the first request
 from which on stable answers all, as a process of its own sees it that asks every few milliseconds. Beside it
@@ -13,12 +14,14 @@ in the same minutes: the same for a file that is renamed to where nginx looks fo
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 import statistics
 import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Self
 
 import aiohttp
@@ -103,9 +106,21 @@ class Crowd(Fleet):
 
     async def __aenter__(self) -> Self:
         found = await super().__aenter__()
+        self.put_first()
         self.stop_nginx()
         self.start_nginx(BASE.format(port=self.base_port, file=self.base_file))
         return found
+
+    def put_first(self) -> None:
+        """Give what we start the priority that `systemd/orchestrator.service` gives it."""
+        assert self.daemon is not None
+        nice = re.search(
+            r"^Nice=(\S+)$", (ROOT / "systemd" / "orchestrator.service").read_text(), re.MULTILINE
+        )
+        assert nice is not None
+        for pid in (self.daemon.pid, *(host.process.pid for host in self.hosts if host.process)):
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), int(nice[1]))
 
     def start_edges(self) -> None:
         """See `Fleet`; their nginx has the module that the daemon's own has."""

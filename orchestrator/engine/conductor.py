@@ -10,7 +10,7 @@ import structlog
 
 from orchestrator.engine.converge import Converger
 from orchestrator.engine.measure import Measurer
-from orchestrator.engine.tasks import Jobs, bug, unless_cancelled, within
+from orchestrator.engine.tasks import Jobs, Pace, bug, unless_cancelled, within
 from orchestrator.ports.clock import Clock
 from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.hooks import Hooks
@@ -81,6 +81,7 @@ class Parts:
     tick: float
     may_act: Callable[[], bool]
     publish: Callable[[ServiceState, ServicePlan, Observation, tuple[Event, ...]], None]
+    pace: Pace = field(default_factory=Pace)
 
 
 @dataclass(slots=True)
@@ -437,8 +438,9 @@ class Conductor:
     async def _look(self) -> Observation:
         parts, service = self._parts, self.plan.service
         self._bugs.clear()
-        instances = await self._ask(lambda: parts.runtime.observe(service), "runtime")
-        edge = await self._ask(lambda: parts.traffic.observe(service), "edge")
+        async with parts.pace.place():
+            instances = await self._ask(lambda: parts.runtime.observe(service), "runtime")
+            edge = await self._ask(lambda: parts.traffic.observe(service), "edge")
         if isinstance(edge, Fault):
             edge = Edge(error=str(edge), file=self._memory.seen.edge.file, unread=True)
         self._measure()

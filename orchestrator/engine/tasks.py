@@ -21,6 +21,12 @@ JITTER = 0.25
 WELL = 60.0
 """Seconds of work after which a failure counts as the first one again."""
 
+AT_ONCE = 4
+"""Looks that may be under way at once, as far as they are short."""
+
+HOLDS = 0.02
+"""Seconds for which a look keeps others from beginning; one that waits longer is no work of this process."""
+
 JOB_DEADLINE = 180.0
 """Seconds that a job may take; more than any part of ours needs until it gives up by itself."""
 
@@ -124,6 +130,26 @@ async def within(seconds: float, work: Callable[[], Awaitable[T]]) -> T:
         if not limit.expired():
             raise
         raise Away(f"no answer within {seconds:g} s") from error
+
+
+class Pace:
+    """Lets few looks be at work at once: what is urgent never finds the event loop full of them."""
+
+    def __init__(self) -> None:
+        self._places = asyncio.Semaphore(AT_ONCE)
+
+    @contextlib.asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """One of the places, in turn; left at the end, or after `HOLDS` seconds."""
+        await self._places.acquire()
+        leave = contextlib.ExitStack()
+        leave.callback(self._places.release)
+        timer = asyncio.get_running_loop().call_later(HOLDS, leave.close)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            leave.close()
 
 
 def bug(error: Exception) -> str:

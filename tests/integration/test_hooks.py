@@ -42,6 +42,18 @@ async def test_a_program_is_told_by_arguments_environment_and_input(tmp_path: Pa
     assert told["reason"] == '"; touch /tmp/x #'
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may go before others")
+async def test_a_program_does_not_go_before_others_as_the_daemon_does() -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    for own, its in ((-5, 0), (before, before)):
+        os.setpriority(os.PRIO_PROCESS, 0, own)
+        try:
+            result = await ask(program("sh", "-c", "sleep 0.3; nice"))
+        finally:
+            os.setpriority(os.PRIO_PROCESS, 0, before)
+        assert (result.passed, result.text) == (True, f"{its}")
+
+
 async def test_what_is_filled_in_is_not_looked_at_again() -> None:
     result = await ask(
         program("printf", "%s|", "{reason}", "{author}", "{image}/{nothing}", "{{service}}", "{}"),

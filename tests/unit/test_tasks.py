@@ -10,7 +10,16 @@ import redis.exceptions
 import requests.exceptions
 from structlog.testing import capture_logs
 
-from orchestrator.engine.tasks import WELL, courtesy, eternal, unless_cancelled, within
+from orchestrator.engine.tasks import (
+    AT_ONCE,
+    HOLDS,
+    WELL,
+    Pace,
+    courtesy,
+    eternal,
+    unless_cancelled,
+    within,
+)
 from orchestrator.ports.faults import Away, Fault, Refused, Stale
 from tests.simulation.loop import run
 
@@ -173,3 +182,35 @@ def test_work_that_is_stopped_while_it_is_waited_for_is_stopped() -> None:
         return task.cancelled()
 
     assert run(story())
+
+
+def test_few_looks_are_at_work_at_once_and_one_that_waits_keeps_nobody_out() -> None:
+    async def many() -> tuple[int, float]:
+        pace, loop = Pace(), asyncio.get_running_loop()
+        began, busy, most = loop.time(), 0, 0
+
+        async def short() -> None:
+            nonlocal busy, most
+            async with pace.place():
+                busy += 1
+                most = max(most, busy)
+                await asyncio.sleep(HOLDS / 4)
+                busy -= 1
+
+        async def long() -> None:
+            async with pace.place():
+                await asyncio.sleep(60)
+
+        hanging = [asyncio.create_task(long()) for _ in range(10 * AT_ONCE)]
+        await asyncio.sleep(0)
+        await asyncio.gather(*(short() for _ in range(100)))
+        took = loop.time() - began
+        for task in hanging:
+            task.cancel()
+        await asyncio.gather(*hanging, return_exceptions=True)
+        await asyncio.gather(*(short() for _ in range(AT_ONCE)))
+        return most, took
+
+    most, took = run(many())
+    assert most == AT_ONCE
+    assert took == pytest.approx(10 * HOLDS + 100 / AT_ONCE * HOLDS / 4, rel=0.2)
