@@ -10,7 +10,7 @@ from orchestrator.cli.session import Output, err, escape, out, redis_of
 from orchestrator.daemon.config import Config
 from orchestrator.store.board import RedisBoard
 from orchestrator.store.keys import Keys
-from orchestrator.traffic.fleet import told
+from orchestrator.traffic.words import told
 
 
 async def show_edges(config: Config, forget: str, output: Output) -> int:

@@ -16,7 +16,7 @@ from orchestrator.runtime.client import DockerClient
 from orchestrator.store.board import RedisBoard, host_name
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import connect
-from orchestrator.traffic.fleet import Follower
+from orchestrator.traffic.follower import Follower
 
 log = structlog.get_logger()
 

@@ -21,17 +21,10 @@ from orchestrator.store.board import RedisBoard
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import connect
 from orchestrator.store.server import PrivateRedis
-from orchestrator.traffic.fleet import (
-    _REPORT,
-    _WANTED,
-    ROUNDS,
-    Fleet,
-    Follower,
-    OnFailure,
-    Report,
-    WantedRoute,
-)
+from orchestrator.traffic.fleet import Fleet, OnFailure
+from orchestrator.traffic.follower import ROUNDS, Follower
 from orchestrator.traffic.options import EdgeOptions
+from orchestrator.traffic.words import REPORT, WANTED, Report, WantedRoute
 from tests.builders import server
 
 
@@ -114,7 +107,7 @@ class Paper:
         """What another edge says of a service."""
         tried = seen.pop("tried", seen.get("confirmed", 0))
         report = Report(edge=Edge(**{"drained": True, **seen}), tried=tried)
-        self.said.setdefault(edge, {})[service] = _REPORT.dump_json(report).decode()
+        self.said.setdefault(edge, {})[service] = REPORT.dump_json(report).decode()
 
 
 def plan(generation: int) -> RoutePlan:
@@ -511,7 +504,7 @@ async def test_a_follower_that_has_lost_a_file_lays_it_down_again() -> None:
     edge, board = OneEdge(), Paper()
     follower = Follower(board, "b", lambda _: edge)  # type: ignore[arg-type, return-value]
     wanted = WantedRoute(plan=plan(2), token=1, options=EdgeOptions())
-    await board.want("api", _WANTED.dump_json(wanted).decode())
+    await board.want("api", WANTED.dump_json(wanted).decode())
     edge.seen = Edge(served=2, confirmed=2, floor=2, file="missing")
     await follower.follow()
     await asyncio.sleep(0)
@@ -557,7 +550,7 @@ async def test_a_follower_does_not_ask_for_one_service_after_the_other() -> None
     follower, board = following(edge)
     for n in range(10):
         wanted = WantedRoute(plan=replace(plan(2), service=f"s{n}"), token=1, options=EdgeOptions())
-        await board.want(f"s{n}", _WANTED.dump_json(wanted).decode())
+        await board.want(f"s{n}", WANTED.dump_json(wanted).decode())
     await follower.follow()
     assert edge.most == 10
     await follower.close()
@@ -599,7 +592,7 @@ class BlindEdge(OneEdge):
 async def test_an_edge_that_cannot_look_at_one_service_serves_and_tells_the_others(
     error: Exception | None, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.traffic.fleet.LOOK_DEADLINE", 0.05)
+    monkeypatch.setattr("orchestrator.traffic.follower.LOOK_DEADLINE", 0.05)
     edge = BlindEdge(error=error)
     follower, board = following(edge)
     for service in ("api", "odd", "web"):
@@ -608,7 +601,7 @@ async def test_an_edge_that_cannot_look_at_one_service_serves_and_tells_the_othe
         for _ in range(4):
             follower._due["api"] = 0.0
             await rounds(follower, 1)
-    reports = {service: _REPORT.validate_json(text) for service, text in board.said["b"].items()}
+    reports = {service: REPORT.validate_json(text) for service, text in board.said["b"].items()}
     assert {service: report.edge.error for service, report in reports.items()} == {
         "api": "",
         "odd": told,
@@ -660,7 +653,7 @@ def following(edge: OneEdge) -> tuple[Follower, Paper]:
 
 async def want(board: Paper, generation: int, service: str = "api") -> None:
     wanted = WantedRoute(plan=replace(plan(generation), service=service), token=1, options=EdgeOptions())
-    await board.want(service, _WANTED.dump_json(wanted).decode())
+    await board.want(service, WANTED.dump_json(wanted).decode())
 
 
 async def rounds(follower: Follower, number: int = 4) -> None:
@@ -766,7 +759,7 @@ async def test_a_bug_is_an_error_of_the_edge_and_is_tried_again_ever_more_seldom
 
 
 def _said(board: Paper) -> Report:
-    return _REPORT.validate_json(board.said["b"]["api"])
+    return REPORT.validate_json(board.said["b"]["api"])
 
 
 @pytest.fixture
@@ -847,7 +840,7 @@ async def test_whose_word_a_redis_has_lost_is_not_away_before_it_would_have_run_
 
 def test_what_is_wanted_survives_the_way() -> None:
     wanted = WantedRoute(plan=plan(3), token=7, options=EdgeOptions(backup=("10.0.0.9:80",)))
-    assert _WANTED.validate_json(_WANTED.dump_json(wanted)) == wanted
+    assert WANTED.validate_json(WANTED.dump_json(wanted)) == wanted
 
 
 class Leads:

@@ -1036,7 +1036,7 @@ BUGS = (
     ),
     Bug(
         "an edge on another host that has lost a file goes on without it",
-        "traffic/fleet.py",
+        "traffic/follower.py",
         ' or seen.file == "missing"',
         "",
         "tests/contract/test_fleet.py -k lost_a_file",
@@ -1123,14 +1123,14 @@ BUGS = (
     ),
     Bug(
         "a service that can't be looked at keeps an edge from telling of the others",
-        "traffic/fleet.py",
+        "traffic/follower.py",
         "            why = str(fault)\n",
         "            raise\n",
         "tests/contract/test_fleet.py -k cannot_look",
     ),
     Bug(
         "an edge tries what meets a bug after a success without a pause",
-        "traffic/fleet.py",
+        "traffic/follower.py",
         'error, pause = "", SAY_EVERY',
         'error, pause = "", 0.0',
         "tests/contract/test_fleet.py -k ever_more_seldom",
