@@ -29,7 +29,8 @@ async def show_edges(config: Config, forget: str, output: Output) -> int:
             out.print(f"{forget} is forgotten; it comes back if it says anything")
             return OK
         reports = await board.reports()
-        found = {name: told(reports[name]) if name in reports else None for name in await board.known()}
+        heard = {name: told(texts) for name, texts in reports.items() if texts is not None}
+        found = {name: heard.get(name) for name in await board.known()}
     rows: list[dict[str, Any]] = []
     for name, services in found.items():
         rows += [

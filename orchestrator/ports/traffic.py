@@ -140,15 +140,11 @@ class Board(Protocol):
         """Say what an edge serves, by service."""
         ...
 
-    async def about(self, service: str) -> Mapping[str, str | None]:
-        """What they have said of a service, by edge; empty for nothing.
+    async def reports(self) -> Mapping[str, Mapping[str, str] | None]:
+        """What they have said, by edge and service.
 
         None for those that are silent and may not have been able to speak, absent for those that are away.
         """
-        ...
-
-    async def reports(self) -> Mapping[str, Mapping[str, str]]:
-        """What they have said, by edge and service; absent for those that are silent."""
         ...
 
 

@@ -1,8 +1,9 @@
 """`ports.Board` on Redis."""
 
 import asyncio
+import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
@@ -13,7 +14,7 @@ from orchestrator.store.redis_store import fault, run_script
 from orchestrator.store.scripts import WANT
 
 VERSION = ""
-"""The field of a hash that is of no service."""
+"""The field of a hash that is of no service: it changes with the others."""
 
 
 def host_name() -> str:
@@ -39,6 +40,11 @@ class RedisBoard:
         self._lost = True
         self._until: dict[str, float] = {}
         """By edge: before when, by this host's clock, its silence says nothing."""
+        self._said: Mapping[str, str] | None = None
+        """What an edge has said last here."""
+        self._heard: dict[str, dict[str, str]] = {}
+        self._marks: dict[str, str] = {}
+        """By edge: what was heard of it last, and what it is marked with; a mark stands for one report."""
         self._want = redis.register_script(WANT)
 
     async def want(self, service: str, text: str) -> None:
@@ -58,21 +64,23 @@ class RedisBoard:
         return texts.pop(VERSION, "0"), texts
 
     async def report(self, edge: str, texts: Mapping[str, str]) -> None:
-        """See `ports.Board`."""
-        key = self._keys.edge(edge)
+        """See `ports.Board`. What has been said is said again only where Redis does not have it."""
+        key, life = self._keys.edge(edge), int(self._ttl * 1000)
+        mapping: dict[Any, Any] = {**texts, VERSION: secrets.token_hex(8)}  # without services it is there too
         try:
+            if texts == self._said and await self._redis.pexpire(key, life):
+                return
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.delete(key)
-                pipe.hset(key, VERSION, "")  # an edge without services is there too
-                for service, text in texts.items():
-                    pipe.hset(key, service, text)
-                pipe.pexpire(key, int(self._ttl * 1000))
+                pipe.hset(key, mapping=mapping)
+                pipe.pexpire(key, life)
                 pipe.sadd(self._keys.edges, edge)
                 await pipe.execute()
         except RedisError as error:
             raise fault(error) from error
+        self._said = dict(texts)
 
-    async def about(self, service: str) -> dict[str, str | None]:
+    async def reports(self) -> dict[str, dict[str, str] | None]:
         """See `ports.Board`.
 
         A key that has run out says that an edge is silent only where it could have spoken: not while Redis
@@ -81,42 +89,37 @@ class RedisBoard:
         now = asyncio.get_running_loop().time()
         try:
             names = sorted(str(n) for n in await self._redis.smembers(self._keys.edges))
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for name in names:
-                    pipe.hmget(self._keys.edge(name), [VERSION, service])
-                    pipe.pttl(self._keys.edge(name))
-                found: list[Any] = await pipe.execute()
+            left = await self._listen(names)
         except RedisError as error:
             self._lost = True
             raise fault(error) from error
         if self._lost:
             self._until = dict.fromkeys((*self._until, *names), now + self._ttl)
             self._lost = False
-        heard: dict[str, str | None] = {}
-        for name, (there, text), left in zip(names, found[::2], found[1::2], strict=True):
-            if there is not None:
-                heard[name] = str(text or "")
-                self._until[name] = max(self._until.get(name, 0.0), now + left / 1000)
+        for name, ms in left.items():
+            self._until[name] = max(self._until.get(name, 0.0), now + ms / 1000)
         self._until = {name: until for name, until in self._until.items() if now < until}
-        return dict.fromkeys(self._until) | heard
+        return dict.fromkeys(self._until) | self._heard
 
-    async def reports(self) -> dict[str, dict[str, str]]:
-        """See `ports.Board`."""
-        try:
-            names = sorted(str(n) for n in await self._redis.smembers(self._keys.edges))
-            if not names:
-                return {}
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for name in names:
-                    pipe.hgetall(self._keys.edge(name))
-                found: list[dict[Any, Any]] = await pipe.execute()
-        except RedisError as error:
-            raise fault(error) from error
-        return {
-            name: {str(s): str(t) for s, t in texts.items() if s != VERSION}
-            for name, texts in zip(names, found, strict=True)
-            if texts
-        }
+    async def _listen(self, names: Sequence[str]) -> dict[str, int]:
+        """Hear what is new of those that are not silent; how many ms each may be silent from now on."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hget(self._keys.edge(name), VERSION)
+                pipe.pttl(self._keys.edge(name))
+            found: list[Any] = await pipe.execute()
+        marks = {n: m for n, m in zip(names, found[::2], strict=True) if m is not None}
+        news = [name for name, mark in marks.items() if not mark or self._marks.get(name) != mark]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for name in news:
+                pipe.hgetall(self._keys.edge(name))
+            told: list[dict[Any, Any]] = await pipe.execute()
+        for name, texts in zip(news, told, strict=True):
+            self._heard[name] = {str(s): str(t) for s, t in texts.items()}
+            marks[name] = self._heard[name].pop(VERSION, None)  # None: it has run out since
+        self._marks = {name: mark for name, mark in marks.items() if mark is not None}
+        self._heard = {name: self._heard[name] for name in self._marks}
+        return {name: left for name, left in zip(names, found[1::2], strict=True) if name in self._marks}
 
     async def known(self) -> list[str]:
         """The edges that have ever said anything and were not forgotten, those that are away too."""

@@ -6,7 +6,7 @@ served last until it is back and has caught up. Time in which nobody could speak
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -24,6 +24,12 @@ log = structlog.get_logger()
 POLL, SLOWEST_POLL = 0.05, 0.25
 """Seconds between looks at what the others say while a change is waited for, at first and in the end."""
 
+FRESH = 0.25
+"""Seconds in which the looks at all services share one reading of what the others say."""
+
+Said = Mapping[str, Mapping[str, str] | None]
+"""See `Board.reports`."""
+
 OnFailure = Literal["all_back", "go_on"]
 
 
@@ -36,6 +42,7 @@ class Fleet:
         options: How each service is served.
         deadline: Seconds until the others have to serve a change.
         on_failure: Whether an edge that can't follow takes a rollout back, or is left behind.
+        fresh: Seconds for which what the others have said counts for looks.
     """
 
     def __init__(
@@ -46,12 +53,15 @@ class Fleet:
         *,
         deadline: float,
         on_failure: OnFailure,
+        fresh: float = FRESH,
     ) -> None:
         self._own = own
         self._board = board
         self._options = options
         self._deadline = deadline
         self._on_failure = on_failure
+        self._fresh = fresh
+        self._reading: tuple[float, asyncio.Task[Said]] | None = None
         self._left: dict[str, dict[str, str]] = {}
         self._followed: dict[str, frozenset[str]] = {}
         self._wanted: dict[str, int] = {}
@@ -85,13 +95,13 @@ class Fleet:
         if not self._hung:
             return
         try:
-            said = await self._board.reports()
+            said = await self._said(within=min(POLL, self._fresh))
         except Fault:
             return  # at the next change
         self._hung -= {
             (name, service)
             for name, service in self._hung
-            if (text := said.get(name, {}).get(service))
+            if (text := (said.get(name) or {}).get(service))
             and understood(text).edge.confirmed == self._wanted[service]
         }
 
@@ -113,7 +123,7 @@ class Fleet:
         try:
             async with asyncio.timeout(self._deadline):
                 while True:
-                    found, unheard = await self._reports(service)
+                    found, unheard = await self._reports(service, within=min(POLL, self._fresh))
                     late = {
                         name: _not_served(name, generation, report.edge.error)
                         for name, report in found.items()
@@ -150,7 +160,7 @@ class Fleet:
         own = await self._own.observe(service)
         last, followed = self._found.get(service, {}), self._followed.get(service, frozenset())
         try:
-            heard, unheard = await self._reports(service)
+            heard, unheard = await self._reports(service, within=self._fresh)
             whole = not unheard
         except Fault as error:
             log.debug("board_unread", service=service, reason=str(error))
@@ -194,15 +204,24 @@ class Fleet:
             silence="; ".join(f"{who}{why}" for who, why in {"": own.silence, **silent}.items() if why),
         )
 
-    async def _reports(self, service: str) -> tuple[dict[str, Report], frozenset[str]]:
+    async def _reports(self, service: str, within: float) -> tuple[dict[str, Report], frozenset[str]]:
         """What those say that are heard, and who is silent and is not known to be away.
 
         One that has said nothing of the service has not served it.
         """
-        said = await self._board.about(service)
-        heard = {name: text for name, text in said.items() if text is not None}
+        said = await self._said(within)
+        heard = {name: texts.get(service, "") for name, texts in said.items() if texts is not None}
         reports = {name: understood(text) if text else Report(edge=Edge()) for name, text in heard.items()}
         return reports, frozenset(said.keys() - heard.keys())
+
+    async def _said(self, within: float) -> Said:
+        """What all have said of all services, read no longer ago than this: many looks share a reading."""
+        now = asyncio.get_running_loop().time()
+        if self._reading is None or now - self._reading[0] >= within:
+            reading = asyncio.create_task(self._board.reports(), name="what the edges say")
+            reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._reading = now, reading
+        return await asyncio.shield(self._reading[1])
 
 
 def _has_failed(report: Report, generation: int) -> bool:

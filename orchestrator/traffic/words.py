@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -45,6 +46,7 @@ def told(texts: Mapping[str, str]) -> dict[str, Report]:
     return {service: understood(text) for service, text in texts.items()}
 
 
+@lru_cache(maxsize=4096)  # most reports say what the one before has said
 def understood(text: str) -> Report:
     """What an edge has said of a service."""
     try:

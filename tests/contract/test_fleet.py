@@ -21,7 +21,7 @@ from orchestrator.store.board import RedisBoard
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import connect
 from orchestrator.store.server import PrivateRedis
-from orchestrator.traffic.fleet import Fleet, OnFailure
+from orchestrator.traffic.fleet import FRESH, Fleet, OnFailure
 from orchestrator.traffic.follower import ROUNDS, Follower
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.words import REPORT, WANTED, Report, WantedRoute
@@ -90,18 +90,11 @@ class Paper:
     async def report(self, edge: str, texts: Mapping[str, str]) -> None:
         self.said[edge] = dict(texts)
 
-    async def about(self, service: str) -> Mapping[str, str | None]:
-        self.calls.append("about")
-        if self.torn:
-            raise Fault("Redis: connection refused")
-        heard = {name: texts.get(service, "") for name, texts in self.said.items()}
-        return dict.fromkeys(self.unheard) | heard
-
-    async def reports(self) -> Mapping[str, Mapping[str, str]]:
+    async def reports(self) -> Mapping[str, Mapping[str, str] | None]:
         self.calls.append("reports")
         if self.torn:
             raise Fault("Redis: connection refused")
-        return self.said
+        return dict.fromkeys(self.unheard) | {name: dict(texts) for name, texts in self.said.items()}
 
     def say(self, edge: str, service: str = "api", **seen: Any) -> None:
         """What another edge says of a service."""
@@ -115,7 +108,7 @@ def plan(generation: int) -> RoutePlan:
     return RoutePlan(service="api", route=route, stable="api-1")
 
 
-def together(on_failure: OnFailure = "all_back") -> tuple[Fleet, OneEdge, Paper]:
+def together(on_failure: OnFailure = "all_back", fresh: float = 0.0) -> tuple[Fleet, OneEdge, Paper]:
     own, board = OneEdge(), Paper()
     fleet = Fleet(
         own,  # type: ignore[arg-type]
@@ -123,8 +116,21 @@ def together(on_failure: OnFailure = "all_back") -> tuple[Fleet, OneEdge, Paper]
         lambda _: EdgeOptions(),
         deadline=0.3,
         on_failure=on_failure,
+        fresh=fresh,
     )
     return fleet, own, board
+
+
+async def test_the_looks_at_all_services_share_one_reading() -> None:
+    fleet, _, board = together(fresh=FRESH)
+    board.say("b", served=1, confirmed=1)
+    await asyncio.gather(*(fleet.observe(f"s{n}") for n in range(100)))
+    assert board.calls == ["reports"]
+    await asyncio.sleep(FRESH)
+    board.torn = True
+    seen = await asyncio.gather(*(fleet.observe(f"s{n}") for n in range(100)))
+    assert board.calls == ["reports"] * 2
+    assert all(edge.unread for edge in seen)
 
 
 async def test_a_change_is_waited_for_until_all_have_confirmed_it() -> None:
@@ -239,7 +245,7 @@ async def test_others_are_told_first_and_then_it_is_read_once_who_has_caught_up(
     board.calls.clear()
     await fleet.apply(plan(3), 1)
     assert board.calls[:2] == ["want", "reports"]
-    assert set(board.calls[2:]) == {"about"}, "each look of the wait for others"
+    assert set(board.calls[2:]) == {"reports"}, "each look of the wait for others"
 
 
 async def test_one_that_fails_while_another_hangs_does_not_hang() -> None:
@@ -791,9 +797,7 @@ async def test_an_edge_that_says_nothing_is_away_until_it_is_forgotten(board: Re
     await board.report("b", {"api": "x"})
     await board.report("c", {})
     assert await board.reports() == {"b": {"api": "x"}, "c": {}}
-    assert await board.about("api") == {"b": "x", "c": ""}
     await asyncio.sleep(0.6)
-    assert await board.about("api") == {}
     assert await board.reports() == {}
     assert await board.known() == ["b", "c"]
     assert await board.forget("b")
@@ -801,41 +805,57 @@ async def test_an_edge_that_says_nothing_is_away_until_it_is_forgotten(board: Re
     assert await board.known() == ["c"]
 
 
+async def test_what_has_been_said_and_heard_is_neither_written_nor_read_again(board: RedisBoard) -> None:
+    redis = board._redis
+    for texts, told in (({"api": "x"}, 1), ({"api": "x"}, 1), ({"api": "y"}, 2), ({}, 3), ({}, 3)):
+        await board.report("b", texts)
+        assert await board.reports() == {"b": texts}
+        stats = await redis.info("commandstats")
+        assert [stats[f"cmdstat_{command}"]["calls"] for command in ("hset", "hgetall")] == [told, told]
+    await redis.delete("t:edge:b")
+    await board.report("b", {})
+    assert await board.reports() == {"b": {}}, "what Redis has lost is said again"
+    await redis.hset("t:edge:b", mapping={"": "", "api": "of an older version, which marks nothing"})
+    assert await board.reports() == {"b": {"api": "of an older version, which marks nothing"}}
+    await redis.hset("t:edge:b", "api", "z")
+    assert await board.reports() == {"b": {"api": "z"}}
+
+
 async def test_who_could_not_speak_while_redis_was_away_is_not_away_at_once(board: RedisBoard) -> None:
     await board.report("b", {"api": "x"})
-    assert await board.about("api") == {"b": "x"}
+    assert await board.reports() == {"b": {"api": "x"}}
     await asyncio.sleep(0.6)
-    assert await board.about("api") == {}
+    assert await board.reports() == {}
     await board._redis.rename("t:edges", "t:kept")
     await board._redis.set("t:edges", "no set: the next look fails")
     with pytest.raises(Fault):
-        await board.about("api")
+        await board.reports()
     await board._redis.rename("t:kept", "t:edges")
-    assert await board.about("api") == {"b": None}, "the first look that succeeds"
+    assert await board.reports() == {"b": None}, "the first look that succeeds"
     await asyncio.sleep(0.6)
-    assert await board.about("api") == {}
+    assert await board.reports() == {}
 
 
 async def test_who_could_not_be_heard_before_the_daemon_looked_is_not_away_at_once(board: RedisBoard) -> None:
     await board._redis.sadd("t:edges", "b")
-    assert await board.about("api") == {"b": None}
+    assert await board.reports() == {"b": None}
     await asyncio.sleep(0.6)
-    assert await board.about("api") == {}
+    assert await board.reports() == {}
 
 
 async def test_whose_word_a_redis_has_lost_is_not_away_before_it_would_have_run_out(
     board: RedisBoard,
 ) -> None:
     await board.report("b", {"api": "x"})
-    assert await board.about("api") == {"b": "x"}
+    assert await board.reports() == {"b": {"api": "x"}}
     await asyncio.sleep(0.4)
     await board.report("b", {"api": "y"})
-    assert await board.about("api") == {"b": "y"}
+    assert await board.reports() == {"b": {"api": "y"}}
     await asyncio.sleep(0.2)
     await board._redis.flushall()
-    assert await board.about("api") == {"b": None}
+    assert await board.reports() == {"b": None}
     await asyncio.sleep(0.6)
-    assert await board.about("api") == {}
+    assert await board.reports() == {}
 
 
 def test_what_is_wanted_survives_the_way() -> None:

@@ -637,7 +637,6 @@ async def test_a_server_that_is_gone_is_away_for_every_call(tmp_path: Path) -> N
         board.want("api", "text"),
         board.news("0"),
         board.report("a", {}),
-        board.about("api"),
         board.reports(),
         board.known(),
         board.forget("a"),
