@@ -69,6 +69,9 @@ log = structlog.get_logger()
 STOP_DEADLINE = 15.0
 """Seconds for an orderly end, whatever has begun it; then the process leaves whatever still hangs."""
 
+PROBE_EVERY = 0.9
+"""Ticks between two probes of an instance: a service is looked at oftener while something moves."""
+
 TARGETS_WITHHELD = 30.0
 """Seconds that a service which has not been looked at yet may hold back the targets of all. Meanwhile
 Prometheus goes on with those that it has; those of a service that is missing it would drop."""
@@ -219,7 +222,13 @@ class Daemon:
         docker = settings.docker
         network = Network(docker.network, docker.subnet)
         return DockerRuntime(
-            self._docker, network, docker.owner, lambda: self._token, docker.pull, docker.pull_deadline
+            self._docker,
+            network,
+            docker.owner,
+            lambda: self._token,
+            docker.pull,
+            docker.pull_deadline,
+            probe_every=PROBE_EVERY * settings.tick,
         )
 
     def _doors(self, redis: Client) -> Doors:

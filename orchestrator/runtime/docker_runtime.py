@@ -60,6 +60,7 @@ class DockerRuntime:
         token: Gives the fencing token of the daemon.
         pull: When the registry is asked for a tag. `newer`: each time, and without an answer the image here
             counts; `missing`: for what is not on this host; `always`: each time, and it must answer.
+        probe_every: Seconds between two probes of an instance, however often it is observed.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class DockerRuntime:
         token: Callable[[], int],
         pull: str = "newer",
         pull_deadline: float = 600.0,
+        probe_every: float = 0.0,
     ) -> None:
         self._docker = client
         self._network = network
@@ -78,7 +80,7 @@ class DockerRuntime:
         self._pull = pull
         self._pull_deadline = pull_deadline
         self.picture = Picture()
-        self._prober = Prober()
+        self._prober = Prober(probe_every)
         self._fence = Fence(owner)
         self._addresses = threading.Lock()
         self._given: set[str] = set()

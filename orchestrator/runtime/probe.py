@@ -24,28 +24,36 @@ class _Streak:
     ready: bool = False
     detail: str = ""
     asking: asyncio.Task[str] | None = None
+    next: float = 0.0
 
 
 class Prober:
-    """Asks instances and counts answers in a row, per container id and StartedAt."""
+    """Asks instances and counts answers in a row, per container id and StartedAt.
 
-    def __init__(self) -> None:
+    Args:
+        every: Seconds between two probes of an instance, however often somebody looks.
+    """
+
+    def __init__(self, every: float = 0.0) -> None:
+        self._every = every
         self._streaks: dict[tuple[str, str], _Streak] = {}
         self._session: aiohttp.ClientSession | None = None
 
     async def probe(
         self, container: str, started_at: str, address: str, probe: Probe
     ) -> tuple[Literal["ready", "unknown", "unhealthy"], str]:
-        """Ask once; returns the health after this answer, and the last failure in words.
+        """Ask, if it is time; returns the health after that, and the last failure in words.
 
         A probe that may take longer than `PATIENCE` goes on meanwhile, and counts when it has ended.
         """
         streak = self._streaks.setdefault((container, started_at), _Streak())
-        asking = streak.asking
-        if asking is None:
+        now, asking = asyncio.get_running_loop().time(), streak.asking
+        if asking is None and now >= streak.next:
             asking = streak.asking = asyncio.create_task(self._ask(address, probe), name=f"probe-{address}")
-        await asyncio.wait({asking}, timeout=PATIENCE)
-        if asking.done():
+            streak.next = now + self._every
+        if asking is not None:
+            await asyncio.wait({asking}, timeout=PATIENCE)
+        if asking is not None and asking.done():
             streak.asking = None
             self._count(streak, probe, asking.result())
         if streak.bad >= probe.failures:

@@ -72,3 +72,19 @@ async def test_probes_of_processes_that_are_gone_are_given_up(prober: Prober, sl
     prober.forget(set())
     await asyncio.sleep(0)
     assert [t.get_name() for t in asyncio.all_tasks() if t.get_name().startswith("probe")] == []
+
+
+async def test_however_often_somebody_looks_probes_in_a_row_are_apart(slow: Slow) -> None:
+    slow.answer.set()
+    prober, probe = Prober(every=0.2), Probe(successes=3)
+    loop = asyncio.get_running_loop()
+    began, health = loop.time(), ""
+    async with asyncio.timeout(20):
+        while health != "ready":
+            health, _ = await prober.probe("c", "t", slow.address, probe)
+            assert slow.asked <= 1 + (loop.time() - began) / 0.2
+            await asyncio.sleep(0.01)
+    assert slow.asked == 3
+    await prober.probe("c", "another start", slow.address, probe)
+    assert slow.asked == 4
+    await prober.close()
