@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import structlog
@@ -57,13 +58,25 @@ async def _until_a_signal(follower: Follower, name: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     try:
-        async with beside({"heartbeat": systemd.heartbeat}, partial(courtesy, longest_pause=1.0)):
+        more: dict[str, Callable[[], Awaitable[object]]] = {
+            "heartbeat": systemd.heartbeat,
+            "news": partial(_hear, follower),
+        }
+        async with beside(more, partial(courtesy, longest_pause=1.0)):
             follower.make_ready()
             systemd.notify("READY=1")
             log.info("edge_ready", edge=name)
             await _follow(follower, name, stopped)
     finally:
         log.info("edge_stopped", edge=name, reason="the traffic stays as it is")
+
+
+async def _hear(follower: Follower) -> None:
+    """Let no rollback wait for the looks of a round, for ever."""
+    while True:
+        with contextlib.suppress(Fault):  # the round tells of it
+            await follower.hear()
+        await asyncio.sleep(ROUND)
 
 
 async def _follow(follower: Follower, name: str, stopped: asyncio.Event) -> None:

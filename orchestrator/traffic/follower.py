@@ -46,6 +46,9 @@ class Follower:
         self._name = name
         self._version = ""
         self._texts: Mapping[str, str] = {}
+        self._reading = asyncio.Lock()
+        self._fresh: set[str] = set()
+        """What is wanted anew since the last round."""
         self._wanted: dict[str, WantedRoute] = {}
         self._seen: dict[str, Edge] = {}
         self._edge = edge(lambda service: self._wanted[service].options)
@@ -81,17 +84,27 @@ class Follower:
         if failed:
             raise Fault("; ".join(failed))
 
-    async def follow(self) -> None:
-        """One round: begin to serve what is not served, and say what is, at once after a change.
-
-        What nothing has happened to is looked at every `SAY_EVERY` seconds, few of them in one round, which a
-        rollback would have to wait for.
+    async def hear(self) -> None:
+        """Take what is wanted from the board, and send users back at once where that is what is wanted.
 
         Raises:
             Fault: The board can't be reached; what is served stays.
         """
-        fresh = await self._read()
+        async with self._reading:
+            fresh = await self._read()
+        self._fresh |= fresh
         await asyncio.gather(*(self._take_back(self._wanted[service]) for service in fresh))
+
+    async def follow(self) -> None:
+        """One round: begin to serve what is not served, and say what is, at once after a change.
+
+        What nothing has happened to is looked at every `SAY_EVERY` seconds, few of them in one round.
+
+        Raises:
+            Fault: The board can't be reached; what is served stays.
+        """
+        await self.hear()
+        fresh, self._fresh = self._fresh, set()
         news = fresh | {name for name, (_, task) in self._serving.items() if task.done()}
         now = asyncio.get_running_loop().time()
         self._due |= dict.fromkeys(fresh, now)

@@ -893,6 +893,31 @@ async def test_users_are_taken_back_before_anything_is_looked_at() -> None:
     await follower.close()
 
 
+async def test_users_are_taken_back_while_a_round_still_looks() -> None:
+    class Slow(Leads):
+        async def observe(self, service: str) -> Edge:
+            await Leads.observe(self, service)
+            await let.wait()
+            return Edge(unread=True)
+
+    edge, let = Slow(), asyncio.Event()
+    follower, board = following(edge)  # type: ignore[arg-type]
+    await want(board, 7)
+    going = asyncio.create_task(follower.follow())
+    while "look api" not in edge.order:
+        await asyncio.sleep(0)
+    edge.order.clear()
+    await want(board, 8)
+    await follower.hear()
+    await follower.hear()
+    assert edge.order == ["take back api"]
+    let.set()
+    await going
+    await follower.follow()
+    assert edge.order == ["take back api", "look api"], "the next round looks at once"
+    await follower.close()
+
+
 async def test_few_services_are_looked_at_in_one_round_and_all_within_a_second() -> None:
     edge = Leads()
     follower, board = following(edge)  # type: ignore[arg-type]
