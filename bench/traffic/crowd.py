@@ -3,8 +3,8 @@
 The daemon with Redis and Docker, on real parts: each service has a stable and a candidate container and
 climbs a ladder of steps of one second. nginx' test takes a second longer than it does. There are three edges:
 the daemon's own; one on a host of its own (a network namespace) that is well; and one whose nginx is stopped
-(SIGSTOP), so that it takes connections and never answers, while its agent runs. Daemon, Redis and agents have the
-priority (`Nice=`) that their systemd unit gives them.
+(SIGSTOP), so that it takes connections and never answers, while its agent runs. Daemon, Redis and agents have
+the priority (`Nice=`) that their systemd unit gives them.
 
 A rollback is asked for in turns by XADD and by POST, and timed from before it is sent until the first request
 from which on stable answers all, as a process of its own sees it that asks every few milliseconds. Beside it

@@ -167,7 +167,11 @@ def remove(path: Path) -> None:
 
 
 def replace(path: Path, text: str, *, private: bool = False, modified: int | None = None) -> None:
-    """Temporary file, fsync, rename, fsync of the folder."""
+    """Temporary file, fsync, rename, fsync of the folder.
+
+    One without a text has its effect by being there: nothing of it can be found half written, and a slow disk
+    delays no switch.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(_numbers)}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -179,8 +183,11 @@ def replace(path: Path, text: str, *, private: bool = False, modified: int | Non
             file.flush()
             if modified is not None:
                 os.utime(file.fileno(), (modified, modified))
-            os.fsync(file.fileno())
-        temporary.replace(path)
+            if text:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            if not text:
+                os.fsync(file.fileno())
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)

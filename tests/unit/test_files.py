@@ -55,6 +55,24 @@ def test_nothing_is_written_into_what_lies_in_the_place_of_a_temporary_file(
     assert (read(tmp_path / "api.conf"), theirs.exists()) == ("ours", False)
 
 
+def test_a_text_is_on_the_disk_before_it_is_seen_and_a_switch_is_seen_before_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, seen, sync = tmp_path / "file", list[bool](), os.fsync
+
+    def noting(file: int) -> None:
+        seen.append(path.exists())
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    write(path, "text")
+    assert seen == [False, True], "the file, then its folder"
+    path.unlink()
+    seen.clear()
+    write(path, "")
+    assert seen == [True, True]
+
+
 async def test_a_lock_is_no_pipe(tmp_path: Path) -> None:
     device(tmp_path / ".lock")
     with pytest.raises(Fault, match=f"{tmp_path}/.lock"):
