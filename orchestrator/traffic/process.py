@@ -194,8 +194,8 @@ def children(pid: int) -> list[int]:
 def orphans() -> frozenset[int]:
     """Workers that accept and whose master was killed, of any nginx that can be seen."""
     pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
-    workers = [pid for pid in pids if WORKER.match(title(pid))]
-    return frozenset(pid for pid in workers if not MASTER.match(title(parent(pid))))
+    parents = {pid: parent(pid) for pid in pids if WORKER.match(title(pid))}
+    return frozenset(pid for pid, of in parents.items() if of and not MASTER.match(title(of)))
 
 
 def without_master(pids: Iterable[int]) -> str:

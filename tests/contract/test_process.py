@@ -14,6 +14,7 @@ import pytest
 from examples.playground.lease import free_port
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import Complaint, Workers
+from orchestrator.traffic import process as processes
 from orchestrator.traffic.error_log import ErrorLog, error_logs
 from orchestrator.traffic.process import HostNginx, run
 from tests.contract.conftest import Site
@@ -309,3 +310,12 @@ def test_a_log_that_grows_fast_is_read_in_parts(tmp_path: Path) -> None:
     while not log.look().final:
         looks += 1
     assert 2 < looks < 20
+
+
+def test_a_worker_that_ends_while_it_is_looked_at_has_lost_no_master(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        processes, "title", lambda pid: "nginx: worker process" if pid == os.getpid() else "/sbin/init"
+    )
+    assert processes.orphans() == {os.getpid()}
+    monkeypatch.setattr(processes, "parent", lambda _: 0)
+    assert processes.orphans() == frozenset()
