@@ -40,11 +40,9 @@ class RedisBoard:
         self._lost = True
         self._until: dict[str, float] = {}
         """By edge: before when, by this host's clock, its silence says nothing."""
-        self._said: Mapping[str, str] | None = None
-        """What an edge has said last here."""
-        self._heard: dict[str, dict[str, str]] = {}
-        self._marks: dict[str, str] = {}
-        """By edge: what was heard of it last, and what it is marked with; a mark stands for one report."""
+        self._said: tuple[Mapping[str, str] | None, str] = None, ""
+        self._heard: dict[str, tuple[str, dict[str, str]]] = {}
+        """What an edge has said last here, and what was heard of each, with the mark of that report."""
         self._want = redis.register_script(WANT)
 
     async def want(self, service: str, text: str) -> None:
@@ -65,10 +63,10 @@ class RedisBoard:
 
     async def report(self, edge: str, texts: Mapping[str, str]) -> None:
         """See `ports.Board`. What has been said is said again only where Redis does not have it."""
-        key, life = self._keys.edge(edge), int(self._ttl * 1000)
-        mapping: dict[Any, Any] = {**texts, VERSION: secrets.token_hex(8)}  # without services it is there too
+        key, life, mark = self._keys.edge(edge), int(self._ttl * 1000), secrets.token_hex(8)
+        mapping: dict[Any, Any] = {**texts, VERSION: mark}  # an edge without services is there too
         try:
-            if texts == self._said and await self._redis.pexpire(key, life):
+            if texts == self._said[0] and await self._is_still_said(key, life):
                 return
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.delete(key)
@@ -78,7 +76,15 @@ class RedisBoard:
                 await pipe.execute()
         except RedisError as error:
             raise fault(error) from error
-        self._said = dict(texts)
+        self._said = dict(texts), mark
+
+    async def _is_still_said(self, key: str, life: int) -> bool:
+        """Whether Redis has the last report, which then lives on."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hget(key, VERSION)
+            pipe.pexpire(key, life)
+            mark, _ = await pipe.execute()
+        return bool(mark == self._said[1])
 
     async def reports(self) -> dict[str, dict[str, str] | None]:
         """See `ports.Board`.
@@ -89,7 +95,7 @@ class RedisBoard:
         now = asyncio.get_running_loop().time()
         try:
             names = sorted(str(n) for n in await self._redis.smembers(self._keys.edges))
-            left = await self._listen(names)
+            heard, left = await self._listen(names)
         except RedisError as error:
             self._lost = True
             raise fault(error) from error
@@ -99,27 +105,32 @@ class RedisBoard:
         for name, ms in left.items():
             self._until[name] = max(self._until.get(name, 0.0), now + ms / 1000)
         self._until = {name: until for name, until in self._until.items() if now < until}
-        return dict.fromkeys(self._until) | self._heard
+        return dict.fromkeys(self._until) | heard
 
-    async def _listen(self, names: Sequence[str]) -> dict[str, int]:
-        """Hear what is new of those that are not silent; how many ms each may be silent from now on."""
+    async def _listen(self, names: Sequence[str]) -> tuple[dict[str, dict[str, str]], dict[str, int]]:
+        """What those say that are not silent, and how many ms each may be silent from now on.
+
+        What is marked as it was when it was heard last is not read again.
+        """
+        before = self._heard
         async with self._redis.pipeline(transaction=False) as pipe:
             for name in names:
                 pipe.hget(self._keys.edge(name), VERSION)
                 pipe.pttl(self._keys.edge(name))
             found: list[Any] = await pipe.execute()
-        marks = {n: m for n, m in zip(names, found[::2], strict=True) if m is not None}
-        news = [name for name, mark in marks.items() if not mark or self._marks.get(name) != mark]
+        marks, left = dict(zip(names, found[::2], strict=True)), dict(zip(names, found[1::2], strict=True))
+        heard = {name: before[name] for name in names if name in before and before[name][0] == marks[name]}
+        news = [name for name, mark in marks.items() if mark is not None and name not in heard]
         async with self._redis.pipeline(transaction=False) as pipe:
             for name in news:
                 pipe.hgetall(self._keys.edge(name))
             told: list[dict[Any, Any]] = await pipe.execute()
-        for name, texts in zip(news, told, strict=True):
-            self._heard[name] = {str(s): str(t) for s, t in texts.items()}
-            marks[name] = self._heard[name].pop(VERSION, None)  # None: it has run out since
-        self._marks = {name: mark for name, mark in marks.items() if mark is not None}
-        self._heard = {name: self._heard[name] for name in self._marks}
-        return {name: left for name, left in zip(names, found[1::2], strict=True) if name in self._marks}
+        for name, fields in zip(news, told, strict=True):
+            texts = {str(service): str(text) for service, text in fields.items()}
+            if VERSION in texts:  # else it has run out since
+                heard[name] = texts.pop(VERSION), texts
+        self._heard = {name: (mark, texts) for name, (mark, texts) in heard.items() if mark}
+        return {name: texts for name, (_, texts) in heard.items()}, {name: left[name] for name in heard}
 
     async def known(self) -> list[str]:
         """The edges that have ever said anything and were not forgotten, those that are away too."""

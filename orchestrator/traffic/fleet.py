@@ -61,7 +61,7 @@ class Fleet:
         self._deadline = deadline
         self._on_failure = on_failure
         self._fresh = fresh
-        self._reading: tuple[float, asyncio.Task[Said]] | None = None
+        self._reading: tuple[float, asyncio.Task[Said] | None] = 0.0, None
         self._left: dict[str, dict[str, str]] = {}
         self._followed: dict[str, frozenset[str]] = {}
         self._wanted: dict[str, int] = {}
@@ -95,7 +95,7 @@ class Fleet:
         if not self._hung:
             return
         try:
-            said = await self._said(within=min(POLL, self._fresh))
+            said = await self._said(within=POLL)
         except Fault:
             return  # at the next change
         self._hung -= {
@@ -123,7 +123,7 @@ class Fleet:
         try:
             async with asyncio.timeout(self._deadline):
                 while True:
-                    found, unheard = await self._reports(service, within=min(POLL, self._fresh))
+                    found, unheard = await self._reports(service, within=POLL)
                     late = {
                         name: _not_served(name, generation, report.edge.error)
                         for name, report in found.items()
@@ -215,13 +215,17 @@ class Fleet:
         return reports, frozenset(said.keys() - heard.keys())
 
     async def _said(self, within: float) -> Said:
-        """What all have said of all services, read no longer ago than this: many looks share a reading."""
+        """What all have said of all services: many looks share a reading, which is no older than this.
+
+        Or it is under way: while Redis does not answer nobody asks it anew.
+        """
         now = asyncio.get_running_loop().time()
-        if self._reading is None or now - self._reading[0] >= within:
+        began, reading = self._reading
+        if reading is None or (reading.done() and now - began >= min(within, self._fresh)):
             reading = asyncio.create_task(self._board.reports(), name="what the edges say")
             reading.add_done_callback(lambda task: task.cancelled() or task.exception())
             self._reading = now, reading
-        return await asyncio.shield(self._reading[1])
+        return await asyncio.shield(reading)
 
 
 def _has_failed(report: Report, generation: int) -> bool:

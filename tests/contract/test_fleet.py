@@ -821,6 +821,24 @@ async def test_what_has_been_said_and_heard_is_neither_written_nor_read_again(bo
     assert await board.reports() == {"b": {"api": "z"}}
 
 
+async def test_two_readings_at_a_time_and_an_edge_that_goes_between(board: RedisBoard) -> None:
+    for _ in range(20):
+        await board.report("b", {"api": "x"})
+        assert await board.reports() == {"b": {"api": "x"}}
+        readings = [asyncio.create_task(board.reports()) for _ in range(6)]
+        await asyncio.sleep(0)
+        await board.forget("b")
+        for found in await asyncio.gather(*readings):
+            assert found["b"] in (None, {"api": "x"})
+
+
+async def test_an_edge_whose_name_another_has_taken_says_its_own_again(board: RedisBoard) -> None:
+    other = RedisBoard(board._redis, Keys("t"), 0.5)
+    for who, text in ((board, "x"), (other, "y"), (board, "x"), (other, "y")):
+        await who.report("b", {"api": text})
+        assert await board.reports() == {"b": {"api": text}}
+
+
 async def test_who_could_not_speak_while_redis_was_away_is_not_away_at_once(board: RedisBoard) -> None:
     await board.report("b", {"api": "x"})
     assert await board.reports() == {"b": {"api": "x"}}
