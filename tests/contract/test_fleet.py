@@ -821,15 +821,35 @@ async def test_what_has_been_said_and_heard_is_neither_written_nor_read_again(bo
     assert await board.reports() == {"b": {"api": "z"}}
 
 
-async def test_two_readings_at_a_time_and_an_edge_that_goes_between(board: RedisBoard) -> None:
-    for _ in range(20):
-        await board.report("b", {"api": "x"})
-        assert await board.reports() == {"b": {"api": "x"}}
-        readings = [asyncio.create_task(board.reports()) for _ in range(6)]
-        await asyncio.sleep(0)
-        await board.forget("b")
-        for found in await asyncio.gather(*readings):
-            assert found["b"] in (None, {"api": "x"})
+async def test_a_reading_that_ends_after_a_later_one_knows_nothing_of_it(
+    board: RedisBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await board.report("b", {"api": "x"})
+    assert await board.reports() == {"b": {"api": "x"}}
+    read, let, pipeline = asyncio.Event(), asyncio.Event(), board._redis.pipeline
+
+    def late(**options: Any) -> Any:
+        pipe = pipeline(**options)
+        execute = pipe.execute
+
+        async def executed() -> list[Any]:
+            found = await execute()
+            read.set()
+            await let.wait()
+            return found
+
+        monkeypatch.setattr(pipe, "execute", executed)
+        return pipe
+
+    with monkeypatch.context() as patched:
+        patched.setattr(board._redis, "pipeline", late)
+        early = asyncio.create_task(board.reports())
+        await read.wait()
+    await board.forget("b")
+    assert await board.reports() == {"b": None}
+    let.set()
+    assert await early == {"b": {"api": "x"}}
+    assert await board.reports() == {"b": None}
 
 
 async def test_an_edge_whose_name_another_has_taken_says_its_own_again(board: RedisBoard) -> None:
