@@ -1,7 +1,6 @@
 """Asking one hook, with its deadline and its retries."""
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 import json
@@ -113,10 +112,6 @@ async def _run(hook: Hook, told: dict[str, Any]) -> HookResult:
     said = b""
     async with program(words, env=env, told=json.dumps(told).encode()) as process:
         assert process.stdout is not None
-        with contextlib.suppress(OSError):  # it has ended, or is another user's
-            os.setpriority(
-                os.PRIO_PGRP, process.pid, max(os.nice(0), 0)
-            )  # the daemon's own is not for others
         while chunk := await process.stdout.read(65536):
             said = (said + chunk)[-4 * OUTPUT :]
         code = await process.wait()

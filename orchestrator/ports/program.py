@@ -20,6 +20,8 @@ async def program(
 ) -> AsyncIterator[Process]:
     """Run a program in a process group of its own; its standard error goes where its output goes.
 
+    It goes before nobody, even if this process does (`Nice=` of its unit).
+
     When the block is left, by its end, a deadline or a cancellation, the group is killed. What has left the
     group and still has the output open is not waited for.
 
@@ -42,6 +44,8 @@ async def program(
         start_new_session=True,
     )
     process = Process(transport, protocol, loop)
+    with contextlib.suppress(OSError):  # it has ended, or is another user's
+        os.setpriority(os.PRIO_PGRP, process.pid, max(os.nice(0), 0))
     try:
         if process.stdin is not None and told is not None:
             with contextlib.suppress(ConnectionError):  # it need not listen
