@@ -125,6 +125,7 @@ async def test_the_looks_at_all_services_share_one_reading() -> None:
     fleet, _, board = together(fresh=FRESH)
     board.say("b", served=1, confirmed=1)
     await asyncio.gather(*(fleet.observe(f"s{n}") for n in range(100)))
+    await fleet.observe("api")
     assert board.calls == ["reports"]
     await asyncio.sleep(FRESH)
     board.torn = True
