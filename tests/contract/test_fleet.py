@@ -943,8 +943,9 @@ async def test_users_are_taken_back_while_a_round_still_looks() -> None:
     follower, board = following(edge)  # type: ignore[arg-type]
     await want(board, 7)
     going = asyncio.create_task(follower.follow())
-    while "look api" not in edge.order:
-        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        while "look api" not in edge.order:
+            await asyncio.sleep(0)
     edge.order.clear()
     await want(board, 8)
     await follower.hear()
