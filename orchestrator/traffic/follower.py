@@ -55,6 +55,7 @@ class Follower:
         self._serving: dict[str, tuple[int, asyncio.Task[None]]] = {}
         self._interrupted: set[asyncio.Task[None]] = set()
         self._tried: dict[str, tuple[int, str]] = {}
+        self._reports: dict[str, tuple[Edge, tuple[int, str], str]] = {}
         self._again: dict[str, tuple[int, float]] = {}
         self._pauses: dict[str, float] = {}
         self._next = 0.0
@@ -191,9 +192,14 @@ class Follower:
         return (seen.confirmed, seen.served) != (generation, served) or seen.file == "missing"
 
     def _said(self, service: str, seen: Edge) -> str:
-        generation, error = self._tried.get(service, (0, ""))
-        edge = seen if seen.unread else replace(seen, error=error)
-        return REPORT.dump_json(Report(edge=edge, tried=generation)).decode()
+        """Its report; written anew where it has been looked at, or tried, since the last one."""
+        tried = generation, error = self._tried.get(service, (0, ""))
+        of, when, text = self._reports.get(service, (None, tried, ""))
+        if of is not seen or when != tried:
+            edge = seen if seen.unread else replace(seen, error=error)
+            text = REPORT.dump_json(Report(edge=edge, tried=generation)).decode()
+            self._reports[service] = seen, tried, text
+        return text
 
     async def _serve(self, wanted: WantedRoute) -> None:
         service, generation = wanted.plan.service, wanted.plan.route.generation
