@@ -7,7 +7,7 @@ gc.disable()  # what imports make is kept: looking for garbage among it is a qua
 from orchestrator.cli.app import app  # noqa: E402
 
 gc.freeze()  # nor is it looked at again
-gc.set_threshold(10_000, 10, 100)  # a look at all objects holds the event loop for tens of milliseconds
+gc.set_threshold(10_000, 10, 10)  # a look at all objects holds the event loop for tens of milliseconds
 gc.enable()
 
 

@@ -74,16 +74,19 @@ async def _until_a_signal(follower: Follower, name: str) -> None:
 async def _hear(follower: Follower) -> None:
     """Let no rollback wait for the looks of a round, for ever."""
     while True:
-        with contextlib.suppress(Fault):  # the round tells of it
+        pause = ROUND
+        try:
             await follower.hear()
-        await asyncio.sleep(ROUND)
+        except Fault:  # the round tells of it
+            pause = PAUSE
+        await asyncio.sleep(pause)
 
 
 async def _follow(follower: Follower, name: str, stopped: asyncio.Event) -> None:
     cut_off = False
     while not stopped.is_set():
         try:
-            await follower.follow()
+            await follower.go_round()
         except Fault as error:
             if not cut_off:
                 log.warning("edge_cut_off", edge=name, reason=f"{error}; the traffic stays as it is")

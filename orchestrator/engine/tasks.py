@@ -24,7 +24,7 @@ WELL = 60.0
 AT_ONCE = 4
 """Looks that may be under way at once, as far as they are short."""
 
-HOLDS = 0.02
+HOLDS = 0.005
 """Seconds for which a look keeps others from beginning; one that waits longer is no work of this process."""
 
 JOB_DEADLINE = 180.0

@@ -45,7 +45,7 @@ async def program(
     )
     process = Process(transport, protocol, loop)
     with contextlib.suppress(OSError):  # it has ended, or is another user's
-        os.setpriority(os.PRIO_PGRP, process.pid, max(os.nice(0), 0))
+        os.setpriority(os.PRIO_PGRP, process.pid, max(os.getpriority(os.PRIO_PROCESS, 0), 0))
     try:
         if process.stdin is not None and told is not None:
             with contextlib.suppress(ConnectionError):  # it need not listen

@@ -66,7 +66,7 @@ class RedisBoard:
         key, life, mark = self._keys.edge(edge), int(self._ttl * 1000), secrets.token_hex(8)
         mapping: dict[Any, Any] = {**texts, VERSION: mark}  # an edge without services is there too
         try:
-            if texts == self._said[0] and await self._is_still_said(key, life):
+            if texts == self._said[0] and await self._is_still_said(edge, key, life):
                 return
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.delete(key)
@@ -78,12 +78,13 @@ class RedisBoard:
             raise fault(error) from error
         self._said = dict(texts), mark
 
-    async def _is_still_said(self, key: str, life: int) -> bool:
+    async def _is_still_said(self, edge: str, key: str, life: int) -> bool:
         """Whether Redis has the last report, which then lives on."""
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hget(key, VERSION)
             pipe.pexpire(key, life)
-            mark, _ = await pipe.execute()
+            pipe.sadd(self._keys.edges, edge)
+            mark, *_ = await pipe.execute()
         return bool(mark == self._said[1])
 
     async def reports(self) -> dict[str, dict[str, str] | None]:
@@ -142,7 +143,9 @@ class RedisBoard:
     async def forget(self, edge: str) -> bool:
         """Forget an edge that is no more. Whether it was known."""
         try:
-            await self._redis.delete(self._keys.edge(edge))
-            return bool(await self._redis.srem(self._keys.edges, edge))
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.delete(self._keys.edge(edge))
+                pipe.srem(self._keys.edges, edge)
+                return bool((await pipe.execute())[1])
         except RedisError as error:
             raise fault(error) from error

@@ -146,7 +146,8 @@ def write(path: Path, text: str, *, private: bool = False, modified: int | None 
     its last change, in seconds.
 
     Raises:
-        Fault: It could not be written; the old file is untouched.
+        Fault: It could not be written; the old file is untouched. Or what has no text is there, and the disk
+            may lose it again.
     """
     try:
         replace(path, text, private=private, modified=modified)

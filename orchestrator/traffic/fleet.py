@@ -217,11 +217,12 @@ class Fleet:
     async def _said(self, within: float) -> Said:
         """What all have said of all services: many looks share a reading, which is no older than this.
 
-        Or it is under way: while Redis does not answer nobody asks it anew.
+        Or it is under way: while Redis does not answer nobody asks it anew. One that failed is not shared.
         """
         now = asyncio.get_running_loop().time()
         began, reading = self._reading
-        if reading is None or (reading.done() and now - began >= min(within, self._fresh)):
+        old = now - began >= min(within, self._fresh)
+        if reading is None or (reading.done() and (old or reading.cancelled() or reading.exception())):
             reading = asyncio.create_task(self._board.reports(), name="what the edges say")
             reading.add_done_callback(lambda task: task.cancelled() or task.exception())
             self._reading = now, reading

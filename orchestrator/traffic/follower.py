@@ -49,6 +49,7 @@ class Follower:
         self._reading = asyncio.Lock()
         self._fresh: set[str] = set()
         """What is wanted anew since the last round."""
+        self._returning: dict[str, asyncio.Task[None]] = {}
         self._wanted: dict[str, WantedRoute] = {}
         self._seen: dict[str, Edge] = {}
         self._edge = edge(lambda service: self._wanted[service].options)
@@ -86,7 +87,7 @@ class Follower:
             raise Fault("; ".join(failed))
 
     async def hear(self) -> None:
-        """Take what is wanted from the board, and send users back at once where that is what is wanted.
+        """Take what is wanted from the board, and begin to send users back where that is what is wanted.
 
         Raises:
             Fault: The board can't be reached; what is served stays.
@@ -94,9 +95,20 @@ class Follower:
         async with self._reading:
             fresh = await self._read()
         self._fresh |= fresh
-        await asyncio.gather(*(self._take_back(self._wanted[service]) for service in fresh))
+        for service in fresh:
+            work = self._take_back(self._wanted[service], self._returning.get(service))
+            self._returning[service] = asyncio.create_task(work, name=f"take back {service}")
 
     async def follow(self) -> None:
+        """Hear what is wanted, and one round.
+
+        Raises:
+            Fault: The board can't be reached; what is served stays.
+        """
+        await self.hear()
+        await self.go_round()
+
+    async def go_round(self) -> None:
         """One round: begin to serve what is not served, and say what is, at once after a change.
 
         What nothing has happened to is looked at every `SAY_EVERY` seconds, few of them in one round.
@@ -104,7 +116,6 @@ class Follower:
         Raises:
             Fault: The board can't be reached; what is served stays.
         """
-        await self.hear()
         fresh, self._fresh = self._fresh, set()
         news = fresh | {name for name, (_, task) in self._serving.items() if task.done()}
         now = asyncio.get_running_loop().time()
@@ -119,8 +130,11 @@ class Follower:
             said = {service: self._said(service, edge) for service, edge in self._seen.items()}
             await self._board.report(self._name, said)
 
-    async def _take_back(self, wanted: WantedRoute) -> None:
-        """Send users back before any look, where that is what is wanted."""
+    async def _take_back(self, wanted: WantedRoute, before: asyncio.Task[None] | None) -> None:
+        """Send users back before any look, where that is what is wanted; an earlier word is given up."""
+        if before is not None:
+            before.cancel()
+            await asyncio.wait({before})
         with contextlib.suppress(Exception):  # it is told of the try that follows
             async with asyncio.timeout(LOOK_DEADLINE):
                 await self._edge.take_back_at_once(wanted.plan, wanted.token)
@@ -128,6 +142,8 @@ class Follower:
     async def _look(self, wanted: WantedRoute, now: float) -> None:
         """See what is served of a service, and begin to serve what is wanted if that is seen not to be."""
         service = wanted.plan.service
+        if (returning := self._returning.get(service)) is not None:
+            await asyncio.wait({returning})
         self._interrupt(wanted)
         edge = self._seen[service] = await self._observe(service)
         if not edge.unread and self._may_try(wanted, now) and self._behind(wanted, edge):
@@ -156,14 +172,16 @@ class Follower:
         news = await self._board.news(self._version)
         if news is None:
             return set()
-        self._version, texts = news
+        version, texts = news
         fresh = {service for service, text in texts.items() if text != self._texts.get(service)}
-        self._texts = texts
         for service in tuple(fresh):
             try:
                 self._wanted[service] = WANTED.validate_json(texts[service])
             except ValidationError as error:  # a newer daemon's words: better what was wanted before
                 log.error("wanted_not_understood", service=service, reason=str(error)[:300])
+            except Exception:
+                log.exception("edge_bug", service=service)
+        self._version, self._texts = version, texts
         return fresh & self._wanted.keys()
 
     def _interrupt(self, wanted: WantedRoute) -> None:
@@ -220,7 +238,7 @@ class Follower:
 
     async def close(self) -> None:
         """Leave nginx as it is."""
-        serving = [task for _, task in self._serving.values()]
+        serving = [*self._returning.values(), *(task for _, task in self._serving.values())]
         for task in serving:
             task.cancel()
         await asyncio.gather(*serving, *self._interrupted, return_exceptions=True)

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,11 +22,13 @@ from orchestrator.store.board import RedisBoard
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import connect
 from orchestrator.store.server import PrivateRedis
+from orchestrator.traffic import follower as follower_module
 from orchestrator.traffic.fleet import FRESH, Fleet, OnFailure
 from orchestrator.traffic.follower import ROUNDS, Follower
 from orchestrator.traffic.options import EdgeOptions
 from orchestrator.traffic.words import REPORT, WANTED, Report, WantedRoute
 from tests.builders import server
+from tests.conftest import LogLines
 
 
 @dataclass
@@ -932,6 +935,12 @@ async def test_users_are_taken_back_before_anything_is_looked_at() -> None:
     await follower.close()
 
 
+async def settle() -> None:
+    """Let the tasks go on until they wait."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
 async def test_users_are_taken_back_while_a_round_still_looks() -> None:
     class Slow(Leads):
         async def observe(self, service: str) -> Edge:
@@ -949,12 +958,56 @@ async def test_users_are_taken_back_while_a_round_still_looks() -> None:
     edge.order.clear()
     await want(board, 8)
     await follower.hear()
-    await follower.hear()
+    await settle()
     assert edge.order == ["take back api"]
     let.set()
     await going
     await follower.follow()
     assert edge.order == ["take back api", "look api"], "the next round looks at once"
+    await follower.close()
+
+
+async def test_no_service_waits_for_another_that_is_taken_back_slowly() -> None:
+    class Slow(Leads):
+        async def take_back_at_once(self, plan: RoutePlan, token: int) -> None:
+            self.order.append(f"take back {plan.service} {plan.route.generation}")
+            if plan.service == "slow":
+                await asyncio.Event().wait()
+
+    edge = Slow()
+    follower, board = following(edge)  # type: ignore[arg-type]
+    await want(board, 7, "slow")
+    await follower.hear()
+    for generation in (8, 9):
+        await want(board, generation, "api")
+        await follower.hear()
+        await settle()
+        assert edge.order[-1] == f"take back api {generation}"
+    await want(board, 8, "slow")
+    await follower.hear()
+    await settle()
+    assert edge.order[-1] == "take back slow 8", "the earlier word is not gone on with"
+    await follower.close()
+
+
+async def test_a_bug_with_the_news_of_one_service_keeps_no_other_from_being_followed(
+    monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+) -> None:
+    edge = Leads()
+    follower, board = following(edge)  # type: ignore[arg-type]
+    await want(board, 7, "odd")
+    await want(board, 7, "web")
+    read = WANTED.validate_json
+
+    def odd(text: str) -> WantedRoute:
+        if '"odd"' in text:
+            raise KeyError("what nobody expected")
+        return read(text)
+
+    monkeypatch.setattr(follower_module, "WANTED", SimpleNamespace(validate_json=odd))
+    await follower.follow()
+    assert set(edge.order) == {"take back web", "look web"}
+    assert [line["service"] for line in log_lines() if line["event"] == "edge_bug"] == ["odd"]
     await follower.close()
 
 
