@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
 from orchestrator.ports.faults import Fault, Stale
@@ -135,6 +136,18 @@ async def test_the_looks_at_all_services_share_one_reading() -> None:
     seen = await asyncio.gather(*(fleet.observe(f"s{n}") for n in range(100)))
     assert board.calls == ["reports"] * 2
     assert all(edge.unread for edge in seen)
+    board.torn = False
+    assert not (await fleet.observe("api")).unread, "a reading that failed is not shared"
+
+
+async def test_a_change_does_not_wait_until_looks_read_the_board_again() -> None:
+    fleet, _, board = together(fresh=60.0)
+    board.say("b", served=1, confirmed=1)
+    await fleet.observe("api")
+    applying = asyncio.create_task(fleet.apply(plan(2), 1))
+    await asyncio.sleep(0.1)
+    board.say("b", served=2, confirmed=2)
+    await applying
 
 
 async def test_a_change_is_waited_for_until_all_have_confirmed_it() -> None:
@@ -861,6 +874,45 @@ async def test_an_edge_whose_name_another_has_taken_says_its_own_again(board: Re
     for who, text in ((board, "x"), (other, "y"), (board, "x"), (other, "y")):
         await who.report("b", {"api": text})
         assert await board.reports() == {"b": {"api": text}}
+
+
+async def test_a_report_that_redis_does_not_have_any_more_is_said_again(board: RedisBoard) -> None:
+    redis = board._redis
+    await board.report("b", {"api": "x"})
+    older: Any = await redis.hgetall("t:edge:b")
+    await board.report("b", {"api": "y"})
+    await redis.hset("t:edge:b", mapping=older)  # a replica that lagged, or a write that came late
+    await board.report("b", {"api": "y"})
+    assert await board.reports() == {"b": {"api": "y"}}
+    await redis.srem("t:edges", "b")  # forgotten while it spoke
+    await board.report("b", {"api": "y"})
+    assert (await board.reports(), await board.known()) == ({"b": {"api": "y"}}, ["b"])
+
+
+async def test_a_report_whose_reply_was_lost_is_not_taken_for_the_one_before(
+    board: RedisBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await board.report("b", {"api": "x"})
+    pipeline = board._redis.pipeline
+
+    def deaf(**options: Any) -> Any:
+        pipe = pipeline(**options)
+        execute = pipe.execute
+
+        async def executed() -> None:
+            await execute()
+            raise RedisConnectionError("no answer")
+
+        monkeypatch.setattr(pipe, "execute", executed)
+        return pipe
+
+    with monkeypatch.context() as patched:
+        patched.setattr(board._redis, "pipeline", deaf)
+        with pytest.raises(Fault):
+            await board.report("b", {"api": "y"})
+    for _ in range(2):
+        await board.report("b", {"api": "x"})
+        assert await board.reports() == {"b": {"api": "x"}}
 
 
 async def test_who_could_not_speak_while_redis_was_away_is_not_away_at_once(board: RedisBoard) -> None:

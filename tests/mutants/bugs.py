@@ -465,6 +465,20 @@ BUGS = (
         "tests/unit/test_tasks.py -k few_looks",
     ),
     Bug(
+        "a conductor looks whether it is its turn or not",
+        "engine/conductor.py",
+        "        async with parts.pace.place():\n",
+        "        async with asyncio.timeout(None):\n",
+        "tests/unit/test_engine.py -k waits_for_its_turn",
+    ),
+    Bug(
+        "the wait for other edges reads what looks have read",
+        "traffic/fleet.py",
+        "await self._reports(service, within=POLL)",
+        "await self._reports(service, within=self._fresh)",
+        "tests/contract/test_fleet.py -k does_not_wait_until_looks",
+    ),
+    Bug(
         "looks in quick succession make an instance ready",
         "runtime/probe.py",
         "streak.next = now + self._every",

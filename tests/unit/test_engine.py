@@ -1,6 +1,7 @@
 """The engine on the fakes: committing before acting, redelivery, failing parts, bounded queues."""
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from orchestrator.engine.conductor import INBOX, Conductor, Parts
 from orchestrator.engine.converge import Converger
 from orchestrator.engine.dispatcher import Dispatcher, to_command
 from orchestrator.engine.measure import Measurer
-from orchestrator.engine.tasks import JOB_DEADLINE, Jobs, beside, eternal
+from orchestrator.engine.tasks import AT_ONCE, JOB_DEADLINE, Jobs, beside, eternal
 from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.metrics import MetricSource
 from orchestrator.ports.requests import Request
@@ -28,7 +29,7 @@ from orchestrator.rollout.events import (
     ServiceTroubled,
 )
 from orchestrator.rollout.model import Anew, Outcome, Phase, Route, ServiceState
-from orchestrator.rollout.observation import Edge, Observation, Sample
+from orchestrator.rollout.observation import Edge, Instance, Observation, Sample
 from orchestrator.rollout.policy import Comparison, Limit, Step
 from orchestrator.store.codec import dump_event, dump_state, load_event, load_state
 from tests.builders import LADDER, policy, release, server, submit, template
@@ -115,6 +116,33 @@ async def test_a_release_is_started_routed_and_promoted(kit: Kit) -> None:
     async with asyncio.timeout(5):
         while not kit.runtime.containers["api-1-0"].supervised:
             await asyncio.sleep(0.01)
+
+
+async def test_a_look_waits_for_its_turn_and_what_is_urgent_does_not(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, observe = 0, FakeRuntime.observe
+
+    async def counted(runtime: FakeRuntime, service: str) -> tuple[Instance, ...]:
+        nonlocal looks
+        looks += 1
+        return await observe(runtime, service)
+
+    monkeypatch.setattr(FakeRuntime, "observe", counted)
+    kit.conductor.submit(small(1))
+    await kit.until(ended("api-1"))
+    kit.conductor.submit(small(2, steps=(Step(weight=5, hold=600.0),)))
+    await kit.until(lambda state: state.rollout is not None)
+    async with contextlib.AsyncExitStack() as busy:
+        for _ in range(AT_ONCE):
+            await kit.parts.pace._places.acquire()
+            busy.callback(kit.parts.pace._places.release)
+        await asyncio.sleep(0.05)
+        before = looks
+        kit.conductor.submit(Abort(request="9-0", actor="ann"))
+        await kit.until(lambda state: "9-0" in state.handled)
+        assert looks == before
+    await kit.until(ended("api-2"))
 
 
 async def test_a_commit_that_failed_is_made_again_and_nothing_is_told_twice(kit: Kit) -> None:
