@@ -20,6 +20,7 @@ CONSUMER = "driver"
 """One name for whoever holds the lease, so that the entries of a daemon that died are the next one's own."""
 
 BATCH = 50
+"""Entries that are read at once; fewer, down to one, where they do not come in time."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds until entries that could not be taken are tried again, the first time and in the end."""
@@ -52,6 +53,7 @@ class RequestStream:
         self._dispatch = dispatch
         self._acknowledged = acknowledged
         self._lost = lost
+        self._batch = BATCH
 
     async def run(self) -> None:
         """First what was delivered and never acknowledged, then what is new; for ever.
@@ -79,6 +81,7 @@ class RequestStream:
                 elif left and now() >= again:
                     after, left, pause = "0", False, min(pause * 2, LONGEST_PAUSE)
         except RedisError as error:
+            self._batch = max(self._batch // 4, 1)
             raise Fault(f"Redis: {error}") from error
 
     async def _make_group(self) -> None:
@@ -113,7 +116,7 @@ class RequestStream:
         cursor = "0-0"
         while True:
             found: Any = await self._redis.xautoclaim(
-                self._stream, self._group, CONSUMER, min_idle_time=0, start_id=cursor, count=BATCH
+                self._stream, self._group, CONSUMER, min_idle_time=0, start_id=cursor, count=self._batch
             )
             cursor, _, trimmed = found
             for entry in trimmed:
@@ -125,7 +128,11 @@ class RequestStream:
     async def _read(self, after: str) -> list[tuple[str, dict[str, str]]]:
         streams: dict[Any, Any] = {self._stream: after}
         block = 1000 if after == ">" else None
-        found: Any = await self._redis.xreadgroup(self._group, CONSUMER, streams, count=BATCH, block=block)
+        found: Any = await self._redis.xreadgroup(
+            self._group, CONSUMER, streams, count=self._batch, block=block
+        )
+        if after == ">":
+            self._batch = min(2 * self._batch, BATCH)
         return found[0][1] if found else []
 
     async def _taken(self, entry: str, fields: dict[str, str] | None) -> bool:

@@ -110,10 +110,12 @@ def notice_unknown(turn: Turn, seen: Observation) -> None:
 def notice_edge(turn: Turn, seen: Observation) -> None:
     """Tell a confirmation, a change that is not confirmed, and a file that somebody edited.
 
-    A release that one of several edges can't follow goes back; what goes back already is not turned round.
+    A release that one of several edges can't follow goes back; what goes back already is not turned round. An
+    edge that was lost before the release had users is waited for by none of its changes.
     """
     rollout = turn.state.rollout
-    if seen.edge.failed and rollout and rollout.kind == "release" and turn.state.stable:
+    exposed = rollout is not None and rollout.kind == "release" and rollout.exposed_since is not None
+    if seen.edge.failed and exposed and turn.state.stable:
         turn.retreat(Outcome.ROLLED_BACK, seen.edge.failed)
     state, edge, now = turn.state, seen.edge, turn.now
     pending = state.route.generation > state.confirmed and state.unknown is None

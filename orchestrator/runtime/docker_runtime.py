@@ -111,8 +111,9 @@ class DockerRuntime:
         """See `ports.Runtime`."""
         found = await self._inspected(service)
         seen = await asyncio.gather(*(self._seen(service, identity, attrs) for identity, attrs in found))
-        self._living[service] = {(i.container, i.started_at) for i in seen}
-        self._prober.forget(set().union(*self._living.values()))
+        before, now = self._living.get(service, set()), {(i.container, i.started_at) for i in seen}
+        self._living[service] = now
+        self._prober.forget(before - now)
         self._last_words.keep(service, [i for i in seen if not _well(i)])
         return tuple(seen)
 

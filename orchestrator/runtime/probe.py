@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,7 +56,8 @@ class Prober:
             await asyncio.wait({asking}, timeout=PATIENCE)
         if asking is not None and asking.done():
             streak.asking = None
-            self._count(streak, probe, asking.result())
+            if not asking.cancelled():  # its process is gone
+                self._count(streak, probe, asking.result())
         if streak.bad >= probe.failures:
             return "unhealthy", streak.detail
         return ("ready" if streak.ready else "unknown"), streak.detail
@@ -70,9 +72,9 @@ class Prober:
         if streak.bad >= probe.failures:
             streak.ready = False
 
-    def forget(self, living: set[tuple[str, str]]) -> None:
-        """Drop the counts of processes that are gone."""
-        for key in self._streaks.keys() - living:
+    def forget(self, gone: AbstractSet[tuple[str, str]]) -> None:
+        """Drop the counts of processes."""
+        for key in self._streaks.keys() & gone:
             asking = self._streaks.pop(key).asking
             if asking is not None:
                 asking.cancel()

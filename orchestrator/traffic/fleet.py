@@ -77,11 +77,11 @@ class Fleet:
         await self._own.take_back_at_once(plan, token)
         wanted = WantedRoute(plan=plan, token=token, options=self._options(plan.service))
         await self._board.want(plan.service, WANTED.dump_json(wanted).decode())
-        await self._see_who_has_caught_up()
+        there = await self._see_who_has_caught_up()
         self._wanted[plan.service] = generation = plan.route.generation
         self._left[plan.service] = {name: _not_served(name, generation) for name in self._hanging}
         before = self._followed.get(plan.service, frozenset())
-        self._followed[plan.service] = frozenset()
+        self._followed[plan.service] = before = before if there is None else before & there
         await self._own.apply(plan, token)
         await self._others_follow(plan, before)
 
@@ -90,20 +90,23 @@ class Fleet:
         """The edges that no change waits for."""
         return {name for name, _ in self._hung}
 
-    async def _see_who_has_caught_up(self) -> None:
-        """Wait again for those that serve what is wanted of every service at which they hung."""
-        if not self._hung:
-            return
+    async def _see_who_has_caught_up(self) -> frozenset[str] | None:
+        """Wait again for those that serve what is wanted of every service at which they hung.
+
+        Returns:
+            The edges that are not away; None where the board can't be read.
+        """
         try:
             said = await self._said(within=POLL)
         except Fault:
-            return  # at the next change
+            return None  # at the next change
         self._hung -= {
             (name, service)
             for name, service in self._hung
             if (text := (said.get(name) or {}).get(service))
             and understood(text).edge.confirmed == self._wanted[service]
         }
+        return frozenset(said)
 
     async def _others_follow(self, plan: RoutePlan, before: frozenset[str]) -> None:
         """Wait for the others. One that may be left behind lets one deadline pass, not one a change.
@@ -138,7 +141,7 @@ class Fleet:
             if self._on_failure == "go_on":
                 self._hung |= {(name, service) for name in late.keys() - failed}
         self._left[service] = late
-        self._followed[service] = frozenset(found.keys() - late.keys()) | (before & unheard)
+        self._followed[service] = frozenset(found.keys() - late.keys()) | (before - found.keys())
         if late and self._on_failure == "all_back":
             raise Fault("; ".join(late.values()))
         for why in late.values():

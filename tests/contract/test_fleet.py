@@ -296,6 +296,25 @@ async def test_one_that_followed_and_is_away_fails_all() -> None:
     assert (seen.confirmed, seen.failed) == (3, "")
 
 
+async def test_one_that_is_lost_while_a_change_waits_for_it_fails_all() -> None:
+    fleet, own, board = together()
+    board.say("b", served=2, confirmed=2)
+    board.say("c", served=2, confirmed=2)
+    await fleet.apply(plan(2), 1)
+    fleet._deadline = 60.0
+    applying = asyncio.create_task(fleet.apply(plan(3), 1))
+    board.say("c", served=3, confirmed=3)
+    await asyncio.sleep(0.1)
+    assert not applying.done()
+    del board.said["b"]
+    await applying
+    own.seen = replace(own.seen, served=3, confirmed=3)
+    assert (await fleet.observe("api")).failed == "edge b has not been heard of"
+    board.say("c", served=4, confirmed=4)
+    await fleet.apply(plan(4), 1)  # users go back, and no later release knows of it
+    assert (await fleet.observe("api")).failed == ""
+
+
 async def test_one_that_comes_late_is_told_again() -> None:
     fleet, _, board = together()
     await fleet.apply(plan(2), 1)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from orchestrator.engine.tasks import eternal
 from orchestrator.intake.stream import RequestStream
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.requests import Request
@@ -26,6 +28,7 @@ class Kit:
     store: FakeStore = field(default_factory=FakeStore)
     taken: list[str] = field(default_factory=list)
     lost: list[bool] = field(default_factory=list)
+    again: bool = False
 
     async def until(self, count: int) -> None:
         """Run the stream until so many requests were handed over."""
@@ -43,9 +46,10 @@ class Kit:
             RedisStore(self.redis, Keys("t")).acknowledged,
             lambda: self.lost.append(True),
         )
-        task = asyncio.create_task(stream.run(), name="stream")
+        again = eternal("stream", stream.run, pause=0.01) if self.again else stream.run()
+        task = asyncio.create_task(again, name="stream")
         async with asyncio.timeout(10):
-            while len(self.taken) < count and not task.done():
+            while len(set(self.taken) if self.again else self.taken) < count and not task.done():
                 await asyncio.sleep(0.01)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -66,6 +70,28 @@ async def test_what_came_before_the_group_is_read(kit: Kit) -> None:
     entries = [await kit.redis.xadd("t:requests", FIELDS) for _ in range(120)]
     await kit.until(120)
     assert kit.taken == entries
+
+
+async def test_entries_that_do_not_come_in_time_are_read_in_fewer_at_once(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(name: str) -> None:
+        real = getattr(kit.redis, name)
+
+        async def call(*args: Any, count: int, **more: Any) -> Any:
+            if count > 2:  # Redis gives them away, and they do not come
+                await real(*args, count=count, **more)
+                raise RedisTimeoutError("no answer within 2.5 s")
+            return await real(*args, count=count, **more)
+
+        monkeypatch.setattr(kit.redis, name, call)
+
+    entries = [await kit.redis.xadd("t:requests", FIELDS) for _ in range(120)]
+    for name in ("xreadgroup", "xautoclaim"):
+        slowly(name)
+    kit.again = True
+    await kit.until(120)
+    assert sorted(set(kit.taken), key=entries.index) == entries
 
 
 async def test_a_group_that_was_destroyed_begins_behind_what_was_acknowledged(kit: Kit) -> None:

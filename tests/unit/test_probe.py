@@ -69,7 +69,10 @@ async def test_a_probe_that_times_out_between_looks_counts_as_one_failure(prober
 
 async def test_probes_of_processes_that_are_gone_are_given_up(prober: Prober, slow: Slow) -> None:
     await prober.probe("c", "t", slow.address, Probe(timeout=60.0))
-    prober.forget(set())
+    prober.forget({("another", "t"), ("c", "another start")})
+    assert not slow.answer.is_set()
+    assert [t.get_name() for t in asyncio.all_tasks() if t.get_name().startswith("probe")] != []
+    prober.forget({("c", "t")})
     await asyncio.sleep(0)
     assert [t.get_name() for t in asyncio.all_tasks() if t.get_name().startswith("probe")] == []
 

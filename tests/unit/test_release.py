@@ -1086,6 +1086,14 @@ def test_a_release_that_an_edge_cannot_follow_goes_back(sim: Sim) -> None:
     assert (ended.outcome, ended.reason) == (Outcome.ROLLED_BACK, "edge b: nginx -t refuses")
 
 
+def test_an_edge_that_was_lost_before_a_release_has_users_ends_none(sim: Sim) -> None:
+    sim.failed = "edge b has not been heard of"
+    sim.send(submit(2))
+    sim.until_phase(Phase.STARTING)
+    sim.failed = ""  # the first change does not wait for it
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
 def test_a_rollback_that_an_edge_cannot_follow_is_not_turned_round(sim: Sim) -> None:
     sim.send(submit(2))
     sim.until_ended("api-2")
