@@ -37,13 +37,16 @@ async def roll_back_here(config: Config, service: str, actor: str, reason: str) 
             that nobody knows how it is served.
     """
     services = KeptFiles(config.settings.state_dir).services() | config.services
-    if service not in services:
-        switch = switch_path(str(config.settings.nginx.directory), service)
-        why = config.wrong(service) or f"{service!r} is not known; there are: {', '.join(sorted(services))}"
-        raise Fault(f"{why}; to go back all the same: touch {switch}")
+    folder, elsewhere = config.settings.nginx.directory, service not in services
+    wrong = config.wrong(service) if elsewhere else ""
+    if wrong or (elsewhere and not (folder / f"{service}.conf").is_file()):
+        why = wrong or f"{service!r} is not known; there are: {', '.join(sorted(services))}"
+        raise Fault(f"{why}; to go back all the same: touch {switch_path(str(folder), service)}")
     docker = DockerClient(config.settings.docker.url)
     edge = make_edge(config.settings, docker, lambda name: services[name].edge())
     try:
+        if elsewhere:  # where the daemon runs, which alone has its file
+            return LocalRollback(to=await edge.turn_back(service), actor=actor, reason=reason), False
         header = read_header(read(edge.file(service)) or "")
         done = await edge.retreat(service, actor, reason)
         return done, header is not None and header.on_disk is not None and header.on_disk.local == done

@@ -89,6 +89,7 @@ class Daemon:
         self._clock = SystemClock()
         self._metrics = DaemonMetrics()
         self._unready = "starting"
+        self._lease: Lease | None = None
         self._private: PrivateRedis | None = None
         self._token = 0
         self._targets: dict[str, list[Target]] = {}
@@ -140,7 +141,7 @@ class Daemon:
 
                 doors = self._doors(redis)
                 await doors.open()
-                lease = Lease(
+                self._lease = lease = Lease(
                     redis.apart(), self._keys, settings.state_dir, settings.redis.lease_ttl, floor=floor
                 )
                 self._unready = "standby: another daemon may hold the lease"
@@ -532,7 +533,9 @@ class Daemon:
 
     def _why_unready(self) -> str:
         store = self._private.trouble if self._private else ""
-        return "; ".join(filter(None, (self._watch.unwritten, store, self._unready)))
+        stale = self._lease is not None and not self._unready and not self._lease.fresh()
+        lease = "the lease was not renewed in time: does Redis answer?" if stale and not store else ""
+        return "; ".join(filter(None, (self._watch.unwritten, store, lease, self._unready)))
 
     async def _count(self, store: RedisStore) -> None:
         while True:

@@ -90,6 +90,7 @@ class _Served:
     shape: str = ""
     old_workers: frozenset[int] | None = None
     error: str = ""
+    silence: str = ""
     wanted: int = 0
     waited: float = 0.0
     waits_since: float | None = None
@@ -310,6 +311,23 @@ class NginxEdge:
                     raise
                 raise Fault(f"{error}; users are back on {way.to} already, by {by}") from error
         return local[-1]
+
+    async def turn_back(self, service: str) -> str:
+        """Turn the switch on, as a person does, where nobody knows how a service is served.
+
+        Returns:
+            The release that has all users.
+
+        Raises:
+            Fault: It leads nowhere, or can't be turned on.
+        """
+        header = read_header(text_of(self.file(service)))
+        to = _to(header.on_disk.back) if header is not None and header.on_disk else ""
+        if not to:
+            raise Fault(f"{service} has nothing to go back to on this host")
+        if not await to_the_end(lambda: self._switches.turn_on(service, ""), urgent=True):
+            raise Fault(f"{self._switches.path(service)} can't be written")
+        return to
 
     async def _is_back_by(self, service: str, to: str) -> str:
         """What has all users at a release, by what nginx says that it serves; '' where that is not so.
@@ -824,7 +842,7 @@ class NginxEdge:
             switched_to=unwritten or to,
             switched_for=0 if unwritten else turned_for,
             waited=state.waited_until(asyncio.get_running_loop().time()),
-            silence="" if text is None or changing else self._silence(service, answer, workers),
+            silence="" if text is None else self._silence(service, answer, workers, changing=changing),
         )
 
     def _file_state(
@@ -847,14 +865,20 @@ class NginxEdge:
         by_hand = self._switches.by_hand(service)
         return servers if servers == disk.back or (by_hand and not disk.back) else ()
 
-    def _silence(self, service: str, answer: Answer, workers: Workers) -> str:
-        """Why nginx does not say what it serves of a service that has a file; empty when it does."""
+    def _silence(self, service: str, answer: Answer, workers: Workers, *, changing: bool) -> str:
+        """Why nginx does not say what it serves of a service that has a file; empty when it does.
+
+        While something changes that may be why; what was seen before that holds until it is over.
+        """
+        state = self._state(service)
         if answer.generation is not None:
-            return ""
-        if answer.answered or workers.accepting:
+            state.silence = ""
+        elif not changing and (answer.answered or workers.accepting):
             include = f"include {self._folder}/*.conf;"
-            return f"nginx runs and does not serve {service}: is `{include}` in its http {{}}?"
-        return f"nginx does not answer: {answer.text}"
+            state.silence = f"nginx runs and does not serve {service}: is `{include}` in its http {{}}?"
+        elif not changing:
+            state.silence = f"nginx does not answer: {answer.text}"
+        return state.silence
 
     def highest_token(self) -> int:
         """The highest fencing token that the folder knows; 0 for a new one."""

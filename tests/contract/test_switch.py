@@ -25,6 +25,16 @@ async def test_an_empty_file_takes_the_traffic_back_without_a_daemon(site: Site)
     assert await site.answers() == {"api-1", "api-2"}
 
 
+async def test_where_nobody_knows_how_a_service_is_served_its_switch_is_turned_on(site: Site) -> None:
+    assert await site.edge.turn_back("api") == "api-1"
+    await asyncio.sleep(0.1)
+    assert await site.answers() == {"api-1"}
+    seen = await site.edge.observe("api")
+    assert (seen.switched_to, seen.switched_for) == ("api-1", 0), "a person's word"
+    with pytest.raises(Fault, match="web has nothing to go back to on this host"):
+        await site.edge.turn_back("web")
+
+
 @pytest.mark.parametrize("own", [False, True])
 async def test_workers_look_for_a_switch_that_they_may_not_read(site: Site, own: bool) -> None:
     before = os.umask(0o077)

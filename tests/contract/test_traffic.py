@@ -342,6 +342,12 @@ async def test_an_nginx_that_is_gone_is_told_while_idle(kit: Kit) -> None:
     await _told(kit, r"nginx does not answer: (nothing listens on )?http://127\.0\.0\.1:")
     seen = await kit.traffic.observe("api")
     assert (seen.served, seen.confirmed, seen.error) == (None, 1, "")
+    trying = asyncio.create_task(kit.traffic.apply(plan(2), 1))
+    while not kit.traffic._rounds.changing("api"):
+        await asyncio.sleep(0)
+    assert (await kit.traffic.observe("api")).silence == seen.silence, "while a change is tried"
+    with pytest.raises(Fault):
+        await trying
 
 
 @pytest.mark.parametrize("kit", ["host"], indirect=True)

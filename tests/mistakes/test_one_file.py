@@ -12,6 +12,12 @@ import yaml
 from orchestrator.daemon.config import Config, load
 from orchestrator.daemon.kept import KeptFiles
 from orchestrator.daemon.yaml_file import ConfigError
+from orchestrator.rollout.model import Route
+from orchestrator.rollout.observation import OnDisk
+from orchestrator.traffic.files import write
+from orchestrator.traffic.options import EdgeOptions
+from orchestrator.traffic.render import render
+from tests.builders import server
 from tests.mistakes.place import Place
 
 WRONG = [
@@ -95,6 +101,19 @@ def test_a_rollback_on_the_host_needs_no_others_file_and_says_what_does_without_
     code, text = place.run("rollback", "web", "--local")
     assert code == 1
     assert f"to go back all the same: touch {tmp_path}/edge/switch/web" in text
+
+
+def test_a_rollback_on_a_host_where_no_daemon_runs_needs_no_file_of_the_service(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    assert "'shop' is not known; there are: " in place.run("rollback", "shop", "--local")[1]
+    served = Route(generation=3, servers=(server("shop-2", "10.1.0.2:80"),))
+    disk = OnDisk(route=served, stable="shop-1", back=(server("shop-1", "10.1.0.1:80"),))
+    text = render("shop", disk, EdgeOptions(), token=1, listen="127.0.0.1:1", folder=str(tmp_path / "edge"))
+    (tmp_path / "edge" / "switch").mkdir(parents=True, exist_ok=True)
+    write(tmp_path / "edge" / "shop.conf", text)
+    code, text = place.run("rollback", "shop", "--local")
+    assert (code, "shop: nginx sends all traffic to shop-1" in text) == (0, True), text
+    assert (tmp_path / "edge" / "switch" / "shop").is_file()
 
 
 def test_a_verb_that_needs_the_very_file_refuses(tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ from orchestrator.ports.service import ServicePlan
 from orchestrator.rollout.events import ReleaseAccepted, ServiceRemoved
 from orchestrator.rollout.model import Route, Server, ServiceState
 from orchestrator.rollout.observation import Instance, Observation
+from orchestrator.store.keys import Keys
+from orchestrator.store.lease import Lease
+from orchestrator.store.redis_store import connect
 from orchestrator.traffic import files
 from orchestrator.traffic.files import to_the_end
 
@@ -325,3 +328,15 @@ async def test_files_are_written_while_every_thread_of_the_loop_waits_for_somebo
         answer.set()
         await asyncio.gather(*waiting)
     assert (tmp_path / "api.conf").read_text() == "text"
+
+
+async def test_a_daemon_whose_lease_was_not_renewed_is_not_ready(daemon: Daemon, tmp_path: Path) -> None:
+    redis = connect(f"unix://{tmp_path}/none.sock")
+    daemon._lease = Lease(redis, Keys("t"), tmp_path)
+    for why in ("standby: another daemon may hold the lease", ""):
+        daemon._unready = why
+        daemon._lease._renewed = asyncio.get_running_loop().time()
+        assert daemon._why_unready() == why
+        daemon._lease._renewed -= 60.0
+        assert daemon._why_unready() == (why or "the lease was not renewed in time: does Redis answer?")
+    await redis.aclose()
