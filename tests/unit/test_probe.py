@@ -2,11 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from orchestrator.rollout.policy import Probe
 from orchestrator.runtime import probe as module
+from orchestrator.runtime.docker_runtime import DockerRuntime
+from orchestrator.runtime.last_words import LastWords
 from orchestrator.runtime.probe import Prober
 
 
@@ -91,3 +95,38 @@ async def test_however_often_somebody_looks_probes_in_a_row_are_apart(slow: Slow
     await prober.probe("c", "another start", slow.address, probe)
     assert slow.asked == 4
     await prober.close()
+
+
+async def test_a_look_at_one_service_gives_no_probe_of_another_up(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_client: Any = None
+    network: Any = SimpleNamespace(name="net")
+    runtime = DockerRuntime(no_client, network, "t", lambda: 1)
+    host, port = slow.address.split(":")
+    attrs = {
+        "Id": "c",
+        "NetworkSettings": {"Networks": {"net": {"IPAddress": host}}},
+        "State": {"Running": True, "StartedAt": "t", "Status": "running", "ExitCode": 0},
+        "HostConfig": {"RestartPolicy": {"Name": "no"}},
+    }
+    identity = SimpleNamespace(
+        instance="api-1-0", release="api-1", port=port, probe=Probe(timeout=60.0, successes=1), described=None
+    )
+
+    async def inspected(_: DockerRuntime, service: str) -> list[Any]:
+        return [(identity, attrs)] if service == "api" else []
+
+    async def silent(_: LastWords, __: str, ___: Any) -> str:
+        return ""
+
+    monkeypatch.setattr(DockerRuntime, "_inspected", inspected)
+    monkeypatch.setattr(LastWords, "of", silent)
+    monkeypatch.setattr(LastWords, "keep", lambda *_: None)
+    look = asyncio.create_task(runtime.observe("api"))
+    while not slow.asked:
+        await asyncio.sleep(0)
+    assert await runtime.observe("web") == ()
+    slow.answer.set()
+    assert [i.health for i in await look] == ["ready"]
+    await runtime._prober.close()
