@@ -24,8 +24,11 @@ WELL = 60.0
 AT_ONCE = 4
 """Looks that may be under way at once, as far as they are short."""
 
-HOLDS = 0.005
+HOLDS = 0.02
 """Seconds for which a look keeps others from beginning; one that waits longer is no work of this process."""
+
+WAITS = 0.25
+"""Seconds for which a look waits for its turn, at the most: with very many services they are only spread."""
 
 JOB_DEADLINE = 180.0
 """Seconds that a job may take; more than any part of ours needs until it gives up by itself."""
@@ -140,10 +143,12 @@ class Pace:
 
     @contextlib.asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """One of the places, in turn; left at the end, or after `HOLDS` seconds."""
-        await self._places.acquire()
+        """One of the places, in turn, left at the end or after `HOLDS` seconds; after `WAITS` seconds none."""
         leave = contextlib.ExitStack()
-        leave.callback(self._places.release)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WAITS):
+                await self._places.acquire()
+                leave.callback(self._places.release)
         timer = asyncio.get_running_loop().call_later(HOLDS, leave.close)
         try:
             yield

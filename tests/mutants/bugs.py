@@ -528,6 +528,13 @@ BUGS = (
         "tests/unit/test_supervision.py -k lease",
     ),
     Bug(
+        "a look waits for its turn behind all others",
+        "engine/tasks.py",
+        "async with asyncio.timeout(WAITS):",
+        "async with asyncio.timeout(100 * WAITS):",
+        "tests/unit/test_tasks.py -k waits_long",
+    ),
+    Bug(
         "looks in quick succession make an instance ready",
         "runtime/probe.py",
         "streak.next = now + self._every",
