@@ -143,7 +143,7 @@ class Pace:
 
     @contextlib.asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """One of the places, in turn, left at the end or after `HOLDS` seconds; after `WAITS` seconds none."""
+        """One of the places, left at the end or after `HOLDS` seconds; after `WAITS` seconds, none."""
         leave = contextlib.ExitStack()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WAITS):
