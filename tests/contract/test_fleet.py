@@ -146,8 +146,11 @@ async def test_a_change_does_not_wait_until_looks_read_the_board_again() -> None
     await fleet.observe("api")
     applying = asyncio.create_task(fleet.apply(plan(2), 1))
     await asyncio.sleep(0.1)
+    assert not applying.done()
     board.say("b", served=2, confirmed=2)
     await applying
+    assert fleet._left["api"] == {}
+    assert fleet._followed["api"] == {"b"}
 
 
 async def test_a_change_is_waited_for_until_all_have_confirmed_it() -> None:
