@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import docker
 
@@ -20,11 +21,13 @@ TRIES, PAUSE = 5, 0.3
 exit before its log has been written."""
 
 PATIENCE = 0.5
-"""Seconds for which a look waits for all of them together, once when a process is not ready and once when it
-has ended: a death is told, and its container replaced, by what the look that sees it first has."""
+"""Seconds for which a look waits for all of them together, once when a process is not ready, once when it is
+unhealthy and once when it has ended: its end is told by what the look that sees it first has."""
 
-Process = tuple[str, str, bool]
-"""Container id, StartedAt, and whether it has ended."""
+Condition = Literal["starting", "unhealthy", "ended"]
+
+Process = tuple[str, str, Condition]
+"""Container id, StartedAt, and how it is."""
 
 
 @dataclass(slots=True)
@@ -51,7 +54,9 @@ class LastWords:
             return ""
         log = self._logs.get(process)
         if log is None:
-            log = self._logs[process] = _Log(service, self._read(service, process))
+            before = self._logs.get((*process[:2], "starting")) if process[2] == "unhealthy" else None
+            log = _Log(service, self._read(service, process), before.text if before else "")
+            self._logs[process] = log
             await asyncio.wait({log.reading}, timeout=PATIENCE)
         elif log.reading.done() and instance.running:
             log.reading = self._read(service, process)
@@ -76,13 +81,13 @@ class LastWords:
         return asyncio.create_task(self._ask(service, process), name=f"logs-{process[0][:12]}")
 
     async def _ask(self, service: str, process: Process) -> None:
-        container, _, ended = process
+        container, _, condition = process
 
         def tail(client: docker.DockerClient) -> str:
             raw = client.api.logs(container, tail=LINES, stdout=True, stderr=True)
             return bytes(raw).decode("utf-8", "replace")
 
-        for attempt in range(TRIES if ended else 1):
+        for attempt in range(TRIES if condition == "ended" else 1):
             if attempt:
                 await asyncio.sleep(PAUSE)
             try:
@@ -96,5 +101,7 @@ class LastWords:
 
 def _process(instance: Instance) -> Process | None:
     """None for what has never run, or is being removed: it has nothing to say."""
-    ended = instance.exit_code is not None
-    return (instance.container, instance.started_at, ended) if instance.running or ended else None
+    if instance.exit_code is not None:
+        return instance.container, instance.started_at, "ended"
+    condition: Condition = "unhealthy" if instance.health == "unhealthy" else "starting"
+    return (instance.container, instance.started_at, condition) if instance.running else None

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -165,6 +166,29 @@ async def test_what_was_well_in_between_is_read_anew(look: Callable[[Engine], An
     assert await words.of("api", instance) == "trouble 2"
     words.keep("api", [])
     assert await words.of("api", instance) == "trouble 3"
+    await words.close()
+    client.close()
+
+
+async def test_the_look_that_finds_it_unhealthy_has_what_it_said_until_then(
+    look: Callable[[Engine], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, engine, slow = DockerClient(), Engine(dead=1), threading.Event()
+    engine.state = {"Running": True, "Status": "running", "ExitCode": 0}
+    client._client = cast("Any", engine)
+    engine.log = lambda _: b""
+    (instance,) = await look(engine)
+    words = LastWords(client)
+    assert await words.of("api", instance) == ""
+    engine.log = lambda _: b"no database"
+    assert await words.of("api", replace(instance, health="unhealthy")) == "no database"
+    words.keep("api", [])
+    engine.log = lambda _: b"listening"
+    assert await words.of("api", instance) == "listening"
+    engine.log = lambda _: b"no database" if slow.wait(20) else b""
+    monkeypatch.setattr(last_words, "PATIENCE", 0.01)
+    assert await words.of("api", replace(instance, health="unhealthy")) == "listening"
+    slow.set()
     await words.close()
     client.close()
 
