@@ -3,8 +3,9 @@
 The daemon with Redis and Docker, on real parts: each service has a stable and a candidate container and
 climbs a ladder of steps of one second. nginx' test takes a second longer than it does. There are three edges:
 the daemon's own; one on a host of its own (a network namespace) that is well; and one whose nginx is stopped
-(SIGSTOP), so that it takes connections and never answers, while its agent runs. Daemon, Redis and agents have
-the priority (`Nice=`) that their systemd unit gives them.
+(SIGSTOP), so that it takes connections and never answers, while its agent runs. The daemon and its Redis, and
+each agent, have the share of the processor that their systemd unit gives them. What measures has a larger
+one, for on a machine that is full it would show its own delays otherwise.
 
 A rollback is asked for in turns by XADD and by POST, and timed from before it is sent until the first request
 from which on stable answers all, as a process of its own sees it that asks every few milliseconds. Beside it
@@ -14,14 +15,12 @@ in the same minutes: the same for a file that is renamed to where nginx looks fo
 import asyncio
 import contextlib
 import os
-import re
 import shutil
 import signal
 import statistics
 import sys
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Self
 
 import aiohttp
@@ -30,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.recovery import percentile
+from bench.traffic.weights import LARGEST, group, of_unit
 from examples.playground import gin
 from examples.playground.lease import free_port
 from examples.playground.service import service_file
@@ -46,9 +46,6 @@ out = Console(highlight=False, width=110)
 SERVICES, ROLLBACKS, EDGES = 50, 40, 3
 TEST_TAKES = 1.0
 """Seconds that nginx' test takes longer."""
-
-FIRST = -15
-"""Priority of what measures: on a machine that is full it would show its own delays otherwise."""
 
 PAUSE = 0.004
 """Seconds between two requests of an onlooker."""
@@ -98,6 +95,7 @@ class Crowd(Fleet):
         names = ["api", *(f"s{n:02}" for n in range(1, services))]
         self._services = {name: service_file(name, self._port(name), **CROWD) for name in names}
         self.names, self.mode = names, mode
+        self._groups = contextlib.ExitStack()
         self.base_port, self.base_file = free_port(), self.root / "base"
         slow = self.root / "nginx"
         slow.write_text(SLOW_TEST.format(seconds=TEST_TAKES, nginx=shutil.which("nginx") or "nginx"))
@@ -109,22 +107,19 @@ class Crowd(Fleet):
 
     async def __aenter__(self) -> Self:
         found = await super().__aenter__()
-        self.put_first()
+        assert self.daemon is not None
+        units = {"a": [self.daemon.pid, self._redis_server.pid]}
+        units |= {host.name: [host.process.pid] for host in self.hosts if host.process is not None}
+        for name, pids in units.items():
+            weight, nice = of_unit("CPUWeight"), of_unit("Nice")
+            self._groups.enter_context(group(f"{self.owner}-{name}", weight, nice)).take(pids)
         self.stop_nginx()
         self.start_nginx(BASE.format(port=self.base_port, file=self.base_file))
         return found
 
-    def put_first(self) -> None:
-        """Give what we start the priority that `systemd/orchestrator.service` gives it."""
-        assert self.daemon is not None
-        nice = re.search(
-            r"^Nice=(\S+)$", (ROOT / "systemd" / "orchestrator.service").read_text(), re.MULTILINE
-        )
-        assert nice is not None
-        own = (self.daemon.pid, self._redis_server.pid)
-        for pid in (*own, *(host.process.pid for host in self.hosts if host.process)):
-            for thread in Path(f"/proc/{pid}/task").iterdir():
-                os.setpriority(os.PRIO_PROCESS, int(thread.name), int(nice[1]))
+    async def __aexit__(self, *error: object) -> None:
+        await super().__aexit__(*error)
+        self._groups.close()
 
     def start_edges(self) -> None:
         """See `Fleet`; their nginx has the module that the daemon's own has."""
@@ -277,7 +272,7 @@ async def crowd(services: int, rollbacks: int, mode: str, images: list[str]) -> 
 
         await on.until(many, 1200, "nine in ten services climb")
         out.print(f"{mode}: nine in ten of {services} services climb after {time.monotonic() - began:.0f} s")
-        os.setpriority(os.PRIO_PROCESS, 0, FIRST)
+        stacked.enter_context(group(f"{on.owner}-bench", LARGEST, 0)).take([os.getpid()])
         on.hang(on.hosts[1])
         stacked.callback(on.hang, on.hosts[1], signal.SIGCONT)
         since, crowded = time.time(), []  # noqa: TID251  as events have it

@@ -1,4 +1,4 @@
-"""`ports.Runtime`: the fake and Docker pass one suite."""
+"""`ports.Runtime`: the fake, Docker and the double of its API pass one suite."""
 
 import asyncio
 import contextlib
@@ -27,11 +27,12 @@ from orchestrator.runtime.network import Network
 from tests.builders import release, template
 from tests.conftest import Images
 from tests.contract.fakes import FakeRuntime
+from tests.doubles.engine import double
 
 
-@pytest.fixture(params=["fake", "docker"])
+@pytest.fixture(params=["fake", "docker", "double"])
 async def kit(
-    request: pytest.FixtureRequest, docker_client: docker.DockerClient, images: Images
+    request: pytest.FixtureRequest, docker_client: docker.DockerClient, images: Images, tmp_path: Path
 ) -> AsyncIterator[Any]:
     """(runtime, an image that is there, a function that kills an instance)."""
     if request.param == "fake":
@@ -43,8 +44,31 @@ async def kit(
         yield fake, "repo/api:1", die
         return
     owner = f"c{random.randrange(16**8):08x}"
-    client = DockerClient()
-    runtime = DockerRuntime(client, Network(owner, free_subnet(docker_client)), owner, lambda: 1)
+    subnet = free_subnet(docker_client)
+    if request.param == "double":
+        loopback = f"127.{subnet.partition('.')[2]}"
+        async with (
+            double(tmp_path / "docker.sock", "gin-api:v1") as url,
+            driven(url, owner, loopback) as runtime,
+        ):
+            engine = docker.DockerClient(url)
+            yield runtime, "gin-api:v1", lambda name: engine.containers.get(f"{owner}-{name}").kill()
+            engine.close()
+        return
+    async with driven("", owner, subnet) as runtime:
+        yield runtime, images("v1"), lambda name: docker_client.containers.get(f"{owner}-{name}").kill()
+    for container in docker_client.containers.list(all=True, filters={"label": f"{OWNER}={owner}"}):
+        container.remove(force=True)
+    docker_client.networks.get(owner).remove()
+    for volume in docker_client.volumes.list(filters={"label": f"{OWNER}={owner}"}):
+        volume.remove()
+
+
+@contextlib.asynccontextmanager
+async def driven(url: str, owner: str, subnet: str) -> AsyncIterator[DockerRuntime]:
+    """A runtime that hears of its Engine's events."""
+    client = DockerClient(url)
+    runtime = DockerRuntime(client, Network(owner, subnet), owner, lambda: 1)
     await runtime.prepare()
 
     async def listen() -> None:
@@ -52,14 +76,9 @@ async def kit(
             pass
 
     listening = asyncio.create_task(listen())
-    yield runtime, images("v1"), lambda name: docker_client.containers.get(f"{owner}-{name}").kill()
+    yield runtime
     listening.cancel()
     await asyncio.gather(listening, return_exceptions=True)
-    for container in docker_client.containers.list(all=True, filters={"label": f"{OWNER}={owner}"}):
-        container.remove(force=True)
-    docker_client.networks.get(owner).remove()
-    for volume in docker_client.volumes.list(filters={"label": f"{OWNER}={owner}"}):
-        volume.remove()
     await runtime.close()
     client.close()
 
@@ -191,7 +210,7 @@ async def test_the_environment_comes_from_the_file_then_the_template(
         await runtime.start(another)
 
 
-@pytest.mark.parametrize("kit", ["docker"], indirect=True)
+@pytest.mark.parametrize("kit", ["docker", "double"], indirect=True)
 async def test_a_tcp_probe_wants_a_connection_and_a_wrong_path_says_what_it_got(kit: Any) -> None:
     runtime, image, _ = kit
     digest = (await runtime.resolve(image)).digest
@@ -205,7 +224,7 @@ async def test_a_tcp_probe_wants_a_connection_and_a_wrong_path_says_what_it_got(
     assert "listens on :8080" in unhealthy.logs
 
 
-@pytest.mark.parametrize("kit", ["docker"], indirect=True)
+@pytest.mark.parametrize("kit", ["docker", "double"], indirect=True)
 async def test_whatever_an_older_daemon_wants_is_refused(kit: Any) -> None:
     runtime, image, die = kit
     digest = (await runtime.resolve(image)).digest
@@ -249,7 +268,7 @@ def test_addresses_go_round_and_never_leave_the_static_half() -> None:
         network.free(given)
 
 
-@pytest.mark.parametrize("kit", ["docker"], indirect=True)
+@pytest.mark.parametrize("kit", ["docker", "double"], indirect=True)
 async def test_a_network_with_another_subnet_is_refused(kit: Any) -> None:
     runtime, _, _ = kit
     runtime._network = Network(runtime._network.name, "10.9.0.0/24")
@@ -400,7 +419,7 @@ async def test_a_name_that_is_taken_while_the_container_is_made_is_a_fault_unles
         made[0].remove(force=True)
 
 
-@pytest.mark.parametrize("kit", ["docker"], indirect=True)
+@pytest.mark.parametrize("kit", ["docker", "double"], indirect=True)
 async def test_eight_pulls_from_a_slow_registry_keep_no_instance_from_starting_or_stopping(
     kit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
