@@ -4,8 +4,8 @@ The daemon with Redis and Docker, on real parts: each service has a stable and a
 climbs a ladder of steps of one second. nginx' test takes a second longer than it does. There are three edges:
 the daemon's own; one on a host of its own (a network namespace) that is well; and one whose nginx is stopped
 (SIGSTOP), so that it takes connections and never answers, while its agent runs. The daemon and its Redis, and
-each agent, have the share of the processor that their systemd unit gives them. What measures has a larger
-one, for on a machine that is full it would show its own delays otherwise.
+each agent, have the share of the processor that their systemd unit gives them, each container has the usual
+one (see `examples.playground.engine`). What measures has that of a unit: else it would show its own delays.
 
 A rollback is asked for in turns by XADD and by POST, and timed from before it is sent until the first request
 from which on stable answers all, as a process of its own sees it that asks every few milliseconds. Beside it
@@ -20,6 +20,7 @@ import signal
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Self
 
@@ -29,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.recovery import percentile
-from bench.traffic.weights import LARGEST, group, of_unit
+from bench.traffic.weights import group, of_unit
 from examples.playground import gin
 from examples.playground.lease import free_port
 from examples.playground.service import service_file
@@ -96,6 +97,7 @@ class Crowd(Fleet):
         self._services = {name: service_file(name, self._port(name), **CROWD) for name in names}
         self.names, self.mode = names, mode
         self._groups = contextlib.ExitStack()
+        self._scrape = "15s"  # no gate waits for it
         self.base_port, self.base_file = free_port(), self.root / "base"
         slow = self.root / "nginx"
         slow.write_text(SLOW_TEST.format(seconds=TEST_TAKES, nginx=shutil.which("nginx") or "nginx"))
@@ -110,8 +112,8 @@ class Crowd(Fleet):
         assert self.daemon is not None
         units = {"a": [self.daemon.pid, self._redis_server.pid]}
         units |= {host.name: [host.process.pid] for host in self.hosts if host.process is not None}
+        weight, nice = of_unit("CPUWeight"), of_unit("Nice")
         for name, pids in units.items():
-            weight, nice = of_unit("CPUWeight"), of_unit("Nice")
             self._groups.enter_context(group(f"{self.owner}-{name}", weight, nice)).take(pids)
         self.stop_nginx()
         self.start_nginx(BASE.format(port=self.base_port, file=self.base_file))
@@ -184,12 +186,12 @@ class Measured:
 
     def __init__(self) -> None:
         self.took: dict[str, list[float]] = {}
-        self.unanswered = 0
+        self.unanswered = Counter[str]()
 
     def note(self, what: str, seen: list[tuple[float, str]], began: float, stable: str) -> None:
         """Add one."""
         self.took.setdefault(what, []).append(effect(seen, began, stable))
-        self.unanswered += sum(who == "-" for _, who in seen)
+        self.unanswered.update(who for _, who in seen if who.startswith("-"))
 
 
 async def base(on: Crowd, measured: Measured) -> None:
@@ -272,7 +274,7 @@ async def crowd(services: int, rollbacks: int, mode: str, images: list[str]) -> 
 
         await on.until(many, 1200, "nine in ten services climb")
         out.print(f"{mode}: nine in ten of {services} services climb after {time.monotonic() - began:.0f} s")
-        stacked.enter_context(group(f"{on.owner}-bench", LARGEST, 0)).take([os.getpid()])
+        stacked.enter_context(group(f"{on.owner}-bench", of_unit("CPUWeight"), 0)).take([os.getpid()])
         on.hang(on.hosts[1])
         stacked.callback(on.hang, on.hosts[1], signal.SIGCONT)
         since, crowded = time.time(), []  # noqa: TID251  as events have it
@@ -296,7 +298,7 @@ async def crowd(services: int, rollbacks: int, mode: str, images: list[str]) -> 
         p50, p99, longest = percentile(took, 0.5), percentile(took, 0.99), max(took)
         how = f"p50 {p50:.1f} s, p99 {p99:.1f} s, max {longest:.1f} s"
         out.print(f"{len(took)} routes from commit to confirmation: {how}")
-    out.print(f"without an answer: {measured.unanswered}; ends: {ended}")
+    out.print(f"without an answer: {dict(measured.unanswered) or 0}; ends: {ended}")
 
 
 async def main(services: int, rollbacks: int, modes: list[str]) -> None:

@@ -13,8 +13,6 @@ from pathlib import Path
 from examples.playground.stack import ROOT
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
-LARGEST = 10_000
-"""The most that a weight can be; the usual one is 100."""
 
 
 def of_unit(setting: str) -> int:

@@ -18,6 +18,9 @@ from docker.errors import DockerException
 
 DEADLINE = 30.0
 
+PLACE = [] if Path("/run/systemd/system").exists() else ["--cgroup-parent=/"]
+"""Each container has a share of the processor of its own, as with systemd, and not one with all others."""
+
 
 def answers() -> bool:
     """Whether an engine answers where the SDK looks for it."""
@@ -43,7 +46,7 @@ def engine() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="orchestrator-dockerd-") as folder:
         with (Path(folder) / "log").open("wb") as log:
             process = subprocess.Popen(
-                [program], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [program, *PLACE], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         try:
             limit = time.monotonic() + DEADLINE
