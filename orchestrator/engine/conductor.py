@@ -21,7 +21,7 @@ from orchestrator.ports.service import ServicePlan
 from orchestrator.ports.store import Store
 from orchestrator.ports.traffic import Traffic
 from orchestrator.rollout.command import HANDLED, Abort, Command, Pause, Rollback, handle, refusal
-from orchestrator.rollout.counts import Known, settle
+from orchestrator.rollout.counts import Known, settle, thinned
 from orchestrator.rollout.decide import decide, watch
 from orchestrator.rollout.desired import desired
 from orchestrator.rollout.events import Event, ServiceTroubled, StateRestored
@@ -497,11 +497,10 @@ class Conductor:
         if latest is not None and (not readings or readings[-1].at < latest.at):
             self._memory.known, latest = settle(self._memory.known, latest)
             readings.append(self._with_cpu(latest) if query.cpu and query.source.cpu == ENGINE else latest)
-        began = rollout.held_since or rollout.entered_at
-        windows = [limit.window for limit in rollout.release.policy.limits]
-        oldest = min(began, self._parts.clock.now() - max(windows, default=0.0)) - 60.0
-        while len(readings) > 1 and readings[1].at < oldest:
-            readings.pop(0)
+            windows = [limit.window for limit in rollout.release.policy.limits]
+            recent = self._parts.clock.now() - max(windows, default=0.0)
+            began, needed = rollout.held_since or rollout.entered_at, (rollout.block_from, rollout.looked_at)
+            readings[:] = thinned(readings, began, recent, needed)
 
     def _with_cpu(self, reading: Reading) -> Reading:
         """With the CPU seconds that the Engine has counted last; it is asked again meanwhile."""

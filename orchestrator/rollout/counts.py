@@ -15,6 +15,9 @@ from orchestrator.rollout.policy import Comparison, Limit
 
 NONE = (0.0, 0.0)
 
+SPARSE = 60.0
+"""Seconds between readings that nothing is counted from; a sample is older than its reading by less."""
+
 
 @dataclass(frozen=True, slots=True)
 class Counts:
@@ -67,14 +70,16 @@ class Known:
     Attributes:
         last: The last value of each that was above 0.
         excused: Those of a process before the present one, which need not have them yet.
+        sample: The last sample, settled; None before the first.
     """
 
     last: Mapping[Series, float] = field(default_factory=dict)
     excused: frozenset[Series] = frozenset()
+    sample: Sample | None = None
 
 
 def settle(known: Mapping[str, Known], reading: Reading) -> tuple[dict[str, Known], Reading]:
-    """Mark in a new reading what had been seen of an instance and is missing.
+    """Mark in a new reading what had been seen of an instance and is missing, and sum up its requests.
 
     A counter never goes back to 0 while its process lives. One that is 0 or absent after it was above has not
     been seen, unless others have gone down and none has grown: then the process began anew, and the counter
@@ -94,8 +99,12 @@ def settle(known: Mapping[str, Known], reading: Reading) -> tuple[dict[str, Know
         absent = before.last.keys() - now.keys()
         missing = set() if anew else absent - before.excused
         doubtful = {key for key in both & before.excused if now[key] >= before.last[key]}
-        whole[name] = Known({**before.last, **now}, frozenset(absent - missing))
-        samples[name] = replace(sample, unseen=frozenset(group for group, _ in missing | doubtful))
+        settled = replace(sample, unseen=frozenset(group for group, _ in missing | doubtful))
+        if before.sample is not None:
+            more = difference(before.sample, settled, ("requests",)).requests
+            settled = replace(settled, counted=before.sample.counted + more)
+        whole[name] = Known({**before.last, **now}, frozenset(absent - missing), settled)
+        samples[name] = settled
     return whole, replace(reading, samples=samples)
 
 
@@ -166,6 +175,39 @@ def count(
         for older, newer in zip(samples[start:], samples[start + 1 :], strict=False):
             total = add(total, difference(older, newer, parts))
     return total
+
+
+def requests_since(readings: Sequence[Reading], instances: Sequence[str], since: float) -> float:
+    """The requests of `count`, of settled readings that need not all be there."""
+    total = 0.0
+    for name in instances:
+        samples = [r.samples[name] for r in readings if name in r.samples]
+        zero = next((s for s in reversed(samples) if s.at <= since), samples[0] if samples else None)
+        if zero is not None:
+            total += samples[-1].counted - zero.counted
+    return total
+
+
+def thinned(
+    readings: Sequence[Reading], since: float, recent: float, needed: Sequence[float | None]
+) -> list[Reading]:
+    """What is kept of the readings of a step, which may last for days.
+
+    After a pause the step is counted from later on: then its requests may begin `SPARSE` seconds too early.
+
+    Args:
+        readings: In their order.
+        since: Where the step is counted from; those around it are kept.
+        recent: Where the longest window begins; those from it on are kept.
+        needed: When others were read that are kept.
+    """
+    first = max((i for i, r in enumerate(readings) if r.at < min(since, recent) - SPARSE), default=0)
+    kept: list[Reading] = []
+    for reading in readings[first:]:
+        counted_from = reading.at >= recent - SPARSE or abs(reading.at - since) <= SPARSE
+        if counted_from or reading.at in needed or not kept or reading.at - kept[-1].at >= SPARSE:
+            kept.append(reading)
+    return kept
 
 
 def cpu_share(

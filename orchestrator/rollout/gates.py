@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from orchestrator.rollout.compare import between, block_of, counted, lifetime, slow_bound, verdicts
-from orchestrator.rollout.counts import count, cpu_share, missing_data, of_gate, unseen
+from orchestrator.rollout.counts import count, cpu_share, missing_data, of_gate, requests_since, unseen
 from orchestrator.rollout.events import GateJudged, GateLook, GatesLooked
 from orchestrator.rollout.evidence import (
     Block,
@@ -335,7 +335,7 @@ def unmet(turn: Turn, seen: Observation, held: float) -> str:
             return why
     if step.min_requests:
         since = rollout.held_since if rollout.held_since is not None else turn.now
-        got = int(count(seen.readings, instance_names(rollout.release), since, ("requests",)).requests)
+        got = int(requests_since(seen.readings, instance_names(rollout.release), since))
         if got < step.min_requests:
             return f"{got} of {step.min_requests} requests"
     return ""

@@ -151,6 +151,7 @@ class Sample:
         cpu: When CPU seconds were counted, and how many had been used so far; None when they are not known.
         stamp: What tells scrapes apart: Prometheus' own time of it; `at` may differ by the time of an answer.
         unseen: Of what counters are missing that were seen before, see `counts.settle`.
+        counted: Requests that were counted since the instance was first seen, as far as is known; likewise.
     """
 
     at: float
@@ -161,6 +162,7 @@ class Sample:
     cpu: tuple[float, float] | None = None
     stamp: float | None = None
     unseen: frozenset[str] = frozenset()
+    counted: float = 0.0
 
     @property
     def sound(self) -> bool:
