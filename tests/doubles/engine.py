@@ -247,12 +247,14 @@ class Engine:
         queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._listeners.add(queue)
         try:
-            while True:
-                event = await queue.get()
-                if _labelled(wanted, event["Actor"]["Attributes"]):
-                    await answer.write(json.dumps(event).encode() + b"\n")
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    event = await queue.get()
+                    if _labelled(wanted, event["Actor"]["Attributes"]):
+                        await answer.write(json.dumps(event).encode() + b"\n")
         finally:
             self._listeners.discard(queue)
+        return answer
 
     def _tell(self, container: Container, action: str) -> None:
         actor = {"ID": container.id, "Attributes": {**container.labels, "name": container.name}}
