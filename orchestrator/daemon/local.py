@@ -43,7 +43,7 @@ async def roll_back_here(config: Config, service: str, actor: str, reason: str) 
         why = wrong or f"{service!r} is not known; there are: {', '.join(sorted(services))}"
         raise Fault(f"{why}; to go back all the same: touch {switch_path(str(folder), service)}")
     docker = DockerClient(config.settings.docker.url)
-    edge = make_edge(config.settings, docker, lambda name: services[name].edge())
+    edge = make_edge(config.settings, docker, lambda name: services[name].edge)
     try:
         if elsewhere:  # where the daemon runs, which alone has its file
             return LocalRollback(to=await edge.turn_back(service), actor=actor, reason=reason), False

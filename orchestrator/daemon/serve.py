@@ -494,7 +494,7 @@ class Daemon:
 
     def _edge_options(self, service: str) -> EdgeOptions:
         found = self.config.driven.get(service)
-        return found.edge() if found else EdgeOptions()
+        return found.edge if found else EdgeOptions()
 
     def _publish(
         self, state: ServiceState, plan: ServicePlan, seen: Observation, events: tuple[Event, ...]

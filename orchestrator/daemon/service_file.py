@@ -1,5 +1,6 @@
 """`services/*.yaml`: what a service is, how it is released, and what must hold meanwhile."""
 
+import functools
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -370,6 +371,7 @@ class ServiceFile(Section):
             checklist=checks(self.checklist),
         )
 
+    @functools.cached_property
     def edge(self) -> EdgeOptions:
         """As the edge has it."""
         return replace(self.nginx.options(), counted=self.metrics.source().at_edge)

@@ -93,7 +93,7 @@ class Watch:
         while True:
             for name, file in self._driven().items():
                 try:
-                    place = file.edge().server
+                    place = file.edge.server
                     if place is None or place.tls is None:
                         continue
                     ends = await ends_at(*place.address, place.server_name.split()[0])

@@ -71,7 +71,7 @@ def identify(found: Mapping[str, str]) -> Identity | None:
         return None
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=4096)
 def _described(text: str) -> Release | None:
     try:
         return _RELEASE.validate_json(text)

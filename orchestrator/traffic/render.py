@@ -279,7 +279,7 @@ class Header:
     on_disk: OnDisk | None
 
 
-@functools.lru_cache(maxsize=64)  # the same few files are looked at again and again
+@functools.lru_cache(maxsize=4096)  # the same files are looked at again and again, three of a service
 def read_header(text: str) -> Header | None:
     """The header of a file; None when it has none."""
     lines = text.split("\n", 2)

@@ -299,7 +299,7 @@ nginx: {server: {listen: 24080}}
     }
     assert service.container.command == ["sleep", "1.50"]
     assert service.container.user == "1000:50"
-    assert service.edge().server is not None
+    assert service.edge.server is not None
     assert service.nginx.server is not None
     assert service.nginx.server.listen == "24080"
 

@@ -58,7 +58,7 @@ class Daemon:
 
     def serve(self, name: str) -> None:
         """Let nginx have what a service is driven by."""
-        options, folder = self.config.driven[name].edge(), str(self.place.folder / "edge")
+        options, folder = self.config.driven[name].edge, str(self.place.folder / "edge")
         text = render(name, OnDisk(route=Route()), options, token=1, listen="127.0.0.1:18100", folder=folder)
         (self.place.folder / "edge" / f"{name}.conf").write_text(text)
 

@@ -214,12 +214,12 @@ def test_a_path_in_anothers_block_is_one_that_is_free(
     assert words in load(path).unusable["b"]
     free = {"join": "api", "path": "/b/"}
     other.write_text(yaml.safe_dump({**SERVICE, "service": "b", "nginx": {"server": free}}))
-    assert load(path).services["b"].edge().server == ServerBlock(join="api", path="/b/")
+    assert load(path).services["b"].edge.server == ServerBlock(join="api", path="/b/")
 
 
 def test_who_goes_where_becomes_variables_of_nginx(tmp_path: Path) -> None:
     def audience(**nginx: Any) -> Audience | None:
-        return load(write(tmp_path, {**SERVICE, "nginx": nginx})).services["api"].edge().audience
+        return load(write(tmp_path, {**SERVICE, "nginx": nginx})).services["api"].edge.audience
 
     assert audience() is None
     assert audience(force={"header": "X-Release"}) == Audience(header="X-Release")

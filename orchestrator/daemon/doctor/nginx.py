@@ -122,7 +122,7 @@ def folder(config: Config) -> list[Check]:
     broken = [f"{path} {why}" for path, why in shared.lacking(shared.odd()).items()]
     for name, service in config.services.items():
         if (place / f"{name}.conf").is_file():
-            broken += [f"{path} is missing" for path in snippets.missing(name, service.edge())]
+            broken += [f"{path} is missing" for path in snippets.missing(name, service.edge)]
     begun = any(path.exists() for path in (*shared.folders, *shared.texts) if path != place)
     if not broken or not begun:
         return [Check("nginx folder", True, f"{place} is {'whole' if begun else 'for the daemon to fill'}")]
@@ -173,7 +173,7 @@ async def _alone(config: Config, found: list[Directive]) -> list[Check]:
         edge = NginxEdge(
             process,
             folder / "edge",
-            lambda service: config.services[service].edge(),
+            lambda service: config.services[service].edge,
             listen=section.listen,
             mode="reload",
         )
