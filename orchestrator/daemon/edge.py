@@ -21,8 +21,11 @@ from orchestrator.traffic.follower import Follower
 
 log = structlog.get_logger()
 
-ROUND = 0.02
-"""Seconds between looks at what is wanted."""
+NEWS = 0.25
+"""Seconds for which news of what is wanted are waited for; what nobody tells of is seen after them."""
+
+ROUND = 0.05
+"""Seconds between rounds, in some of which there is nothing to do."""
 
 PAUSE = 1.0
 """Seconds between tries while Redis does not answer."""
@@ -74,12 +77,10 @@ async def _until_a_signal(follower: Follower, name: str) -> None:
 async def _hear(follower: Follower) -> None:
     """Let no rollback wait for the looks of a round, for ever."""
     while True:
-        pause = ROUND
         try:
-            await follower.hear()
+            await follower.hear(NEWS)
         except Fault:  # the round tells of it
-            pause = PAUSE
-        await asyncio.sleep(pause)
+            await asyncio.sleep(PAUSE)
 
 
 async def _follow(follower: Follower, name: str, stopped: asyncio.Event) -> None:

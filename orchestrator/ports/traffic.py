@@ -132,8 +132,11 @@ class Board(Protocol):
         """Tell all edges; raises `Stale` where somebody newer drives."""
         ...
 
-    async def news(self, known: str) -> tuple[str, Mapping[str, str]] | None:
-        """The version of what is wanted, and that by service; None when it is the known one."""
+    async def news(self, known: str, wait: float = 0.0) -> tuple[str, Mapping[str, str]] | None:
+        """The version of what is wanted, and that by service; None when it is the known one.
+
+        Waits up to `wait` seconds for another.
+        """
         ...
 
     async def report(self, edge: str, texts: Mapping[str, str]) -> None:

@@ -44,14 +44,20 @@ class RedisBoard:
         self._heard: dict[str, tuple[str, dict[str, str]]] = {}
         """What an edge has said last here, and what was heard of each, with the mark of that report."""
         self._want = redis.register_script(WANT)
+        self._wanted: tuple[str, dict[str, str]] = "", {}
+        """What is wanted as it was read last, with its version."""
+        self._told = "0-0"
 
     async def want(self, service: str, text: str) -> None:
         """See `ports.Board`."""
-        await run_script(self._want, [self._keys.lease, self._keys.wanted], [self._token, service, text])
+        keys = [self._keys.lease, self._keys.wanted, self._keys.wanted_news]
+        await run_script(self._want, keys, [self._token, service, text])
 
-    async def news(self, known: str) -> tuple[str, dict[str, str]] | None:
-        """See `ports.Board`."""
+    async def news(self, known: str, wait: float = 0.0) -> tuple[str, dict[str, str]] | None:
+        """See `ports.Board`. Where it is told what has changed, only that is read."""
         try:
+            if known == self._wanted[0] and wait and await self._are_told(wait):
+                return self._wanted
             version = await self._redis.hget(self._keys.wanted, VERSION) or "0"
             if str(version) == known:
                 return None
@@ -59,7 +65,26 @@ class RedisBoard:
         except RedisError as error:
             raise fault(error) from error
         texts = {str(service): str(text) for service, text in found.items()}
-        return texts.pop(VERSION, "0"), texts
+        self._wanted = texts.pop(VERSION, "0"), texts
+        return self._wanted
+
+    async def _are_told(self, wait: float) -> bool:
+        """Wait for news and read what they are of. False where there are none, or some were missed."""
+        streams: dict[Any, Any] = {self._keys.wanted_news: self._told}
+        found: Any = await self._redis.xread(streams, block=int(wait * 1000))
+        entries = found[0][1] if found else []
+        version, texts = self._wanted
+        for entry, told in entries:
+            self._told = entry
+            version = told["after"] if told["before"] == version else ""
+        if not entries or not version:
+            return False
+        services = sorted({told["service"] for _, told in entries})
+        read = await self._redis.hmget(self._keys.wanted, services)
+        if None in read:
+            return False
+        self._wanted = version, texts | dict(zip(services, map(str, read), strict=True))
+        return True
 
     async def report(self, edge: str, texts: Mapping[str, str]) -> None:
         """See `ports.Board`. What has been said is said again only where Redis does not have it."""

@@ -55,6 +55,11 @@ class Keys:
         return f"{self.prefix}:wanted"
 
     @property
+    def wanted_news(self) -> str:
+        """Stream of what has changed in that last: `service`, and the hash's version `before` and `after`."""
+        return f"{self.prefix}:wanted:news"
+
+    @property
     def edges(self) -> str:
         """Set of the edges that have said anything."""
         return f"{self.prefix}:edges"

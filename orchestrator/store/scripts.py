@@ -85,12 +85,16 @@ return 1
 """
 
 WANT = f"""
--- KEYS: lease, wanted   ARGV: token, service, text
--- Both writes are to one key: where it is of another type the first one fails.
+{_CHECK_TYPES}
+-- KEYS: lease, wanted, its news   ARGV: token, service, text
 {_CHECK_LEASE}
+local bad = wrong('hash', KEYS[2]) or wrong('stream', KEYS[3])
+if bad then return bad end
 local now = redis.call('TIME')
-redis.call('HSET', KEYS[2], '', now[1] .. '.' .. now[2])
-return redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+local before, after = redis.call('HGET', KEYS[2], '') or '0', now[1] .. '.' .. now[2]
+redis.call('XADD', KEYS[3], 'MAXLEN', '~', 100, '*',
+  'service', ARGV[2], 'before', before, 'after', after)
+return redis.call('HSET', KEYS[2], '', after, ARGV[2], ARGV[3])
 """
 
 ACQUIRE = """

@@ -33,6 +33,7 @@ from orchestrator.traffic.render import (
 )
 from orchestrator.traffic.rounds import Change, Rounds
 from orchestrator.traffic.shared import ASIDE, LUA_MARK, Shared
+from orchestrator.traffic.sight import Sight
 from orchestrator.traffic.snippets import Snippets
 from orchestrator.traffic.switch import Switches
 
@@ -181,6 +182,7 @@ class NginxEdge:
         self._options = options
         self._listen = listen
         self._listener = Listener(probe or f"http://{listen}")
+        self._sight = Sight(process, self._listener)
         self._shared = Shared(directory)
         self._memory = Memory(process, directory, mode, self._shared)
         self._switches = Switches(directory)
@@ -456,7 +458,7 @@ class NginxEdge:
         """Remember that nginx serves it."""
         await to_the_end(lambda: write(change.path.with_suffix(LAST_GOOD), text, private=bool(change.secret)))
         await to_the_end(lambda: remove(change.path.with_suffix(GONE)))
-        state.old_workers = (await self._process.workers()).retiring
+        state.old_workers = (await self._sight.look()).retiring
         state.confirmed, state.text = change.disk.route.generation, text
         state.shape = self._shape(change.service, change.secret) if change.secret else ""
         if self._is_replaced(change.service, change.disk):
@@ -806,6 +808,7 @@ class NginxEdge:
     async def close(self) -> None:
         """Give up what is under way, and close the connections to the private listener."""
         await self._rounds.close()
+        await self._sight.close()
         await self._listener.close()
 
     async def observe(self, service: str) -> Edge:
@@ -815,8 +818,7 @@ class NginxEdge:
         await self._look_at_shared(text or "")
         header = self._known(service, text)
         disk = header.on_disk if header is not None and header.on_disk else OnDisk(route=Route())
-        answer = await self._listener.ask(service) if text is not None else Answer("")
-        workers = await self._process.workers()
+        answer, workers = await self._sight.of(service, known=text is not None)
         retiring = workers.retiring
         drained = not (retiring if state.old_workers is None else state.old_workers & retiring)
         drained = drained and not answer.draining

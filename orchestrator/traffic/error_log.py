@@ -1,7 +1,7 @@
 """nginx's error log: what its master writes of a reload."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.ports.given import open_given
@@ -18,31 +18,34 @@ KEPT = 5
 TRIES_AGAIN = "(98: Address already in use)"
 """Ends a line after which nginx tries to bind again: five times in all, half a second apart."""
 
-FILE = "# configuration file "
+FILE = "\n# configuration file "
 """Begins each file in what `nginx -T` prints."""
+
+NAME = "error_log"
 
 TOKEN = re.compile(r"""\#[^\n]*|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[{};]|[^\s{};]+""")
 
 
 def error_logs(dump: str) -> tuple[str, ...]:
     """What `error_log` names outside all blocks, in a configuration as `nginx -T` prints it."""
-    found: list[str] = []
+    files = f"\n{dump}".split(FILE)[1:]
+    return tuple(name for text in files if NAME in text for name in _named(f"# {text}"))
+
+
+def _named(text: str) -> Iterator[str]:
+    """The same of one file."""
     words: list[str] = []
     depth = 0
-    for token in TOKEN.findall("".join(dump.partition(FILE)[1:])):
-        if token.startswith(FILE):
-            depth = 0
-            words.clear()
-        elif token.startswith("#"):
-            pass
-        elif token in ("{", "}", ";"):
-            if depth == 0 and words[:1] == ["error_log"]:
-                found.append(words[1].strip("\"'"))
+    for token in TOKEN.findall(text):
+        if token.startswith("#"):
+            continue
+        if token in ("{", "}", ";"):
+            if depth == 0 and words[:1] == [NAME]:
+                yield words[1].strip("\"'")
             depth += {"{": 1, "}": -1}.get(token, 0)
             words.clear()
         else:
             words.append(token)
-    return tuple(found)
 
 
 class ErrorLog:

@@ -13,6 +13,7 @@ from typing import Literal
 import structlog
 
 from orchestrator.ports.faults import Fault
+from orchestrator.ports.herd import Herd
 from orchestrator.ports.traffic import Board, RoutePlan
 from orchestrator.rollout.observation import Edge, LocalRollback
 from orchestrator.traffic.edge import NginxEdge
@@ -61,6 +62,7 @@ class Fleet:
         self._deadline = deadline
         self._on_failure = on_failure
         self._fresh = fresh
+        self._herd = Herd()
         self._reading: tuple[float, asyncio.Task[Said] | None] = 0.0, None
         self._left: dict[str, dict[str, str]] = {}
         self._followed: dict[str, frozenset[str]] = {}
@@ -74,9 +76,12 @@ class Fleet:
 
     async def apply(self, plan: RoutePlan, token: int) -> None:
         """See `ports.Traffic`: every edge that is not away serves it, or was left behind."""
-        await self._own.take_back_at_once(plan, token)
         wanted = WantedRoute(plan=plan, token=token, options=self._options(plan.service))
-        await self._board.want(plan.service, WANTED.dump_json(wanted).decode())
+        told = self._board.want(plan.service, WANTED.dump_json(wanted).decode())
+        back = self._own.take_back_at_once(plan, token)
+        for failed in await asyncio.gather(back, told, return_exceptions=True):
+            if isinstance(failed, BaseException):
+                raise failed
         there = await self._see_who_has_caught_up()
         self._wanted[plan.service] = generation = plan.route.generation
         self._left[plan.service] = {name: _not_served(name, generation) for name in self._hanging}
@@ -229,7 +234,9 @@ class Fleet:
             reading = asyncio.create_task(self._board.reports(), name="what the edges say")
             reading.add_done_callback(lambda task: task.cancelled() or task.exception())
             self._reading = now, reading
-        return await asyncio.shield(reading)
+        said = await asyncio.shield(reading)
+        await self._herd.go_on()
+        return said
 
 
 def _has_failed(report: Report, generation: int) -> bool:

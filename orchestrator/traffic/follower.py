@@ -9,6 +9,7 @@ import structlog
 from pydantic import ValidationError
 
 from orchestrator.ports.faults import Fault, Stale
+from orchestrator.ports.herd import Herd
 from orchestrator.ports.traffic import Board
 from orchestrator.rollout.observation import Edge
 from orchestrator.traffic.edge import NginxEdge
@@ -46,6 +47,7 @@ class Follower:
         self._name = name
         self._version = ""
         self._texts: Mapping[str, str] = {}
+        self._herd = Herd()
         self._reading = asyncio.Lock()
         self._fresh: set[str] = set()
         """What is wanted anew since the last round."""
@@ -86,14 +88,17 @@ class Follower:
         if failed:
             raise Fault("; ".join(failed))
 
-    async def hear(self) -> None:
+    async def hear(self, wait: float = 0.0) -> None:
         """Take what is wanted from the board, and begin to send users back where that is what is wanted.
+
+        Args:
+            wait: Seconds for which it waits for news.
 
         Raises:
             Fault: The board can't be reached; what is served stays.
         """
         async with self._reading:
-            fresh = await self._read()
+            fresh = await self._read(wait)
         self._fresh |= fresh
         for service in fresh:
             work = self._take_back(self._wanted[service], self._returning.get(service))
@@ -142,6 +147,7 @@ class Follower:
     async def _look(self, wanted: WantedRoute, now: float) -> None:
         """See what is served of a service, and begin to serve what is wanted if that is seen not to be."""
         service = wanted.plan.service
+        await self._herd.go_on()
         if (returning := self._returning.get(service)) is not None:
             await asyncio.wait({returning})
         self._interrupt(wanted)
@@ -167,9 +173,9 @@ class Follower:
             log.error("edge_not_seen", service=service, reason=why, exc_info=unexpected)
         return unseen
 
-    async def _read(self) -> set[str]:
+    async def _read(self, wait: float = 0.0) -> set[str]:
         """Take what is wanted from the board. The services of which there is anything new."""
-        news = await self._board.news(self._version)
+        news = await self._board.news(self._version, wait)
         if news is None:
             return set()
         version, texts = news

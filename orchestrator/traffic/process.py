@@ -5,8 +5,11 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.given import read_given
@@ -14,11 +17,17 @@ from orchestrator.ports.program import program
 from orchestrator.ports.traffic import MASTER, Complaint, Workers, mentions_lua, reason_first
 from orchestrator.traffic.error_log import ErrorLog, error_logs
 
+T = TypeVar("T")
+
 BUILT_IN = re.compile(r"--(prefix|error-log-path)=(\S+)")
 """In what `nginx -V` tells: where paths begin that are not whole, and its log where none is configured."""
 
 WORKER = re.compile(r"\S+: worker process(?! is shutting down)")
 """What nginx writes over the command line of a worker that accepts."""
+
+
+_lookers = ThreadPoolExecutor(2, thread_name_prefix="processes")
+"""The kernel tells a process' command line only when that process lets it, which takes long in a reload."""
 
 
 class HostNginx:
@@ -61,7 +70,7 @@ class HostNginx:
         """See `ports.EdgeProcess`."""
         self._log = None
         with contextlib.suppress(Fault):  # what follows says so itself
-            self._log = ErrorLog(await self._log_paths(), self.master())
+            self._log = ErrorLog(await self._log_paths(), await _beside(self.master))
         await self._signal(signal.SIGHUP)
 
     async def complaint(self) -> Complaint:
@@ -83,6 +92,9 @@ class HostNginx:
         if self._reload:
             await run(self._reload, self._deadline)
             return
+        await _beside(partial(self._send, number))
+
+    def _send(self, number: signal.Signals) -> None:
         try:
             with _held(pid := self._running()) as process:
                 self._check(pid)
@@ -97,6 +109,9 @@ class HostNginx:
 
     async def workers(self) -> Workers:
         """See `ports.EdgeProcess`."""
+        return await _beside(self._workers)
+
+    def _workers(self) -> Workers:
         try:
             first = self.master()
         except Fault:
@@ -153,6 +168,11 @@ class HostNginx:
             wrong = f"{text[:40]!r} is no process id" if text else "is empty"
             raise Fault(f"nginx does not run: {self._pid_file}: {wrong}")
         return int(text)
+
+
+async def _beside(work: Callable[[], T]) -> T:
+    """Do what looks at processes beside the event loop."""
+    return await asyncio.get_running_loop().run_in_executor(_lookers, work)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.ports.faults import Fault
+from orchestrator.ports.herd import Herd
 from orchestrator.ports.traffic import EdgeProcess
 from orchestrator.traffic.files import to_the_end
 from orchestrator.traffic.listener import Answer, Listener
@@ -15,8 +16,8 @@ SPACING = 0.025
 """Seconds between confirming requests where workers can't be seen. Old and new ones both accept for about
 100 ms after a reload, so that the confirming run must be longer than that."""
 
-WATCHING = 0.005
-"""Seconds between looks at the workers."""
+WATCHING, SLOWEST_WATCHING = 0.005, 0.04
+"""Seconds between looks at the workers, at first and in the end."""
 
 RUN, RUN_WATCHED = 8, 2
 """Fresh requests in a row that must show what is wanted; the second is for when no old worker accepts."""
@@ -80,6 +81,7 @@ class Reloader:
         self._switches = switches
         self._deadline = deadline
         self._closing_wait = closing_wait
+        self._herd = Herd()
         self._before = frozenset[int]()
         self._until = 0.0
         self.asked = False
@@ -153,10 +155,12 @@ class Reloader:
 
     async def _is_over(self) -> bool:
         """Wait for nginx to take up the reload that was asked for last. False where it did not in time."""
+        pause = WATCHING
         while self._before & (await self._process.workers()).accepting:
             if asyncio.get_running_loop().time() >= self._until or (await self._process.complaint()).final:
                 return False
-            await asyncio.sleep(WATCHING)
+            await asyncio.sleep(pause)
+            pause = min(1.5 * pause, SLOWEST_WATCHING)
         return True
 
     async def confirm(
@@ -177,7 +181,7 @@ class Reloader:
                 await self._gone(before or frozenset())
                 gone = True
                 while rows:
-                    answers = await asyncio.gather(*(self._listener.ask(one.service) for one in rows))
+                    answers = await asyncio.gather(*(self._ask_of(one.service) for one in rows))
                     for one, answer in zip(tuple(rows), answers, strict=True):
                         last[one] = answer.text
                         rows[one] = rows[one] + 1 if one.by(answer) else 0
@@ -197,10 +201,16 @@ class Reloader:
         }
         return {one: await self._late(what, reloaded=before is not None) for one, what in late.items()}
 
+    async def _ask_of(self, service: str) -> Answer:
+        await self._herd.go_on()
+        return await self._listener.ask(service)
+
     async def _gone(self, before: frozenset[int]) -> None:
+        pause = WATCHING
         while before & await self._accepting():
             await self._refused()
-            await asyncio.sleep(WATCHING)
+            await asyncio.sleep(pause)
+            pause = min(1.5 * pause, SLOWEST_WATCHING)
 
     async def _accepting(self) -> frozenset[int]:
         """The workers that accept. Raises `Fault` while some do that no reload reaches."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 
 from orchestrator.ports.faults import Fault
+from orchestrator.ports.herd import Herd
 from orchestrator.ports.traffic import EdgeProcess
 from orchestrator.traffic.files import LOCK_INTERVAL, locked, matching, remove, text_of, to_the_end, uncut
 from orchestrator.traffic.reload import Reloader, Shown
@@ -93,6 +94,7 @@ class Rounds:
         self._dir = directory
         self._patience = patience
         self._tidy = tidy
+        self._herd = Herd()
         self._lock = asyncio.Lock()
         self._waiting: list[_Turn] = []
         self._under_way: list[_Turn] = []
@@ -155,6 +157,7 @@ class Rounds:
             raise
         finally:
             waits(False)
+        await self._herd.go_on()
         turn.done.result()
 
     def _begin(self) -> None:
@@ -227,6 +230,7 @@ class Rounds:
         async with asyncio.TaskGroup() as group:
             for turn in turns:
                 group.create_task(one(turn), name=f"change {turn.service}")
+                await asyncio.sleep(0)  # see `Herd`
 
     @staticmethod
     async def _prepare(turn: _Turn) -> None:

@@ -88,7 +88,7 @@ class Paper:
         self.texts[service] = text
         self.version += 1
 
-    async def news(self, known: str) -> tuple[str, Mapping[str, str]] | None:
+    async def news(self, known: str, wait: float = 0.0) -> tuple[str, Mapping[str, str]] | None:
         return None if known == str(self.version) else (str(self.version), dict(self.texts))
 
     async def report(self, edge: str, texts: Mapping[str, str]) -> None:
@@ -123,6 +123,30 @@ def together(on_failure: OnFailure = "all_back", fresh: float = 0.0) -> tuple[Fl
         fresh=fresh,
     )
     return fleet, own, board
+
+
+async def test_the_others_are_told_while_users_of_this_host_go_back() -> None:
+    fleet, own, board = together()
+    told = asyncio.Event()
+
+    async def want(service: str, text: str) -> None:
+        told.set()
+
+    async def take_back(plan: RoutePlan, token: int) -> None:
+        async with asyncio.timeout(20):
+            await told.wait()
+
+    board.want, own.take_back_at_once = want, take_back  # type: ignore[method-assign]
+    await fleet.apply(plan(2), 1)
+    assert own.applied == [2]
+
+    async def refused(service: str, text: str) -> None:
+        raise Stale("somebody else drives")
+
+    board.want = refused  # type: ignore[method-assign]
+    with pytest.raises(Stale):
+        await fleet.apply(plan(3), 1)
+    assert own.applied == [2]
 
 
 async def test_the_looks_at_all_services_share_one_reading() -> None:
@@ -618,7 +642,7 @@ class BlindEdge(OneEdge):
                 await asyncio.Event().wait()
             else:
                 raise self.error
-        return self.seen
+        return self.seen if service in self.served else Edge(drained=True)
 
     async def put_down(self, plan: RoutePlan, token: int) -> None:
         if plan.service == "odd" and self.error is not None:
@@ -705,7 +729,7 @@ async def rounds(follower: Follower, number: int = 4) -> None:
     """What the edge process does, without its pauses."""
     for _ in range(number):
         await follower.follow()
-        for _ in range(5):
+        for _ in range(20):
             await asyncio.sleep(0)
 
 
@@ -830,6 +854,37 @@ async def test_only_the_daemon_that_drives_says_what_is_wanted(board: RedisBoard
     assert await board.news(news[0]) is None
     await board.want("api", "y")
     assert (await board.news(news[0]))[1] == {"api": "y"}  # type: ignore[index]
+
+
+@pytest.mark.parametrize("lost", ["nothing", "an entry", "all news", "all"])
+async def test_news_come_at_once_and_what_is_missed_is_read_whole(board: RedisBoard, lost: str) -> None:
+    redis = board._redis
+    await redis.set("t:lease", 7)
+    await board.want("api", "a1")
+    await board.want("web", "w1")
+    version, _ = await board.news("") or ("", {})
+    assert await board.news(version, 0.05) is None
+    hearing = asyncio.create_task(board.news(version, 60.0))
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(20):
+        await board.want("api", "a2")
+        news = await hearing
+    assert news is not None
+    assert news[1] == {"api": "a2", "web": "w1"}
+    await board.want("web", "w2")
+    await board.want("api", "a3")
+    if lost == "an entry":
+        await redis.xtrim("t:wanted:news", 1, approximate=False)
+    elif lost != "nothing":
+        await redis.delete("t:wanted:news", *(["t:wanted"] if lost == "all" else []))
+        if lost == "all":
+            await board.want("web", "w2")
+    await redis.config_resetstat()
+    again = await board.news(news[0], 0.05)
+    whole = "cmdstat_hgetall" in await redis.info("commandstats")
+    assert again is not None
+    assert (again[1], whole) == ({"web": "w2"} | ({} if lost == "all" else {"api": "a3"}), lost != "nothing")
+    assert await board.news(again[0], 0.05) is None
 
 
 async def test_an_edge_that_says_nothing_is_away_until_it_is_forgotten(board: RedisBoard) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -271,6 +272,22 @@ def test_the_error_logs_are_those_of_the_main_context() -> None:
         "syslog:server=h",
     )
     assert error_logs("") == ()
+
+
+async def test_a_process_that_does_not_tell_its_name_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tells = threading.Event()
+    monkeypatch.setattr(processes, "title", lambda _: tells.wait(20) and "nginx: master process nginx")
+    (tmp_path / "nginx.pid").write_text(f"{os.getpid()}\n")
+    seeing = asyncio.create_task(HostNginx(pid_file=tmp_path / "nginx.pid").workers())
+    try:
+        for _ in range(5):
+            await asyncio.sleep(0.01)
+        assert not seeing.done()
+    finally:
+        tells.set()
+    assert isinstance(await seeing, Workers)
 
 
 def line(pid: int, words: str, level: str = "emerg") -> str:

@@ -203,7 +203,7 @@ def edge_of(world: "World", host: "Host") -> NginxEdge:
     process = SimProcess(world.nginx, act)
     edge = NginxEdge(process, world.nginx.folder, lambda _: EdgeOptions(), mode="reload")
     listener = SimListener(world.nginx, lambda: world.alive(host))
-    edge._listener = edge._reloader._listener = listener  # type: ignore[assignment]
+    edge._listener = edge._reloader._listener = edge._sight._listener = listener  # type: ignore[assignment]
     edge.prepare()
     return edge
 

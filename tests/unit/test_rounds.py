@@ -115,7 +115,7 @@ def edge_of(nginx: Nginx) -> NginxEdge:
         confirm_deadline=DEADLINE,
         closing_wait=CLOSING,
     )
-    edge._listener = edge._reloader._listener = nginx  # type: ignore[assignment]
+    edge._listener = edge._reloader._listener = edge._sight._listener = nginx  # type: ignore[assignment]
     edge.prepare()
     return edge
 
