@@ -17,6 +17,9 @@ unexport PYTHONDONTWRITEBYTECODE  # else each start of the daemon compiles its s
 PYTHON := .venv/bin/python
 WITH_DOCKER := $(PYTHON) -m examples.playground.engine --
 
+BENCHES := handover traffic traffic.faults traffic.crowd traffic.life edge_metrics services scale doors \
+    footprint recovery intake gates
+
 help:
 	@sed -n 's/^# make /make /p' Makefile
 
@@ -42,19 +45,11 @@ check: setup
 	@.venv/bin/lint-imports
 	@.ci/check-files.sh
 
-bench: setup
-	@$(WITH_DOCKER) $(PYTHON) -m bench.handover
-	@$(WITH_DOCKER) $(PYTHON) -m bench.traffic
-	@$(WITH_DOCKER) $(PYTHON) -m bench.traffic.faults
-	@$(WITH_DOCKER) $(PYTHON) -m bench.traffic.crowd
-	@$(WITH_DOCKER) $(PYTHON) -m bench.traffic.life
-	@$(WITH_DOCKER) $(PYTHON) -m bench.edge_metrics
-	@$(PYTHON) -m bench.services
-	@$(WITH_DOCKER) $(PYTHON) -m bench.doors
-	@$(WITH_DOCKER) $(PYTHON) -m bench.footprint
-	@$(WITH_DOCKER) $(PYTHON) -m bench.recovery
-	@$(WITH_DOCKER) $(PYTHON) -m bench.intake
-	@$(PYTHON) -m bench.gates
+bench:
+	@.ci/setup.sh haproxy wrk
+	@failed=0; for bench in $(BENCHES); do \
+	    $(WITH_DOCKER) $(PYTHON) -m bench.$$bench || { echo "bench.$$bench failed"; failed=1; }; \
+	done; exit $$failed
 
 soak: setup
 	@$(WITH_DOCKER) $(PYTHON) -m tests.soak $(or $(MINUTES),30) $(or $(MODE),reload) $(SEED)

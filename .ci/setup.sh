@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs what is missing: Debian packages (as root) and the virtual environment. Starts nothing.
+# setup.sh [PROGRAM...]: further programs, each of the package of its name.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,6 +9,9 @@ declare -A wanted=(
     [prometheus]=prometheus [go]=golang-go [systemd-analyze]=systemd [docker-registry]=docker-registry
     [chromium]=chromium [curl]=curl [jq]=jq [openssl]=openssl [ip]=iproute2 [prometheus-alertmanager]=prometheus-alertmanager
 )
+for program in "$@"; do
+    wanted[$program]=$program
+done
 missing=()
 for program in "${!wanted[@]}"; do
     PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || missing+=("${wanted[$program]}")

@@ -26,7 +26,6 @@ from typing import Any
 
 import docker
 from rich.console import Console
-from rich.table import Table
 
 from examples.playground import gin
 from examples.playground.lease import free_port
@@ -41,6 +40,7 @@ RATE = 200.0
 ROUNDS = 3
 SETTLE = 2.0
 DEADLINE = 60.0
+ROW = "{:24} {:10} {:>9} {:>6} {:>8} {:>7} "
 
 out = Console(highlight=False, width=110)
 
@@ -195,7 +195,8 @@ async def swarm(images: dict[str, str]) -> AsyncIterator[Way]:
             lambda: _quiet("rollback", name),
         )
     finally:
-        await sh("docker", "service", "rm", name)
+        with contextlib.suppress(subprocess.SubprocessError):  # it was not made
+            await sh("docker", "service", "rm", name)
         if not active:
             await sh("docker", "swarm", "leave", "--force")
 
@@ -205,7 +206,7 @@ async def _quiet(*words: str) -> None:
 
 
 async def main() -> None:
-    """Measure all ways and print the table."""
+    """Measure all ways; each is printed as soon as it is known, and another's that fails is told."""
     client = docker.from_env()
     images = {version: gin.build(client, version) for version in ("v1", "v2")}
     client.close()
@@ -215,32 +216,39 @@ async def main() -> None:
         "sed + nginx -s reload": script,
         "Docker Swarm": swarm,
     }
-    costs: dict[str, dict[str, list[Cost]]] = {}
+    out.print(
+        f"{ROUNDS} promotes and {ROUNDS} rollbacks at {RATE:.0f} requests/s; sums, and medians of seconds"
+    )
+    out.print(ROW.format("way", "change", "requests", "lost", "seconds", "/ ours"), "what was lost")
+    ours: dict[str, float] = {}
     for name, make in ways.items():
-        out.print(f"measuring {name}: {ROUNDS} promotes and {ROUNDS} rollbacks at {RATE:.0f} requests/s")
-        async with make(images) as way:
-            measured: dict[str, list[Cost]] = {"promote": [], "rollback": []}
-            for _ in range(ROUNDS):
-                measured["promote"].append(await measure(way, way.forward, "V2"))
-                measured["rollback"].append(await measure(way, way.back, "V1"))
-            costs[name] = measured
-    table = Table(title=f"sums over {ROUNDS} rounds; seconds are medians")
-    for column in ("way", "change", "requests", "lost", "seconds", "seconds / ours", "what was lost"):
-        table.add_column(column, justify="left" if column in ("way", "change", "what was lost") else "right")
-    ours = {change: _median(found) for change, found in costs["this daemon"].items()}
-    for name, by_change in costs.items():
-        for change, runs in by_change.items():
-            seconds = _median(runs)
-            table.add_row(
-                name,
-                change,
-                str(sum(c.sent for c in runs)),
-                str(sum(c.lost for c in runs)),
-                f"{seconds:.2f}",
-                f"{seconds / ours[change]:.1f}",
-                ", ".join(f"{n} {reason}" for reason, n in sum((c.why for c in runs), Counter()).items()),
+        try:
+            costs = await measured(make, images)
+        except subprocess.SubprocessError as error:
+            if not ours:
+                raise
+            out.print(f"{name:24} not measured: {error}; {getattr(error, 'stderr', '') or ''}".strip())
+            continue
+        for change, runs in costs.items():
+            seconds, lost = _median(runs), sum((c.why for c in runs), Counter[str]())
+            ours.setdefault(change, seconds)
+            sent, missed = sum(c.sent for c in runs), sum(c.lost for c in runs)
+            figures = ROW.format(
+                name, change, sent, missed, f"{seconds:.2f}", f"{seconds / ours[change]:.1f}"
             )
-    out.print(table)
+            out.print(figures, ", ".join(f"{number} {why}" for why, number in lost.items()), soft_wrap=True)
+
+
+async def measured(
+    make: Callable[[dict[str, str]], contextlib.AbstractAsyncContextManager[Way]], images: dict[str, str]
+) -> dict[str, list[Cost]]:
+    """What the changes of one way cost."""
+    costs: dict[str, list[Cost]] = {"promote": [], "rollback": []}
+    async with make(images) as way:
+        for _ in range(ROUNDS):
+            costs["promote"].append(await measure(way, way.forward, "V2"))
+            costs["rollback"].append(await measure(way, way.back, "V1"))
+    return costs
 
 
 def _median(costs: list[Cost]) -> float:
