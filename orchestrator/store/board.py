@@ -6,12 +6,15 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import fault, run_script
 from orchestrator.store.scripts import WANT
+
+log = structlog.get_logger()
 
 VERSION = ""
 """The field of a hash that is of no service: it changes with the others."""
@@ -71,7 +74,12 @@ class RedisBoard:
     async def _are_told(self, wait: float) -> bool:
         """Wait for news and read what they are of. False where there are none, or some were missed."""
         streams: dict[Any, Any] = {self._keys.wanted_news: self._told}
-        found: Any = await self._redis.xread(streams, block=int(wait * 1000))
+        try:
+            found: Any = await self._redis.xread(streams, block=int(wait * 1000))
+        except ResponseError as error:  # of another type, or not for this account
+            log.debug("news_not_heard", reason=str(error))
+            await asyncio.sleep(wait)
+            return False
         entries = found[0][1] if found else []
         version, texts = self._wanted
         for entry, told in entries:

@@ -51,8 +51,11 @@ class Sight:
         return workers
 
     async def of(self, service: str, *, known: bool = True) -> tuple[Answer, Workers]:
-        """What is said of a service, nothing where nginx has no file of it, and workers seen no earlier."""
-        before = await self._recent()
+        """What is said of a service, nothing where nginx has no file of it, and its workers.
+
+        These were seen when the answer had come, or it is kept and they are those that gave it.
+        """
+        before = await self._since(self._now() - FRESH)
         if not known:
             return Answer(""), before
         kept, now = self._answers.get(service), self._now()
@@ -64,18 +67,18 @@ class Sight:
         ):
             return kept.answer, before
         answer = await self._listener.ask(service)
-        after = await self._recent()
+        after = await self._since(self._now())
         self._keep(service, answer, before, after)
         return answer, after
 
-    async def _recent(self) -> Workers:
-        if self._workers is None or self._now() - self._workers[0] >= FRESH:
+    async def _since(self, moment: float) -> Workers:
+        """The workers as the newest look has seen them, which began at a moment or later."""
+        while self._workers is None or self._workers[0] < moment:
             if self._looking is None or self._looking.done():
                 self._looking = asyncio.create_task(self.look(), name="look at nginx")
                 self._looking.add_done_callback(lambda task: task.cancelled() or task.exception())
             await asyncio.shield(self._looking)
             await self._herd.go_on()
-        assert self._workers is not None
         return self._workers[1]
 
     def _keep(self, service: str, answer: Answer, before: Workers, after: Workers) -> None:

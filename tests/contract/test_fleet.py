@@ -887,6 +887,18 @@ async def test_news_come_at_once_and_what_is_missed_is_read_whole(board: RedisBo
     assert await board.news(again[0], 0.05) is None
 
 
+async def test_a_change_needs_no_news(board: RedisBoard) -> None:
+    await board._redis.set("t:lease", 7)
+    await board.want("api", "a1")
+    await board._redis.delete("t:wanted:news")
+    await board._redis.set("t:wanted:news", "of another type")
+    version, _ = await board.news("") or ("", {})
+    await board.want("api", "a2")
+    news = await board.news(version, 0.05)
+    assert news is not None
+    assert news[1] == {"api": "a2"}
+
+
 async def test_an_edge_that_says_nothing_is_away_until_it_is_forgotten(board: RedisBoard) -> None:
     await board.report("b", {"api": "x"})
     await board.report("c", {})

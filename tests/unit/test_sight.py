@@ -60,7 +60,7 @@ async def test_all_services_share_a_look_and_none_is_asked_twice_while_the_worke
         assert {answer.generation for answer, _ in found} == {1}
         await asyncio.sleep(0.03)
     assert sorted(nginx.asked) == sorted(names)
-    assert nginx.looks <= 5
+    assert nginx.looks < len(names)
     await seen.close()
 
 
@@ -110,6 +110,20 @@ async def test_a_look_that_began_earlier_and_ends_later_tells_nobody(nginx: Ngin
     await seen.look()
     held.set()
     assert (await early)[1] == OTHERS
+
+
+async def test_the_workers_are_seen_when_the_answer_has_come(nginx: Nginx) -> None:
+    seen = of(nginx)
+    await seen.look()
+    asked = nginx.ask
+
+    async def ask(service: str) -> Answer:
+        nginx.now, nginx.generation = OTHERS, 2  # a reload while it is asked
+        return await asked(service)
+
+    nginx.ask = ask  # type: ignore[method-assign]
+    answer, workers = await seen.of("api")
+    assert (answer.generation, workers) == (2, OTHERS)
 
 
 async def test_a_look_that_fails_is_told_to_all_who_wait_and_tried_again(nginx: Nginx) -> None:
