@@ -5,7 +5,6 @@ A row is printed as soon as it is known. Each number has a stack of its own, whi
 
 - idle: each service has a stable release of one instance; a minute with a tick of a second;
 - a fifth rolls out, at most 200 at once, with three gates, by reload;
-- one instance of two is killed, under requests to fresh connections;
 - `kill -9` to driving again.
 """
 

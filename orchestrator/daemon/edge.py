@@ -63,7 +63,7 @@ async def _until_a_signal(follower: Follower, name: str) -> None:
     try:
         more: dict[str, Callable[[], Awaitable[object]]] = {
             "heartbeat": systemd.heartbeat,
-            "news": partial(_hear, follower),
+            "news": partial(_hear, follower, name),
         }
         async with beside(more, partial(courtesy, longest_pause=1.0)):
             follower.make_ready()
@@ -74,13 +74,19 @@ async def _until_a_signal(follower: Follower, name: str) -> None:
         log.info("edge_stopped", edge=name, reason="the traffic stays as it is")
 
 
-async def _hear(follower: Follower) -> None:
+async def _hear(follower: Follower, name: str) -> None:
     """Let no rollback wait for the looks of a round, for ever."""
+    told = ""
     while True:
         try:
             await follower.hear(NEWS)
-        except Fault:  # the round tells of it
+        except Fault as error:
+            if str(error) != told:
+                log.warning("edge_deaf", edge=name, reason=f"{error}; the traffic stays as it is")
+            told = str(error)
             await asyncio.sleep(PAUSE)
+        else:
+            told = ""
 
 
 async def _follow(follower: Follower, name: str, stopped: asyncio.Event) -> None:

@@ -59,7 +59,7 @@ class RedisBoard:
     async def news(self, known: str, wait: float = 0.0) -> tuple[str, dict[str, str]] | None:
         """See `ports.Board`. Where it is told what has changed, only that is read."""
         try:
-            if known == self._wanted[0] and wait and await self._are_told(wait):
+            if wait and known and known == self._wanted[0] and await self._are_told(wait):
                 return self._wanted
             version = await self._redis.hget(self._keys.wanted, VERSION) or "0"
             if str(version) == known:

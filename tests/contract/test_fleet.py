@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
+from orchestrator.daemon import edge as edge_module
 from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.traffic import RoutePlan
 from orchestrator.rollout.model import Route
@@ -885,6 +886,21 @@ async def test_news_come_at_once_and_what_is_missed_is_read_whole(board: RedisBo
     assert again is not None
     assert (again[1], whole) == ({"web": "w2"} | ({} if lost == "all" else {"api": "a3"}), lost != "nothing")
     assert await board.news(again[0], 0.05) is None
+
+
+async def test_an_edge_that_does_not_hear_what_is_wanted_says_so_once(
+    board: RedisBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge_module, "PAUSE", 0.01)
+    await board._redis.set("t:wanted", "of another type")
+    follower = Follower(board, "b", lambda _: OneEdge())  # type: ignore[arg-type, return-value]
+    with capture_logs() as logs:
+        hearing = asyncio.create_task(edge_module._hear(follower, "b"))
+        await asyncio.sleep(0.2)
+        hearing.cancel()
+        await asyncio.gather(hearing, return_exceptions=True)
+    (told,) = [entry for entry in logs if entry["event"] == "edge_deaf"]
+    assert "WRONGTYPE" in told["reason"]
 
 
 async def test_a_change_needs_no_news(board: RedisBoard) -> None:

@@ -2656,7 +2656,7 @@ BUGS = (
     Bug(
         "an edge hears of a change when it asks the next time",
         "store/board.py",
-        "if known == self._wanted[0] and wait and await self._are_told(wait):",
+        "if wait and known and known == self._wanted[0] and await self._are_told(wait):",
         "if False:",
         "tests/contract/test_fleet.py -k news_come",
     ),
