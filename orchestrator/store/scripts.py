@@ -1,7 +1,7 @@
 """The Lua scripts. Each checks everything before its first write, because Redis does not undo a script.
 
 Errors begin with a word: STALE, another daemon drives; AWAY, the lease ran out or was lost and nobody has
-it; BEHIND, the store has lost commits that this daemon made.
+it; BEHIND, the store has lost commits that this daemon made; LATE, something newer is wanted.
 """
 
 _CHECK_LEASE = """
@@ -88,6 +88,18 @@ WANT = f"""
 -- KEYS: lease, wanted, its news   ARGV: token, service, text
 -- The news only save time: whoever is not told of a change sees it a little later.
 {_CHECK_LEASE}
+local function order(text)
+  local ok, wanted = pcall(cjson.decode, text or '')
+  local plan = ok and type(wanted) == 'table' and wanted.plan
+  local route = type(plan) == 'table' and plan.route
+  if type(route) == 'table' then return wanted.token, tonumber(route.generation) end
+end
+-- What was sent long ago may arrive only now.
+local token, generation = order(redis.call('HGET', KEYS[2], ARGV[2]))
+local ours, following = order(ARGV[3])
+if generation and following and token == ours and generation > following then
+  return redis.error_reply('LATE generation ' .. generation .. ' is wanted')
+end
 local now = redis.call('TIME')
 local before, after = redis.call('HGET', KEYS[2], '') or '0', now[1] .. '.' .. now[2]
 local new = redis.call('HSET', KEYS[2], '', after, ARGV[2], ARGV[3])

@@ -903,6 +903,24 @@ async def test_an_edge_that_does_not_hear_what_is_wanted_says_so_once(
     assert "WRONGTYPE" in told["reason"]
 
 
+async def test_what_arrives_late_does_not_take_the_place_of_what_is_newer(board: RedisBoard) -> None:
+    def wanted(generation: int, token: int = 7) -> str:
+        route = WantedRoute(plan=plan(generation), token=token, options=EdgeOptions())
+        return WANTED.dump_json(route).decode()
+
+    await board._redis.set("t:lease", 7)
+    for generation in (2, 3, 3):
+        await board.want("api", wanted(generation))
+    await board.want("web", wanted(1))
+    with pytest.raises(Fault, match="LATE generation 3 is wanted"):
+        await board.want("api", wanted(2))
+    assert (await board.news(""))[1] == {"api": wanted(3), "web": wanted(1)}  # type: ignore[index]
+    await board._redis.set("t:lease", 8)
+    board._token = 8
+    await board.want("api", wanted(2, token=8))
+    assert (await board.news(""))[1]["api"] == wanted(2, token=8)  # type: ignore[index]
+
+
 async def test_a_change_needs_no_news(board: RedisBoard) -> None:
     await board._redis.set("t:lease", 7)
     await board.want("api", "a1")

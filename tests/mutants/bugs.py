@@ -2702,4 +2702,18 @@ BUGS = (
         '"starting"',
         LAST_WORDS,
     ),
+    Bug(
+        "what arrives late is wanted again",
+        "store/scripts.py",
+        "token == ours and generation > following then",
+        "false then",
+        "tests/contract/test_fleet.py -k arrives_late",
+    ),
+    Bug(
+        "a change of an older generation by a newer daemon is refused",
+        "store/scripts.py",
+        "if generation and following and token == ours and",
+        "if generation and following and",
+        "tests/contract/test_fleet.py -k arrives_late",
+    ),
 )
