@@ -26,7 +26,7 @@ async def show_edges(config: Config, forget: str, output: Output) -> int:
                 names = ", ".join(await board.known()) or "none"
                 err.print(f"[red]error[/]: no edge {escape(repr(forget))} is known; there are: {names}")
                 return USAGE
-            out.print(f"{forget} is forgotten; it comes back if it says anything")
+            out.print(f"{escape(forget)} is forgotten; it comes back if it says anything")
             return OK
         reports = await board.reports()
         heard = {name: told(texts) for name, texts in reports.items() if texts is not None}
@@ -52,6 +52,7 @@ async def show_edges(config: Config, forget: str, output: Output) -> int:
     table = Table("edge", "service", "generation served", "")
     for row in rows:
         note = "away" if row["away"] else row["error"]
-        table.add_row(row["edge"], row["service"], "" if row["served"] is None else str(row["served"]), note)
+        served = "" if row["served"] is None else str(row["served"])
+        table.add_row(*map(escape, (row["edge"], row["service"], served, note)))
     out.print(table)
     return OK

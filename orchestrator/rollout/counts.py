@@ -193,7 +193,8 @@ def thinned(
 ) -> list[Reading]:
     """What is kept of the readings of a step, which may last for days.
 
-    After a pause the step is counted from later on: then its requests may begin `SPARSE` seconds too early.
+    After a pause the step is counted from later on: then its requests may begin `SPARSE` seconds too early,
+    and as long as an instance was not scraped.
 
     Args:
         readings: In their order.
@@ -203,10 +204,13 @@ def thinned(
     """
     first = max((i for i, r in enumerate(readings) if r.at < min(since, recent) - SPARSE), default=0)
     kept: list[Reading] = []
+    last: dict[str, float] = {}
     for reading in readings[first:]:
         counted_from = reading.at >= recent - SPARSE or abs(reading.at - since) <= SPARSE
-        if counted_from or reading.at in needed or not kept or reading.at - kept[-1].at >= SPARSE:
+        due = any(reading.at - last.get(name, -math.inf) >= SPARSE for name in reading.samples)
+        if counted_from or due or reading.at in needed or not kept:
             kept.append(reading)
+            last |= dict.fromkeys(reading.samples, reading.at)
     return kept
 
 

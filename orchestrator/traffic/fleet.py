@@ -162,6 +162,8 @@ class Fleet:
     async def observe(self, service: str) -> Edge:
         """See `ports.Traffic`: what is true of all edges that are not away or left behind.
 
+        But one that was left behind may have requests under way where users are no more: nothing has drained.
+
         Of those that can't be heard it is what they said last; but what all have to agree to is only true
         as far as all had agreed to it when all were heard.
         """
@@ -199,7 +201,7 @@ class Fleet:
             served=behind if own.served is not None else None,
             confirmed=min(confirmed, self._agreed.get(service, 0)),
             file=next((e.file for e in (own, *others) if e.file != "ours"), "ours"),
-            drained=whole and own.drained and all(report.edge.drained for report in found.values()),
+            drained=whole and not left and own.drained and all(r.edge.drained for r in found.values()),
             floor=max([own.floor, *(e.floor for e in others)]),
             error=own.error or "; ".join((*left.values(), *unseen)),
             unread=own.unread or bool(unseen) or not whole,

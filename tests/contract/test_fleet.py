@@ -903,6 +903,16 @@ async def test_an_edge_that_does_not_hear_what_is_wanted_says_so_once(
     assert "WRONGTYPE" in told["reason"]
 
 
+async def test_nothing_has_drained_at_an_edge_that_did_not_follow() -> None:
+    fleet, _, board = together("go_on")
+    board.say("b", served=1, confirmed=1, tried=2, error="nginx: [emerg] unknown directive")
+    board.say("c", served=2, confirmed=2)
+    await fleet.apply(plan(2), 1)
+    assert not (await fleet.observe("api")).drained
+    board.say("b", served=2, confirmed=2)
+    assert (await fleet.observe("api")).drained
+
+
 async def test_what_arrives_late_does_not_take_the_place_of_what_is_newer(board: RedisBoard) -> None:
     def wanted(generation: int, token: int = 7) -> str:
         route = WantedRoute(plan=plan(generation), token=token, options=EdgeOptions())

@@ -2716,4 +2716,18 @@ BUGS = (
         "if generation and following and",
         "tests/contract/test_fleet.py -k arrives_late",
     ),
+    Bug(
+        "an edge that did not follow has drained",
+        "traffic/fleet.py",
+        "drained=whole and not left and",
+        "drained=whole and",
+        "tests/contract/test_fleet.py -k did_not_follow",
+    ),
+    Bug(
+        "what an instance has counted since it was scraped late is forgotten",
+        "rollout/counts.py",
+        "if counted_from or due or",
+        "if counted_from or reading.at - kept[-1].at >= SPARSE or",
+        "tests/unit/test_counts.py",
+    ),
 )

@@ -44,7 +44,7 @@ def test_of_a_step_of_hours_little_is_kept_and_the_same_is_counted() -> None:
     for reading in readings:
         kept = thinned([*kept, reading], held, reading.at - recent, ())
     now = readings[-1].at
-    assert len(kept) < 21_600 / SPARSE + (recent + 4 * SPARSE) / EVERY
+    assert len(kept) < len(NAMES) * 21_600 / SPARSE + (recent + 4 * SPARSE) / EVERY
     assert requests_since(kept, NAMES, held) == requests_since(readings, NAMES, held)
     for since in (now - recent, now - 60.0):
         assert count(kept, NAMES, since) == count(readings, NAMES, since)
@@ -52,6 +52,25 @@ def test_of_a_step_of_hours_little_is_kept_and_the_same_is_counted() -> None:
         exact = requests_since(readings, NAMES, later)
         earlier = requests_since(readings, NAMES, later - SPARSE - EVERY)
         assert exact <= requests_since(kept, NAMES, later) <= earlier
+
+
+def test_an_instance_that_is_scraped_late_or_seldom_is_counted_as_it_was() -> None:
+    for seed in range(6):
+        readings = history(seed, 800)
+        late = [
+            replace(r, samples={n: s for n, s in r.samples.items() if n != NAMES[0] or r.at > 400.0})
+            for r in readings
+        ]
+        seldom = [replace(r, samples=r.samples if i % 7 else {}) for i, r in enumerate(readings)]
+        for shown in (late, seldom):
+            known, whole, kept = dict[str, Known](), list[Reading](), list[Reading]()
+            for raw in shown:
+                known, reading = settle(known, raw)
+                whole.append(reading)
+                kept = thinned([*kept, reading], 100.0, reading.at - 300.0, ())
+            assert requests_since(kept, NAMES, 100.0) == requests_since(whole, NAMES, 100.0)
+            exact, earlier = (requests_since(whole, NAMES, t) for t in (2_000.0, 1_850.0))
+            assert exact <= requests_since(kept, NAMES, 2_000.0) <= earlier
 
 
 def test_what_the_next_block_begins_at_is_kept_however_old_it_is() -> None:
