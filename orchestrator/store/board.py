@@ -84,7 +84,8 @@ class RedisBoard:
         version, texts = self._wanted
         for entry, told in entries:
             self._told = entry
-            version = told["after"] if told["before"] == version else ""
+            follows = told.get("before") == version and "service" in told
+            version = told.get("after", "") if follows else ""
         if not entries or not version:
             return False
         services = sorted({told["service"] for _, told in entries})

@@ -857,7 +857,7 @@ async def test_only_the_daemon_that_drives_says_what_is_wanted(board: RedisBoard
     assert (await board.news(news[0]))[1] == {"api": "y"}  # type: ignore[index]
 
 
-@pytest.mark.parametrize("lost", ["nothing", "an entry", "all news", "all"])
+@pytest.mark.parametrize("lost", ["nothing", "an entry", "a field", "all news", "all"])
 async def test_news_come_at_once_and_what_is_missed_is_read_whole(board: RedisBoard, lost: str) -> None:
     redis = board._redis
     await redis.set("t:lease", 7)
@@ -876,6 +876,8 @@ async def test_news_come_at_once_and_what_is_missed_is_read_whole(board: RedisBo
     await board.want("api", "a3")
     if lost == "an entry":
         await redis.xtrim("t:wanted:news", 1, approximate=False)
+    elif lost == "a field":
+        await redis.xadd("t:wanted:news", {"hello": "world"})
     elif lost != "nothing":
         await redis.delete("t:wanted:news", *(["t:wanted"] if lost == "all" else []))
         if lost == "all":

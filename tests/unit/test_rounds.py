@@ -9,7 +9,7 @@ import pytest
 from orchestrator.ports.faults import Fault
 from orchestrator.ports.traffic import Complaint, RoutePlan, Workers
 from orchestrator.rollout.model import Route
-from orchestrator.traffic import files, reload
+from orchestrator.traffic import files, reload, sight
 from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.listener import Answer
 from orchestrator.traffic.options import EdgeOptions, ServerBlock, Tls
@@ -90,6 +90,11 @@ class Nginx:
 
     async def has_lua(self) -> bool:
         return False
+
+    @property
+    def reloads(self) -> int:
+        """How many it has taken."""
+        return len(self.seen)
 
     async def workers(self) -> Workers:
         return Workers()
@@ -461,3 +466,20 @@ async def test_a_certificate_that_is_gone_is_told_to_all_with_the_service_whose_
     nginx.lost = ""
     await edge.apply(plan("s0", 4), 1)
     assert nginx.served("s0") == 4
+
+
+async def test_a_change_has_not_drained_by_what_a_look_from_before_it_saw(
+    nginx: Nginx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sight, "FRESH", 1000.0)
+
+    async def workers() -> Workers:
+        return Workers(frozenset({nginx.reloads}), retiring=frozenset(range(nginx.reloads)))
+
+    nginx.workers = workers  # type: ignore[method-assign]
+    edge = edge_of(nginx)
+    await edge.apply(plan("api", 1), 1)
+    await edge.observe("api")
+    await edge.apply(canary("api"), 1)
+    seen = await edge.observe("api")
+    assert (seen.served, seen.confirmed, seen.drained) == (2, 2, False)
