@@ -287,9 +287,9 @@ class NginxEdge:
         async def prepare() -> Change | None:
             way, secret = await self._way_back(service, token), await self._secret(service)
             local.append(LocalRollback(to=way.to, actor=actor, reason=reason))
-            if (before := _gone_back(way, local[-1])) is not None:
+            if (before := _gone_back(way, None)) is not None:
                 local.append(before)
-                return None
+                return None  # else it is written: what was being tried meanwhile is tried again
             change = _Change(self.file(service), way.old, served(way, local[-1]), way.token, secret)
             direct = await self._takes_routes(service, way.header, secret, state)
             keep = partial(self._snippets.keep, service, self._options(service), dynamic=bool(secret))
@@ -936,8 +936,8 @@ def _unwritten(answer: Answer, header: Header | None) -> str:
     return answer.back if header is not None and (answer.generation or 0) > header.generation else ""
 
 
-def _gone_back(way: _Way, told: LocalRollback) -> LocalRollback | None:
-    """The rollback that was before this one, if nginx serves where it leads; else None."""
+def _gone_back(way: _Way, told: LocalRollback | None) -> LocalRollback | None:
+    """The rollback that was before this one, if nginx serves where it leads; `told` where nobody was away."""
     if not way.there or way.header is None or way.header.on_disk is None:
         return None
     return way.header.on_disk.local or told

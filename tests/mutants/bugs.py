@@ -2737,4 +2737,11 @@ BUGS = (
         "state.old_workers = (await self._process.workers()).retiring",
         "tests/unit/test_rounds.py -k from_before",
     ),
+    Bug(
+        "a rollback that waited for a change is forgotten when that was put back",
+        "traffic/edge.py",
+        "(before := _gone_back(way, None))",
+        "(before := _gone_back(way, local[-1]))",
+        "tests/unit/test_rounds.py -k waited_for_a_change",
+    ),
 )

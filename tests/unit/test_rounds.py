@@ -483,3 +483,21 @@ async def test_a_change_has_not_drained_by_what_a_look_from_before_it_saw(
     await edge.apply(canary("api"), 1)
     seen = await edge.observe("api")
     assert (seen.served, seen.confirmed, seen.drained) == (2, 2, False)
+
+
+async def test_a_rollback_that_waited_for_a_change_stands_when_that_has_been_put_back(
+    edge: NginxEdge, nginx: Nginx
+) -> None:
+    await edge.apply(plan("api", 1, back="1"), 1)
+    nginx.refused = ["api"]
+    trying = asyncio.create_task(edge.apply(canary("api"), 1))
+    async with asyncio.timeout(20):
+        while len(nginx.gentle) < 2:
+            await asyncio.sleep(0)
+    nginx.refused = []
+    assert (await edge.retreat("api", "ann", "bad")).to == "api-1"
+    await asyncio.gather(trying, return_exceptions=True)
+    with pytest.raises(Fault, match="generation 2 under token 1 is refused"):
+        await edge.apply(canary("api"), 1)
+    assert nginx.users_of("api") == {"api-1"}
+    assert (await edge.observe("api")).local is not None
