@@ -5,7 +5,7 @@ climbs a ladder of steps of one second. nginx' test takes a second longer than i
 the daemon's own; one on a host of its own (a network namespace) that is well; and one whose nginx is stopped
 (SIGSTOP), so that it takes connections and never answers, while its agent runs. The daemon and its Redis, and
 each agent, have the share of the processor that their systemd unit gives them, each container has the usual
-one (see `examples.playground.engine`). What measures has that of a unit: else it would show its own delays.
+one (see the Makefile). What measures has that of a unit: else it would show its own delays.
 
 A rollback is asked for in turns by XADD and by POST, and timed from before it is sent until the first request
 from which on stable answers all, as a process of its own sees it that asks every few milliseconds. Beside it

@@ -1,6 +1,7 @@
 """A Docker Engine: the one that answers, or one that is started for as long as it is needed.
 
-`python -m examples.playground.engine -- COMMAND...` runs a command with an engine.
+`python -m examples.playground.engine [OPTION...] -- COMMAND...` runs a command with an engine; the options
+are dockerd's, should it have to be started.
 """
 
 import contextlib
@@ -18,9 +19,6 @@ from docker.errors import DockerException
 
 DEADLINE = 30.0
 
-PLACE = [] if Path("/run/systemd/system").exists() else ["--cgroup-parent=/"]
-"""Each container has a share of the processor of its own, as with systemd, and not one with all others."""
-
 
 def answers() -> bool:
     """Whether an engine answers where the SDK looks for it."""
@@ -35,7 +33,7 @@ def answers() -> bool:
 
 
 @contextlib.contextmanager
-def engine() -> Iterator[None]:
+def engine(*options: str) -> Iterator[None]:
     """Make sure that Docker answers; an engine that is started here ends here."""
     if answers():
         yield
@@ -46,7 +44,7 @@ def engine() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="orchestrator-dockerd-") as folder:
         with (Path(folder) / "log").open("wb") as log:
             process = subprocess.Popen(
-                [program, *PLACE], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [program, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         try:
             limit = time.monotonic() + DEADLINE
@@ -67,8 +65,9 @@ def engine() -> Iterator[None]:
 
 def main() -> int:
     """Run the command after `--`; its exit code is ours."""
-    command = sys.argv[sys.argv.index("--") + 1 :]
-    with engine():
+    end = sys.argv.index("--")
+    options, command = sys.argv[1:end], sys.argv[end + 1 :]
+    with engine(*options):
         process = subprocess.Popen(command)
         while True:
             try:
