@@ -34,7 +34,7 @@ async def test_a_service_that_exposes_nothing_is_judged_by_what_nginx_has_seen(
         ended = await s.ended("api-3", 90)
         assert ended.outcome is Outcome.ROLLED_BACK
         assert "requests failed, stable 0.00 % of" in ended.reason
-        await s.push("api", images("v4", SLOW_RATE="1", SLOW_BY="300ms"))
+        await s.push("api", images("v4", SLOW_RATE="1", SLOW_BY="1s"))
         ended = await s.ended("api-4", 90)
         assert ended.outcome is Outcome.ROLLED_BACK
         assert ended.reason.startswith("p95 candidate")
