@@ -35,7 +35,8 @@ test: setup
 ifeq ($(ARGS),)
 	@$(PYTHON) -m pytest -n 2 --cov --cov-report= tests/unit
 	@$(PYTHON) -m coverage report --fail-under=100
-	@$(WITH_DOCKER) $(PYTHON) -m pytest -n 4 --dist worksteal --ignore tests/unit
+	@$(PYTHON) -m pytest -n 2 --dist worksteal tests/simulation
+	@$(WITH_DOCKER) $(PYTHON) -m pytest -n 4 --dist worksteal --ignore tests/unit --ignore tests/simulation
 else
 	@$(WITH_DOCKER) $(PYTHON) -m pytest -n 3 --dist worksteal $(ARGS)
 endif

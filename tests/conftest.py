@@ -48,19 +48,21 @@ structlog.configure(  # by default it prints the values of all variables with a 
 )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each worker of xdist a session of its own, so that users' load and observers are on time.
+
+    Linux shares the CPUs out by sessions (sched_autogroup), and each daemon of a test has one of its own.
+    """
+    if hasattr(config, "workerinput"):
+        os.setsid()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let each worker of xdist begin with its share of the long tests.
 
-    xdist gives each worker an equal part of the items in their order. The tests that wait, for holds and
-    scrapes, alternate with those that compute.
+    xdist gives each worker an equal part of the items in their order.
     """
-
-    def among(folder: str) -> list[pytest.Item]:
-        return [item for item in items if f"tests/{folder}/" in item.nodeid]
-
-    waiting, computing = among("acceptance"), among("simulation")
-    pairs = itertools.zip_longest(waiting, computing)
-    long = [*among("crash"), *(item for pair in pairs for item in pair if item is not None)]
+    long = [item for folder in ("crash", "acceptance") for item in items if f"tests/{folder}/" in item.nodeid]
     others = [item for item in items if item not in set(long)]
     workers, order = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), list[pytest.Item]()
     for worker in range(workers):
