@@ -9,7 +9,8 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +58,48 @@ def pytest_configure(config: pytest.Config) -> None:
         os.setsid()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let each worker of xdist begin with its share of the long tests.
+WITH_USERS = ("tests/crash/", "tests/acceptance/")
+"""Tests with a whole stack and users on it, each of which needs most of a CPU. The longest are first."""
 
-    xdist gives each worker an equal part of the items in their order.
+CPUS = os.cpu_count() or 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let as many workers of xdist as there are CPUs begin with the tests that have users.
+
+    xdist gives each worker an equal part of the items in their order, and whoever is done takes from others.
     """
-    long = [item for folder in ("crash", "acceptance") for item in items if f"tests/{folder}/" in item.nodeid]
-    others = [item for item in items if item not in set(long)]
+    long = [item for folder in WITH_USERS for item in items if item.nodeid.startswith(folder)]
+    others = [item for item in items if not item.nodeid.startswith(WITH_USERS)]
     workers, order = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), list[pytest.Item]()
+    first = min(workers, CPUS)
     for worker in range(workers):
-        part = long[worker::workers]
+        part = long[worker::first] if worker < first else []
         more = max((len(items) - len(order)) // (workers - worker) - len(part), 0)
         order += [*part, *others[:more]]
         del others[:more]
     items[:] = [*order, *others]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Hold a test with users until fewer run than there are CPUs: on a full machine users are late."""
+    with _one_of_few() if item.nodeid.startswith(WITH_USERS) else contextlib.nullcontext():
+        return (yield)
+
+
+@contextlib.contextmanager
+def _one_of_few() -> Iterator[None]:
+    while True:
+        for number in range(CPUS):
+            with Path(tempfile.gettempdir(), f"orchestrator-tests-{os.getuid()}-{number}").open("w") as place:
+                try:
+                    fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                yield
+                return
+        time.sleep(0.2)
 
 
 @pytest.fixture(autouse=True)
