@@ -875,7 +875,7 @@ class NginxEdge:
         state = self._state(service)
         if answer.generation is not None:
             state.silence = ""
-        elif not changing and (answer.answered or workers.accepting):
+        elif not changing and (answer.answered or (answer.refused and workers.accepting)):
             include = f"include {self._folder}/*.conf;"
             state.silence = f"nginx runs and does not serve {service}: is `{include}` in its http {{}}?"
         elif not changing:
