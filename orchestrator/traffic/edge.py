@@ -625,7 +625,7 @@ class NginxEdge:
                 return False
             on = self._switches.path(service, to)
         elif meant:
-            on = self._switches.all(service)[0]
+            on = next(iter(self._switches.all(service)), on)
         else:
             if header is not None and self._switches.all(service):
                 answer = await self._listener.ask(service)
