@@ -603,7 +603,8 @@ class NginxEdge:
         """Whether a person's `touch` stays until old workers are gone, because it leads where the route does.
 
         A switch that the daemon has turned on goes when a newer route is served. One that leads nowhere by
-        what is served goes before that, for by the next file it may lead somewhere.
+        what is served goes before that, for by the next file it may lead somewhere; but whoever has turned it
+        on since the route was decided means that route.
 
         Raises:
             Fault: A switch is on and the route leads elsewhere: somebody has rolled back here.
@@ -611,22 +612,26 @@ class NginxEdge:
         service, wanted = plan.service, _active(plan.route.servers)
         disk = header.on_disk if header is not None and header.on_disk else OnDisk(route=Route())
         served, on = _active(disk.route.servers), self._switches.path(service)
+        meant = 0 < plan.route.changed_at < self._switches.told_at(service) and not wanted <= served
         if self._switches.by_hand(service):
             leads = _active(disk.back) or served
             if leads == wanted:
                 return True
-            if leads == served:
+            if leads == served and not meant:
                 self._switches.put_away(service)
                 return False
-        else:
-            to = self._leads(service, header)
-            if not to and header is not None and self._switches.all(service):
-                if (await self._listener.ask(service)).generation == header.generation:
-                    self._switches.put_away(service)
-                return False
+        elif to := self._leads(service, header):
             if {to} == wanted or not self._told_by_a_person(service, header):
                 return False
             on = self._switches.path(service, to)
+        elif meant:
+            on = next(iter(self._switches.all(service)), on)
+        else:
+            if header is not None and self._switches.all(service):
+                answer = await self._listener.ask(service)
+                if answer.generation == header.generation:
+                    self._switches.put_away(service)
+            return False
         raise Fault(f"{on} is there: traffic goes back until that is followed or it is removed")
 
     def _keep_fallback(self, plan: RoutePlan, token: int, secret: str) -> None:
@@ -829,7 +834,8 @@ class NginxEdge:
         needless = not to or {to} == _active(disk.route.servers)  # then it is for workers from before
         changing = changing or self._rounds.changing(service)
         over = drained if needless else self._is_replaced(service, disk)
-        if self._switches.all(service) and served and over and not changing:
+        meant = state.error and self._switches.told_at(service)  # perhaps for what is tried again
+        if self._switches.all(service) and served and over and not changing and not meant:
             with contextlib.suppress(Fault):
                 self._switches.put_away(service)
         return Edge(
@@ -875,7 +881,7 @@ class NginxEdge:
         state = self._state(service)
         if answer.generation is not None:
             state.silence = ""
-        elif not changing and (answer.answered or workers.accepting):
+        elif not changing and (answer.answered or (answer.refused and workers.accepting)):
             include = f"include {self._folder}/*.conf;"
             state.silence = f"nginx runs and does not serve {service}: is `{include}` in its http {{}}?"
         elif not changing:

@@ -206,21 +206,24 @@ class Follower:
         tried, again = self._again.get(service, (0, 0.0))
         return service not in self._serving and (tried != generation or now >= again)
 
-    @staticmethod
-    def _behind(wanted: WantedRoute, seen: Edge) -> bool:
+    def _behind(self, wanted: WantedRoute, seen: Edge) -> bool:
         """Whether there is something to do. A rollback on this host stands until the daemon has followed."""
+        followed = seen.local is None or seen.floor < wanted.plan.route.generation
+        return followed and not self._serves(wanted, seen)
+
+    @staticmethod
+    def _serves(wanted: WantedRoute, seen: Edge) -> bool:
         generation = wanted.plan.route.generation
-        if seen.local is not None and seen.floor >= generation:
-            return False
         served = None if wanted.plan.route.gone else generation
-        return (seen.confirmed, seen.served) != (generation, served) or seen.file == "missing"
+        return (seen.confirmed, seen.served) == (generation, served) and seen.file != "missing"
 
     def _said(self, service: str, seen: Edge) -> str:
         """Its report; written anew where it has been looked at, or tried, since the last one."""
         tried = generation, error = self._tried.get(service, (0, ""))
         of, when, text = self._reports.get(service, (None, tried, ""))
         if of is not seen or when != tried:
-            edge = seen if seen.unread else replace(seen, error=error)
+            serves = self._serves(self._wanted[service], seen)
+            edge = seen if seen.unread else replace(seen, error="" if serves else error)
             text = REPORT.dump_json(Report(edge=edge, tried=generation)).decode()
             self._reports[service] = seen, tried, text
         return text

@@ -40,6 +40,11 @@ class Switches:
         """Whether a person has turned it on."""
         return _is_there(self.path(service))
 
+    def told_at(self, service: str) -> float:
+        """When a person has turned one on, in seconds of the epoch; 0 where none has."""
+        times = [_changed(path) for path in self.all(service)]
+        return max((at for at in times if at >= A_PERSONS), default=0.0)
+
     def all(self, service: str) -> tuple[Path, ...]:
         """Those that are on, wherever they lead."""
         own = self.path(service)
@@ -56,7 +61,7 @@ class Switches:
 
         `generation`: the one that leads there too, where it is no person's word.
         """
-        return _try_to_make(self.path(service, to), generation)
+        return _try_to_make(self.path(service, to), generation or None)
 
     def turned_for(self, service: str, to: str) -> int:
         """The generation for which a daemon turned it on; 0 where it is a person's word, or off.
@@ -95,6 +100,13 @@ class Switches:
 
 def _is_there(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113  False too where nobody may look
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _try_to_make(path: Path, modified: int | None = None) -> bool:

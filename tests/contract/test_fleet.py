@@ -797,6 +797,19 @@ class BrokenEdge(OneEdge):
         raise TypeError("of the edge's own")
 
 
+async def test_an_error_is_told_until_what_failed_is_served_after_all() -> None:
+    edge = OneEdge(fails="nginx -t: no")
+    follower, board = following(edge)
+    await want(board, 2)
+    await rounds(follower)
+    assert _said(board).edge.error == "nginx -t: no"
+    edge.seen = Edge(served=2, confirmed=2, floor=2)  # somebody has mended and reloaded nginx
+    follower._due["api"] = follower._next = 0.0
+    await rounds(follower)
+    assert (edge.applied, _said(board).edge.error) == ([2], "")
+    await follower.close()
+
+
 @pytest.mark.parametrize("earlier", [None, "", "nginx -t: no"], ids=["nothing", "a success", "a fault"])
 async def test_a_bug_is_an_error_of_the_edge_and_is_tried_again_ever_more_seldom(
     monkeypatch: pytest.MonkeyPatch, earlier: str | None

@@ -351,6 +351,20 @@ async def test_an_nginx_that_is_gone_is_told_while_idle(kit: Kit) -> None:
 
 
 @pytest.mark.parametrize("kit", ["host"], indirect=True)
+async def test_workers_that_hang_are_no_missing_include(kit: Kit) -> None:
+    await kit.traffic.apply(plan(1), 1)
+    workers = (await kit.process.workers()).accepting
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        await _told(kit, r"nginx does not answer: http://127\.0\.0\.1:\d+: TimeoutError$")
+    finally:
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+    await _told(kit, "")
+
+
+@pytest.mark.parametrize("kit", ["host"], indirect=True)
 async def test_an_nginx_that_serves_other_services_and_not_this_one_is_told(kit: Kit) -> None:
     await kit.traffic.apply(plan(1), 1)
     await kit.traffic.apply(replace(plan(1), service="web"), 1)

@@ -735,8 +735,8 @@ BUGS = (
     Bug(
         "a rollback leads where nginx led before it read the file",
         "traffic/switch.py",
-        "        return _try_to_make(self.path(service, to), generation)\n",
-        "        return _try_to_make(self.path(service), generation)\n",
+        "        return _try_to_make(self.path(service, to), generation or None)\n",
+        "        return _try_to_make(self.path(service), generation or None)\n",
         f"{SWITCH} -k led_before",
     ),
     Bug(
@@ -777,10 +777,38 @@ BUGS = (
     Bug(
         "a switch that is left over holds the next release back",
         "traffic/edge.py",
-        "            if leads == served:\n                self._switches.put_away(service)\n"
+        "            if leads == served and not meant:\n                self._switches.put_away(service)\n"
         "                return False\n",
-        "            if leads == served:\n                return True\n",
+        "            if leads == served and not meant:\n                return True\n",
         SWITCH,
+    ),
+    Bug(
+        "a switch that was turned on while a change was tried is left over",
+        "traffic/edge.py",
+        "self._switches.told_at(service) and not wanted <= served",
+        "0",
+        f"{SWITCH} -k stands_in_its_way",
+    ),
+    Bug(
+        "a look puts a switch away that was turned on while a change was tried",
+        "traffic/edge.py",
+        "meant = state.error and self._switches.told_at(service)",
+        "meant = False",
+        f"{SWITCH} -k stands_in_its_way",
+    ),
+    Bug(
+        "an edge tells of an error that is over",
+        "traffic/follower.py",
+        'error="" if serves else error',
+        "error=error",
+        "tests/contract/test_fleet.py -k error_is_told",
+    ),
+    Bug(
+        "workers that hang are told as an include that is missing",
+        "traffic/edge.py",
+        "(answer.answered or (answer.refused and workers.accepting))",
+        "(answer.answered or workers.accepting)",
+        "tests/contract/test_traffic.py -k workers_that_hang",
     ),
     Bug(
         "what was moved aside is taken for a switch",
@@ -792,14 +820,14 @@ BUGS = (
     Bug(
         "a switch that was followed leads the next step back",
         "traffic/edge.py",
-        "            if not to and header is not None and self._switches.all(service):\n",
+        "            if header is not None and self._switches.all(service):\n",
         "            if False:\n",
         f"{SWITCH} -k later_step",
     ),
     Bug(
         "a step goes on over a switch that a person has turned",
         "traffic/edge.py",
-        "            if leads == served:\n",
+        "            if leads == served and not meant:\n",
         "            if True:\n",
         SWITCH,
     ),
@@ -1079,7 +1107,7 @@ BUGS = (
     Bug(
         "a switch that can't be turned on keeps users on the candidate",
         "traffic/switch.py",
-        "        return _try_to_make(self.path(service, to), generation)\n",
+        "        return _try_to_make(self.path(service, to), generation or None)\n",
         '        write(self.path(service, to), "", modified=generation)\n        return True\n',
         f"{FOLDER} -k keeps_nobody",
     ),
@@ -1184,7 +1212,7 @@ BUGS = (
     Bug(
         "an edge on another host that has lost a file goes on without it",
         "traffic/follower.py",
-        ' or seen.file == "missing"',
+        ' and seen.file != "missing"',
         "",
         "tests/contract/test_fleet.py -k lost_a_file",
     ),
