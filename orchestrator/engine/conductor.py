@@ -89,8 +89,9 @@ class _Memory:
     """What a conductor knows beyond the committed state; all of it can be seen again after a restart.
 
     Attributes:
-        decided_at: When a decision was last made that could be carried out; None before the first one here.
-        loaded_at: When the state was committed that was found at the start.
+        decided_at: When a decision was last made that could be carried out; None before the first one here on
+            the state that was read last.
+        loaded_at: When the state was committed that was read last and not known here.
         unwatched: Seconds without anybody who watched, of which no decision has been told yet.
     """
 
@@ -377,12 +378,13 @@ class Conductor:
     async def _load(self) -> None:
         """Read what is committed; what the store has lost since is written again.
 
-        This daemon held the lease all the time, so nobody else can have committed anything later.
+        What is newer was committed here, without a reply, or by a daemon that had the lease meanwhile, because
+        the store had forgotten whose it was; that one's clock may be another.
         """
         state, version = await within(STORE_DEADLINE, lambda: self._parts.store.load(self.plan.service))
         self._parts.clock.not_before(state.at)
-        if not self._version:
-            self._memory.loaded_at = state.at
+        if version > self._version:
+            self._memory.loaded_at, self._memory.decided_at = state.at, None
         if version >= self._version:
             self._state, self._version, self._loaded = state, version, True
             return

@@ -1608,6 +1608,13 @@ BUGS = (
         ENGINE,
     ),
     Bug(
+        "a daemon that comes back to its lease counts by its own clock what another has committed",
+        "engine/conductor.py",
+        "        if version > self._version:\n",
+        "        if not self._version:\n",
+        "tests/simulation -k 990559",
+    ),
+    Bug(
         "evidence is forgotten at each look while the store is away",
         "engine/conductor.py",
         "watch(self._memory.watched or self._state, seen",
