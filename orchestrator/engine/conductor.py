@@ -378,8 +378,8 @@ class Conductor:
     async def _load(self) -> None:
         """Read what is committed; what the store has lost since is written again.
 
-        What is newer was committed here, without a reply, or by a daemon that had the lease meanwhile, because
-        the store had forgotten whose it was; that one's clock may be another.
+        What is newer was committed here, without a reply, or by a daemon that had the lease meanwhile, as the
+        store had forgotten whose it was; its clock may be another.
         """
         state, version = await within(STORE_DEADLINE, lambda: self._parts.store.load(self.plan.service))
         self._parts.clock.not_before(state.at)
