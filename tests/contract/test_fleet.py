@@ -16,6 +16,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
 from orchestrator.daemon import edge as edge_module
+from orchestrator.daemon.config import load
+from orchestrator.daemon.doctor.edges import edges
 from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.traffic import RoutePlan
 from orchestrator.rollout.model import Route
@@ -956,6 +958,27 @@ async def test_a_change_needs_no_news(board: RedisBoard) -> None:
     news = await board.news(version, 0.05)
     assert news is not None
     assert news[1] == {"api": "a2"}
+
+
+async def test_the_doctor_says_what_is_wrong_at_other_edges(board: RedisBoard, tmp_path: Path) -> None:
+    (tmp_path / "orchestrator.yaml").write_text(f"{{state_dir: {tmp_path}, redis: {{prefix: t}}}}")
+    config = load(tmp_path / "orchestrator.yaml")
+    assert await edges(config) == []
+    fine = Report(edge=Edge(served=2, confirmed=2), tried=2)
+    ill = Report(edge=Edge(error="nginx -t: no"), tried=2)
+    texts = {name: REPORT.dump_json(report).decode() for name, report in (("api", fine), ("web", ill))}
+    patient = RedisBoard(board._redis, Keys("t"), ttl=60.0, token=7)
+    await patient.report("b", {"api": texts["api"]})
+    await patient.report("c", texts)
+    await patient.report("d", {"api": texts["api"]})
+    await board._redis.delete("t:edge:d")
+    found = await edges(config)
+    assert [(c.name, c.ok, c.detail) for c in found] == [
+        ("edge b", True, "serves 1 services"),
+        ("edge c", False, "web: nginx -t: no"),
+        ("edge d", False, "is away: its agent says nothing"),
+    ]
+    assert "orchestrator edges --forget d" in found[-1].mend
 
 
 async def test_an_edge_that_says_nothing_is_away_until_it_is_forgotten(board: RedisBoard) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.daemon.config import Config
 from orchestrator.daemon.doctor import files
 from orchestrator.daemon.doctor.check import Check, get
+from orchestrator.daemon.doctor.edges import edges
 from orchestrator.daemon.doctor.nginx import nginx
 from orchestrator.daemon.doctor.prometheus import prometheus
 from orchestrator.ports.addresses import masked
@@ -35,6 +36,7 @@ async def examine(config: Config) -> list[Check]:
         "docker": _docker,
         "docker credentials": _credentials,
         "nginx": nginx,
+        "edges": edges,
         "prometheus": prometheus,
         "daemon": _daemon,
     }
