@@ -219,8 +219,7 @@ def edge(
     from orchestrator.observability.logs import configure
 
     found = config_or_exit(config)
-    if not prepare:
-        configure(found.settings.log.format, found.settings.log.level)
+    configure(found.settings.log.format, found.settings.log.level)
     run(run_edge(found, once=prepare))
 
 

@@ -47,7 +47,9 @@ async def run_edge(config: Config, *, once: bool) -> None:
     follower = Follower(board, name, lambda options: make_edge(settings, docker, options))
     try:
         if once:
-            await follower.prepare()
+            services = await follower.prepare()
+            why = {} if services else {"reason": "nothing is wanted yet, or not under this redis/prefix"}
+            log.info("edge_prepared", edge=name, services=services, **why)
         else:
             await _until_a_signal(follower, name)
     finally:

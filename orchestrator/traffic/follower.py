@@ -68,8 +68,8 @@ class Follower:
         """See `NginxEdge.prepare`."""
         self._edge.prepare()
 
-    async def prepare(self) -> None:
-        """Write what is wanted now, for an nginx that is about to start.
+    async def prepare(self) -> list[str]:
+        """Write what is wanted now, for an nginx that is about to start; returns the services.
 
         Raises:
             Fault: The board can't be reached, or the files of a service can't be written; all others are.
@@ -87,6 +87,7 @@ class Follower:
                 failed.append(_bug(bug))
         if failed:
             raise Fault("; ".join(failed))
+        return sorted(self._wanted)
 
     async def hear(self, wait: float = 0.0) -> None:
         """Take what is wanted from the board, and begin to send users back where that is what is wanted.

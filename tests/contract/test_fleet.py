@@ -25,7 +25,7 @@ from orchestrator.rollout.observation import Edge, LocalRollback, OnDisk
 from orchestrator.store.board import RedisBoard
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import connect
-from orchestrator.store.server import PrivateRedis
+from orchestrator.store.server import PrivateRedis, private_socket
 from orchestrator.traffic import follower as follower_module
 from orchestrator.traffic.fleet import FRESH, Fleet, OnFailure
 from orchestrator.traffic.follower import ROUNDS, Follower
@@ -958,6 +958,25 @@ async def test_a_change_needs_no_news(board: RedisBoard) -> None:
     news = await board.news(version, 0.05)
     assert news is not None
     assert news[1] == {"api": "a2"}
+
+
+async def test_an_edge_that_is_prepared_says_for_what(board: RedisBoard, tmp_path: Path) -> None:
+    (tmp_path / "orchestrator.yaml").write_text(
+        f"{{redis: {{url: 'unix://{private_socket(tmp_path)}', prefix: t}}, edges: {{name: b}},"
+        f" state_dir: {tmp_path}, nginx: {{directory: {tmp_path}/edge}}}}"
+    )
+    config = load(tmp_path / "orchestrator.yaml")
+    with capture_logs() as logs:
+        await edge_module.run_edge(config, once=True)
+        await board._redis.set("t:lease", 7)
+        wanted = WantedRoute(plan=plan(2), token=7, options=EdgeOptions())
+        await board.want("api", WANTED.dump_json(wanted).decode())
+        await edge_module.run_edge(config, once=True)
+    prepared = [line for line in logs if line["event"] == "edge_prepared"]
+    assert [line["services"] for line in prepared] == [[], ["api"]]
+    assert prepared[0]["reason"] == "nothing is wanted yet, or not under this redis/prefix"
+    assert "reason" not in prepared[1]
+    assert (tmp_path / "edge" / "api.conf").exists()
 
 
 async def test_the_doctor_says_what_is_wrong_at_other_edges(board: RedisBoard, tmp_path: Path) -> None:
