@@ -284,9 +284,8 @@ class Daemon:
                 courteous("clock", lambda: self._clock.watch(self._metrics.ahead.set))
                 courteous("stall", lambda: stall.watch(self._metrics.stall.set))
                 courteous("counts", lambda: self._count(store))
-                courteous("disks", self._watch.disks)
-                courteous("certificates", self._watch.certificates)
-                courteous("scrapes", self._watch.scrapes)
+                for name, look in self._watch.looks(self._board(redis)).items():
+                    courteous(name, look)
                 courteous("hooks", Afterwards(runner, store, store, self._hooks).run)
                 for reader in readers(settings, store, store):
                     postman = Postman(reader, store, store, self._clock, self._metrics.notification_dropped)
@@ -351,11 +350,14 @@ class Daemon:
             return own
         return Fleet(
             own,
-            RedisBoard(redis, self._keys, settings.edges.ttl, self._token),
+            self._board(redis),
             self._edge_options,
             deadline=settings.nginx.confirm_deadline,
             on_failure=settings.edges.on_failure,
         )
+
+    def _board(self, redis: Client) -> RedisBoard:
+        return RedisBoard(redis, self._keys, self.config.settings.edges.ttl, self._token)
 
     async def _await_docker(self, runtime: DockerRuntime) -> None:
         """Docker may come up later than the daemon; until then nothing can be driven."""

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 
 import structlog
 
@@ -12,7 +13,9 @@ from orchestrator.daemon.service_file import ServiceFile
 from orchestrator.daemon.settings import Settings
 from orchestrator.observability.certificates import ends_at
 from orchestrator.observability.metrics import DaemonMetrics
+from orchestrator.ports.faults import Fault
 from orchestrator.ports.metrics import Target
+from orchestrator.store.board import RedisBoard
 from orchestrator.store.server import disk_full, free_bytes
 from orchestrator.traffic.shared import Shared, is_folder
 
@@ -24,12 +27,15 @@ DISKS_EVERY = 5.0
 SCRAPES_EVERY = 30.0
 """Seconds between looks at what Prometheus scrapes; what it has not scraped at two of them is told."""
 
+EDGES_EVERY = 5.0
+"""Seconds between looks at which edges of other hosts say what they serve."""
+
 CERTIFICATES_EVERY = 60.0
 """Seconds between looks at the certificates that nginx shows."""
 
 
 class Watch:
-    """Where the daemon writes, what Prometheus scrapes, and the certificates that nginx shows.
+    """Where the daemon writes, what Prometheus scrapes, which edges speak, and what certificates nginx shows.
 
     Attributes:
         unwritten: Which disk is full, or which folder can't be written; '' while there is none.
@@ -49,6 +55,17 @@ class Watch:
         self._driven = driven
         self._targets = targets
         self.unwritten = ""
+
+    def looks(self, board: RedisBoard) -> dict[str, Callable[[], Awaitable[None]]]:
+        """What is to run as long as the daemon drives, each for ever."""
+        looks: dict[str, Callable[[], Awaitable[None]]] = {
+            "disks": self.disks,
+            "certificates": self.certificates,
+            "scrapes": self.scrapes,
+        }
+        if self._settings.edges.enabled:
+            looks["edges"] = partial(self.edges, board)
+        return looks
 
     async def disks(self) -> None:
         """Tell when the daemon can't write where it has to: nothing can be committed, or no route changed."""
@@ -87,6 +104,21 @@ class Watch:
                     told[target] = why
             told = {target: why for target, why in told.items() if target in unread}
             before = unread
+
+    async def edges(self, board: RedisBoard) -> None:
+        """Show which edges of other hosts say what they serve, and tell of each that ends or begins to."""
+        before: dict[str, bool] = {}
+        while True:
+            with contextlib.suppress(Fault):  # that Redis does not answer is shown by itself
+                said = await board.reports()
+                up = {name: said.get(name) is not None for name in await board.known()}
+                for name in (name for name, speaks in up.items() if speaks != before.get(name, True)):
+                    log.info("edge_is_back", edge=name) if up[name] else log.warning(
+                        "edge_is_away", edge=name
+                    )
+                self._metrics.show_edges(up)
+                before = up
+            await asyncio.sleep(EDGES_EVERY)
 
     async def certificates(self) -> None:
         """Tell when those end that nginx shows at generated `server` blocks."""

@@ -71,6 +71,7 @@ class DaemonMetrics:
             ["service"],
             **add,
         )
+        self._edges = Gauge("orchestrator_edge_up", "1 while the edge of a host speaks", ["edge"], **add)
         self._problems = Gauge("orchestrator_config_problems", "Problems of a file", ["file"], **add)
         self.store = Gauge("orchestrator_store_up", "1 while Redis answers", **add)
         self.disk = Gauge("orchestrator_disk_free_bytes", "What can be written there", ["path"], **add)
@@ -115,6 +116,12 @@ class DaemonMetrics:
         self._problems.clear()
         for file, number in by_file.items():
             self._problems.labels(file).set(number)
+
+    def show_edges(self, up: Mapping[str, bool]) -> None:
+        """Set which edges of other hosts say what they serve; one that is not known is absent."""
+        self._edges.clear()
+        for edge, speaks in up.items():
+            self._edges.labels(edge).set(speaks)
 
     def show(self, state: ServiceState, seen: Observation) -> None:
         """Set the gauges of a service."""

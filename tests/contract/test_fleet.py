@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import functools
+import io
 import itertools
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -16,8 +18,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
 from orchestrator.daemon import edge as edge_module
+from orchestrator.daemon import watch
 from orchestrator.daemon.config import load
 from orchestrator.daemon.doctor.edges import edges
+from orchestrator.daemon.serve import Daemon
+from orchestrator.engine.tasks import unless_cancelled
+from orchestrator.observability.logs import LineWriter
 from orchestrator.ports.faults import Fault, Stale
 from orchestrator.ports.traffic import RoutePlan
 from orchestrator.rollout.model import Route
@@ -958,6 +964,36 @@ async def test_a_change_needs_no_news(board: RedisBoard) -> None:
     news = await board.news(version, 0.05)
     assert news is not None
     assert news[1] == {"api": "a2"}
+
+
+async def test_edges_that_are_away_are_told_and_shown(
+    board: RedisBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "EDGES_EVERY", 0.01)
+    (tmp_path / "orchestrator.yaml").write_text(
+        f"{{redis: {{url: 'unix://{private_socket(tmp_path)}'}}, edges: {{enabled: true}}}}"
+    )
+    daemon = Daemon(load(tmp_path / "orchestrator.yaml"), LineWriter(io.StringIO()))
+    metrics = daemon._metrics.registry
+    up = functools.partial(metrics.get_sample_value, "orchestrator_edge_up", {"edge": "b"})
+
+    async def shown(value: float | None) -> None:
+        async with asyncio.timeout(10):
+            while up() != value:
+                await asyncio.sleep(0.01)
+
+    await board.report("b", {})
+    with capture_logs() as logs:
+        watching = asyncio.create_task(unless_cancelled(daemon._watch.looks(board)["edges"]), name="edges")
+        await shown(1.0)
+        await shown(0.0)
+        await board.report("b", {"api": "x"})
+        await shown(1.0)
+        await board.forget("b")
+        await shown(None)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    assert [line["event"] for line in logs] == ["edge_is_away", "edge_is_back"]
 
 
 async def test_an_edge_that_is_prepared_says_for_what(board: RedisBoard, tmp_path: Path) -> None:
