@@ -91,7 +91,8 @@ class _Memory:
     Attributes:
         decided_at: When a decision was last made that could be carried out; None before the first one here on
             the state that was read last.
-        loaded_at: When the state was committed that was read last and not known here.
+        loaded_at: When the state was committed that was read last and is another's.
+        sent_at: When the state was committed that was written last, whether or not there was a reply.
         unwatched: Seconds without anybody who watched, of which no decision has been told yet.
     """
 
@@ -101,6 +102,7 @@ class _Memory:
     watched: ServiceState | None = None
     decided_at: float | None = None
     loaded_at: float = 0.0
+    sent_at: float = 0.0
     unwatched: float = 0.0
     seen: Observation = field(default_factory=lambda: Observation(runtime_ok=False))
 
@@ -383,7 +385,7 @@ class Conductor:
         """
         state, version = await within(STORE_DEADLINE, lambda: self._parts.store.load(self.plan.service))
         self._parts.clock.not_before(state.at)
-        if version > self._version:
+        if version > self._version and state.at != self._memory.sent_at:
             self._memory.loaded_at, self._memory.decided_at = state.at, None
         if version >= self._version:
             self._state, self._version, self._loaded = state, version, True
@@ -407,6 +409,7 @@ class Conductor:
     ) -> None:
         self._loaded = False  # until the reply is here, what Redis holds is not known
         state = replace(state, at=self._parts.clock.now())
+        self._memory.sent_at = state.at
         version = self._version if after is None else after
         commit = self._parts.store.commit
         self._version = await within(STORE_DEADLINE, lambda: commit(state, version, events, acks))

@@ -35,7 +35,7 @@ from orchestrator.traffic.rounds import Change, Rounds
 from orchestrator.traffic.shared import ASIDE, LUA_MARK, Shared
 from orchestrator.traffic.sight import Sight
 from orchestrator.traffic.snippets import Snippets
-from orchestrator.traffic.switch import Switches
+from orchestrator.traffic.switch import Switches, changed_at
 
 log = structlog.get_logger()
 
@@ -603,8 +603,8 @@ class NginxEdge:
         """Whether a person's `touch` stays until old workers are gone, because it leads where the route does.
 
         A switch that the daemon has turned on goes when a newer route is served. One that leads nowhere by
-        what is served goes before that, for by the next file it may lead somewhere; but whoever has turned it
-        on since the route was decided means that route.
+        what is served goes before that, for by the next file it may lead somewhere. But a step onward, away
+        from what a rollback would lead to, is what somebody means who has turned it on since the last change.
 
         Raises:
             Fault: A switch is on and the route leads elsewhere: somebody has rolled back here.
@@ -612,7 +612,10 @@ class NginxEdge:
         service, wanted = plan.service, _active(plan.route.servers)
         disk = header.on_disk if header is not None and header.on_disk else OnDisk(route=Route())
         served, on = _active(disk.route.servers), self._switches.path(service)
-        meant = 0 < plan.route.changed_at < self._switches.told_at(service) and not wanted <= served
+        back = _active(plan.fallback.servers) if plan.fallback is not None else wanted
+        onward = bool(served) and back != wanted and not wanted <= served
+        good = self.file(service).with_suffix(LAST_GOOD)
+        meant = onward and self._switches.told_at(service) > changed_at(good)
         if self._switches.by_hand(service):
             leads = _active(disk.back) or served
             if leads == wanted:
@@ -632,7 +635,7 @@ class NginxEdge:
                 if answer.generation == header.generation:
                     self._switches.put_away(service)
             return False
-        raise Fault(f"{on} is there: traffic goes back until that is followed or it is removed")
+        raise Fault(f"{on} is there: no step is taken until that is followed or it is removed")
 
     def _keep_fallback(self, plan: RoutePlan, token: int, secret: str) -> None:
         """Let the fallback lie there, or none, before anything changes that makes it wanted."""
@@ -834,7 +837,8 @@ class NginxEdge:
         needless = not to or {to} == _active(disk.route.servers)  # then it is for workers from before
         changing = changing or self._rounds.changing(service)
         over = drained if needless else self._is_replaced(service, disk)
-        meant = state.error and self._switches.told_at(service)  # perhaps for what is tried again
+        tried = state.error or state.wanted > state.confirmed
+        meant = tried and self._switches.told_at(service)  # perhaps for what is being tried
         if self._switches.all(service) and served and over and not changing and not meant:
             with contextlib.suppress(Fault):
                 self._switches.put_away(service)

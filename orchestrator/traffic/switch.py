@@ -42,7 +42,7 @@ class Switches:
 
     def told_at(self, service: str) -> float:
         """When a person has turned one on, in seconds of the epoch; 0 where none has."""
-        times = [_changed(path) for path in self.all(service)]
+        times = [changed_at(path) for path in self.all(service)]
         return max((at for at in times if at >= A_PERSONS), default=0.0)
 
     def all(self, service: str) -> tuple[Path, ...]:
@@ -102,7 +102,8 @@ def _is_there(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113  False too where nobody may look
 
 
-def _changed(path: Path) -> float:
+def changed_at(path: Path) -> float:
+    """When a file was changed last, in seconds of the epoch; 0 where there is none."""
     try:
         return path.stat().st_mtime
     except OSError:

@@ -4,16 +4,14 @@ import asyncio
 import os
 import re
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from orchestrator.daemon.clock import SystemClock
 from orchestrator.ports.faults import Fault
-from orchestrator.ports.traffic import RoutePlan
 from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.files import remove, to_the_end
+from orchestrator.traffic.switch import A_PERSONS
 from tests.contract.conftest import Site, stop
 
 
@@ -301,31 +299,45 @@ async def test_a_change_that_is_refused_leaves_the_snippets_that_its_file_needs(
 
 @pytest.mark.parametrize("to", ["", "api-1"])
 @pytest.mark.parametrize("site", ["reload"], indirect=True)
-async def test_a_switch_that_is_turned_on_while_a_change_is_tried_stands_in_its_way(
+async def test_a_switch_that_is_turned_on_while_a_step_is_tried_stands_in_its_way(
     site: Site, to: str
 ) -> None:
-    def decided(plan: RoutePlan, ago: float) -> RoutePlan:
-        return replace(plan, route=replace(plan.route, changed_at=SystemClock().wall() - ago))
-
     await site.edge.apply(site.plan(3, "api-1"), 1)
-    change = decided(site.plan(4, "api-1", "api-2", back="api-1"), ago=5)
     (site.folder / "zz.conf").write_text("this is not nginx;\n")
     with pytest.raises(Fault, match="this"):
-        await site.edge.apply(change, 1)
+        await site.edge.apply(site.plan(4, "api-1", "api-2", back="api-1"), 1)
+    await asyncio.sleep(0.02)  # more than a tick of the kernel's clock
     assert site.edge._switches.turn_on("api", to)
     (site.folder / "zz.conf").unlink()
-    await site.edge.observe("api")
     switch = site.edge._switches.path("api", to)
-    with pytest.raises(Fault, match=re.escape(f"{switch} is there")):
-        await site.edge.apply(change, 1)
+    for generation in (4, 5):
+        await site.edge.observe("api")
+        with pytest.raises(Fault, match=re.escape(f"{switch} is there")):
+            await site.edge.apply(site.plan(generation, "api-1", "api-2", back="api-1"), 1)
     assert await site.answers() == {"api-1"}
-    await site.edge.apply(decided(site.plan(5, "api-1"), ago=5), 1)
+    await site.edge.apply(site.plan(6, "api-1"), 1)
     await site.edge.observe("api")
     assert not switch.exists(), "what it was for is over"
     assert site.edge._switches.turn_on("api", to)
-    await site.edge.apply(decided(site.plan(6, "api-1", "api-2", back="api-1"), ago=-5), 1)
+    os.utime(switch, (A_PERSONS, A_PERSONS))
+    await site.edge.apply(site.plan(7, "api-1", "api-2", back="api-1"), 1)
     assert not switch.exists(), "it is from before"
     assert await site.answers() == {"api-1", "api-2"}
+
+
+@pytest.mark.parametrize("to", ["", "api-2"])
+@pytest.mark.parametrize("site", ["reload"], indirect=True)
+async def test_no_switch_that_leads_nowhere_stands_in_the_way_of_going_back(site: Site, to: str) -> None:
+    """A revert to a release that was started anew: its file leads to it, the one that is served nowhere."""
+    await site.edge.apply(site.plan(3, "api-2"), 1)
+    (site.folder / "zz.conf").write_text("this is not nginx;\n")
+    with pytest.raises(Fault, match="this"):
+        await site.edge.apply(site.plan(4, "api-1", back="api-1"), 1)
+    await asyncio.sleep(0.02)
+    assert site.edge._switches.turn_on("api", to)
+    (site.folder / "zz.conf").unlink()
+    await site.edge.apply(site.plan(4, "api-1", back="api-1"), 1)
+    assert await site.answers() == {"api-1"}
 
 
 @pytest.mark.parametrize("site", ["reload"], indirect=True)

@@ -785,14 +785,21 @@ BUGS = (
     Bug(
         "a switch that was turned on while a change was tried is left over",
         "traffic/edge.py",
-        "self._switches.told_at(service) and not wanted <= served",
-        "0",
+        "meant = onward and self._switches.told_at(service) > changed_at(good)",
+        "meant = False",
         f"{SWITCH} -k stands_in_its_way",
+    ),
+    Bug(
+        "a switch that leads nowhere stands in the way of a revert",
+        "traffic/edge.py",
+        "bool(served) and back != wanted and not wanted <= served",
+        "bool(served) and not wanted <= served",
+        f"{SWITCH} -k leads_nowhere_stands",
     ),
     Bug(
         "a look puts a switch away that was turned on while a change was tried",
         "traffic/edge.py",
-        "meant = state.error and self._switches.told_at(service)",
+        "meant = tried and self._switches.told_at(service)",
         "meant = False",
         f"{SWITCH} -k stands_in_its_way",
     ),
@@ -1610,7 +1617,7 @@ BUGS = (
     Bug(
         "a daemon that comes back to its lease counts by its own clock what another has committed",
         "engine/conductor.py",
-        "        if version > self._version:\n",
+        "        if version > self._version and state.at != self._memory.sent_at:\n",
         "        if not self._version:\n",
         "tests/simulation -k 990559",
     ),
