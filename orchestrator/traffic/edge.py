@@ -84,6 +84,7 @@ class _Served:
         wanted: The generation that was asked for last.
         waited: Seconds for which that one has waited for other services' changes.
         waits_since: Since when it waits for them now.
+        stands: When a switch was turned on that stands in the way of a step; 0 where none does.
     """
 
     confirmed: int = 0
@@ -95,6 +96,7 @@ class _Served:
     wanted: int = 0
     waited: float = 0.0
     waits_since: float | None = None
+    stands: float = 0.0
 
     def waited_until(self, now: float) -> float:
         """Seconds that the wanted generation has waited, by the loop's clock."""
@@ -604,7 +606,7 @@ class NginxEdge:
 
         A switch that the daemon has turned on goes when a newer route is served. One that leads nowhere by
         what is served goes before that, for by the next file it may lead somewhere. But a step onward, away
-        from what a rollback would lead to, is what somebody means who has turned it on since the last change.
+        from where a rollback leads, is what somebody means who has turned it on since that was decided.
 
         Raises:
             Fault: A switch is on and the route leads elsewhere: somebody has rolled back here.
@@ -614,8 +616,10 @@ class NginxEdge:
         served, on = _active(disk.route.servers), self._switches.path(service)
         back = _active(plan.fallback.servers) if plan.fallback is not None else wanted
         onward = bool(served) and back != wanted and not wanted <= served
-        good = self.file(service).with_suffix(LAST_GOOD)
-        meant = onward and self._switches.told_at(service) > changed_at(good)
+        told_at, state = self._switches.told_at(service), self._state(service)
+        since = told_at > plan.route.changed_at or told_at == state.stands
+        meant = onward and since and told_at > changed_at(self.file(service).with_suffix(LAST_GOOD))
+        state.stands = told_at if meant else 0.0
         if self._switches.by_hand(service):
             leads = _active(disk.back) or served
             if leads == wanted:

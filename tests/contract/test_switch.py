@@ -4,15 +4,20 @@ import asyncio
 import os
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.ports.faults import Fault
+from orchestrator.ports.traffic import RoutePlan
 from orchestrator.traffic.edge import NginxEdge
 from orchestrator.traffic.files import remove, to_the_end
 from orchestrator.traffic.switch import A_PERSONS
 from tests.contract.conftest import Site, stop
+
+FAR = 4e9
+"""A time of the epoch that no clock shows yet."""
 
 
 async def test_an_empty_file_takes_the_traffic_back_without_a_daemon(site: Site) -> None:
@@ -310,18 +315,27 @@ async def test_a_switch_that_is_turned_on_while_a_step_is_tried_stands_in_its_wa
     assert site.edge._switches.turn_on("api", to)
     (site.folder / "zz.conf").unlink()
     switch = site.edge._switches.path("api", to)
-    for generation in (4, 5):
+
+    def step(generation: int, decided: float) -> RoutePlan:
+        plan = site.plan(generation, "api-1", "api-2", back="api-1")
+        return replace(plan, route=replace(plan.route, changed_at=decided))
+
+    for generation, decided in ((4, A_PERSONS), (5, FAR)):  # time in which nobody looked is no part of it
         await site.edge.observe("api")
         with pytest.raises(Fault, match=re.escape(f"{switch} is there")):
-            await site.edge.apply(site.plan(generation, "api-1", "api-2", back="api-1"), 1)
+            await site.edge.apply(step(generation, decided), 1)
     assert await site.answers() == {"api-1"}
     await site.edge.apply(site.plan(6, "api-1"), 1)
     await site.edge.observe("api")
     assert not switch.exists(), "what it was for is over"
     assert site.edge._switches.turn_on("api", to)
+    await site.edge.apply(step(7, FAR), 1)
+    assert not switch.exists(), "it is from before that was decided"
+    await site.edge.apply(site.plan(8, "api-1"), 1)
+    assert site.edge._switches.turn_on("api", to)
     os.utime(switch, (A_PERSONS, A_PERSONS))
-    await site.edge.apply(site.plan(7, "api-1", "api-2", back="api-1"), 1)
-    assert not switch.exists(), "it is from before"
+    await site.edge.apply(step(9, 1.0), 1)
+    assert not switch.exists(), "it is from before the last change"
     assert await site.answers() == {"api-1", "api-2"}
 
 

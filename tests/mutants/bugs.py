@@ -785,8 +785,8 @@ BUGS = (
     Bug(
         "a switch that was turned on while a change was tried is left over",
         "traffic/edge.py",
-        "meant = onward and self._switches.told_at(service) > changed_at(good)",
-        "meant = False",
+        "meant = onward and since and told_at",
+        "meant = False and told_at",
         f"{SWITCH} -k stands_in_its_way",
     ),
     Bug(

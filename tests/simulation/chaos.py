@@ -1,6 +1,7 @@
 """What people, CI, operators and bad luck do, in any order, at any time."""
 
 import contextlib
+import os
 import random
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -145,7 +146,9 @@ def _misfortune(  # noqa: C901, PLR0912  one case for each
         run.kill_instance(world.state().rollout.release.id)  # type: ignore[union-attr]
     elif kind == "switch on":
         with contextlib.suppress(FileNotFoundError):  # no daemon has made the folder yet
-            world.nginx.switch("api").touch()
+            switch, now = world.nginx.switch("api"), world.wall + world.now
+            switch.touch()
+            os.utime(switch, (now, now))
     elif kind == "switch off":
         world.nginx.switch("api").unlink(missing_ok=True)
     elif kind == "nginx refuses":

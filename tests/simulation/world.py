@@ -97,7 +97,7 @@ class World:
     lease_until: float = 0.0
     epoch: int = 0
     engine_token: int = 0
-    wall: float = 1000.0
+    wall: float = 4e9
     wiped: bool = False
     prometheus_up: bool = True
     docker_up: bool = True
