@@ -106,16 +106,15 @@ class Watch:
             before = unread
 
     async def edges(self, board: RedisBoard) -> None:
-        """Show which edges of other hosts say what they serve, and tell of each that ends or begins to."""
+        """Show which edges of other hosts say what they serve, and tell of each that stops or begins to."""
         before: dict[str, bool] = {}
         while True:
             with contextlib.suppress(Fault):  # that Redis does not answer is shown by itself
                 said = await board.reports()
                 up = {name: said.get(name) is not None for name in await board.known()}
                 for name in (name for name, speaks in up.items() if speaks != before.get(name, True)):
-                    log.info("edge_is_back", edge=name) if up[name] else log.warning(
-                        "edge_is_away", edge=name
-                    )
+                    tell, event = (log.info, "edge_is_back") if up[name] else (log.warning, "edge_is_away")
+                    tell(event, edge=name)
                 self._metrics.show_edges(up)
                 before = up
             await asyncio.sleep(EDGES_EVERY)

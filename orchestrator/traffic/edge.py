@@ -614,12 +614,7 @@ class NginxEdge:
         service, wanted = plan.service, _active(plan.route.servers)
         disk = header.on_disk if header is not None and header.on_disk else OnDisk(route=Route())
         served, on = _active(disk.route.servers), self._switches.path(service)
-        back = _active(plan.fallback.servers) if plan.fallback is not None else wanted
-        onward = bool(served) and back != wanted and not wanted <= served
-        told_at, state = self._switches.told_at(service), self._state(service)
-        since = told_at > plan.route.changed_at or told_at == state.stands
-        meant = onward and since and told_at > changed_at(self.file(service).with_suffix(LAST_GOOD))
-        state.stands = told_at if meant else 0.0
+        meant = self._stands_in_the_way(plan, served)
         if self._switches.by_hand(service):
             leads = _active(disk.back) or served
             if leads == wanted:
@@ -640,6 +635,17 @@ class NginxEdge:
                     self._switches.put_away(service)
             return False
         raise Fault(f"{on} is there: no step is taken until that is followed or it is removed")
+
+    def _stands_in_the_way(self, plan: RoutePlan, served: frozenset[str]) -> bool:
+        """Whether a person has turned a switch on since a step was decided that goes on, not back."""
+        wanted, state = _active(plan.route.servers), self._state(plan.service)
+        back = _active(plan.fallback.servers) if plan.fallback is not None else wanted
+        onward = bool(served) and back != wanted and not wanted <= served
+        told_at = self._switches.told_at(plan.service)
+        since = told_at > plan.route.changed_at or told_at == state.stands
+        meant = onward and since and told_at > changed_at(self.file(plan.service).with_suffix(LAST_GOOD))
+        state.stands = told_at if meant else 0.0
+        return meant
 
     def _keep_fallback(self, plan: RoutePlan, token: int, secret: str) -> None:
         """Let the fallback lie there, or none, before anything changes that makes it wanted."""

@@ -13,7 +13,7 @@ from orchestrator.traffic.words import told
 
 
 async def edges(config: Config) -> list[Check]:
-    """What is found of each edge that is known; nothing where Redis does not answer, told elsewhere."""
+    """What is found of each edge that is known; that Redis does not answer is found elsewhere."""
     settings = config.settings
     address = settings.redis.url or f"unix://{private_socket(settings.state_dir)}"
     redis = connect(address, timeout=3.0)
