@@ -84,7 +84,7 @@ class _Served:
         wanted: The generation that was asked for last.
         waited: Seconds for which that one has waited for other services' changes.
         waits_since: Since when it waits for them now.
-        stands: When a switch was turned on that stands in the way of a step; 0 where none does.
+        stands: When a person has turned a switch on, and the releases in whose way that stands.
     """
 
     confirmed: int = 0
@@ -96,7 +96,7 @@ class _Served:
     wanted: int = 0
     waited: float = 0.0
     waits_since: float | None = None
-    stands: float = 0.0
+    stands: tuple[float, frozenset[str]] = (0.0, frozenset())
 
     def waited_until(self, now: float) -> float:
         """Seconds that the wanted generation has waited, by the loop's clock."""
@@ -641,10 +641,10 @@ class NginxEdge:
         wanted, state = _active(plan.route.servers), self._state(plan.service)
         back = _active(plan.fallback.servers) if plan.fallback is not None else wanted
         onward = bool(served) and back != wanted and not wanted <= served
-        told_at = self._switches.told_at(plan.service)
-        since = told_at > plan.route.changed_at or told_at == state.stands
+        told = told_at, _ = self._switches.told_at(plan.service), wanted - served
+        since = told_at > plan.route.changed_at or told == state.stands
         meant = onward and since and told_at > changed_at(self.file(plan.service).with_suffix(LAST_GOOD))
-        state.stands = told_at if meant else 0.0
+        state.stands = told if meant else (0.0, frozenset())
         return meant
 
     def _keep_fallback(self, plan: RoutePlan, token: int, secret: str) -> None:

@@ -325,16 +325,17 @@ async def test_a_switch_that_is_turned_on_while_a_step_is_tried_stands_in_its_wa
         with pytest.raises(Fault, match=re.escape(f"{switch} is there")):
             await site.edge.apply(step(generation, decided), 1)
     assert await site.answers() == {"api-1"}
-    await site.edge.apply(site.plan(6, "api-1"), 1)
-    await site.edge.observe("api")
-    assert not switch.exists(), "what it was for is over"
+    next_one = site.plan(6, "api-1", "api-3", back="api-1")
+    await site.edge.apply(replace(next_one, route=replace(next_one.route, changed_at=FAR)), 1)
+    assert not switch.exists(), "it was meant for another release"
+    await site.edge.apply(site.plan(7, "api-1"), 1)
     assert site.edge._switches.turn_on("api", to)
-    await site.edge.apply(step(7, FAR), 1)
+    await site.edge.apply(step(8, FAR), 1)
     assert not switch.exists(), "it is from before that was decided"
-    await site.edge.apply(site.plan(8, "api-1"), 1)
+    await site.edge.apply(site.plan(9, "api-1"), 1)
     assert site.edge._switches.turn_on("api", to)
     os.utime(switch, (A_PERSONS, A_PERSONS))
-    await site.edge.apply(step(9, 1.0), 1)
+    await site.edge.apply(step(10, 1.0), 1)
     assert not switch.exists(), "it is from before the last change"
     assert await site.answers() == {"api-1", "api-2"}
 
@@ -352,6 +353,10 @@ async def test_no_switch_that_leads_nowhere_stands_in_the_way_of_going_back(site
     (site.folder / "zz.conf").unlink()
     await site.edge.apply(site.plan(4, "api-1", back="api-1"), 1)
     assert await site.answers() == {"api-1"}
+    async with asyncio.timeout(5):
+        while site.edge._switches.all("api"):
+            await site.edge.observe("api")
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("site", ["reload"], indirect=True)
