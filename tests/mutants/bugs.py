@@ -790,6 +790,20 @@ BUGS = (
         f"{SWITCH} -k stands_in_its_way",
     ),
     Bug(
+        "time in which nobody looked lets a step through in whose way a switch stands",
+        "traffic/edge.py",
+        " or told == state.stands",
+        "",
+        f"{SWITCH} -k stands_in_its_way",
+    ),
+    Bug(
+        "a switch stands in the way of every release after the one that it was meant for",
+        "traffic/edge.py",
+        "told == state.stands",
+        "told_at == state.stands[0]",
+        f"{SWITCH} -k stands_in_its_way",
+    ),
+    Bug(
         "a switch that leads nowhere stands in the way of a revert",
         "traffic/edge.py",
         "bool(served) and back != wanted and not wanted <= served",
