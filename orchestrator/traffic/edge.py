@@ -640,8 +640,8 @@ class NginxEdge:
         """Whether a person has turned a switch on since a step was decided that goes on, not back."""
         wanted, state = _active(plan.route.servers), self._state(plan.service)
         back = _active(plan.fallback.servers) if plan.fallback is not None else wanted
-        onward = bool(served) and back != wanted and not wanted <= served
-        told = told_at, _ = self._switches.told_at(plan.service), wanted - served
+        told = told_at, new = self._switches.told_at(plan.service), wanted - served
+        onward = bool(served) and bool(new) and back != wanted and plan.stable not in new
         since = told_at > plan.route.changed_at or told == state.stands
         meant = onward and since and told_at > changed_at(self.file(plan.service).with_suffix(LAST_GOOD))
         state.stands = told if meant else (0.0, frozenset())

@@ -325,17 +325,28 @@ async def test_a_switch_that_is_turned_on_while_a_step_is_tried_stands_in_its_wa
         with pytest.raises(Fault, match=re.escape(f"{switch} is there")):
             await site.edge.apply(step(generation, decided), 1)
     assert await site.answers() == {"api-1"}
-    next_one = site.plan(6, "api-1", "api-3", back="api-1")
+    await site.edge.apply(replace(step(6, FAR), stable="api-2"), 1)
+    assert not switch.exists(), "the release has been promoted without this edge"
+    await site.edge.apply(site.plan(7, "api-1"), 1)
+    (site.folder / "zz.conf").write_text("this is not nginx;\n")
+    with pytest.raises(Fault, match="this"):
+        await site.edge.apply(step(8, 1.0), 1)
+    await asyncio.sleep(0.02)
+    assert site.edge._switches.turn_on("api", to)
+    (site.folder / "zz.conf").unlink()
+    with pytest.raises(Fault, match=re.escape(f"{switch} is there")):
+        await site.edge.apply(step(8, 1.0), 1)
+    next_one = site.plan(9, "api-1", "api-3", back="api-1")
     await site.edge.apply(replace(next_one, route=replace(next_one.route, changed_at=FAR)), 1)
     assert not switch.exists(), "it was meant for another release"
-    await site.edge.apply(site.plan(7, "api-1"), 1)
+    await site.edge.apply(site.plan(10, "api-1"), 1)
     assert site.edge._switches.turn_on("api", to)
-    await site.edge.apply(step(8, FAR), 1)
+    await site.edge.apply(step(11, FAR), 1)
     assert not switch.exists(), "it is from before that was decided"
-    await site.edge.apply(site.plan(9, "api-1"), 1)
+    await site.edge.apply(site.plan(12, "api-1"), 1)
     assert site.edge._switches.turn_on("api", to)
     os.utime(switch, (A_PERSONS, A_PERSONS))
-    await site.edge.apply(step(10, 1.0), 1)
+    await site.edge.apply(step(13, 1.0), 1)
     assert not switch.exists(), "it is from before the last change"
     assert await site.answers() == {"api-1", "api-2"}
 

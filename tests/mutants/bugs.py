@@ -790,6 +790,13 @@ BUGS = (
         f"{SWITCH} -k stands_in_its_way",
     ),
     Bug(
+        "a switch at one edge keeps it from what has been promoted",
+        "traffic/edge.py",
+        " and plan.stable not in new",
+        "",
+        f"{SWITCH} -k stands_in_its_way",
+    ),
+    Bug(
         "time in which nobody looked lets a step through in whose way a switch stands",
         "traffic/edge.py",
         " or told == state.stands",
@@ -806,8 +813,8 @@ BUGS = (
     Bug(
         "a switch that leads nowhere stands in the way of a revert",
         "traffic/edge.py",
-        "bool(served) and back != wanted and not wanted <= served",
-        "bool(served) and not wanted <= served",
+        "bool(new) and back != wanted and plan",
+        "bool(new) and plan",
         f"{SWITCH} -k leads_nowhere_stands",
     ),
     Bug(
