@@ -356,13 +356,14 @@ async def test_a_switch_that_is_turned_on_while_a_step_is_tried_stands_in_its_wa
 async def test_no_switch_that_leads_nowhere_stands_in_the_way_of_going_back(site: Site, to: str) -> None:
     """A revert to a release that was started anew: its file leads to it, the one that is served nowhere."""
     await site.edge.apply(site.plan(3, "api-2"), 1)
+    revert = replace(site.plan(4, "api-1", back="api-1"), stable="api-2")
     (site.folder / "zz.conf").write_text("this is not nginx;\n")
     with pytest.raises(Fault, match="this"):
-        await site.edge.apply(site.plan(4, "api-1", back="api-1"), 1)
+        await site.edge.apply(revert, 1)
     await asyncio.sleep(0.02)
     assert site.edge._switches.turn_on("api", to)
     (site.folder / "zz.conf").unlink()
-    await site.edge.apply(site.plan(4, "api-1", back="api-1"), 1)
+    await site.edge.apply(revert, 1)
     assert await site.answers() == {"api-1"}
     async with asyncio.timeout(5):
         while site.edge._switches.all("api"):
