@@ -111,7 +111,7 @@ class Watch:
         while True:
             with contextlib.suppress(Fault):  # that Redis does not answer is shown by itself
                 said = await board.reports()
-                up = {name: said.get(name) is not None for name in await board.known()}
+                up = {name: name in said for name in await board.known()}
                 for name in (name for name, speaks in up.items() if speaks != before.get(name, True)):
                     tell, event = (log.info, "edge_is_back") if up[name] else (log.warning, "edge_is_away")
                     tell(event, edge=name)

@@ -1016,7 +1016,9 @@ async def test_an_edge_that_is_prepared_says_for_what(board: RedisBoard, tmp_pat
 
 
 async def test_the_doctor_says_what_is_wrong_at_other_edges(board: RedisBoard, tmp_path: Path) -> None:
-    (tmp_path / "orchestrator.yaml").write_text(f"{{state_dir: {tmp_path}, redis: {{prefix: t}}}}")
+    (tmp_path / "orchestrator.yaml").write_text(
+        f"{{redis: {{url: 'unix://{private_socket(tmp_path)}', prefix: t}}, edges: {{enabled: true}}}}"
+    )
     config = load(tmp_path / "orchestrator.yaml")
     assert await edges(config) == []
     fine = Report(edge=Edge(served=2, confirmed=2), tried=2)

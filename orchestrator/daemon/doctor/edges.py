@@ -8,15 +8,15 @@ from orchestrator.ports.faults import Fault
 from orchestrator.store.board import RedisBoard
 from orchestrator.store.keys import Keys
 from orchestrator.store.redis_store import connect
-from orchestrator.store.server import private_socket
 from orchestrator.traffic.words import told
 
 
 async def edges(config: Config) -> list[Check]:
     """What is found of each edge that is known; that Redis does not answer is found elsewhere."""
     settings = config.settings
-    address = settings.redis.url or f"unix://{private_socket(settings.state_dir)}"
-    redis = connect(address, timeout=3.0)
+    if not (settings.edges.enabled and settings.redis.url):
+        return []
+    redis = connect(settings.redis.url, timeout=3.0)
     try:
         board = RedisBoard(redis, Keys(settings.redis.prefix), settings.edges.ttl)
         known, reports = await board.known(), await board.reports()
