@@ -358,10 +358,13 @@ async def test_workers_that_hang_are_no_missing_include(kit: Kit) -> None:
         os.kill(pid, signal.SIGSTOP)
     try:
         await _told(kit, r"nginx does not answer: http://127\.0\.0\.1:\d+: TimeoutError$")
+        seen = await kit.traffic.observe("api")
+        assert (seen.served, seen.confirmed, seen.error) == (None, 1, "")
     finally:
         for pid in workers:
             os.kill(pid, signal.SIGCONT)
     await _told(kit, "")
+    assert (await kit.traffic.observe("api")).served == 1
 
 
 @pytest.mark.parametrize("kit", ["host"], indirect=True)
