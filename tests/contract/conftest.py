@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,11 +49,12 @@ class Site:
     def plan(
         self, generation: int, *releases: str, back: str = "", weights: Sequence[int] = (1, 1)
     ) -> RoutePlan:
-        """A route with these releases, and where a rollback leads."""
+        """A route with these releases, decided now, and where a rollback leads."""
         servers = {r: self._server(r) for r in self.backends}
         fallback = Route(generation=generation, servers=(servers[back],)) if back else None
         shared = (replace(servers[r], weight=w) for r, w in zip(releases, weights, strict=False))
-        route = Route(generation=generation, servers=tuple(shared))
+        now = time.time()  # noqa: TID251  as files have it
+        route = Route(generation=generation, servers=tuple(shared), changed_at=now)
         return RoutePlan(service="api", route=route, stable="api-1", fallback=fallback)
 
     def _server(self, release: str) -> Server:
