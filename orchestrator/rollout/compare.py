@@ -46,6 +46,30 @@ def between(older: Reading, newer: Reading, instances: Sequence[str]) -> Counts:
     return total
 
 
+def due(
+    readings: Sequence[Reading],
+    base: Reading,
+    last: Reading,
+    candidate: Sequence[str],
+    stable: Sequence[str],
+    since: float,
+) -> Counts:
+    """What stable counted in a block since a step began, and before the candidate was read last.
+
+    Requests from before the step, or that came after the candidate's counters were read, say nothing of its
+    share; the two sides are scraped at different moments.
+    """
+    begin, end = (min(reading.samples[name].at for name in candidate) for reading in (base, last))
+    total = Counts()
+    for name in stable:
+        found = [r.samples[name] for r in readings if name in r.samples]
+        known = [sample for sample in found if since <= sample.at <= end]
+        if known:
+            older = next((sample for sample in reversed(known) if sample.at <= begin), known[0])
+            total = add(total, difference(older, known[-1]))
+    return total
+
+
 def slow_bound(rule: Comparison, stable: Counts, candidate: Sequence[Sample]) -> float | None:
     """The first bound of the histogram at or above stable's quantile; None when there is none on both sides.
 
@@ -103,12 +127,11 @@ def verdicts(
 def unreached(evidence: Evidence, share: float) -> float:
     """Requests that a candidate without any should have had by its share; 0 for one that has some.
 
-    A step's first blocks do not suffice: they may have begun long before it, at another share, and the two
-    sides are scraped at different moments.
+    A step's first blocks do not suffice: workers of nginx from before it end what they have begun.
     """
     if evidence.step.requests or evidence.step_blocks <= PARTIAL_BLOCKS:
         return 0.0
-    return evidence.step.stable_requests * share / (1.0 - share)
+    return evidence.due * share / (1.0 - share)
 
 
 def _verdict(

@@ -126,6 +126,7 @@ class GateLook:
         missing: Why there was nothing to judge.
         block: The counts that a comparison took in at this look; None when there was no new scrape.
         certifies: Whether the block counted for safety.
+        due: The block's requests of stable for which the candidate should have had some.
         begun: The comparison's evidence before its first block, at its first look.
     """
 
@@ -142,6 +143,7 @@ class GateLook:
     missing: str = ""
     block: Block | None = None
     certifies: bool = False
+    due: float = 0.0
     begun: Evidence | None = None
 
     @classmethod

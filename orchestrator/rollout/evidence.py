@@ -96,6 +96,7 @@ class Evidence:
         unsafe: The share of that capital that begins later.
         step: Sum of this step's blocks.
         step_blocks: How many these are.
+        due: Requests of stable in this step, for which its share of requests at the candidate is known too.
         past: Stable's requests and bad ones that the bets go by.
         pending: Counts that wait for a first request of stable.
         last: Stable's requests and bad ones in the last block.
@@ -111,6 +112,7 @@ class Evidence:
     unsafe: float = 1.0
     step: Block = NO_COUNTS
     step_blocks: int = 0
+    due: float = 0.0
     past: tuple[float, float] = (0.0, 0.0)
     pending: Block = NO_COUNTS
     last: tuple[float, float] = (0.0, 0.0)
@@ -212,12 +214,23 @@ def enter_step(evidence: Evidence, step: int, steps: int) -> Evidence:
     """
     mass = FIRST_STEP_MASS if step == 0 else (1.0 - LATE_MASS - FIRST_STEP_MASS) / max(steps - 1, 1)
     return replace(
-        evidence, waiting=evidence.waiting + mass, safe=0.0, unsafe=1.0, step=NO_COUNTS, step_blocks=0
+        evidence,
+        waiting=evidence.waiting + mass,
+        safe=0.0,
+        unsafe=1.0,
+        step=NO_COUNTS,
+        step_blocks=0,
+        due=0.0,
     )
 
 
 def take(
-    rule: Comparison, evidence: Evidence, block: Block, certainty: Certainty, tolerance: float | None
+    rule: Comparison,
+    evidence: Evidence,
+    block: Block,
+    certainty: Certainty,
+    tolerance: float | None,
+    due: float = 0.0,
 ) -> Evidence:
     """See one block.
 
@@ -227,6 +240,7 @@ def take(
         block: What was counted. Without a request of stable to compare with it waits for the next.
         certainty: How sure a decision must be.
         tolerance: D of this step; None when the block does not count for safety.
+        due: See `Evidence`, of this block.
     """
     if evidence.pending.requests:
         block = evidence.pending.plus(block)
@@ -263,6 +277,7 @@ def take(
         unsafe=unsafe,
         step=evidence.step.plus(block),
         step_blocks=evidence.step_blocks + 1,
+        due=evidence.due + due,
         past=(known * kept, (past_bad + block.stable_bad) * kept),
         last=(block.stable_requests, block.stable_bad),
     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from orchestrator.rollout.compare import between, block_of, counted, lifetime, slow_bound, verdicts
+from orchestrator.rollout.compare import between, block_of, counted, due, lifetime, slow_bound, verdicts
 from orchestrator.rollout.counts import count, cpu_share, missing_data, of_gate, requests_since, unseen
 from orchestrator.rollout.events import GateJudged, GateLook, GatesLooked
 from orchestrator.rollout.evidence import (
@@ -26,10 +26,16 @@ from orchestrator.rollout.turn import Turn
 
 
 class Taken(NamedTuple):
-    """A block that a comparison has seen; `certifies`: whether it counts for safety."""
+    """A block that a comparison has seen.
+
+    Attributes:
+        certifies: Whether it counts for safety.
+        due: See `Evidence`.
+    """
 
     block: Block
     certifies: bool
+    due: float
 
 
 Looks = list[tuple[Verdict, GateLook]]
@@ -180,7 +186,7 @@ def _comparisons(turn: Turn, seen: Observation) -> Looks:
     if base is None:
         turn.roll(block_from=last.at)
     elif all(last.samples[n].later_than(base.samples[n]) for n in (*candidate, *stable)):
-        blocks = _blocks(turn, evidences, base, last)
+        blocks = _blocks(turn, evidences, seen.readings, base)
     turn.roll(evidence=tuple(evidences.values()))
     return _judged(turn, last, evidences, begun, blocks)
 
@@ -245,15 +251,18 @@ def _base(rollout: Rollout, readings: Sequence[Reading], names: Sequence[str]) -
     return whole[-1] if whole else None
 
 
-def _blocks(turn: Turn, evidences: dict[str, Evidence], base: Reading, last: Reading) -> dict[str, Taken]:
+def _blocks(
+    turn: Turn, evidences: dict[str, Evidence], readings: Sequence[Reading], base: Reading
+) -> dict[str, Taken]:
     """Count the block and let every comparison see it."""
     rollout, state = turn.rollout, turn.state
     assert state.stable is not None
     assert rollout.held_since is not None
     assert rollout.exposed_since is not None
-    policy = rollout.release.policy
-    mine = between(base, last, instance_names(rollout.release))
-    theirs = between(base, last, instance_names(state.stable))
+    policy, last = rollout.release.policy, readings[-1]
+    candidate, stable = instance_names(rollout.release), instance_names(state.stable)
+    mine, theirs = between(base, last, candidate), between(base, last, stable)
+    shared = due(readings, base, last, candidate, stable, rollout.held_since)
     whole = rollout.step == 0 or base.at >= rollout.held_since  # else it began at the share before
     blocks: dict[str, Taken] = {}
     for rule in policy.comparisons:
@@ -265,8 +274,9 @@ def _blocks(turn: Turn, evidences: dict[str, Evidence], base: Reading, last: Rea
         evidence = evidences[rule.name]
         block = block_of(rule, evidence, mine, theirs)
         tolerance = tolerance_of(policy, rollout.step, rule) if whole else None
-        evidences[rule.name] = take(rule, evidence, block, policy.certainty, tolerance)
-        blocks[rule.name] = Taken(block, whole)
+        expected, _ = counted(rule, evidence.bound, shared)
+        evidences[rule.name] = take(rule, evidence, block, policy.certainty, tolerance, expected)
+        blocks[rule.name] = Taken(block, whole, expected)
     turn.roll(block_from=last.at)
     return blocks
 
@@ -295,7 +305,7 @@ def _judged(
         looked = replace(GateLook.of(found[rule.name]), begun=begun.get(rule.name))
         taken = blocks.get(rule.name)
         if taken is not None:
-            looked = replace(looked, block=taken.block, certifies=taken.certifies)
+            looked = replace(looked, block=taken.block, certifies=taken.certifies, due=taken.due)
         looks.append((found[rule.name], looked))
     return looks
 

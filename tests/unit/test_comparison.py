@@ -1,11 +1,16 @@
 """Gates on evidence in the journey of a release."""
 
+import bisect
+import itertools
 import math
+import random
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from orchestrator.rollout.command import Pause, Resume
+from orchestrator.rollout.compare import due
 from orchestrator.rollout.counts import missing_data
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.events import GateJudged, GatesLooked, PhaseEntered, RolloutPaused
@@ -172,6 +177,61 @@ def test_a_lull_just_after_a_step_is_not_taken_for_a_candidate_without_requests(
     sim.run(2)
     sim.behave("api-2").rate = 100.0
     assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+
+
+def test_requests_from_before_a_step_are_not_expected_at_the_candidate(sim: Sim) -> None:
+    """The first block began long before: Prometheus scraped late. Users were many, and are gone."""
+    sim.behave("api-1").rate = sim.behave("api-2").rate = 0.0
+    sim.send(submit(2, policy=compared(ERRORS)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    first = sim.readings[-1]
+    early = {n: replace(s, at=s.at - 20, requests=s.requests - 5000) for n, s in first.samples.items()}
+    early |= {n: replace(s, at=s.at - 20) for n, s in first.samples.items() if n.startswith("api-2")}
+    sim.readings.insert(0, replace(first, at=first.at - 20, samples=early))
+    sim.state = replace(sim.state, rollout=replace(sim.state.rollout, block_from=first.at - 20))  # type: ignore[type-var]
+    sim.run(30)
+    rollout = sim.state.rollout
+    assert rollout is not None
+    assert rollout.evidence[0].step.stable_requests == 10_000
+    assert rollout.phase is Phase.SHIFTING, rollout.reason
+
+
+def test_what_is_due_came_in_the_step_and_before_the_candidate_was_read() -> None:
+    """Whatever is scraped when, and whenever somebody looks."""
+    chance, of_all, found = random.Random(1), 0.0, 0.0
+    for _ in range(200):
+        since = chance.uniform(5.0, 15.0)
+        came = {name: sorted(chance.uniform(0.0, 60.0) for _ in range(300)) for name in ("a", "b")}
+        scraped = {name: _moments(chance, 0.2, 6.0) for name in ("a", "b", "c", "d")}
+        readings = [
+            Reading(at=at, samples={n: _shown(came.get(n, []), times, at) for n, times in scraped.items()})
+            for at in _moments(chance, 0.5, chance.choice((1.0, 20.0)))
+            if at > max(times[0] for times in scraped.values())
+        ]
+        base, total = readings[0], 0.0
+        for number, last in enumerate(readings):
+            if all(last.samples[name].later_than(base.samples[name]) for name in scraped):
+                total += due(readings[: number + 1], base, last, ("c", "d"), ("a", "b"), since).requests
+                base = last
+        read = min(base.samples[name].at for name in ("c", "d"))
+        really = sum(since <= at <= read for times in came.values() for at in times)
+        assert total <= really
+        of_all, found = of_all + really, found + total
+    assert found > 0.7 * of_all
+
+
+def _moments(chance: random.Random, least: float, most: float) -> list[float]:
+    return list(itertools.takewhile(lambda at: at < 60.0, itertools.accumulate(_gaps(chance, least, most))))
+
+
+def _gaps(chance: random.Random, least: float, most: float) -> Iterator[float]:
+    while True:
+        yield chance.uniform(least, most)
+
+
+def _shown(came: list[float], scraped: list[float], now: float) -> Sample:
+    at = max(moment for moment in scraped if moment <= now)
+    return Sample(at, float(bisect.bisect(came, at)), 0.0)
 
 
 def test_no_traffic_at_all_is_not_a_failure_but_never_a_pass(sim: Sim) -> None:
