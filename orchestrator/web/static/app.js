@@ -74,10 +74,11 @@ async function send(verb, service, release, reason) {
   const body = { reason };
   if (what === release) body.release = release;
   const headers = { "Content-Type": "application/json", "X-Requested-By": "dashboard" };
-  said.textContent = `${verb} of ${what} is asked for`;
+  said.textContent = `${verb} of ${what} is being sent`;
   const answer = await fetch(`/v1/services/${service}/${verb}`, { method: "POST", headers, body: JSON.stringify(body) });
   const told = await answer.json();
   if (!answer.ok) { said.textContent = told.detail; return; }
+  said.textContent = `${verb} of ${what} is asked for`;
   const became = await (await fetch(`/v1/requests/${told.request}?wait=20`)).json();
   const words = { accepted: "is under way", refused: "was refused: " + became.reason, waiting: "waits for a daemon" };
   said.textContent = `${verb} of ${what} ${words[became.state] || became.detail}`;
