@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import gc
 import io
 import itertools
 import json
@@ -56,6 +57,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if hasattr(config, "workerinput"):
         os.setsid()
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from what lives to the end: it would look at all tests again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 WITH_USERS = ("tests/crash/", "tests/acceptance/")
