@@ -123,6 +123,14 @@ def in_the_way(path: Path, largest: float = LARGEST) -> str:
     return f"has {found.st_size} bytes" if found.st_size > largest else ""
 
 
+def names_in(folder: Path) -> list[str]:
+    """The names of what lies in a folder; none where this account may not look."""
+    try:
+        return os.listdir(folder)  # noqa: PTH208  at every look
+    except OSError:
+        return []
+
+
 def matching(folder: Path, pattern: str) -> list[Path]:
     """What lies in a folder by a pattern; nothing where this account may not look."""
     try:

@@ -19,6 +19,9 @@ SPACING = 0.025
 WATCHING, SLOWEST_WATCHING = 0.005, 0.04
 """Seconds between looks at the workers, at first and in the end."""
 
+SLOWEST_ASKING = 0.1
+"""Seconds between confirming requests in the end, while none shows what is wanted."""
+
 RUN, RUN_WATCHED = 8, 2
 """Fresh requests in a row that must show what is wanted; the second is for when no old worker accepts."""
 
@@ -175,7 +178,8 @@ class Reloader:
             Fault: Workers from before still accept then, or nginx has refused the reload.
         """
         rows, last = dict.fromkeys(wanted, 0), dict[Shown, str]()
-        gone = False
+        gone, first = False, WATCHING if before else SPACING
+        pause = first
         try:
             async with asyncio.timeout(self._deadline):
                 await self._gone(before or frozenset())
@@ -189,8 +193,9 @@ class Reloader:
                             del rows[one]
                     if len(rows) == len(wanted) and not any(rows.values()) and before is not None:
                         await self._refused()
+                    pause = first if any(rows.values()) else min(1.5 * pause, SLOWEST_ASKING)
                     if rows:
-                        await asyncio.sleep(WATCHING if before else SPACING)
+                        await asyncio.sleep(pause)
         except TimeoutError:
             if not gone:
                 what = f"workers from before the reload still accept after {self._deadline:.0f} s"

@@ -60,13 +60,12 @@ class Shared:
         self._dir = directory
         self.lua = False
         self.broken: tuple[str, ...] = ()
+        places = (path(str(directory)) for path in (closing_path, requests_path))
+        self.folders = (directory, *(Path(place).parent for place in places))
+        """Those that must be there."""
+        self._requests = Path(requests_path(str(directory)))
         self._whole: set[Path] = set()
         self._repairing = threading.Lock()
-
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """Those that must be there."""
-        return (self._dir, *(Path(path(str(self._dir))).parent for path in (closing_path, requests_path)))
 
     @property
     def texts(self) -> dict[Path, str]:
@@ -88,8 +87,7 @@ class Shared:
             files: Further ones in whose place nothing else may be.
         """
         lacking = {path: "is missing" for path in self.folders if not is_folder(path)}
-        requests = Path(requests_path(str(self._dir)))
-        ways = {path: self._in_the_way(path) for path in (*self._files, *files, requests)}
+        ways = {path: self._in_the_way(path) for path in (*self._files, *files, self._requests)}
         lacking |= {path: why for path, why in ways.items() if why}
         return lacking | {path: why for path, text in self.texts.items() if (why := _differs(path, text))}
 
@@ -97,7 +95,7 @@ class Shared:
         """Why what lies there can't stay; '' if it can. The log of requests may have any length."""
         if path in self._files and os.path.islink(path):  # noqa: PTH114  never raises
             return "is a link"
-        return in_the_way(path, math.inf if path == Path(requests_path(str(self._dir))) else LARGEST)
+        return in_the_way(path, math.inf if path == self._requests else LARGEST)
 
     def odd(self) -> Iterator[Path]:
         """What nginx would include, whosever it is, and is no plain file: it waits for a pipe, say."""

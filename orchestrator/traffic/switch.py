@@ -7,7 +7,7 @@ from pathlib import Path
 import structlog
 
 from orchestrator.ports.faults import Fault
-from orchestrator.traffic.files import matching, read, remove, write
+from orchestrator.traffic.files import names_in, read, remove, write
 from orchestrator.traffic.render import check_service, closing_path, switch_path
 from orchestrator.traffic.shared import ASIDE
 
@@ -48,8 +48,8 @@ class Switches:
     def all(self, service: str) -> tuple[Path, ...]:
         """Those that are on, wherever they lead."""
         own = self.path(service)
-        found = matching(own.parent, f"{own.name}.to.*")
-        named = (path for path in found if not path.suffix.startswith(ASIDE))
+        names = (name for name in names_in(own.parent) if name.startswith(f"{own.name}.to."))
+        named = (path for name in names if not (path := own.with_name(name)).suffix.startswith(ASIDE))
         return tuple(filter(_is_there, (own, *named)))
 
     def is_on(self, service: str, to: str) -> bool:

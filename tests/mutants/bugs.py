@@ -841,8 +841,8 @@ BUGS = (
     Bug(
         "what was moved aside is taken for a switch",
         "traffic/switch.py",
-        " if not path.suffix.startswith(ASIDE))",
-        ")",
+        " if not (path := own.with_name(name)).suffix.startswith(ASIDE))",
+        " if (path := own.with_name(name)))",
         f"{SWITCH} -k moved_aside",
     ),
     Bug(
@@ -1673,7 +1673,7 @@ BUGS = (
     Bug(
         "evidence of safety is kept over a step",
         "rollout/evidence.py",
-        "safe=0.0, unsafe=1.0, step=NO_COUNTS",
+        "safe=0.0,\n        unsafe=1.0,\n        step=NO_COUNTS",
         "step=NO_COUNTS",
         UNIT,
     ),
@@ -1710,6 +1710,20 @@ BUGS = (
         "rollout/gates.py",
         "result = Result.NO_DATA if missing else Result.INCONCLUSIVE",
         "result = Result.NO_DATA",
+        UNIT,
+    ),
+    Bug(
+        "requests from before a step are expected at the candidate",
+        "rollout/compare.py",
+        "if since <= sample.at <= end]",
+        "if sample.at <= end]",
+        UNIT,
+    ),
+    Bug(
+        "requests from after the candidate was read are expected there",
+        "rollout/compare.py",
+        "if since <= sample.at <= end]",
+        "if since <= sample.at]",
         UNIT,
     ),
     Bug(

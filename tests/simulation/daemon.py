@@ -242,12 +242,16 @@ class Daemon:
         delivered: set[str] = set()
         while True:
             await self.world.alive(self.host)
-            waiting = self.world.store.pending - delivered
-            for entry in sorted(waiting, key=lambda entry: int(entry.partition("-")[0])):
+            for entry in sorted(
+                self.world.store.pending - delivered, key=lambda entry: int(entry.partition("-")[0])
+            ):
                 if not self.world.redis_up:
                     break
                 request = self.world.requests[entry]
                 with contextlib.suppress(Fault):
                     await dispatcher.dispatch(request, {"service": request.service})
                     delivered.add(entry)
-            await asyncio.sleep(0.1)
+            if self.world.store.pending <= delivered:
+                await self.world.arrival()
+            else:
+                await asyncio.sleep(0.1)

@@ -107,6 +107,7 @@ class World:
     left: set[str] = field(default_factory=set)
     over: bool = False
     applied: tuple[int, int] = (0, 0)
+    _arrived: asyncio.Event = field(default_factory=asyncio.Event)
     _graves: list[asyncio.Future[None]] = field(default_factory=list)
     _wrong_since: dict[str, float] = field(default_factory=dict)
 
@@ -215,6 +216,12 @@ class World:
     def push(self, request: Request) -> None:
         self.requests[request.id] = request
         self.store.pending.add(request.id)
+        self._arrived.set()
+        self._arrived.clear()
+
+    async def arrival(self) -> None:
+        """Wait for the next request."""
+        await self._arrived.wait()
 
     def users(self, seconds: float) -> None:
         """Requests are answered according to what nginx serves."""
