@@ -46,27 +46,20 @@ def between(older: Reading, newer: Reading, instances: Sequence[str]) -> Counts:
     return total
 
 
-def due(
-    readings: Sequence[Reading],
-    base: Reading,
-    last: Reading,
-    candidate: Sequence[str],
-    stable: Sequence[str],
-    since: float,
+def alongside(
+    readings: Sequence[Reading], candidate: Sequence[str], stable: Sequence[str], since: float
 ) -> Counts:
-    """What stable counted in a block since a step began, and before the candidate was read last.
+    """What stable counted since a moment, and before the candidate was scraped last.
 
-    Requests from before the step, or that came after the candidate's counters were read, say nothing of its
-    share; the two sides are scraped at different moments.
+    What came before a step, or after the candidate's counters were read, says nothing of its share; the two
+    sides are scraped at different moments.
     """
-    begin, end = (min(reading.samples[name].at for name in candidate) for reading in (base, last))
+    until = min(readings[-1].samples[name].at for name in candidate)
     total = Counts()
     for name in stable:
         found = [r.samples[name] for r in readings if name in r.samples]
-        known = [sample for sample in found if since <= sample.at <= end]
-        if known:
-            older = next((sample for sample in reversed(known) if sample.at <= begin), known[0])
-            total = add(total, difference(older, known[-1]))
+        if known := [sample for sample in found if since <= sample.at <= until]:
+            total = add(total, difference(known[0], known[-1]))
     return total
 
 
@@ -131,7 +124,7 @@ def unreached(evidence: Evidence, share: float) -> float:
     """
     if evidence.step.requests or evidence.step_blocks <= PARTIAL_BLOCKS:
         return 0.0
-    return evidence.due * share / (1.0 - share)
+    return evidence.alongside * share / (1.0 - share)
 
 
 def _verdict(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from orchestrator.rollout.compare import between, block_of, counted, due, lifetime, slow_bound, verdicts
+from orchestrator.rollout.compare import alongside, between, block_of, counted, lifetime, slow_bound, verdicts
 from orchestrator.rollout.counts import count, cpu_share, missing_data, of_gate, requests_since, unseen
 from orchestrator.rollout.events import GateJudged, GateLook, GatesLooked
 from orchestrator.rollout.evidence import (
@@ -30,12 +30,12 @@ class Taken(NamedTuple):
 
     Attributes:
         certifies: Whether it counts for safety.
-        due: See `Evidence`.
+        alongside: See `Evidence`.
     """
 
     block: Block
     certifies: bool
-    due: float
+    alongside: float
 
 
 Looks = list[tuple[Verdict, GateLook]]
@@ -185,6 +185,7 @@ def _comparisons(turn: Turn, seen: Observation) -> Looks:
     blocks: dict[str, Taken] = {}
     if base is None:
         turn.roll(block_from=last.at)
+        evidences = {name: replace(e, heard_from=None) for name, e in evidences.items()}
     elif all(last.samples[n].later_than(base.samples[n]) for n in (*candidate, *stable)):
         blocks = _blocks(turn, evidences, seen.readings, base)
     turn.roll(evidence=tuple(evidences.values()))
@@ -262,23 +263,39 @@ def _blocks(
     policy, last = rollout.release.policy, readings[-1]
     candidate, stable = instance_names(rollout.release), instance_names(state.stable)
     mine, theirs = between(base, last, candidate), between(base, last, stable)
-    shared = due(readings, base, last, candidate, stable, rollout.held_since)
     whole = rollout.step == 0 or base.at >= rollout.held_since  # else it began at the share before
     blocks: dict[str, Taken] = {}
     for rule in policy.comparisons:
+        if rule.name not in evidences:
+            continue
         cold = rule.warm_up and base.at - rollout.exposed_since < rule.warm_up
-        if rule.name not in evidences or cold:
-            continue
-        if _lost(turn, rule, base) or _lost(turn, rule, last):
-            continue
         evidence = evidences[rule.name]
+        if cold or _lost(turn, rule, base) or _lost(turn, rule, last):
+            evidences[rule.name] = replace(evidence, heard_from=None)
+            continue
+        heard = _heard_from(rule, evidence, base, last, candidate)
+        evidence, meanwhile = replace(evidence, heard_from=heard), 0.0
+        if heard is not None:
+            counts = alongside(readings, candidate, stable, max(heard, rollout.held_since))
+            meanwhile, _ = counted(rule, evidence.bound, counts)
         block = block_of(rule, evidence, mine, theirs)
         tolerance = tolerance_of(policy, rollout.step, rule) if whole else None
-        expected, _ = counted(rule, evidence.bound, shared)
-        evidences[rule.name] = take(rule, evidence, block, policy.certainty, tolerance, expected)
-        blocks[rule.name] = Taken(block, whole, expected)
+        evidences[rule.name] = take(rule, evidence, block, policy.certainty, tolerance, meanwhile)
+        blocks[rule.name] = Taken(block, whole, meanwhile)
     turn.roll(block_from=last.at)
     return blocks
+
+
+def _heard_from(
+    rule: Comparison, evidence: Evidence, base: Reading, last: Reading, candidate: Sequence[str]
+) -> float | None:
+    """See `Evidence`, of a block from one reading to the next. An operator's own counter begins unseen."""
+    begins = any(rule.name in last.samples[n].own.keys() - base.samples[n].own.keys() for n in candidate)
+    if begins or rule.name in (*base.refused, *last.refused):
+        return None
+    if evidence.heard_from is not None:
+        return evidence.heard_from
+    return max(base.samples[name].at for name in candidate)
 
 
 def _judged(
@@ -305,7 +322,7 @@ def _judged(
         looked = replace(GateLook.of(found[rule.name]), begun=begun.get(rule.name))
         taken = blocks.get(rule.name)
         if taken is not None:
-            looked = replace(looked, block=taken.block, certifies=taken.certifies, due=taken.due)
+            looked = replace(looked, block=taken.block, certifies=taken.certifies, alongside=taken.alongside)
         looks.append((found[rule.name], looked))
     return looks
 

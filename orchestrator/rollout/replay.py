@@ -62,7 +62,10 @@ def _take_blocks(
         if found is not None and found.block is not None:
             tolerance = tolerance_of(policy, step, rule) if found.certifies else None
             before = evidences[rule.name]
-            evidences[rule.name] = take(rule, before, found.block, policy.certainty, tolerance, found.due)
+            alongside = found.alongside
+            if alongside is None:
+                alongside = before.step.stable_requests + found.block.stable_requests
+            evidences[rule.name] = take(rule, before, found.block, policy.certainty, tolerance, alongside)
 
 
 def _again(limit: Limit, said: GateLook, look: GatesLooked, broken: dict[str, float]) -> Verdict:

@@ -54,6 +54,7 @@ class Shared:
     Attributes:
         lua: Whether routes change in nginx' memory.
         broken: What could not be mended, and why.
+        folders: Those that must be there.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -62,7 +63,6 @@ class Shared:
         self.broken: tuple[str, ...] = ()
         places = (path(str(directory)) for path in (closing_path, requests_path))
         self.folders = (directory, *(Path(place).parent for place in places))
-        """Those that must be there."""
         self._requests = Path(requests_path(str(directory)))
         self._whole: set[Path] = set()
         self._repairing = threading.Lock()

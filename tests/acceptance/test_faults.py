@@ -315,7 +315,7 @@ async def test_sighup_reads_a_new_configuration_and_refuses_a_wrong_one(
     os.kill(s.daemon.pid, signal.SIGHUP)
 
     async def taken() -> bool:
-        return any(x["event"] == "config_reloaded" and x["changes"] for x in s.lines())
+        return any(x["event"] == "config_reloaded" and x.get("changes") for x in s.lines())
 
     await s.until(taken, 10, "the new file is taken")
     await s.push("api", images("v1"))

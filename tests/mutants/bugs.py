@@ -1694,8 +1694,8 @@ BUGS = (
     Bug(
         "the warm-up is judged",
         "rollout/gates.py",
-        "if rule.name not in evidences or cold:",
-        "if rule.name not in evidences:",
+        "if cold or _lost(turn, rule, base)",
+        "if _lost(turn, rule, base)",
         UNIT,
     ),
     Bug(
@@ -1715,15 +1715,43 @@ BUGS = (
     Bug(
         "requests from before a step are expected at the candidate",
         "rollout/compare.py",
-        "if since <= sample.at <= end]",
-        "if sample.at <= end]",
+        "if since <= sample.at <= until]",
+        "if sample.at <= until]",
         UNIT,
     ),
     Bug(
         "requests from after the candidate was read are expected there",
         "rollout/compare.py",
-        "if since <= sample.at <= end]",
+        "if since <= sample.at <= until]",
         "if since <= sample.at]",
+        UNIT,
+    ),
+    Bug(
+        "requests from before a warm-up's end are expected",
+        "rollout/gates.py",
+        "evidences[rule.name] = replace(evidence, heard_from=None)",
+        "evidences[rule.name] = replace(evidence, heard_from=base.at - 60.0)",
+        UNIT,
+    ),
+    Bug(
+        "requests from before a restart of the daemon are expected",
+        "rollout/gates.py",
+        "evidences = {name: replace(e, heard_from=None) for name, e in evidences.items()}",
+        "pass",
+        UNIT,
+    ),
+    Bug(
+        "nginx that shows no change is asked for it all the time",
+        "traffic/reload.py",
+        "min(1.5 * pause, SLOWEST_ASKING)",
+        "first",
+        UNIT,
+    ),
+    Bug(
+        "nginx that shows a change at last is asked for it seldom",
+        "traffic/reload.py",
+        "pause = first if any(rows.values()) else ",
+        "pause = ",
         UNIT,
     ),
     Bug(

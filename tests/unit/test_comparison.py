@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.rollout.command import Pause, Resume
-from orchestrator.rollout.compare import due
+from orchestrator.rollout.compare import alongside
 from orchestrator.rollout.counts import missing_data
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.events import GateJudged, GatesLooked, PhaseEntered, RolloutPaused
@@ -196,7 +196,7 @@ def test_requests_from_before_a_step_are_not_expected_at_the_candidate(sim: Sim)
     assert rollout.phase is Phase.SHIFTING, rollout.reason
 
 
-def test_what_is_due_came_in_the_step_and_before_the_candidate_was_read() -> None:
+def test_what_is_expected_came_in_the_step_and_before_the_candidate_was_read() -> None:
     """Whatever is scraped when, and whenever somebody looks."""
     chance, of_all, found = random.Random(1), 0.0, 0.0
     for _ in range(200):
@@ -208,12 +208,8 @@ def test_what_is_due_came_in_the_step_and_before_the_candidate_was_read() -> Non
             for at in _moments(chance, 0.5, chance.choice((1.0, 20.0)))
             if at > max(times[0] for times in scraped.values())
         ]
-        base, total = readings[0], 0.0
-        for number, last in enumerate(readings):
-            if all(last.samples[name].later_than(base.samples[name]) for name in scraped):
-                total += due(readings[: number + 1], base, last, ("c", "d"), ("a", "b"), since).requests
-                base = last
-        read = min(base.samples[name].at for name in ("c", "d"))
+        total = alongside(readings, ("c", "d"), ("a", "b"), since).requests
+        read = min(readings[-1].samples[name].at for name in ("c", "d"))
         really = sum(since <= at <= read for times in came.values() for at in times)
         assert total <= really
         of_all, found = of_all + really, found + total
@@ -232,6 +228,46 @@ def _gaps(chance: random.Random, least: float, most: float) -> Iterator[float]:
 def _shown(came: list[float], scraped: list[float], now: float) -> Sample:
     at = max(moment for moment in scraped if moment <= now)
     return Sample(at, float(bisect.bisect(came, at)), 0.0)
+
+
+def test_requests_of_a_warm_up_are_not_expected_after_it(sim: Sim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor the last of them, that stable was scraped for after the candidate. Then all users are gone."""
+    scrape = Sim._scrape
+
+    def stable_later(self: Sim) -> None:
+        scrape(self)
+        last = self.readings[-1]
+        later = {n: replace(s, at=s.at + 0.1 * n.startswith("api-1")) for n, s in last.samples.items()}
+        self.readings[-1] = replace(last, samples=later)
+
+    monkeypatch.setattr(Sim, "_scrape", stable_later)
+    sim.behave("api-1").rate = sim.behave("api-2").rate = 1000.0
+    sim.send(submit(2, policy=compared(P95)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(5)
+    sim.behave("api-1").rate = sim.behave("api-2").rate = 0.0
+    sim.run(30)
+    rollout = sim.state.rollout
+    assert rollout is not None
+    assert rollout.evidence[0].step_blocks > 20
+    assert rollout.phase is Phase.SHIFTING, rollout.reason
+
+
+def test_requests_that_nobody_counted_at_the_candidate_are_not_expected_there(sim: Sim) -> None:
+    """The daemon was restarted, and stable had its requests before."""
+    sim.behave("api-2").rate = 0.0
+    sim.send(submit(2, policy=compared(ERRORS)))
+    sim.until_phase(Phase.SHIFTING, held=True)
+    sim.run(3)
+    evidence = sim.state.rollout.evidence[0]  # type: ignore[union-attr]
+    assert evidence.alongside > 0
+    sim.readings.clear()
+    sim.run(1)
+    assert sim.state.rollout.evidence[0].heard_from is None  # type: ignore[union-attr]
+    sim.run(1)
+    (evidence,) = sim.state.rollout.evidence  # type: ignore[union-attr]
+    assert evidence.alongside < 200
+    assert evidence.step.stable_requests > 200
 
 
 def test_no_traffic_at_all_is_not_a_failure_but_never_a_pass(sim: Sim) -> None:
@@ -284,7 +320,7 @@ def test_evidence_goes_on_after_a_restart_that_lost_the_readings(sim: Sim) -> No
     assert before.blocks >= 2
     sim.readings.clear()
     sim.run(1)
-    assert sim.state.rollout.evidence[0] == before
+    assert sim.state.rollout.evidence[0] == replace(before, heard_from=None)
     sim.run(2)
     assert sim.state.rollout.evidence[0].blocks > before.blocks
     assert sim.state.rollout.held_since == held

@@ -42,6 +42,20 @@ def test_every_verdict_is_the_same(sim: Sim, errors: float, slow: float, outcome
     assert {v.gate for v in found[0].now.values()} >= {"errors", "limit", "trial"}
 
 
+@pytest.mark.parametrize("older", [False, True])
+def test_a_candidate_without_requests_fails_again(sim: Sim, older: bool) -> None:
+    """Also by the looks of a version that counted all requests of the step."""
+    policy = compared(ERRORS)
+    sim.behave("api-2").rate = 0.0
+    sim.send(submit(2, policy=policy))
+    assert "no request reached" in sim.until_ended("api-2").reason
+    found = looks(sim.events)
+    if older:
+        said = ([replace(gate, alongside=None) for gate in look.looks] for look in found)
+        found = [replace(look, looks=tuple(gates)) for look, gates in zip(found, said, strict=True)]
+    assert [r.differences for r in replay(policy, found)] == [()] * len(found)
+
+
 def test_a_restart_and_missing_data_in_between_change_nothing(sim: Sim) -> None:
     policy = compared(ERRORS, P95, P99)
     sim.send(submit(2, policy=policy))

@@ -79,7 +79,8 @@ async function send(verb, service, release, reason) {
   const told = await answer.json();
   if (!answer.ok) { said.textContent = told.detail; return; }
   said.textContent = `${verb} of ${what} is asked for`;
-  const became = await (await fetch(`/v1/requests/${told.request}?wait=20`)).json();
+  const became = await fetch(`/v1/requests/${told.request}?wait=20`).then((found) => found.json()).catch(() => null);
+  if (!became) return;
   const words = { accepted: "is under way", refused: "was refused: " + became.reason, waiting: "waits for a daemon" };
   said.textContent = `${verb} of ${what} ${words[became.state] || became.detail}`;
   look(service);
