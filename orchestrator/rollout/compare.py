@@ -1,10 +1,11 @@
 """A comparison's verdict: from counters to blocks, and from evidence to a sentence."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from orchestrator.rollout.counts import Counts, add, difference
+from orchestrator.rollout.counts import Counts, add, difference, of_gate
 from orchestrator.rollout.evidence import Block, Evidence, harm, safety, total_harm
 from orchestrator.rollout.model import Result, Verdict
 from orchestrator.rollout.observation import Reading, Sample
@@ -12,9 +13,6 @@ from orchestrator.rollout.policy import Certainty, Comparison, Policy
 
 KNOWN = 1e6
 """Requests of the past for each one of the candidate: so many that their rate counts as known."""
-
-PARTIAL_BLOCKS = 4
-"""First blocks of a step that do not yet tell of a candidate without requests: see `unreached`."""
 
 
 def counted(rule: Comparison, bound: float | None, counts: Counts) -> tuple[float, float]:
@@ -46,21 +44,50 @@ def between(older: Reading, newer: Reading, instances: Sequence[str]) -> Counts:
     return total
 
 
-def alongside(
-    readings: Sequence[Reading], candidate: Sequence[str], stable: Sequence[str], since: float
-) -> Counts:
-    """What stable counted since a moment, and before the candidate was scraped last.
+def alone(
+    rule: Comparison,
+    bound: float | None,
+    readings: Sequence[Reading],
+    candidate: Sequence[str],
+    stable: Sequence[str],
+    since: float,
+) -> float:
+    """Requests that stable had since a moment while the candidate had none; 0 where that is not known.
 
-    What came before a step, or after the candidate's counters were read, says nothing of its share; the two
-    sides are scraped at different moments.
+    The two sides are scraped at different moments: what stable counted after the candidate was scraped last
+    says nothing of it, nor what came before it was scraped first. A counter that fell has counted less than
+    is known.
     """
-    until = min(readings[-1].samples[name].at for name in candidate)
-    total = Counts()
+    begin, until = since, math.inf
+    for name in candidate:
+        shown = _shown(rule, bound, readings, name)
+        first = max((i for i, (at, _) in enumerate(shown) if at <= since), default=0)
+        if len({total for _, total in shown[first:]}) != 1:
+            return 0.0
+        begin, until = max(begin, shown[first][0]), min(until, shown[-1][0])
+    found = 0.0
     for name in stable:
-        found = [r.samples[name] for r in readings if name in r.samples]
-        if known := [sample for sample in found if since <= sample.at <= until]:
-            total = add(total, difference(known[0], known[-1]))
-    return total
+        shown = _shown(rule, bound, readings, name)
+        known = [total for at, total in shown if total is not None and begin <= at <= until]
+        found += sum(max(newer - older, 0.0) for older, newer in itertools.pairwise(known))
+    return found
+
+
+def _shown(
+    rule: Comparison, bound: float | None, readings: Sequence[Reading], name: str
+) -> list[tuple[float, float | None]]:
+    """When an instance was scraped, and how many requests of a comparison it then showed; None: not known."""
+    return [(s.at, _total(rule, bound, s)) for r in readings if (s := r.samples.get(name)) is not None]
+
+
+def _total(rule: Comparison, bound: float | None, sample: Sample) -> float | None:
+    if (
+        not sample.sound
+        or of_gate(rule) in sample.unseen
+        or (rule.metric == "counts" and rule.name not in sample.own)
+    ):
+        return None
+    return counted(rule, bound, Counts(sample.requests, sample.errors, sample.buckets, sample.own))[0]
 
 
 def slow_bound(rule: Comparison, stable: Counts, candidate: Sequence[Sample]) -> float | None:
@@ -109,22 +136,22 @@ def verdicts(
         name = rule.name
         failed = name == worst or (rule.dry_run and harms[name] >= limit)
         said = _verdict(rule, evidences[name], policy.certainty, harms[name], failed, generation)
-        missed = 0.0 if rule.history else unreached(evidences[name], share)
-        if missed >= policy.certainty.no_traffic:
-            text = f"no request reached the candidate, about {missed:.0f} were expected"
+        alone = evidences[name].alone
+        if not rule.history and unlikely(alone, share) >= policy.certainty.no_traffic:
+            text = (
+                f"no request reached the candidate, and stable had {alone:,.0f} at {1.0 - share:.0%} of all"
+            )
             said = replace(said, result=Result.FAIL, text=text)
         found[name] = said
     return found
 
 
-def unreached(evidence: Evidence, share: float) -> float:
-    """Requests that a candidate without any should have had by its share; 0 for one that has some.
+def unlikely(requests: float, share: float) -> float:
+    """How unlikely it is that all of some requests go to stable: minus the logarithm of the chance.
 
-    A step's first blocks do not suffice: workers of nginx from before it end what they have begun.
+    At a small share of the candidate it is the number that it should have had.
     """
-    if evidence.step.requests or evidence.step_blocks <= PARTIAL_BLOCKS:
-        return 0.0
-    return evidence.alongside * share / (1.0 - share)
+    return -requests * math.log1p(-share)
 
 
 def _verdict(

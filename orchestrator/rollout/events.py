@@ -126,7 +126,7 @@ class GateLook:
         missing: Why there was nothing to judge.
         block: The counts that a comparison took in at this look; None when there was no new scrape.
         certifies: Whether the block counted for safety.
-        alongside: See `Evidence`, with this block; None where an older version has looked.
+        alone: See `Evidence`; None without a block, and where an older version has looked.
         begun: The comparison's evidence before its first block, at its first look.
     """
 
@@ -143,7 +143,7 @@ class GateLook:
     missing: str = ""
     block: Block | None = None
     certifies: bool = False
-    alongside: float | None = None
+    alone: float | None = None
     begun: Evidence | None = None
 
     @classmethod

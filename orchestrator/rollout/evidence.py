@@ -96,8 +96,7 @@ class Evidence:
         unsafe: The share of that capital that begins later.
         step: Sum of this step's blocks.
         step_blocks: How many these are.
-        heard_from: Since when no block lacks what the candidate has counted; None when the last one does.
-        alongside: Stable's requests in this step since then, and until the candidate was scraped last.
+        alone: Stable's requests in this step while the candidate had none, as of the last block.
         past: Stable's requests and bad ones that the bets go by.
         pending: Counts that wait for a first request of stable.
         last: Stable's requests and bad ones in the last block.
@@ -113,8 +112,7 @@ class Evidence:
     unsafe: float = 1.0
     step: Block = NO_COUNTS
     step_blocks: int = 0
-    heard_from: float | None = None
-    alongside: float = 0.0
+    alone: float = 0.0
     past: tuple[float, float] = (0.0, 0.0)
     pending: Block = NO_COUNTS
     last: tuple[float, float] = (0.0, 0.0)
@@ -222,7 +220,7 @@ def enter_step(evidence: Evidence, step: int, steps: int) -> Evidence:
         unsafe=1.0,
         step=NO_COUNTS,
         step_blocks=0,
-        alongside=0.0,
+        alone=0.0,
     )
 
 
@@ -232,7 +230,7 @@ def take(
     block: Block,
     certainty: Certainty,
     tolerance: float | None,
-    alongside: float = 0.0,
+    alone: float = 0.0,
 ) -> Evidence:
     """See one block.
 
@@ -242,7 +240,7 @@ def take(
         block: What was counted. Without a request of stable to compare with it waits for the next.
         certainty: How sure a decision must be.
         tolerance: D of this step; None when the block does not count for safety.
-        alongside: See `Evidence`, up to this block.
+        alone: See `Evidence`.
     """
     if evidence.pending.requests:
         block = evidence.pending.plus(block)
@@ -279,8 +277,7 @@ def take(
         unsafe=unsafe,
         step=evidence.step.plus(block),
         step_blocks=evidence.step_blocks + 1,
-        heard_from=evidence.heard_from,
-        alongside=alongside,
+        alone=alone,
         past=(known * kept, (past_bad + block.stable_bad) * kept),
         last=(block.stable_requests, block.stable_bad),
     )

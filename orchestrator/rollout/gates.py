@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from orchestrator.rollout.compare import alongside, between, block_of, counted, lifetime, slow_bound, verdicts
+from orchestrator.rollout.compare import alone, between, block_of, counted, lifetime, slow_bound, verdicts
 from orchestrator.rollout.counts import count, cpu_share, missing_data, of_gate, requests_since, unseen
 from orchestrator.rollout.events import GateJudged, GateLook, GatesLooked
 from orchestrator.rollout.evidence import (
@@ -30,12 +30,12 @@ class Taken(NamedTuple):
 
     Attributes:
         certifies: Whether it counts for safety.
-        alongside: See `Evidence`.
+        alone: See `Evidence`.
     """
 
     block: Block
     certifies: bool
-    alongside: float
+    alone: float
 
 
 Looks = list[tuple[Verdict, GateLook]]
@@ -185,7 +185,6 @@ def _comparisons(turn: Turn, seen: Observation) -> Looks:
     blocks: dict[str, Taken] = {}
     if base is None:
         turn.roll(block_from=last.at)
-        evidences = {name: replace(e, heard_from=None) for name, e in evidences.items()}
     elif all(last.samples[n].later_than(base.samples[n]) for n in (*candidate, *stable)):
         blocks = _blocks(turn, evidences, seen.readings, base)
     turn.roll(evidence=tuple(evidences.values()))
@@ -264,38 +263,22 @@ def _blocks(
     candidate, stable = instance_names(rollout.release), instance_names(state.stable)
     mine, theirs = between(base, last, candidate), between(base, last, stable)
     whole = rollout.step == 0 or base.at >= rollout.held_since  # else it began at the share before
+    settled = rollout.held_since + policy.drain_deadline  # what began before the step has ended
     blocks: dict[str, Taken] = {}
     for rule in policy.comparisons:
-        if rule.name not in evidences:
-            continue
         cold = rule.warm_up and base.at - rollout.exposed_since < rule.warm_up
-        evidence = evidences[rule.name]
-        if cold or _lost(turn, rule, base) or _lost(turn, rule, last):
-            evidences[rule.name] = replace(evidence, heard_from=None)
+        if rule.name not in evidences or rule.name in last.refused or cold:
             continue
-        heard = _heard_from(rule, evidence, base, last, candidate)
-        evidence, meanwhile = replace(evidence, heard_from=heard), 0.0
-        if heard is not None:
-            counts = alongside(readings, candidate, stable, max(heard, rollout.held_since))
-            meanwhile, _ = counted(rule, evidence.bound, counts)
+        if _lost(turn, rule, base) or _lost(turn, rule, last):
+            continue
+        evidence = evidences[rule.name]
         block = block_of(rule, evidence, mine, theirs)
         tolerance = tolerance_of(policy, rollout.step, rule) if whole else None
-        evidences[rule.name] = take(rule, evidence, block, policy.certainty, tolerance, meanwhile)
-        blocks[rule.name] = Taken(block, whole, meanwhile)
+        missed = alone(rule, evidence.bound, readings, candidate, stable, settled)
+        evidences[rule.name] = take(rule, evidence, block, policy.certainty, tolerance, missed)
+        blocks[rule.name] = Taken(block, whole, missed)
     turn.roll(block_from=last.at)
     return blocks
-
-
-def _heard_from(
-    rule: Comparison, evidence: Evidence, base: Reading, last: Reading, candidate: Sequence[str]
-) -> float | None:
-    """See `Evidence`, of a block from one reading to the next. An operator's own counter begins unseen."""
-    begins = any(rule.name in last.samples[n].own.keys() - base.samples[n].own.keys() for n in candidate)
-    if begins or rule.name in (*base.refused, *last.refused):
-        return None
-    if evidence.heard_from is not None:
-        return evidence.heard_from
-    return max(base.samples[name].at for name in candidate)
 
 
 def _judged(
@@ -307,23 +290,23 @@ def _judged(
 ) -> Looks:
     policy, weight = turn.rollout.release.policy, current_step(turn.state, turn.rollout).weight
     lost = {r.name: why for r in policy.comparisons if (why := _lost(turn, r, last)) is not None}
-    seen = {name: e for name, e in evidences.items() if name not in lost}
+    seen = {name: e for name, e in evidences.items() if name not in (*lost, *last.refused)}
     found = verdicts(policy, seen, weight / FULL, turn.state.confirmed)
     looks: Looks = []
     for rule in policy.comparisons:
-        if rule.name in last.refused:
-            refused = f"Prometheus: {last.refused[rule.name]}"
-            looks.append(_unknown(rule, Result.NO_DATA, refused, turn.state.confirmed))
-            continue
-        if rule.name not in found:
-            why = lost.get(rule.name) or _why_unknown(turn, rule, last)
-            looks.append(_unknown(rule, *why, turn.state.confirmed))
-            continue
-        looked = replace(GateLook.of(found[rule.name]), begun=begun.get(rule.name))
         taken = blocks.get(rule.name)
+        if rule.name in found:
+            verdict, looked = found[rule.name], GateLook.of(found[rule.name])
+        elif rule.name in last.refused:
+            why = Result.NO_DATA, f"Prometheus: {last.refused[rule.name]}"
+            verdict, looked = _unknown(rule, *why, turn.state.confirmed)
+        else:
+            why = lost.get(rule.name) or _why_unknown(turn, rule, last)
+            verdict, looked = _unknown(rule, *why, turn.state.confirmed)
+        looked = replace(looked, begun=begun.get(rule.name))
         if taken is not None:
-            looked = replace(looked, block=taken.block, certifies=taken.certifies, alongside=taken.alongside)
-        looks.append((found[rule.name], looked))
+            looked = replace(looked, block=taken.block, certifies=taken.certifies, alone=taken.alone)
+        looks.append((verdict, looked))
     return looks
 
 

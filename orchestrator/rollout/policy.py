@@ -197,7 +197,8 @@ class Certainty:
         beta: The chance that a step is called safe when it is worse than the budget, at most.
         suspicion: Evidence of harm from which on no step is left.
         dispersion: By how much counts vary more than those of independent requests; 1 or more.
-        no_traffic: Requests that the candidate should have had when none at all is a failure.
+        no_traffic: Minus the logarithm of the chance of a candidate without requests that is a failure: at
+            small shares, the requests that it should have had.
         sticky: Whether users stay with a release, so that requests are not independent; verdicts tell it.
     """
 

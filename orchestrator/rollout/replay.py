@@ -6,13 +6,16 @@ from dataclasses import dataclass
 
 from orchestrator.rollout.compare import verdicts
 from orchestrator.rollout.events import GateLook, GatesLooked
-from orchestrator.rollout.evidence import Evidence, enter_step, harm_of_all, take
+from orchestrator.rollout.evidence import Block, Evidence, enter_step, harm_of_all, take
 from orchestrator.rollout.judge import Measured, judge
 from orchestrator.rollout.model import FULL, Result, Verdict
 from orchestrator.rollout.plan import compared_steps, tolerance_of
 from orchestrator.rollout.policy import Limit, Policy
 
 EXACT = 1e-9
+
+PARTIAL_BLOCKS = 4
+"""First blocks of a step by which an older version did not judge a candidate without requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +65,14 @@ def _take_blocks(
         if found is not None and found.block is not None:
             tolerance = tolerance_of(policy, step, rule) if found.certifies else None
             before = evidences[rule.name]
-            alongside = found.alongside
-            if alongside is None:
-                alongside = before.step.stable_requests + found.block.stable_requests
-            evidences[rule.name] = take(rule, before, found.block, policy.certainty, tolerance, alongside)
+            alone = _alone(before, found.block) if found.alone is None else found.alone
+            evidences[rule.name] = take(rule, before, found.block, policy.certainty, tolerance, alone)
+
+
+def _alone(before: Evidence, block: Block) -> float:
+    """See `Evidence`, as a version counted it that went by a step's blocks from the fifth on."""
+    step = before.step.plus(block)
+    return 0.0 if step.requests or before.step_blocks < PARTIAL_BLOCKS else step.stable_requests
 
 
 def _again(limit: Limit, said: GateLook, look: GatesLooked, broken: dict[str, float]) -> Verdict:

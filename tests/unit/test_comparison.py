@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.rollout.command import Pause, Resume
-from orchestrator.rollout.compare import alongside
+from orchestrator.rollout.compare import alone, unlikely
 from orchestrator.rollout.counts import missing_data
 from orchestrator.rollout.decide import decide
 from orchestrator.rollout.events import GateJudged, GatesLooked, PhaseEntered, RolloutPaused
@@ -208,7 +208,7 @@ def test_what_is_expected_came_in_the_step_and_before_the_candidate_was_read() -
             for at in _moments(chance, 0.5, chance.choice((1.0, 20.0)))
             if at > max(times[0] for times in scraped.values())
         ]
-        total = alongside(readings, ("c", "d"), ("a", "b"), since).requests
+        total = alone(ERRORS, None, readings, ("c", "d"), ("a", "b"), since)
         read = min(readings[-1].samples[name].at for name in ("c", "d"))
         really = sum(since <= at <= read for times in came.values() for at in times)
         assert total <= really
@@ -253,21 +253,54 @@ def test_requests_of_a_warm_up_are_not_expected_after_it(sim: Sim, monkeypatch: 
     assert rollout.phase is Phase.SHIFTING, rollout.reason
 
 
-def test_requests_that_nobody_counted_at_the_candidate_are_not_expected_there(sim: Sim) -> None:
-    """The daemon was restarted, and stable had its requests before."""
-    sim.behave("api-2").rate = 0.0
-    sim.send(submit(2, policy=compared(ERRORS)))
-    sim.until_phase(Phase.SHIFTING, held=True)
-    sim.run(3)
-    evidence = sim.state.rollout.evidence[0]  # type: ignore[union-attr]
-    assert evidence.alongside > 0
-    sim.readings.clear()
-    sim.run(1)
-    assert sim.state.rollout.evidence[0].heard_from is None  # type: ignore[union-attr]
-    sim.run(1)
-    (evidence,) = sim.state.rollout.evidence  # type: ignore[union-attr]
-    assert evidence.alongside < 200
-    assert evidence.step.stable_requests > 200
+def test_requests_that_stable_had_before_the_candidate_was_read_are_not_expected_there(sim: Sim) -> None:
+    """The daemon was restarted: of what was before its first look nothing is known."""
+    readings = [
+        Reading(at=at, samples={"s": Sample(at + 0.5, 100.0 * at, 0.0), "c": Sample(at, 0.0, 0.0)})
+        for at in range(10)
+    ]
+    assert alone(ERRORS, None, readings, ["c"], ["s"], 2.0) == 600.0
+    assert alone(ERRORS, None, readings[5:], ["c"], ["s"], 2.0) == 300.0
+    late = [replace(r, samples={"s": r.samples["s"]}) for r in readings[:7]]
+    assert alone(ERRORS, None, [*late, *readings[7:]], ["c"], ["s"], 2.0) == 100.0
+
+
+OWN = Comparison(name="paid", metric="counts")
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "found"),
+    [
+        ([0, 0, 0, 0], [10, 20, 30, 40], 20.0),
+        ([0, 0, 1, 1], [10, 20, 30, 40], 0.0),
+        ([7, 7, 0, 0], [10, 20, 30, 40], 0.0),
+        ([7, 7, 7, 7], [10, 20, 5, 25], 10.0),
+        ([None] * 4, [10, 20, 30, 40], 20.0),
+        ([None, None, 1, 1], [10, 20, 30, 40], 0.0),
+        ([0, 0, 0, 0], [None, None, 500, 520], 0.0),
+        ([0, 0, 0, 0], [10, None, 30, 40], 20.0),
+        ([0, 0, 0, 0], [10, -1.0, 30, 40], 20.0),
+    ],
+)
+def test_only_what_is_known_is_expected(
+    mine: list[float | None], theirs: list[float | None], found: float
+) -> None:
+    """Of counters that are born, fall or are no numbers; stable is scraped after the candidate."""
+
+    def sample(at: float, total: float | None) -> Sample:
+        return Sample(at, 0.0, 0.0, own={} if total is None else {"paid": (total, 0.0)})
+
+    readings = [
+        Reading(at=at, samples={"c": sample(at, c), "s": sample(at + 0.5, s)})
+        for at, (c, s) in enumerate(zip(mine, theirs, strict=True))
+    ]
+    assert alone(OWN, None, readings, ["c"], ["s"], 0.0) == found
+
+
+def test_how_unlikely_it_is_that_stable_has_all() -> None:
+    """By chance alone, whatever the share; the number that is expected where that is small."""
+    assert math.isclose(math.exp(-unlikely(7, 0.95)), 0.05**7)
+    assert math.isclose(unlikely(1000, 0.01), 10.0, rel_tol=0.01)
 
 
 def test_no_traffic_at_all_is_not_a_failure_but_never_a_pass(sim: Sim) -> None:
@@ -320,7 +353,7 @@ def test_evidence_goes_on_after_a_restart_that_lost_the_readings(sim: Sim) -> No
     assert before.blocks >= 2
     sim.readings.clear()
     sim.run(1)
-    assert sim.state.rollout.evidence[0] == replace(before, heard_from=None)
+    assert sim.state.rollout.evidence[0] == before
     sim.run(2)
     assert sim.state.rollout.evidence[0].blocks > before.blocks
     assert sim.state.rollout.held_since == held

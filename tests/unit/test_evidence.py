@@ -167,9 +167,9 @@ def test_all_capital_is_on_some_beginning_and_no_more_than_all() -> None:
 
 
 def test_a_new_step_must_be_proven_safe_anew() -> None:
-    before = replace(steady(ERRORS, Block(25, 0, 475, 0), 10), alongside=475.0)
+    before = replace(steady(ERRORS, Block(25, 0, 475, 0), 10), alone=475.0)
     evidence = enter_step(before, 1, 4)
-    assert (safety(evidence), evidence.step, evidence.alongside) == (1.0, Block(), 0.0)
+    assert (safety(evidence), evidence.step, evidence.alone) == (1.0, Block(), 0.0)
     assert evidence.past[0] > 4000
 
 

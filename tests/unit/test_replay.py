@@ -42,18 +42,37 @@ def test_every_verdict_is_the_same(sim: Sim, errors: float, slow: float, outcome
     assert {v.gate for v in found[0].now.values()} >= {"errors", "limit", "trial"}
 
 
-@pytest.mark.parametrize("older", [False, True])
-def test_a_candidate_without_requests_fails_again(sim: Sim, older: bool) -> None:
-    """Also by the looks of a version that counted all requests of the step."""
+def test_a_candidate_without_requests_fails_again(sim: Sim) -> None:
+    """Also by the looks of a version that counted all requests of the step, with which it failed earlier."""
     policy = compared(ERRORS)
     sim.behave("api-2").rate = 0.0
     sim.send(submit(2, policy=policy))
     assert "no request reached" in sim.until_ended("api-2").reason
-    found = looks(sim.events)
-    if older:
-        said = ([replace(gate, alongside=None) for gate in look.looks] for look in found)
-        found = [replace(look, looks=tuple(gates)) for look, gates in zip(found, said, strict=True)]
-    assert [r.differences for r in replay(policy, found)] == [()] * len(found)
+    assert [d for r in again(sim, policy) for d in r.differences] == []
+    older = [
+        replace(look, looks=tuple(replace(gate, alone=None) for gate in look.looks))
+        for look in looks(sim.events)
+    ]
+    results = [r.now["errors"].result for r in replay(policy, older)]
+    assert results[:5] == [Result.INCONCLUSIVE] * 5
+    assert results[-1] is Result.FAIL
+
+
+def test_a_comparison_that_is_refused_at_first_is_judged_again(
+    sim: Sim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, scrape, until = compared(ERRORS, P95), Sim._scrape, sim.now + 12
+
+    def refused(self: Sim) -> None:
+        scrape(self)
+        if self.now < until:
+            self.readings[-1] = replace(self.readings[-1], refused={"errors": "query timed out"})
+
+    monkeypatch.setattr(Sim, "_scrape", refused)
+    sim.send(submit(2, policy=policy))
+    assert sim.until_ended("api-2").outcome is Outcome.PROMOTED
+    assert any(look.result is Result.NO_DATA for found in looks(sim.events) for look in found.looks)
+    assert [d for r in again(sim, policy) for d in r.differences] == []
 
 
 def test_a_restart_and_missing_data_in_between_change_nothing(sim: Sim) -> None:
