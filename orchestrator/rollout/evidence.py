@@ -225,14 +225,9 @@ def enter_step(evidence: Evidence, step: int, steps: int) -> Evidence:
 
 
 def take(
-    rule: Comparison,
-    evidence: Evidence,
-    block: Block,
-    certainty: Certainty,
-    tolerance: float | None,
-    alone: float = 0.0,
+    rule: Comparison, evidence: Evidence, block: Block, certainty: Certainty, tolerance: float | None
 ) -> Evidence:
-    """See one block.
+    """See one block; `alone` is left to the caller.
 
     Args:
         rule: The comparison.
@@ -240,7 +235,6 @@ def take(
         block: What was counted. Without a request of stable to compare with it waits for the next.
         certainty: How sure a decision must be.
         tolerance: D of this step; None when the block does not count for safety.
-        alone: See `Evidence`.
     """
     if evidence.pending.requests:
         block = evidence.pending.plus(block)
@@ -277,7 +271,6 @@ def take(
         unsafe=unsafe,
         step=evidence.step.plus(block),
         step_blocks=evidence.step_blocks + 1,
-        alone=alone,
         past=(known * kept, (past_bad + block.stable_bad) * kept),
         last=(block.stable_requests, block.stable_bad),
     )

@@ -275,7 +275,8 @@ def _blocks(
         block = block_of(rule, evidence, mine, theirs)
         tolerance = tolerance_of(policy, rollout.step, rule) if whole else None
         missed = alone(rule, evidence.bound, readings, candidate, stable, settled)
-        evidences[rule.name] = take(rule, evidence, block, policy.certainty, tolerance, missed)
+        taken = take(rule, evidence, block, policy.certainty, tolerance)
+        evidences[rule.name] = replace(taken, alone=missed)
         blocks[rule.name] = Taken(block, whole, missed)
     turn.roll(block_from=last.at)
     return blocks

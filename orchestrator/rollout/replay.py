@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.rollout.compare import verdicts
 from orchestrator.rollout.events import GateLook, GatesLooked
@@ -66,7 +66,8 @@ def _take_blocks(
             tolerance = tolerance_of(policy, step, rule) if found.certifies else None
             before = evidences[rule.name]
             alone = _alone(before, found.block) if found.alone is None else found.alone
-            evidences[rule.name] = take(rule, before, found.block, policy.certainty, tolerance, alone)
+            taken = take(rule, before, found.block, policy.certainty, tolerance)
+            evidences[rule.name] = replace(taken, alone=alone)
 
 
 def _alone(before: Evidence, block: Block) -> float:
